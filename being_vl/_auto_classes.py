@@ -10,6 +10,7 @@ from __future__ import annotations
 import importlib
 import importlib.abc
 import importlib.machinery
+import importlib.util
 import sys
 from collections.abc import Callable
 from types import ModuleType
@@ -99,6 +100,9 @@ class _AutoFinder(importlib.abc.MetaPathFinder):
 
 def install() -> None:
     """Register what is already imported now, and the rest when it is."""
+    parts = ("configuration", "modeling", "tokenization", "image_processing", "processing")
+    if not all(importlib.util.find_spec(f"being_vl.{part}_being_vl") for part in parts):
+        return  # while the package is being put together
     sys.meta_path.insert(0, _AutoFinder())
     for name, register in _REGISTER.items():
         if name in sys.modules:
