@@ -25,7 +25,14 @@ from .vocabulary import VocabularyLayout
 
 VQ_FOLDER = "vq_model"
 _VQ_BATCH_SIZE = 8  # images quantized at once: a 512-pixel encoder needs about 1 GB for each
-_HUB_OPTIONS = ("cache_dir", "force_download", "local_files_only", "token", "revision", "trust_remote_code")
+_HUB_OPTIONS = (
+    "cache_dir",
+    "force_download",
+    "local_files_only",
+    "token",
+    "revision",
+    "trust_remote_code",
+)
 
 
 class BeingVLProcessor(ProcessorMixin):
@@ -44,7 +51,9 @@ class BeingVLProcessor(ProcessorMixin):
         vq_device: where the VQ model runs; the CPU, or where the given model already is, by default.
     """
 
-    def __init__(self, image_processor, tokenizer, chat_template=None, vq_model=None, vq_device=None):
+    def __init__(
+        self, image_processor, tokenizer, chat_template=None, vq_model=None, vq_device=None
+    ):
         self.image_token = tokenizer.image_token
         self.image_token_id = tokenizer.image_token_id
         self.boi_token = tokenizer.boi_token
@@ -54,7 +63,9 @@ class BeingVLProcessor(ProcessorMixin):
         self._vq_model = vq_model
         self._vq_source: tuple[str, dict[str, Any]] | None = None
         self._vq_device = vq_device
-        super().__init__(image_processor, tokenizer, chat_template=chat_template or tokenizer.chat_template)
+        super().__init__(
+            image_processor, tokenizer, chat_template=chat_template or tokenizer.chat_template
+        )
         if vq_model is not None:
             self._place_vq()
 
@@ -184,12 +195,16 @@ class BeingVLProcessor(ProcessorMixin):
             grids = self.quantize(images, **images_kwargs)
         image_ids = self.tokenizer.encode_codes(grids) if grids else []
 
-        expanded = [f"{self.boi_token}{self.image_token * len(ids)}{self.eoi_token}" for ids in image_ids]
+        expanded = [
+            f"{self.boi_token}{self.image_token * len(ids)}{self.eoi_token}" for ids in image_ids
+        ]
         text, offsets = self.get_text_with_replacements(list(text), expanded)
         for name in ("return_mm_token_type_ids", "return_text_replacement_offsets"):
             text_kwargs.pop(name, None)
         data = dict(self.tokenizer(text, split_special_tokens=split_special_tokens, **text_kwargs))
-        data["input_ids"] = self._fill_placeholders(data["input_ids"], image_ids, counts, text_kwargs)
+        data["input_ids"] = self._fill_placeholders(
+            data["input_ids"], image_ids, counts, text_kwargs
+        )
         if merged["return_mm_token_type_ids"]:
             data["mm_token_type_ids"] = self.create_mm_token_type_ids(data["input_ids"])
         if merged["return_text_replacement_offsets"]:
@@ -262,7 +277,9 @@ class BeingVLProcessor(ProcessorMixin):
         for row in input_ids:
             ids = np.asarray(row)
             image = (ids >= first) & (ids < size)
-            kinds.append((image | np.isin(ids, (self.boi_token_id, self.eoi_token_id))).astype(int).tolist())
+            kinds.append(
+                (image | np.isin(ids, (self.boi_token_id, self.eoi_token_id))).astype(int).tolist()
+            )
         return kinds
 
     @property
@@ -295,14 +312,18 @@ class BeingVLProcessor(ProcessorMixin):
     # ---- ids → text and images
 
     def decode_image(
-        self, ids: Any, height: int | None = None, width: int | None = None, *, visual: bool | None = None
+        self,
+        ids: Any,
+        height: int | None = None,
+        width: int | None = None,
+        *,
+        visual: bool | None = None,
     ) -> Image.Image:
         """The ids of one image → the image.
 
         Args:
             ids: token ids, with or without the begin and end tokens, or visual ids.
-            height, width: the size of the grid, in cells; by default that of the image processor's own
-                images where the number of cells agrees, else a square.
+            height, width: the size of the grid, in cells; by default it is a square.
             visual: whether ids are visual ids. By default they are if one of them is smaller than every
                 image token's id.
 
@@ -312,10 +333,17 @@ class BeingVLProcessor(ProcessorMixin):
         return self.reconstruct(self.decode_codes(ids, height, width, visual=visual))
 
     def decode_codes(
-        self, ids: Any, height: int | None = None, width: int | None = None, *, visual: bool | None = None
+        self,
+        ids: Any,
+        height: int | None = None,
+        width: int | None = None,
+        *,
+        visual: bool | None = None,
     ) -> np.ndarray:
         """The ids of one image → its grid of codes, int32 (h, w); see [`decode_image`]."""
-        ids = np.asarray(ids.cpu() if isinstance(ids, torch.Tensor) else ids, dtype=np.int64).reshape(-1)
+        ids = np.asarray(
+            ids.cpu() if isinstance(ids, torch.Tensor) else ids, dtype=np.int64
+        ).reshape(-1)
         layout = self._layout
         if len(ids) and visual is not True:
             start = int(ids[0] == self.boi_token_id)
@@ -330,13 +358,17 @@ class BeingVLProcessor(ProcessorMixin):
                 f"visual id {ids[wrong[0]]} at position {wrong[0]} is not in [0, {bpe.vocab_size})"
             )
         if height is None or width is None:
-            height, width = self._infer_grid_size(sum(len(bpe.cells(int(visual_id))) for visual_id in ids))
+            height, width = self._infer_grid_size(
+                sum(len(bpe.cells(int(visual_id))) for visual_id in ids)
+            )
         return bpe.decode(ids.astype(np.int32), height, width)
 
     def _infer_grid_size(self, num_cells: int) -> tuple[int, int]:
         side = math.isqrt(num_cells)
         if side * side != num_cells or not side:
-            raise ValueError(f"an image of {num_cells} cells is not square: give its height and width in cells")
+            raise ValueError(
+                f"an image of {num_cells} cells is not square: give its height and width in cells"
+            )
         return side, side
 
     def post_process_multimodal_output(
@@ -369,7 +401,10 @@ class BeingVLProcessor(ProcessorMixin):
             raise ValueError(
                 f"generation_mode must be 'text', 'image' or 'interleaved', got {generation_mode!r}"
             )
-        if isinstance(generated_outputs, (torch.Tensor, np.ndarray)) and generated_outputs.ndim == 1:
+        if (
+            isinstance(generated_outputs, (torch.Tensor, np.ndarray))
+            and generated_outputs.ndim == 1
+        ):
             generated_outputs = generated_outputs[None]
         results = []
         for index, row in enumerate(generated_outputs):
@@ -385,7 +420,9 @@ class BeingVLProcessor(ProcessorMixin):
                 if is_image:
                     image = self.decode_image(ids, height, width, visual=False)
                     segments.append({"type": "image", "image": image})
-                elif text := self.tokenizer.decode(ids, skip_special_tokens=skip_special_tokens, **kwargs):
+                elif text := self.tokenizer.decode(
+                    ids, skip_special_tokens=skip_special_tokens, **kwargs
+                ):
                     segments.append({"type": "text", "text": text})
             results.append(segments)
         return results
@@ -426,7 +463,10 @@ class BeingVLProcessor(ProcessorMixin):
         if vq:
             options = {name: kwargs[name] for name in _HUB_OPTIONS if kwargs.get(name) is not None}
             subfolder = "/".join(filter(None, (kwargs.get("subfolder"), VQ_FOLDER)))
-            processor._vq_source = (str(pretrained_model_name_or_path), {**options, "subfolder": subfolder})
+            processor._vq_source = (
+                str(pretrained_model_name_or_path),
+                {**options, "subfolder": subfolder},
+            )
         return loaded
 
     def save_pretrained(
@@ -475,7 +515,7 @@ def _depth(value: Any) -> int:
     if isinstance(value, (np.ndarray, torch.Tensor)) and value.dtype != object:
         return value.ndim
     if isinstance(value, (list, tuple, np.ndarray)):
-        return 1 + max((_depth(item) for item in value), default=2)
+        return 1 + (_depth(value[0]) if len(value) else 2)
     return 0
 
 

@@ -116,7 +116,10 @@ class BeingVLTokenizer(PreTrainedTokenizerFast):
             raise ValueError(f"text_tokenizer already has the image token {clash!r}")
         appended = [token for token in named.values() if token not in vocabulary]
         backend.add_special_tokens(
-            [AddedToken(token, special=True, normalized=False) for token in [*appended, *image_tokens]]
+            [
+                AddedToken(token, special=True, normalized=False)
+                for token in [*appended, *image_tokens]
+            ]
         )
         settings = {
             name: getattr(text_tokenizer, name)
@@ -183,7 +186,11 @@ class BeingVLTokenizer(PreTrainedTokenizerFast):
             )
         last = self.image_bpe.vocab_size - 1
         ends = [self._tokenizer.token_to_id(visual_token(visual_id)) for visual_id in (0, last)]
-        if None in ends or ends[1] - ends[0] != last or self._tokenizer.token_to_id(visual_token(last + 1)):
+        if (
+            None in ends
+            or ends[1] - ends[0] != last
+            or self._tokenizer.token_to_id(visual_token(last + 1))
+        ):
             raise ValueError(
                 f"{IMAGE_BPE_FILE} has {last + 1} visual ids, but the vocabulary of the tokenizer "
                 f"{self.name_or_path or ''} does not have one token for each".replace("  ", " ")
