@@ -265,8 +265,6 @@ class CodeShards(Sequence[np.ndarray]):
         """Codes of a shard end to end, and the offsets of its rows (rows + 1)."""
         file = self.files[shard]
         column = pq.read_table(file, columns=["codes"])["codes"].combine_chunks()
-        if isinstance(column, pa.ChunkedArray):  # no row at all
-            column = pa.concat_arrays(column.chunks) if column.chunks else pa.array([], column.type)
         offsets = np.asarray(column.offsets).astype(np.int64)
         start, stop = self._starts[shard], self._starts[shard + 1]
         cells = self.heights[start:stop].astype(np.int64) * self.widths[start:stop]

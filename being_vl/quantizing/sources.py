@@ -249,9 +249,7 @@ class StreamSource:
 
     def records(self, part: int) -> Iterator[Record]:
         for row, sample in enumerate(self.dataset.shard(num_shards=self.num_parts, index=part)):
-            yield _row_record(
-                sample, self.image_column, self.id_column, f"{part:05d}/{row:08d}"
-            )
+            yield _row_record(sample, self.image_column, self.id_column, f"{part:05d}/{row:08d}")
 
     def modified(self, part: int) -> float:
         return 0.0
