@@ -6,7 +6,6 @@ Source: the project's own. Both codecs take and return the same flat arrays, and
 from __future__ import annotations
 
 from functools import cached_property
-from typing import Any
 
 import numpy as np
 
@@ -20,7 +19,7 @@ from .image_bpe_plain import (
     decode,
     encode,
 )
-from .image_bpe_tables import TokenTable, split_position
+from .image_bpe_tables import TokenTable, cells_around, flat_position, split_position
 
 __all__ = [
     "OK",
@@ -110,8 +109,91 @@ class _CellsOf:
         return self._made[visual_id]
 
 
+class KernelCodec:
+    """Encodes and decodes tokens of fixed shape with the compiled kernels."""
+
+    def __init__(self, merges: np.ndarray, codebook_size: int, table: TokenTable):
+        self._merges = np.array(merges)
+        self._codebook_size = codebook_size
+        self._table = table
+        self._by_stride: dict[int, tuple[np.ndarray, ...]] = {}
+
+    def encode(
+        self, codes: np.ndarray, heights: np.ndarray, widths: np.ndarray
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """As PlainCodec.encode."""
+        from .image_bpe_kernels import encode_grids, explain_compilation
+
+        stride = 1 << int(2 * widths.max() - 1).bit_length()
+        if stride not in self._by_stride:
+            self._by_stride[stride] = self._at_stride(stride)
+        tables = self._by_stride[stride]
+        with explain_compilation(encode_grids):
+            return encode_grids(
+                codes, heights, widths, stride, self._codebook_size, self._merges, *tables
+            )
+
+    def decode(
+        self, ids: np.ndarray, counts: np.ndarray, heights: np.ndarray, widths: np.ndarray
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """As PlainCodec.decode."""
+        from .image_bpe_kernels import decode_grids, explain_compilation
+
+        tables = self._decode_tables
+        with explain_compilation(decode_grids):
+            return decode_grids(ids, counts, heights, widths, self._codebook_size, *tables)
+
+    def _at_stride(self, stride: int) -> tuple[np.ndarray, ...]:
+        """What encode_grids takes after the merges, for rows of this many cells."""
+        from .image_bpe_kernels import build_ranks
+
+        row, col = self._merges[:, 2].astype(np.int64), self._merges[:, 3].astype(np.int64)
+        distance = row * stride + col
+        usable = (np.abs(col) < stride // 2) & (
+            distance < 1 << 31
+        )  # no grid of this stride has others
+        slots = 1 << max(6, (4 * len(self._merges)).bit_length())
+        ranks = np.full((slots, 4), -1, dtype=np.int32)
+        bloom = np.zeros(slots // 8, dtype=np.uint64)
+        build_ranks(self._merges, distance, usable, ranks, bloom)
+        edge_start, edge = self._edges
+        return (
+            distance,
+            ranks,
+            bloom,
+            self._table.start,
+            flat_position(self._table.position, stride),
+            edge_start,
+            flat_position(edge, stride),
+        )
+
+    @cached_property
+    def _edges(self) -> tuple[np.ndarray, np.ndarray]:
+        return cells_around(self._table, self._merges, self._codebook_size)
+
+    @cached_property
+    def _decode_tables(self) -> tuple[np.ndarray, ...]:
+        start, position = self._table.start, self._table.position
+        row, col = split_position(position)
+        begins = start[:-1]
+        box = np.stack(
+            [
+                np.maximum.reduceat(row, begins),
+                np.minimum.reduceat(col, begins),
+                np.maximum.reduceat(col, begins),
+            ],
+            axis=1,
+        )
+        return start, row, col, self._table.code, box
+
+
 def make_codec(
     merges: np.ndarray, codebook_size: int, merge_rule: str, table: TokenTable | None
-) -> Any:
+) -> PlainCodec | KernelCodec:
     """The fastest codec that can run here."""
+    if table is not None:
+        from .image_bpe_kernels import HAVE_NUMBA  # here: importing numba takes half a second
+
+        if HAVE_NUMBA:
+            return KernelCodec(merges, codebook_size, table)
     return PlainCodec(merges, codebook_size, merge_rule, table)

@@ -219,3 +219,33 @@ def _check_contact(ranks: np.ndarray, first: np.ndarray, second: np.ndarray) -> 
     if not touching.all():
         r = ranks[~touching].min()
         raise ValueError(f"merges[{r}]: first and second share no edge at this offset")
+
+
+def flat_position(position: np.ndarray, stride: int) -> np.ndarray:
+    """Relative positions at another row length, int64."""
+    row, col = split_position(position.astype(np.int64))
+    return row * stride + col
+
+
+def cells_around(
+    table: TokenTable, merges: np.ndarray, codebook_size: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """The cells that touch each merged token, for the tokens that some rule takes up.
+
+    Returns:
+        int64 (M + 1,) and int32: around the token of rank r lie around[start[r]:start[r + 1]].
+    """
+    count = len(merges)
+    taken = np.zeros(codebook_size + count, dtype=bool)
+    taken[merges[:, :2].reshape(-1)] = True
+    ranks = np.flatnonzero(taken[codebook_size:])
+    sizes = np.diff(table.start[codebook_size:])
+    found = []
+    for block in _blocks(ranks, sizes):
+        cells = ragged(table.start[codebook_size + block], sizes[block])
+        keys = (np.repeat(block, sizes[block]) << 32) + table.position[cells] + (1 << 31)
+        near = np.unique(np.concatenate([keys + step for step in _NEIGHBOURS]))
+        found.append(np.setdiff1d(near, keys, assume_unique=True))
+    around = np.concatenate(found) if found else np.zeros(0, dtype=np.int64)
+    start = np.searchsorted(around, np.arange(count + 1) << 32)
+    return start, ((around & ((1 << 32) - 1)) - (1 << 31)).astype(np.int32)
