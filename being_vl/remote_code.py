@@ -58,7 +58,7 @@ def add_remote_code(folder: str | os.PathLike) -> list[str]:
     """
     folder = Path(folder)
     classes: list[str] = []
-    config = _read(folder / "config.json")
+    config = read_json(folder / "config.json")
     if config is not None:
         auto_map = _CONFIG_AUTO_MAPS.get(config.get("model_type", ""))
         if auto_map is None:
@@ -66,13 +66,13 @@ def add_remote_code(folder: str | os.PathLike) -> list[str]:
                 f"{folder / 'config.json'}: model_type is {config.get('model_type')!r}, expected one of "
                 f"{sorted(_CONFIG_AUTO_MAPS)}"
             )
-        classes += _write(folder / "config.json", config, auto_map)
-    if (tokenizer := _read(folder / "tokenizer_config.json")) is not None:
-        classes += _write(folder / "tokenizer_config.json", tokenizer, _TOKENIZER_AUTO_MAP)
-    if (processor := _read(folder / "processor_config.json")) is not None:
+        classes += _add_auto_map(folder / "config.json", config, auto_map)
+    if (tokenizer := read_json(folder / "tokenizer_config.json")) is not None:
+        classes += _add_auto_map(folder / "tokenizer_config.json", tokenizer, _TOKENIZER_AUTO_MAP)
+    if (processor := read_json(folder / "processor_config.json")) is not None:
         processor["image_processor"]["auto_map"] = dict(_IMAGE_PROCESSOR_AUTO_MAP)
         classes += _IMAGE_PROCESSOR_AUTO_MAP.values()
-        classes += _write(folder / "processor_config.json", processor, _PROCESSOR_AUTO_MAP)
+        classes += _add_auto_map(folder / "processor_config.json", processor, _PROCESSOR_AUTO_MAP)
     if not classes:
         raise ValueError(
             f"{folder} has no config.json, tokenizer_config.json or processor_config.json"
@@ -97,21 +97,26 @@ def _copy_modules(folder: Path, classes: list[str]) -> list[str]:
     return sorted(Path(file).name for file in files)
 
 
-def _read(path: Path) -> dict[str, Any] | None:
+def read_json(path: Path) -> dict[str, Any] | None:
+    """The object in a JSON file, None where there is no file."""
     if not path.exists():
         return None
     with open(path, encoding="utf-8") as file:
         return json.load(file)
 
 
-def _write(path: Path, config: dict[str, Any], auto_map: dict[str, Any]) -> list[str]:
-    """Write a configuration with its auto_map; returns the classes that the map names."""
-    config["auto_map"] = dict(auto_map)
+def write_json(path: Path, fields: dict[str, Any]) -> None:
+    """Write a configuration the way transformers does, whole or not at all."""
     partial = path.with_name(f".{path.name}.partial")
     partial.write_text(
-        json.dumps(config, indent=2, sort_keys=True, ensure_ascii=False) + "\n", "utf-8"
+        json.dumps(fields, indent=2, sort_keys=True, ensure_ascii=False) + "\n", "utf-8"
     )
     os.replace(partial, path)
+
+
+def _add_auto_map(path: Path, config: dict[str, Any], auto_map: dict[str, Any]) -> list[str]:
+    """Write a configuration with its auto_map; returns the classes that the map names."""
+    write_json(path, {**config, "auto_map": dict(auto_map)})
     names = [
         name
         for value in auto_map.values()
