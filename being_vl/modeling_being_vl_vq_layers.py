@@ -1,0 +1,224 @@
+"""pixels → latents and latents → pixels: the convolutional layers of the VQ-GAN.
+
+Source: the encoder and decoder of taming-transformers (Esser et al. 2021), whose parameter names
+Chameleon and Being-VL keep, so these modules keep them too. They differ in being written for memory and
+speed: every tensor stays channels_last, activations are overwritten where nobody needs them again, no
+intermediate map is kept, and attention is fused and so linear in memory.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+_NORM_EPS = 1e-6
+
+
+def _norm(channels: int, num_groups: int) -> nn.GroupNorm:
+    return nn.GroupNorm(num_groups, channels, eps=_NORM_EPS)
+
+
+def _norm_silu(norm: nn.GroupNorm, hidden: torch.Tensor) -> torch.Tensor:
+    return F.silu(norm(hidden), inplace=True)
+
+
+class ResnetBlock(nn.Module):
+    """Two normalised 3×3 convolutions and a skip: (B, in, H, W) → (B, out, H, W)."""
+
+    def __init__(
+        self, in_channels: int, out_channels: int, *, num_groups: int, dropout: float
+    ) -> None:
+        super().__init__()
+        self.norm1 = _norm(in_channels, num_groups)
+        self.conv1 = nn.Conv2d(in_channels, out_channels, 3, padding=1)
+        self.norm2 = _norm(out_channels, num_groups)
+        self.dropout = nn.Dropout(dropout)
+        self.conv2 = nn.Conv2d(out_channels, out_channels, 3, padding=1)
+        if in_channels != out_channels:
+            self.nin_shortcut = nn.Conv2d(in_channels, out_channels, 1)
+        self.changes_channels = in_channels != out_channels
+
+    def forward(self, hidden: torch.Tensor) -> torch.Tensor:
+        update = self.conv1(_norm_silu(self.norm1, hidden))
+        update = self.conv2(self.dropout(_norm_silu(self.norm2, update)))
+        # A convolution's backward does not read its own output, so adding in place is safe there too.
+        return update.add_(self.nin_shortcut(hidden) if self.changes_channels else hidden)
+
+
+class AttnBlock(nn.Module):
+    """Single-head self-attention over all cells, with a skip: (B, C, H, W) → (B, C, H, W)."""
+
+    def __init__(self, channels: int, *, num_groups: int) -> None:
+        super().__init__()
+        self.norm = _norm(channels, num_groups)
+        self.q = nn.Conv2d(channels, channels, 1)
+        self.k = nn.Conv2d(channels, channels, 1)
+        self.v = nn.Conv2d(channels, channels, 1)
+        self.proj_out = nn.Conv2d(channels, channels, 1)
+
+    def forward(self, hidden: torch.Tensor) -> torch.Tensor:
+        normed = self.norm(hidden)
+        # (B, C, H, W) → (B, 1 head, H·W, C): a view, because the maps are channels_last
+        query, key, value = (
+            project(normed).flatten(2).transpose(1, 2).unsqueeze(1)
+            for project in (self.q, self.k, self.v)
+        )
+        mixed = F.scaled_dot_product_attention(query, key, value)
+        mixed = mixed.squeeze(1).transpose(1, 2).unflatten(2, hidden.shape[2:])
+        return self.proj_out(mixed).add_(hidden)
+
+
+class Downsample(nn.Module):
+    """Halves each side; pads only right and below, which is taming's convention."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(channels, channels, 3, stride=2)
+
+    def forward(self, hidden: torch.Tensor) -> torch.Tensor:
+        return self.conv(F.pad(hidden, (0, 1, 0, 1)))
+
+
+class Upsample(nn.Module):
+    """Doubles each side: nearest neighbour, then a 3×3 convolution."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(channels, channels, 3, padding=1)
+
+    def forward(self, hidden: torch.Tensor) -> torch.Tensor:
+        return self.conv(F.interpolate(hidden, scale_factor=2.0, mode="nearest"))
+
+
+class Level(nn.Module):
+    """The blocks of one resolution; ``attn`` is empty or has one entry a block."""
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        num_blocks: int,
+        *,
+        attention: bool,
+        num_groups: int,
+        dropout: float,
+    ) -> None:
+        super().__init__()
+        self.block = nn.ModuleList(
+            ResnetBlock(
+                out_channels if index else in_channels,
+                out_channels,
+                num_groups=num_groups,
+                dropout=dropout,
+            )
+            for index in range(num_blocks)
+        )
+        self.attn = nn.ModuleList(
+            AttnBlock(out_channels, num_groups=num_groups)
+            for _ in range(num_blocks if attention else 0)
+        )
+
+    def forward(self, hidden: torch.Tensor) -> torch.Tensor:
+        for index, block in enumerate(self.block):
+            hidden = block(hidden)
+            if len(self.attn) > 0:
+                hidden = self.attn[index](hidden)
+        return hidden
+
+
+class Mid(nn.Module):
+    """The blocks at the coarsest resolution, between encoder or decoder and the latents."""
+
+    def __init__(self, channels: int, *, attention: bool, num_groups: int, dropout: float) -> None:
+        super().__init__()
+        self.block_1 = ResnetBlock(channels, channels, num_groups=num_groups, dropout=dropout)
+        self.attn_1 = AttnBlock(channels, num_groups=num_groups) if attention else nn.Identity()
+        self.block_2 = ResnetBlock(channels, channels, num_groups=num_groups, dropout=dropout)
+
+    def forward(self, hidden: torch.Tensor) -> torch.Tensor:
+        return self.block_2(self.attn_1(self.block_1(hidden)))
+
+
+class Encoder(nn.Module):
+    """pixels (B, in_channels, H, W) → latents (B, latent_channels, H / f, W / f)."""
+
+    def __init__(self, config: Any) -> None:
+        super().__init__()
+        shared = {"num_groups": config.norm_num_groups, "dropout": config.dropout}
+        channels = config.base_channels
+        self.conv_in = nn.Conv2d(config.in_channels, channels, 3, padding=1)
+        self.down = nn.ModuleList()
+        last = len(config.channel_multiplier) - 1
+        for index, multiplier in enumerate(config.channel_multiplier):
+            out_channels = config.base_channels * multiplier
+            level = Level(
+                channels,
+                out_channels,
+                config.num_res_blocks,
+                attention=config.has_attention(index),
+                **shared,
+            )
+            channels = out_channels
+            if index != last:
+                level.downsample = Downsample(channels)
+            self.down.append(level)
+        self.mid = Mid(channels, attention=config.attn_type == "vanilla", **shared)
+        self.norm_out = _norm(channels, config.norm_num_groups)
+        self.conv_out = nn.Conv2d(channels, config.latent_channels, 3, padding=1)
+
+    def forward(self, pixel_values: torch.Tensor) -> torch.Tensor:
+        hidden = self.conv_in(pixel_values.contiguous(memory_format=torch.channels_last))
+        last = len(self.down) - 1
+        for index, level in enumerate(self.down):
+            hidden = level(hidden)
+            if index != last:
+                hidden = level.downsample(hidden)
+        return self.conv_out(_norm_silu(self.norm_out, self.mid(hidden)))
+
+
+class Decoder(nn.Module):
+    """latents (B, latent_channels, h, w) → pixels (B, out_channels, h · f, w · f).
+
+    ``up[0]`` is the finest level, as in taming, though the coarsest runs first.
+    """
+
+    def __init__(self, config: Any) -> None:
+        super().__init__()
+        shared = {"num_groups": config.norm_num_groups, "dropout": config.dropout}
+        multipliers = config.channel_multiplier
+        channels = config.base_channels * multipliers[-1]
+        self.conv_in = nn.Conv2d(config.latent_channels, channels, 3, padding=1)
+        self.mid = Mid(channels, attention=config.attn_type == "vanilla", **shared)
+        levels = []
+        for index in reversed(range(len(multipliers))):
+            out_channels = config.base_channels * multipliers[index]
+            level = Level(
+                channels,
+                out_channels,
+                config.num_res_blocks + 1,
+                attention=config.has_attention(index),
+                **shared,
+            )
+            channels = out_channels
+            if index != 0:
+                level.upsample = Upsample(channels)
+            levels.append(level)
+        self.up = nn.ModuleList(reversed(levels))
+        self.norm_out = _norm(channels, config.norm_num_groups)
+        self.conv_out = nn.Conv2d(channels, config.out_channels, 3, padding=1)
+
+    @property
+    def last_layer(self) -> nn.Parameter:
+        """The weight that the adaptive weight of an adversarial loss is measured at."""
+        return self.conv_out.weight
+
+    def forward(self, latents: torch.Tensor) -> torch.Tensor:
+        hidden = self.mid(self.conv_in(latents.contiguous(memory_format=torch.channels_last)))
+        for index in reversed(range(len(self.up))):
+            hidden = self.up[index](hidden)
+            if index != 0:
+                hidden = self.up[index].upsample(hidden)
+        return self.conv_out(_norm_silu(self.norm_out, hidden)).contiguous()
