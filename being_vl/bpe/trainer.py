@@ -8,6 +8,7 @@ threads, one shard each, and only counts pass between them: the result does not 
 
 from __future__ import annotations
 
+import itertools
 import os
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -125,7 +126,7 @@ class Trainer:
         self._executor = ThreadPoolExecutor(threads) if threads > 1 else None
         self.shards = self._each(
             lambda bound: Shard(source, *bound, codebook_size, vocab_size),
-            list(zip(bounds[:-1], bounds[1:], strict=True)),
+            list(itertools.pairwise(bounds)),
         )
         self.num_cells = self.num_tokens = sum(shard.num_cells for shard in self.shards)
         self.keys = KeyTable(vocab_size, 1)
