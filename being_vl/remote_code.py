@@ -15,6 +15,8 @@ from typing import Any
 
 from transformers.dynamic_module_utils import get_relative_import_files
 
+VQ_FOLDER = "vq_model"
+
 _PACKAGE = Path(__file__).parent
 
 _LANGUAGE_MODEL = "modeling_being_vl.BeingVLForCausalLM"
@@ -77,10 +79,13 @@ def add_remote_code(folder: str | os.PathLike) -> list[str]:
         raise ValueError(
             f"{folder} has no config.json, tokenizer_config.json or processor_config.json"
         )
-    modules = _copy_modules(folder, classes)
-    if (folder / "vq_model" / "config.json").exists():
-        modules += [f"vq_model/{name}" for name in add_remote_code(folder / "vq_model")]
-    return modules
+    vq_modules: list[str] = []
+    vq_config = read_json(folder / VQ_FOLDER / "config.json")
+    if vq_config is not None:
+        vq_modules = add_remote_code(folder / VQ_FOLDER)
+        # AutoModel looks for code at the root, whatever its subfolder; the subfolder is a checkpoint too.
+        classes += _CONFIG_AUTO_MAPS[vq_config["model_type"]].values()
+    return _copy_modules(folder, classes) + [f"{VQ_FOLDER}/{name}" for name in vq_modules]
 
 
 def _copy_modules(folder: Path, classes: list[str]) -> list[str]:
