@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from ._jit import kernel
+from ._jit import kernel, prefetch
 
 SKETCH, COUNT, LIST = 0, 1, 2
 SATURATED = (
@@ -31,8 +31,12 @@ def offset_of(row, col):
 
 @kernel
 def hash_of(tokens, offset):
-    h = (tokens >> 32) * 0x9E3779B1 + (tokens & 0xFFFFFFFF) * 0x85EBCA6B + offset * 0x2545F491
-    return h ^ (h >> 23)
+    """Tokens stay below 2**24 and offsets below 2**33, so that no product leaves 63 bits."""
+    h = (tokens >> 32) * 0x9E3779B1 + (tokens & 0xFFFFFFFF)
+    h ^= h >> 29
+    h = (h & 0xFFFFFFF) * 0x5851F42D + offset * 0x2545F491
+    h ^= h >> 27
+    return ((h & 0x3FFFFFFF) * 0x6C078965) >> 20
 
 
 @kernel
@@ -53,24 +57,15 @@ def new_table(size):
 
 
 @kernel
-def insert(table, n, tokens, offset):
-    """The table (doubled if it got full), the number of keys in it, and the row of the key."""
-    h = find(table, tokens, offset)
-    if table[h, 0] == -1:
-        if 2 * n >= table.shape[0]:
-            old = table
-            table = new_table(4 * old.shape[0])
-            for i in range(old.shape[0]):
-                if old[i, 0] != -1:
-                    h = find(table, old[i, 0], old[i, 1])
-                    table[h] = old[i]
-            h = find(table, tokens, offset)
-        table[h, 0] = tokens
-        table[h, 1] = offset
-        table[h, 2] = 0
-        table[h, 3] = -1
-        n += 1
-    return table, n, h
+def _enlarged(table):
+    """The same keys in a table four times as large."""
+    larger = new_table(4 * table.shape[0])
+    for i in range(table.shape[0]):
+        if table[i, 0] != -1:
+            h = find(larger, table[i, 0], table[i, 1])
+            for j in range(4):
+                larger[h, j] = table[i, j]
+    return larger
 
 
 @kernel
@@ -85,23 +80,105 @@ def insert_all(table, tokens, offsets, cursors):
 
 
 @kernel
-def _visit(mode, first, second, row, col, p, sketch, by_pair, theta, table, n, pool):
-    """One adjacency, the earlier token at p."""
-    tokens, offset = tokens_of(first, second), offset_of(row, col)
-    if mode == LIST:
-        h = find(table, tokens, offset)
-        if table[h, 0] != -1:
-            pool[table[h, 3]] = p
-            table[h, 3] += 1
-        return table, n
-    bucket = hash_of(tokens, 0 if by_pair else offset) & (sketch.shape[0] - 1)
-    if mode == SKETCH:
+def _add_to_sketch(pairs, n, by_pair, sketch):
+    mask = sketch.shape[0] - 1
+    for i in range(n):
+        bucket = hash_of(pairs[i, 0], 0 if by_pair else pairs[i, 1]) & mask
+        pairs[i, 2] = bucket
+        prefetch(sketch, bucket)
+    for i in range(n):
+        bucket = pairs[i, 2]
         if sketch[bucket] < SATURATED:
             sketch[bucket] += 1
-    elif sketch[bucket] >= theta:
-        table, n, h = insert(table, n, tokens, offset)
+
+
+@kernel
+def _prefetch_rows(pairs, n, table):
+    flat, mask = table.reshape(-1), table.shape[0] - 1
+    for i in range(n):
+        prefetch(flat, 4 * (hash_of(pairs[i, 0], pairs[i, 1]) & mask))
+
+
+@kernel
+def _add_to_table(pairs, n, by_pair, sketch, theta, table):
+    """Count the pairs whose sketch counter reaches theta; returns how many keys were new."""
+    mask, new = sketch.shape[0] - 1, 0
+    for i in range(n):
+        h = hash_of(pairs[i, 0], pairs[i, 1])
+        bucket = (hash_of(pairs[i, 0], 0) if by_pair else h) & mask
+        pairs[i, 2] = bucket
+        prefetch(sketch, bucket)
+    chosen = 0
+    for i in range(n):
+        if sketch[pairs[i, 2]] >= theta:
+            pairs[chosen, 0], pairs[chosen, 1] = pairs[i, 0], pairs[i, 1]
+            chosen += 1
+    _prefetch_rows(pairs, chosen, table)
+    for i in range(chosen):
+        h = find(table, pairs[i, 0], pairs[i, 1])
+        if table[h, 0] == -1:
+            table[h, 0] = pairs[i, 0]
+            table[h, 1] = pairs[i, 1]
+            table[h, 2] = 0
+            table[h, 3] = -1
+            new += 1
         table[h, 2] += 1
-    return table, n
+    return new
+
+
+@kernel
+def _add_to_pool(pairs, n, table, pool):
+    _prefetch_rows(pairs, n, table)
+    for i in range(n):
+        h = find(table, pairs[i, 0], pairs[i, 1])
+        if table[h, 0] != -1:
+            pool[table[h, 3]] = pairs[i, 2]
+            table[h, 3] += 1
+
+
+@kernel
+def _pairs_of_line(
+    cells, line, row, columns, stride, bits, sentinel, codebook_size, perimeter_of, perimeters, pairs
+):
+    """The pairs whose earlier token has its anchor in `columns` of a line: how many there are."""
+    wide, mask_col = 2 * bits, (1 << bits) - 1
+    low = (1 << wide) - 1
+    n = 0
+    for col in range(columns[0], columns[1]):
+        p = line + col
+        v = np.int64(cells[p])
+        here = (row << bits) | col
+        if v & low != here:
+            continue
+        a, first = v >> wide, n
+        if a < codebook_size:
+            right, down = np.int64(cells[p + 1]), np.int64(cells[p + stride])
+            if right != sentinel and right & low > here:
+                pairs[n, 0] = tokens_of(a, right >> wide)
+                pairs[n, 1] = offset_of(((right >> bits) & mask_col) - row, (right & mask_col) - col)
+                pairs[n, 2] = p
+                n += 1
+            if down != sentinel and down & low > here and down != right:
+                pairs[n, 0] = tokens_of(a, down >> wide)
+                pairs[n, 1] = offset_of(((down >> bits) & mask_col) - row, (down & mask_col) - col)
+                pairs[n, 2] = p
+                n += 1
+            continue
+        for k in range(perimeter_of[a], perimeter_of[a + 1]):
+            u = np.int64(cells[p + perimeters[k, 0] * stride + perimeters[k, 1]])
+            if u == sentinel or u & low <= here:
+                continue
+            tokens = tokens_of(a, u >> wide)
+            offset = offset_of(((u >> bits) & mask_col) - row, (u & mask_col) - col)
+            j = first
+            while j < n and (pairs[j, 1] != offset or pairs[j, 0] != tokens):
+                j += 1
+            if j == n:
+                pairs[n, 0] = tokens
+                pairs[n, 1] = offset
+                pairs[n, 2] = p
+                n += 1
+    return n
 
 
 @kernel
@@ -115,18 +192,20 @@ def scan(
     codebook_size,
     perimeter_of,  # (tokens + 1,) int64: the rows of `perimeters` that belong to each token
     perimeters,  # (_, 2) int32
+    longest,  # the most rows that a token has there
     sketch,  # (power of two,) uint32
     by_pair,  # the sketch counts a pair's keys together, whatever their offset
     theta,
     table,
-    n,
     pool,
 ):
-    """Visit every unordered pair of adjacent tokens once, in the raster order of the earlier one."""
-    wide, mask_col = 2 * bits, (1 << bits) - 1
-    low = (1 << wide) - 1
-    around = np.empty(max(4, perimeters.shape[0]), np.int64)
-    line, group, row = 0, 0, -1
+    """Visit every unordered pair of adjacent tokens once, in the raster order of the earlier one.
+
+    Returns the table (it may have grown) and the number of its keys.
+    """
+    columns_at_once = 64
+    pairs = np.empty((columns_at_once * max(2, longest), 3), np.int64)
+    line, group, row, n_keys = 0, 0, -1, 0
     while line < cells.shape[0]:
         while line >= ends[group]:
             group += 1
@@ -137,43 +216,21 @@ def scan(
             line += stride
             continue
         row += 1
-        for col in range(stride - 1):
-            p = line + col
-            v = np.int64(cells[p])
-            here = (row << bits) | col
-            if v & low != here:
-                continue
-            a = v >> wide
-            if a < codebook_size:
-                right, down = np.int64(cells[p + 1]), np.int64(cells[p + stride])
-                if right != sentinel and right & low > here:
-                    table, n = _visit(
-                        mode, a, right >> wide, ((right >> bits) & mask_col) - row,
-                        (right & mask_col) - col, p, sketch, by_pair, theta, table, n, pool,
-                    )  # fmt: skip
-                if down != sentinel and down & low > here and down != right:
-                    table, n = _visit(
-                        mode, a, down >> wide, ((down >> bits) & mask_col) - row,
-                        (down & mask_col) - col, p, sketch, by_pair, theta, table, n, pool,
-                    )  # fmt: skip
-                continue
-            seen = 0
-            for k in range(perimeter_of[a], perimeter_of[a + 1]):
-                u = np.int64(cells[p + perimeters[k, 0] * stride + perimeters[k, 1]])
-                if u == sentinel or u & low <= here:
-                    continue
-                j = 0
-                while j < seen and around[j] != u:
-                    j += 1
-                if j == seen:
-                    around[seen] = u
-                    seen += 1
-                    table, n = _visit(
-                        mode, a, u >> wide, ((u >> bits) & mask_col) - row, (u & mask_col) - col,
-                        p, sketch, by_pair, theta, table, n, pool,
-                    )  # fmt: skip
+        for col in range(0, stride - 1, columns_at_once):
+            n = _pairs_of_line(
+                cells, line, row, (col, min(col + columns_at_once, stride - 1)), stride, bits,
+                sentinel, codebook_size, perimeter_of, perimeters, pairs,
+            )  # fmt: skip
+            if mode == SKETCH:
+                _add_to_sketch(pairs, n, by_pair, sketch)
+            elif mode == COUNT:
+                while 2 * (n_keys + n) > table.shape[0]:
+                    table = _enlarged(table)
+                n_keys += _add_to_table(pairs, n, by_pair, sketch, theta, table)
+            else:
+                _add_to_pool(pairs, n, table, pool)
         line += stride
-    return table, n
+    return table, n_keys
 
 
 @kernel

@@ -103,7 +103,7 @@ class Shard:
     def sketch(self, shapes: Shapes, by_pair: bool, size: int) -> np.ndarray:
         """Counters, (size,) uint32, each at least the count of every key (or pair) that falls on it."""
         counters = np.zeros(size, np.uint32)
-        self._scan(counting.SKETCH, shapes, counters, by_pair, 0, counting.new_table(2), 0)
+        self._scan(counting.SKETCH, shapes, counters, by_pair, 0, counting.new_table(2))
         return counters
 
     def count(
@@ -111,7 +111,7 @@ class Shard:
     ) -> tuple[np.ndarray, np.ndarray]:
         """The keys whose counter reaches theta: columns (n, 4) int64, and counts (n,) int64."""
         table, n = self._scan(
-            counting.COUNT, shapes, sketch, by_pair, theta, counting.new_table(1 << 12), 0
+            counting.COUNT, shapes, sketch, by_pair, theta, counting.new_table(1 << 12)
         )
         rows = counting.table_rows(table, n)
         columns = np.empty((n, 4), np.int64)
@@ -131,7 +131,7 @@ class Shard:
         tokens = (columns[:, 0] << 32) | columns[:, 1]
         offsets = (columns[:, 2] << 17) | (columns[:, 3] + (1 << 16))
         counting.insert_all(table, tokens, offsets, self._starts)
-        self._scan(counting.LIST, shapes, np.zeros(1, np.uint32), False, 0, table, 0)
+        self._scan(counting.LIST, shapes, np.zeros(1, np.uint32), False, 0, table)
 
     def _scan(
         self,
@@ -141,11 +141,10 @@ class Shard:
         by_pair: bool,
         theta: int,
         table: np.ndarray,
-        n: int,
     ) -> tuple[np.ndarray, int]:
         return counting.scan(
             mode, self._cells, self._ends, self._strides, self._bits, self._sentinel,
-            self.codebook_size, *shapes.all_perimeters(), sketch, by_pair, theta, table, n, self._pool,
+            self.codebook_size, *shapes.all_perimeters(), sketch, by_pair, theta, table, self._pool,
         )  # fmt: skip
 
     def apply(
