@@ -1,8 +1,12 @@
 """cells → keys, counts and positions: counting from scratch, at the start and whenever the heap runs dry.
 
-Three passes over the cells keep memory bounded: a sketch (each key adds to one of a few million counters,
-so a counter is an upper bound), an exact count of the keys whose counter reaches the threshold, and the
-positions of those that are kept. The rows of the exact table are (tokens, offset, count, cursor).
+Three passes over the cells keep memory bounded. The sketch: each key adds to one of a few million counters,
+so a counter is an upper bound. The exact count: counters that reach the threshold become slots, and the
+first key that falls on a slot is counted in its row; the few others of the slot go to a hash table. The
+positions of those that are kept, by the same rows and table.
+
+A row, of a slot or of the table, is (tokens, offset, count or cursor, step of the cursor). Slot 0 takes
+what falls on no slot, so that the common cases share one branch.
 """
 
 from __future__ import annotations
@@ -69,14 +73,30 @@ def _enlarged(table):
 
 
 @kernel
-def insert_all(table, tokens, offsets, cursors):
-    """Put keys with their cursors into a table that is large enough."""
+def number_slots(sketch, theta):
+    """Replace each counter that reaches theta by the number of its slot, others by 0; how many slots."""
+    slots = 0
+    for i in range(sketch.shape[0]):
+        if sketch[i] >= theta:
+            slots += 1
+            sketch[i] = slots
+        else:
+            sketch[i] = 0
+    return slots
+
+
+@kernel
+def aim_keys(tokens, offsets, cursors, slots, by_pair, rows, table, nowhere):
+    """Give each kept key its row, with the cursor of its positions; `nowhere` takes those of slot 0."""
+    rows[:, 0] = -1
+    rows[0, 2], rows[0, 3] = nowhere, 0
     for i in range(tokens.shape[0]):
-        h = find(table, tokens[i], offsets[i])
-        table[h, 0] = tokens[i]
-        table[h, 1] = offsets[i]
-        table[h, 2] = 0
-        table[h, 3] = cursors[i]
+        slot = slots[hash_of(tokens[i], 0 if by_pair else offsets[i]) & (slots.shape[0] - 1)]
+        target, h = rows, np.int64(slot)
+        if rows[h, 0] != -1:
+            target, h = table, find(table, tokens[i], offsets[i])
+        target[h, 0], target[h, 1] = tokens[i], offsets[i]
+        target[h, 2], target[h, 3] = cursors[i], 1
 
 
 @kernel
@@ -84,61 +104,76 @@ def _add_to_sketch(pairs, n, by_pair, sketch):
     mask = sketch.shape[0] - 1
     for i in range(n):
         bucket = hash_of(pairs[i, 0], 0 if by_pair else pairs[i, 1]) & mask
-        pairs[i, 2] = bucket
+        pairs[i, 3] = bucket
         prefetch(sketch, bucket)
     for i in range(n):
-        bucket = pairs[i, 2]
+        bucket = pairs[i, 3]
         if sketch[bucket] < SATURATED:
             sketch[bucket] += 1
 
 
 @kernel
-def _prefetch_rows(pairs, n, table):
-    flat, mask = table.reshape(-1), table.shape[0] - 1
+def _find_slots(pairs, n, by_pair, slots, rows):
+    """Set column 3 to each pair's slot."""
+    mask, flat = slots.shape[0] - 1, rows.reshape(-1)
     for i in range(n):
-        prefetch(flat, 4 * (hash_of(pairs[i, 0], pairs[i, 1]) & mask))
+        bucket = hash_of(pairs[i, 0], 0 if by_pair else pairs[i, 1]) & mask
+        pairs[i, 3] = bucket
+        prefetch(slots, bucket)
+    for i in range(n):
+        slot = np.int64(slots[pairs[i, 3]])
+        pairs[i, 3] = slot
+        prefetch(flat, 4 * slot)
 
 
 @kernel
-def _add_to_table(pairs, n, by_pair, sketch, theta, table):
-    """Count the pairs whose sketch counter reaches theta; returns how many keys were new."""
-    mask, new = sketch.shape[0] - 1, 0
+def _add_to_counts(pairs, n, rows, table):
+    """Returns how many keys were new in the table."""
+    new = 0
     for i in range(n):
-        h = hash_of(pairs[i, 0], pairs[i, 1])
-        bucket = (hash_of(pairs[i, 0], 0) if by_pair else h) & mask
-        pairs[i, 2] = bucket
-        prefetch(sketch, bucket)
-    chosen = 0
-    for i in range(n):
-        if sketch[pairs[i, 2]] >= theta:
-            pairs[chosen, 0], pairs[chosen, 1] = pairs[i, 0], pairs[i, 1]
-            chosen += 1
-    _prefetch_rows(pairs, chosen, table)
-    for i in range(chosen):
-        h = find(table, pairs[i, 0], pairs[i, 1])
-        if table[h, 0] == -1:
-            table[h, 0] = pairs[i, 0]
-            table[h, 1] = pairs[i, 1]
-            table[h, 2] = 0
-            table[h, 3] = -1
-            new += 1
-        table[h, 2] += 1
+        slot = pairs[i, 3]
+        own = (rows[slot, 0] == pairs[i, 0]) & (rows[slot, 1] == pairs[i, 1])
+        if own | (slot == 0):
+            rows[slot, 2] += 1
+        elif rows[slot, 0] == -1:
+            rows[slot, 0], rows[slot, 1], rows[slot, 2] = pairs[i, 0], pairs[i, 1], 1
+        else:
+            h = find(table, pairs[i, 0], pairs[i, 1])
+            if table[h, 0] == -1:
+                table[h, 0], table[h, 1], table[h, 2] = pairs[i, 0], pairs[i, 1], 0
+                new += 1
+            table[h, 2] += 1
     return new
 
 
 @kernel
-def _add_to_pool(pairs, n, table, pool):
-    _prefetch_rows(pairs, n, table)
+def _add_to_pool(pairs, n, rows, table, pool):
     for i in range(n):
-        h = find(table, pairs[i, 0], pairs[i, 1])
-        if table[h, 0] != -1:
-            pool[table[h, 3]] = pairs[i, 2]
-            table[h, 3] += 1
+        slot = pairs[i, 3]
+        own = (rows[slot, 0] == pairs[i, 0]) & (rows[slot, 1] == pairs[i, 1])
+        if own | (slot == 0):
+            pool[rows[slot, 2]] = pairs[i, 2]
+            rows[slot, 2] += rows[slot, 3]
+        else:
+            h = find(table, pairs[i, 0], pairs[i, 1])
+            if table[h, 0] != -1:
+                pool[table[h, 2]] = pairs[i, 2]
+                table[h, 2] += 1
 
 
 @kernel
 def _pairs_of_line(
-    cells, line, row, columns, stride, bits, sentinel, codebook_size, perimeter_of, perimeters, pairs
+    cells,
+    line,
+    row,
+    columns,
+    stride,
+    bits,
+    sentinel,
+    codebook_size,
+    perimeter_of,
+    perimeters,
+    pairs,
 ):
     """The pairs whose earlier token has its anchor in `columns` of a line: how many there are."""
     wide, mask_col = 2 * bits, (1 << bits) - 1
@@ -155,7 +190,9 @@ def _pairs_of_line(
             right, down = np.int64(cells[p + 1]), np.int64(cells[p + stride])
             if right != sentinel and right & low > here:
                 pairs[n, 0] = tokens_of(a, right >> wide)
-                pairs[n, 1] = offset_of(((right >> bits) & mask_col) - row, (right & mask_col) - col)
+                pairs[n, 1] = offset_of(
+                    ((right >> bits) & mask_col) - row, (right & mask_col) - col
+                )
                 pairs[n, 2] = p
                 n += 1
             if down != sentinel and down & low > here and down != right:
@@ -193,18 +230,18 @@ def scan(
     perimeter_of,  # (tokens + 1,) int64: the rows of `perimeters` that belong to each token
     perimeters,  # (_, 2) int32
     longest,  # the most rows that a token has there
-    sketch,  # (power of two,) uint32
+    sketch,  # (power of two,) uint32: counters, later the numbers of slots
     by_pair,  # the sketch counts a pair's keys together, whatever their offset
-    theta,
+    rows,
     table,
     pool,
 ):
     """Visit every unordered pair of adjacent tokens once, in the raster order of the earlier one.
 
-    Returns the table (it may have grown) and the number of its keys.
+    Returns the table, which may have grown.
     """
     columns_at_once = 64
-    pairs = np.empty((columns_at_once * max(2, longest), 3), np.int64)
+    pairs = np.empty((columns_at_once * max(2, longest), 4), np.int64)
     line, group, row, n_keys = 0, 0, -1, 0
     while line < cells.shape[0]:
         while line >= ends[group]:
@@ -223,27 +260,16 @@ def scan(
             )  # fmt: skip
             if mode == SKETCH:
                 _add_to_sketch(pairs, n, by_pair, sketch)
-            elif mode == COUNT:
-                while 2 * (n_keys + n) > table.shape[0]:
-                    table = _enlarged(table)
-                n_keys += _add_to_table(pairs, n, by_pair, sketch, theta, table)
-            else:
-                _add_to_pool(pairs, n, table, pool)
+                continue
+            _find_slots(pairs, n, by_pair, sketch, rows)
+            if mode == LIST:
+                _add_to_pool(pairs, n, rows, table, pool)
+                continue
+            while 2 * (n_keys + n) > table.shape[0]:
+                table = _enlarged(table)
+            n_keys += _add_to_counts(pairs, n, rows, table)
         line += stride
-    return table, n_keys
-
-
-@kernel
-def table_rows(table, n):
-    """The keys of a table: (n, 3) of tokens, offset, count."""
-    rows = np.empty((n, 3), np.int64)
-    i = 0
-    for h in range(table.shape[0]):
-        if table[h, 0] != -1:
-            for j in range(3):
-                rows[i, j] = table[h, j]
-            i += 1
-    return rows
+    return table
 
 
 @kernel
