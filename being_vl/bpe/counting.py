@@ -14,6 +14,7 @@ from __future__ import annotations
 import numpy as np
 
 from ._jit import kernel, prefetch
+from .pair_kernels import pairs_of_line
 
 SKETCH, COUNT, LIST = 0, 1, 2
 SATURATED = (
@@ -83,6 +84,25 @@ def number_slots(sketch, theta):
         else:
             sketch[i] = 0
     return slots
+
+
+def packed(columns):
+    """Keys, (n, 4), as tokens and offsets, (n,) each."""
+    tokens = (columns[:, 0] << 32) | columns[:, 1]
+    return tokens, (columns[:, 2] << 17) | (columns[:, 3] + _BIAS)
+
+
+def unpacked(tokens, offsets):
+    """The inverse of `packed`."""
+    rows, cols = offsets >> 17, (offsets & 0x1FFFF) - _BIAS
+    return np.stack([tokens >> 32, tokens & 0xFFFFFFFF, rows, cols], axis=1)
+
+
+@kernel
+def mark(sketch, tokens, offsets):
+    """Set the counters of these keys to 1."""
+    for i in range(tokens.shape[0]):
+        sketch[hash_of(tokens[i], offsets[i]) & (sketch.shape[0] - 1)] = 1
 
 
 @kernel
@@ -222,6 +242,7 @@ def _pairs_of_line(
 def scan(
     mode,  # SKETCH, COUNT or LIST
     cells,  # see kernels.py
+    ring,  # see pair_kernels.py; empty for merge_rule="shape"
     ends,
     strides,
     bits,
@@ -229,7 +250,7 @@ def scan(
     codebook_size,
     perimeter_of,  # (tokens + 1,) int64: the rows of `perimeters` that belong to each token
     perimeters,  # (_, 2) int32
-    longest,  # the most rows that a token has there
+    longest,  # the most neighbours that a token can have
     sketch,  # (power of two,) uint32: counters, later the numbers of slots
     by_pair,  # the sketch counts a pair's keys together, whatever their offset
     rows,
@@ -254,10 +275,14 @@ def scan(
             continue
         row += 1
         for col in range(0, stride - 1, columns_at_once):
-            n = _pairs_of_line(
-                cells, line, row, (col, min(col + columns_at_once, stride - 1)), stride, bits,
-                sentinel, codebook_size, perimeter_of, perimeters, pairs,
-            )  # fmt: skip
+            columns = (col, min(col + columns_at_once, stride - 1))
+            if ring.shape[0] > 0:
+                n = pairs_of_line(cells, ring, line, row, columns, stride, bits, sentinel, pairs)
+            else:
+                n = _pairs_of_line(
+                    cells, line, row, columns, stride, bits, sentinel, codebook_size,
+                    perimeter_of, perimeters, pairs,
+                )  # fmt: skip
             if mode == SKETCH:
                 _add_to_sketch(pairs, n, by_pair, sketch)
                 continue
