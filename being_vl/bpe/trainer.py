@@ -62,6 +62,10 @@ class Progress:
     num_cells: int
     num_tokens: int
 
+    @property
+    def tokens_per_grid(self) -> float:
+        return self.num_tokens / self.num_grids
+
 
 def train_merges(
     grids: Any,
@@ -88,8 +92,8 @@ def train_merges(
 
     Args:
         grids: codes in [0, codebook_size): an integer array (N, H, W), which may be memory-mapped; a
-            sequence of integer arrays (h, w) of mixed sizes; or the path, or paths, of `.npy` or parquet
-            files (see `grids.open_grids`). They are read block by block, and never copied as a whole.
+            sequence of integer arrays (h, w) of mixed sizes; `CodeShards`; or the path of a `.npy` file or
+            of parquet shards. They are read block by block, and never copied as a whole.
         num_merges: how many rules to learn at most.
         codebook_size: K, the number of codes.
         min_count: training stops when no key occurs this often.
@@ -109,7 +113,7 @@ def train_merges(
         memory_limit: bytes that cells and positions may take, as far as listing fewer keys at a time can
             keep them there; by default enough keys are listed that they need not be counted again.
         checkpoint: what an earlier call with the same grids and options had learned; goes on from there.
-        progress: called after each merge.
+        progress: called after each merge, and once where a checkpoint has been taken up.
         processes: the processes that train together, each called with the same arguments; by default this
             one alone. The result does not depend on their number.
 
@@ -131,7 +135,7 @@ def train_merges(
     )
     _check_modes(scoring, merge_rule, max_token_extent, spatial_weight, spatial_sigma)
     trainer = Trainer(
-        open_grids(grids),
+        open_grids(grids, codebook_size),
         num_merges=num_merges,
         codebook_size=codebook_size,
         min_count=min_count,
@@ -242,7 +246,10 @@ class Trainer:
         if checkpoint is not None:
             rank = min(len(checkpoint.merges), self.num_merges)
             merges[:rank], counts[:rank] = checkpoint.merges[:rank], checkpoint.counts[:rank]
+            if self.merge_rule == "pair":
+                merges[:rank, 3] = 1
             self._replay(merges[:rank], counts[:rank])
+            self._tell(progress, merges[:rank], counts[:rank])
         if rank < self.num_merges:
             self._count_afresh(None)
         while rank < self.num_merges:
@@ -256,10 +263,15 @@ class Trainer:
             counts[rank] = self.keys.counts[key]
             self._merge(key, None)
             rank += 1
-            if progress is not None:
-                done = Checkpoint(self._as_rules(merges[:rank]), counts[:rank])
-                progress(Progress(done, self.num_grids, self.num_cells, self.num_tokens))
+            self._tell(progress, merges[:rank], counts[:rank])
         return self._as_rules(merges[:rank])
+
+    def _tell(
+        self, progress: Callable[[Progress], None] | None, merges: np.ndarray, counts: np.ndarray
+    ) -> None:
+        if progress is not None:
+            done = Checkpoint(self._as_rules(merges), counts)
+            progress(Progress(done, self.num_grids, self.num_cells, self.num_tokens))
 
     def _as_rules(self, keys: np.ndarray) -> np.ndarray:
         """Inside, (0, 1) stands for the offset that `merge_rule="pair"` forgets; outside, (0, 0)."""
@@ -267,8 +279,6 @@ class Trainer:
 
     def _replay(self, rules: np.ndarray, counts: np.ndarray) -> None:
         """Apply rules that are already known, listing no other keys, and check that their counts agree."""
-        if self.merge_rule == "pair":
-            rules = rules + np.array([0, 0, 0, 1], np.int32)
         rules = rules.astype(np.int64)
         newer = rules[:, :2].max(axis=1)
         of_codes = rules[newer < self.shapes.codebook_size]
