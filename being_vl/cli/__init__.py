@@ -14,6 +14,7 @@ import sys
 COMMANDS = {
     "encode": "quantize images into parquet shards of codes",
     "quickstart": "train and test a small model on easy-VQA, end to end, in minutes",
+    "train-bpe": "train the image BPE on grids of codes",
 }
 
 _INTERRUPTED = 130
