@@ -277,9 +277,7 @@ def encode_grids(codes, heights, widths, stride, codebook_size, vocabulary):
             used = _lay(codes, read, height, width, stride, vocabulary, board)
             if _sweep((height + 2) * stride, codebook_size, used, vocabulary, board):
                 break
-            entries = np.empty(
-                (2 * len(entries), 2), dtype=np.int32
-            )  # too few: once more, with more
+            entries = np.empty((2 * len(entries), 2), dtype=np.int32)  # once more, with more
             newest[:] = -1
             waiting[:] = 0
         read += height * width
