@@ -358,7 +358,7 @@ def _rebuild(merges: np.ndarray, codebook_size: int, merge_rule: str) -> ImageBP
 
 
 def _sides(value: Any, count: int, name: str) -> list[int]:
-    if isinstance(value, (int, np.integer)):
+    if not isinstance(value, (Sequence, np.ndarray)):
         return [check_side(value, name)] * count
     sides = [check_side(side, f"{name}[{i}]") for i, side in enumerate(value)]
     if len(sides) != count:
