@@ -84,7 +84,20 @@ class BeingVLModel(LlamaModel):
         image_token_positions: torch.LongTensor | None = None,
         **kwargs: Unpack[TransformersKwargs],
     ) -> BaseModelOutputWithPast:
-        """Llama's forward; `image_token_positions`, (batch, length, 2) long, only with grid positions."""
+        """Llama's forward; `image_token_positions`, (batch, length, 2) long, only with grid positions.
+
+        A boolean 4D mask means the same on eager attention as on sdpa; Llama's eager attention adds it.
+        """
+        if (
+            isinstance(attention_mask, torch.Tensor)
+            and attention_mask.ndim == 4
+            and attention_mask.dtype == torch.bool
+            and self.config._attn_implementation == "eager"
+        ):
+            least = torch.finfo(self.dtype).min
+            attention_mask = torch.zeros_like(attention_mask, dtype=self.dtype).masked_fill(
+                ~attention_mask, least
+            )
         if self.grid_positions is not None and image_token_positions is not None:
             if inputs_embeds is None:
                 inputs_embeds, input_ids = self.embed_tokens(input_ids), None
