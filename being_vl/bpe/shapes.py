@@ -32,12 +32,12 @@ class Shapes:
             _CROSS if token < self.codebook_size else self._perimeters[token - self.codebook_size]
         )
 
-    def all_perimeters(self) -> tuple[np.ndarray, np.ndarray]:
-        """Where each token's rows begin and end, (tokens + 1,), and all rows, (_, 2)."""
+    def all_perimeters(self) -> tuple[np.ndarray, np.ndarray, int]:
+        """Where each token's rows begin and end, (tokens + 1,), all rows, (_, 2), and the most of a token."""
         lengths = [0] * self.codebook_size + [len(rows) for rows in self._perimeters]
         bounds = np.append(0, np.cumsum(lengths)).astype(np.int64)
         rows = np.concatenate([np.empty((0, 2), np.int32), *self._perimeters])
-        return bounds, rows
+        return bounds, rows, max(lengths)
 
     def add(self, rule: np.ndarray) -> int:
         """Add the token of a rule (first, second, row_offset, col_offset); returns its id."""

@@ -103,35 +103,47 @@ class Shard:
     def sketch(self, shapes: Shapes, by_pair: bool, size: int) -> np.ndarray:
         """Counters, (size,) uint32, each at least the count of every key (or pair) that falls on it."""
         counters = np.zeros(size, np.uint32)
-        self._scan(counting.SKETCH, shapes, counters, by_pair, 0, counting.new_table(2), 0)
+        table = counting.new_table(2)
+        self._scan(counting.SKETCH, shapes, counters, by_pair, table, table)
         return counters
 
     def count(
-        self, shapes: Shapes, by_pair: bool, sketch: np.ndarray, theta: int
+        self, shapes: Shapes, by_pair: bool, slots: np.ndarray, num_slots: int
     ) -> tuple[np.ndarray, np.ndarray]:
-        """The keys whose counter reaches theta: columns (n, 4) int64, and counts (n,) int64."""
-        table, n = self._scan(
-            counting.COUNT, shapes, sketch, by_pair, theta, counting.new_table(1 << 12), 0
-        )
-        rows = counting.table_rows(table, n)
-        columns = np.empty((n, 4), np.int64)
-        columns[:, 0], columns[:, 1] = rows[:, 0] >> 32, rows[:, 0] & 0xFFFFFFFF
-        columns[:, 2], columns[:, 3] = rows[:, 1] >> 17, (rows[:, 1] & 0x1FFFF) - (1 << 16)
-        return columns, rows[:, 2]
+        """The keys that fall on a slot: columns (n, 4) int64, and counts (n,) int64."""
+        rows, table = counting.new_table(num_slots + 1), counting.new_table(1 << 10)
+        table = self._scan(counting.COUNT, shapes, slots, by_pair, rows, table)
+        found = np.concatenate([rows[1:], table])
+        found = found[found[:, 0] != -1]
+        columns = np.empty((len(found), 4), np.int64)
+        columns[:, 0], columns[:, 1] = found[:, 0] >> 32, found[:, 0] & 0xFFFFFFFF
+        columns[:, 2], columns[:, 3] = found[:, 1] >> 17, (found[:, 1] & 0x1FFFF) - (1 << 16)
+        return columns, found[:, 2]
 
-    def list_keys(self, shapes: Shapes, columns: np.ndarray, counts: np.ndarray) -> None:
+    def list_keys(
+        self,
+        shapes: Shapes,
+        by_pair: bool,
+        slots: np.ndarray,
+        num_slots: int,
+        columns: np.ndarray,
+        counts: np.ndarray,
+    ) -> None:
         """Forget all positions, and list those of these keys; `counts` are this shard's own."""
         needed = int(counts.sum())
-        self._pool = np.empty(0, self._position_dtype)
+        self._merged = self._pool = np.empty(0, self._position_dtype)
         self._pool = np.empty(needed + needed // 8 + (1 << 16), self._position_dtype)
         self._used_pool = needed
         self._starts = np.cumsum(counts) - counts
         self._lengths = counts.copy()
+        rows = counting.new_table(num_slots + 1)
         table = counting.new_table(1 << max(4, (2 * len(columns)).bit_length()))
         tokens = (columns[:, 0] << 32) | columns[:, 1]
         offsets = (columns[:, 2] << 17) | (columns[:, 3] + (1 << 16))
-        counting.insert_all(table, tokens, offsets, self._starts)
-        self._scan(counting.LIST, shapes, np.zeros(1, np.uint32), False, 0, table, 0)
+        counting.aim_keys(
+            tokens, offsets, self._starts, slots, by_pair, rows, table, len(self._pool) - 1
+        )
+        self._scan(counting.LIST, shapes, slots, by_pair, rows, table)
 
     def _scan(
         self,
@@ -139,13 +151,12 @@ class Shard:
         shapes: Shapes,
         sketch: np.ndarray,
         by_pair: bool,
-        theta: int,
+        rows: np.ndarray,
         table: np.ndarray,
-        n: int,
-    ) -> tuple[np.ndarray, int]:
+    ) -> np.ndarray:
         return counting.scan(
             mode, self._cells, self._ends, self._strides, self._bits, self._sentinel,
-            self.codebook_size, *shapes.all_perimeters(), sketch, by_pair, theta, table, n, self._pool,
+            self.codebook_size, *shapes.all_perimeters(), sketch, by_pair, rows, table, self._pool,
         )  # fmt: skip
 
     def apply(

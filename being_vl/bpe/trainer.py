@@ -24,6 +24,7 @@ from .shapes import Shapes
 from .shard import Shard
 
 _LISTED_KEYS = 20_000
+_LARGEST_SKETCH = 22  # in powers of two: 16 MB, which a processor's last cache holds
 _FEW_OCCURRENCES = 1_000
 
 
@@ -168,14 +169,15 @@ class Trainer:
 
     def _count_afresh(self, below: int | None) -> None:
         """Count all keys, and list those with at least a theta that leaves enough of them."""
-        size = 1 << min(24, max(10, (self.num_tokens // 4).bit_length()))
+        size = 1 << min(_LARGEST_SKETCH, max(10, (self.num_tokens // 4).bit_length()))
         sketches = self._each(lambda shard: shard.sketch(self.shapes, False, size), self.shards)
         sketch = sketches[0]
         for other in sketches[1:]:
             sketch += other
         theta = self._choose_theta(sketch, below)
+        slots, num_slots = sketch, counting.number_slots(sketch, theta)
         found = self._each(
-            lambda shard: shard.count(self.shapes, False, sketch, theta), self.shards
+            lambda shard: shard.count(self.shapes, False, slots, num_slots), self.shards
         )
         columns = np.concatenate([part for part, _ in found])
         own = [number for number, (part, _) in enumerate(found) for _ in range(len(part))]
@@ -188,7 +190,9 @@ class Trainer:
         self.keys = KeyTable(len(self.shapes.num_cells), theta)
         self.keys.add(columns[kept], totals[kept])
         self._each(
-            lambda item: item[0].list_keys(self.shapes, columns[kept], item[1][kept]),
+            lambda item: item[0].list_keys(
+                self.shapes, False, slots, num_slots, columns[kept], item[1][kept]
+            ),
             list(zip(self.shards, by_shard, strict=True)),
         )
 
