@@ -14,6 +14,5 @@ import sys
 COMMANDS = {
     "convert": "turn the authors' released vocabulary into a table that can be read safely",
     "encode": "quantize images into parquet shards of codes",
-    "inspect": "draw a vocabulary's tokens, or an image with its tokens",
-    "quickstart": "train and test a small model on easy-VQA, end to end, in minutes",
-    "stats": "measure how a vocabulary compresses grids of codes",
+    "export": "write a checkpoint as a plain Llama, for engines that know no other",
+    "init": "extend a text model by an image vocabulary: a checkpoint to train",
