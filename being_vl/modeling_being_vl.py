@@ -205,14 +205,26 @@ class BeingVLForCausalLM(BeingVLGenerationMixin, LlamaForCausalLM):
         self,
         input_ids: torch.LongTensor,
         next_sequence_length: int | None = None,
+        past_key_values: Cache | None = None,
+        attention_mask: torch.Tensor | None = None,
+        inputs_embeds: torch.FloatTensor | None = None,
         image_token_positions: torch.LongTensor | None = None,
         image_grid_size: tuple[int, int] | None = None,
         **kwargs: Any,
     ) -> dict[str, Any]:
         """transformers', with the grid positions of the ids that go in, where the model has any."""
-        inputs = super().prepare_inputs_for_generation(input_ids, next_sequence_length, **kwargs)
+        inputs = super().prepare_inputs_for_generation(
+            input_ids,
+            next_sequence_length=next_sequence_length,
+            past_key_values=past_key_values,
+            attention_mask=attention_mask,
+            inputs_embeds=inputs_embeds,
+            **kwargs,
+        )
         if self.config.image_positions == "grid" and inputs.get("input_ids") is not None:
-            positions = self._grid_positions(input_ids, image_grid_size, image_token_positions)
+            positions = self._grid_positions(
+                input_ids, image_grid_size, known=image_token_positions, strict=False
+            )
             inputs["image_token_positions"] = positions[:, -inputs["input_ids"].shape[1] :]
         return inputs
 
@@ -227,13 +239,15 @@ class BeingVLForCausalLM(BeingVLGenerationMixin, LlamaForCausalLM):
             return None
         if past_key_values is not None and past_key_values.get_seq_length() > 0:
             raise ValueError("image_token_positions must be given with image tokens behind a cache")
-        return self._grid_positions(input_ids, None, None)
+        return self._grid_positions(input_ids, None)
 
     def _grid_positions(
         self,
         input_ids: torch.LongTensor,
         image_grid_size: tuple[int, int] | None,
-        known: torch.LongTensor | None,
+        *,
+        known: torch.LongTensor | None = None,
+        strict: bool = True,
     ) -> torch.LongTensor:
         config = self.config
         size = image_grid_size if image_grid_size is not None else config.image_grid_size
@@ -249,6 +263,7 @@ class BeingVLForCausalLM(BeingVLGenerationMixin, LlamaForCausalLM):
             boi_token_id=config.boi_token_id,
             eoi_token_id=config.eoi_token_id,
             known=known,
+            strict=strict,
         )
 
     @classmethod

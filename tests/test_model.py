@@ -138,7 +138,7 @@ def test_initialisation_is_reproducible_and_says_what_it_lacks():
     a, b, c = (being_vl_model(seed=seed).lm_head.weight for seed in (0, 0, 1))
     assert torch.equal(a, b)
     assert not torch.equal(a[TEXT_SIZE:], c[TEXT_SIZE:])
-    with pytest.raises(ValueError, match="image_init must be one of .* got 'zeros'"):
+    with pytest.raises(ValueError, match=r"image_init must be one of .* got 'zeros'"):
         being_vl_model(image_init="zeros")
     with pytest.raises(ValueError, match="needs merges="):
         being_vl_model(image_init="constituents", merges=None)
@@ -170,7 +170,7 @@ def test_resize_image_embeddings_keeps_rows_and_layout_in_step(tied):
     with pytest.raises(ValueError, match="at least codebook_size = 16, got 15"):
         model.resize_image_embeddings(15)
     with pytest.raises(ValueError, match="no image BPE yet"):
-        model.image_bpe
+        _ = model.image_bpe
 
 
 def test_resize_draws_new_rows_like_text_rows():
@@ -187,7 +187,7 @@ def test_resize_token_embeddings_pads_and_drops_merges():
     assert model.config.vocab_size == 128 and model.config.layout == LAYOUT
     model.resize_token_embeddings(LAYOUT.size - 2)
     assert model.config.layout == VocabularyLayout(TEXT_SIZE, 4, 16, 3)
-    with pytest.raises(ValueError, match="new_num_tokens must be at least 120 .* got 119"):
+    with pytest.raises(ValueError, match=r"new_num_tokens must be at least 120 .* got 119"):
         model.resize_token_embeddings(119)
 
 
@@ -368,5 +368,5 @@ def test_grid_positions_are_computed_where_none_are_given():
     with pytest.raises(ValueError, match=r"input_ids\[0, 0\] is image token 104 outside an image"):
         model(ids[:, 2:4])
     cache = model(ids[:, :4]).past_key_values
-    with pytest.raises(ValueError, match="image_token_positions must be given .* behind a cache"):
+    with pytest.raises(ValueError, match=r"image_token_positions must be given .* behind a cache"):
         model(ids[:, 4:6], past_key_values=cache)
