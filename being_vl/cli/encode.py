@@ -42,24 +42,24 @@ def make_parser() -> ArgumentParser:
         "--dataset", type=str, help="data set: saved to disk, readable by load_dataset, or a Hub id"
     )
     source.add_argument("--webdataset", type=str, help="glob pattern of tar files; quote it")
-    source.add_argument("--dataset_config", type=str, help="configuration of the data set")
+    source.add_argument("--dataset-config", type=str, help="configuration of the data set")
     source.add_argument("--split", type=str, default="train", help="split of the data set")
     source.add_argument(
         "--streaming", type=bool, default=False, help="read the data set as a stream"
     )
-    source.add_argument("--image_column", type=str, help="default: the only column of images")
-    source.add_argument("--id_column", type=str, help="default: the number of the row")
+    source.add_argument("--image-column", type=str, help="default: the only column of images")
+    source.add_argument("--id-column", type=str, help="default: the number of the row")
     work = parser.add_argument_group("work")
     work.add_argument(
-        "--image_processor", type=str, help="folder or Hub id; default: that of --quantizer"
+        "--image-processor", type=str, help="folder or Hub id; default: that of --quantizer"
     )
-    work.add_argument("--shard_size", type=PositiveInt, default=4096, help="images in a shard")
-    work.add_argument("--batch_size", type=PositiveInt, default=16, help="images in a batch")
+    work.add_argument("--shard-size", type=PositiveInt, default=4096, help="images in a shard")
+    work.add_argument("--batch-size", type=PositiveInt, default=16, help="images in a batch")
     work.add_argument(
-        "--num_workers", type=NonNegativeInt, default=2, help="processes that decode, per device"
+        "--num-workers", type=NonNegativeInt, default=2, help="processes that decode, per device"
     )
     work.add_argument(
-        "--on_error",
+        "--on-error",
         type=Literal["raise", "skip"],
         default="raise",
         help="stop at an unreadable image, or name it in skipped.jsonl",
@@ -169,7 +169,7 @@ def _image_processor(args: Namespace, resolution: int) -> BeingVLImageProcessor:
     except OSError:
         print(
             f"{args.quantizer} has no preprocessor_config.json: images are resized and cropped to "
-            f"{resolution} × {resolution} (give --image_processor for anything else)",
+            f"{resolution} × {resolution} (give --image-processor for anything else)",
             file=sys.stderr,
         )
         size = {"height": resolution, "width": resolution}
