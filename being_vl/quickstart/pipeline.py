@@ -95,7 +95,7 @@ def fit_quantizer(settings: Settings, work: Workspace, train: Split) -> None:
             config = BeingVLPatchVQConfig(num_embeddings=CODEBOOK_SIZE, patch_size=4, resolution=resolution)
             vq = BeingVLPatchVQModel(config)
             pixels = default_image_processor(config)(list(images), return_tensors="pt")["pixel_values"]
-            vq.fit(pixels, seed=settings.seed, max_patches=50_000)
+            vq.fit(pixels, seed=settings.seed)
         vq.save_pretrained(target)
 
     work.make("vq_model", build)
