@@ -13,6 +13,8 @@ import sys
 
 COMMANDS = {
     "encode": "quantize images into parquet shards of codes",
+    "export": "write a checkpoint as a plain Llama, for engines that know no other",
+    "init": "extend a text model by an image vocabulary: a checkpoint to train",
     "quickstart": "train and test a small model on easy-VQA, end to end, in minutes",
 }
 
