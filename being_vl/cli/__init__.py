@@ -12,6 +12,7 @@ import os
 import sys
 
 COMMANDS = {
+    "encode": "quantize images into parquet shards of codes",
     "quickstart": "train and test a small model on easy-VQA, end to end, in minutes",
 }
 

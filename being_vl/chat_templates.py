@@ -1,0 +1,101 @@
+"""messages → text: the chat templates that a new checkpoint can start with.
+
+Source: the turn markers of Llama 3 and of ChatML (SmolLM2), as their own templates write them. They differ
+in that content is a string or a list of text and image parts, and that what the assistant says stands in
+`{% generation %}`, so that `return_assistant_tokens_mask` works.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+
+_RENDER_CONTENT = """\
+{%- macro render(content) -%}
+    {%- if content is string -%}
+        {{- content -}}
+    {%- else -%}
+        {%- for part in content -%}
+            {%- if part.type == 'image' -%}
+                {{- image_token -}}
+            {%- elif part.type == 'text' -%}
+                {{- part.text -}}
+            {%- endif -%}
+        {%- endfor -%}
+    {%- endif -%}
+{%- endmacro -%}
+"""
+
+LLAMA_3_CHAT_TEMPLATE = (
+    _RENDER_CONTENT
+    + """\
+{{- bos_token -}}
+{%- for message in messages -%}
+    {{- '<|start_header_id|>' + message.role + '<|end_header_id|>\\n\\n' -}}
+    {%- if message.role == 'assistant' -%}
+        {%- generation -%}
+            {{- render(message.content) + '<|eot_id|>' -}}
+        {%- endgeneration -%}
+    {%- else -%}
+        {{- render(message.content) + '<|eot_id|>' -}}
+    {%- endif -%}
+{%- endfor -%}
+{%- if add_generation_prompt -%}
+    {{- '<|start_header_id|>assistant<|end_header_id|>\\n\\n' -}}
+{%- endif -%}
+"""
+)
+
+CHATML_CHAT_TEMPLATE = (
+    _RENDER_CONTENT
+    + """\
+{%- if bos_token and bos_token != '<|im_start|>' -%}
+    {{- bos_token -}}
+{%- endif -%}
+{%- for message in messages -%}
+    {{- '<|im_start|>' + message.role + '\\n' -}}
+    {%- if message.role == 'assistant' -%}
+        {%- generation -%}
+            {{- render(message.content) + '<|im_end|>' -}}
+        {%- endgeneration -%}
+    {%- else -%}
+        {{- render(message.content) + '<|im_end|>' -}}
+    {%- endif -%}
+    {{- '\\n' -}}
+{%- endfor -%}
+{%- if add_generation_prompt -%}
+    {{- '<|im_start|>assistant\\n' -}}
+{%- endif -%}
+"""
+)
+
+PLAIN_CHAT_TEMPLATE = (
+    _RENDER_CONTENT
+    + """\
+{%- if bos_token -%}
+    {{- bos_token -}}
+{%- endif -%}
+{%- for message in messages -%}
+    {%- if message.role == 'assistant' -%}
+        {{- 'ASSISTANT:' -}}
+        {%- generation -%}
+            {{- ' ' + render(message.content) + eos_token -}}
+        {%- endgeneration -%}
+    {%- else -%}
+        {{- message.role | upper + ': ' + render(message.content) -}}
+    {%- endif -%}
+    {{- '\\n' -}}
+{%- endfor -%}
+{%- if add_generation_prompt -%}
+    {{- 'ASSISTANT:' -}}
+{%- endif -%}
+"""
+)
+
+
+def default_chat_template(vocabulary: Collection[str]) -> str:
+    """The template whose turn markers are tokens of a vocabulary, else the one of plain words."""
+    if "<|start_header_id|>" in vocabulary and "<|eot_id|>" in vocabulary:
+        return LLAMA_3_CHAT_TEMPLATE
+    if "<|im_start|>" in vocabulary and "<|im_end|>" in vocabulary:
+        return CHATML_CHAT_TEMPLATE
+    return PLAIN_CHAT_TEMPLATE

@@ -1,0 +1,106 @@
+"""codes → tokens and back in plain Python: what ImageBPE runs where numba is not installed.
+
+Source: points 5 to 8 of the law of the image BPE. Differs from the law's wording in that a heap of
+applicable rules replaces one pass per rule; a merge makes only rules of later ranks applicable, so
+popping (rank, anchor) in order is the same.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from heapq import heapify, heappop, heappush
+
+UNCOVERED = -1
+# What is wrong with a sequence of ids; the kernels return the same numbers.
+OK, OUT_OF_RANGE, OVERLAP, OVER_BORDER, TOO_MANY, TOO_FEW = range(6)
+
+
+def encode(
+    codes: list[int],
+    height: int,
+    width: int,
+    ranks: Mapping[tuple[int, ...], int],
+    merges: Sequence[tuple[int, ...]],
+    codebook_size: int,
+    by_offset: bool,
+) -> list[int]:
+    """Tokens of one grid, given as its codes in raster order, in raster order of their anchors.
+
+    ranks has the keys (first, second, row_offset, col_offset), or (first, second) unless by_offset.
+    """
+    size = height * width
+    token = list(codes)  # at anchors; UNCOVERED where a merge took the cell
+    owner = list(range(size))
+    cells = [[cell] for cell in range(size)]
+    heap: list[tuple[int, int, int]] = []
+
+    def entry(p: int, q: int) -> tuple[int, int, int] | None:
+        key: tuple[int, ...] = (token[p], token[q])
+        if by_offset:
+            key += (q // width - p // width, q % width - p % width)
+        rank = ranks.get(key)
+        return None if rank is None else (rank, p, q)
+
+    for p in range(size):
+        for q in _neighbours(p, height, width):
+            if q > p and (found := entry(p, q)):
+                heap.append(found)
+    heapify(heap)
+    while heap:
+        rank, p, q = heappop(heap)
+        if token[p] != merges[rank][0] or token[q] != merges[rank][1]:
+            continue
+        token[p], token[q] = codebook_size + rank, UNCOVERED
+        for cell in cells[q]:
+            owner[cell] = p
+        cells[p] += cells[q]
+        around = {owner[n] for cell in cells[p] for n in _neighbours(cell, height, width)}
+        for other in around - {p}:
+            if found := entry(min(p, other), max(p, other)):
+                heappush(heap, found)
+    return [t for t in token if t != UNCOVERED]
+
+
+def _neighbours(cell: int, height: int, width: int) -> list[int]:
+    row, col = divmod(cell, width)
+    found = []
+    if row > 0:
+        found.append(cell - width)
+    if col > 0:
+        found.append(cell - 1)
+    if col + 1 < width:
+        found.append(cell + 1)
+    if row + 1 < height:
+        found.append(cell + width)
+    return found
+
+
+def decode(
+    ids: list[int],
+    height: int,
+    width: int,
+    cells: Sequence[Sequence[tuple[int, int, int]]],
+    out: list[int],
+) -> tuple[int, int]:
+    """Fill out (height * width codes in raster order); return what is wrong and at which index of ids.
+
+    cells lists (row, col, code) of every id; the index is len(ids) where cells stay open.
+    """
+    out[:] = [UNCOVERED] * (height * width)
+    anchor = 0
+    for index, visual_id in enumerate(ids):
+        if not 0 <= visual_id < len(cells):
+            return OUT_OF_RANGE, index
+        while anchor < height * width and out[anchor] != UNCOVERED:
+            anchor += 1
+        if anchor == height * width:
+            return TOO_MANY, index
+        anchor_row, anchor_col = divmod(anchor, width)
+        for row, col, code in cells[visual_id]:
+            row, col = anchor_row + row, anchor_col + col
+            if row >= height or not 0 <= col < width:
+                return OVER_BORDER, index
+            if out[row * width + col] != UNCOVERED:
+                return OVERLAP, index
+            out[row * width + col] = code
+    return (TOO_FEW if UNCOVERED in out else OK), len(ids)

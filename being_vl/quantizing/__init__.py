@@ -1,0 +1,28 @@
+"""images → shards of codes, at scale: where images come from, and how they become files."""
+
+from .engine import Quantizer, Summary, quantize_source, quantizer_identity
+from .manifest import write_manifest
+from .sources import (
+    DatasetSource,
+    FolderSource,
+    Record,
+    Source,
+    StreamSource,
+    TarSource,
+    load_dataset_source,
+)
+
+__all__ = [
+    "DatasetSource",
+    "FolderSource",
+    "Quantizer",
+    "Record",
+    "Source",
+    "StreamSource",
+    "Summary",
+    "TarSource",
+    "load_dataset_source",
+    "quantize_source",
+    "quantizer_identity",
+    "write_manifest",
+]

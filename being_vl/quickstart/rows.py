@@ -1,0 +1,82 @@
+"""Questions and image ids → training rows."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from functools import cache
+from typing import Any
+
+from ..evaluation.easyvqa import Question
+from ..processing_being_vl import BeingVLProcessor
+from ..training.packing import IGNORE_INDEX, pack_shared_image
+
+
+class Rows(list):
+    """A list of rows with what `Trainer` reads to group them by length."""
+
+    column_names = ("length",)
+
+    def __getitem__(self, key: Any) -> Any:
+        if key == "length":
+            return [row["length"] for row in self]
+        return super().__getitem__(key)
+
+
+def training_rows(
+    processor: BeingVLProcessor,
+    questions: Mapping[int, Sequence[Question]],
+    codes: Mapping[int, Any] | None,
+) -> Rows:
+    """One row an image, with all its questions; labels on the answers and their end token alone.
+
+    Args:
+        processor: tokenizes through its chat template.
+        questions: image id → its questions.
+        codes: image id → int (h, w) codes, or None for rows without images.
+    """
+
+    @cache
+    def turn(question: str, answer: str) -> tuple[list[int], list[int]]:
+        ids, answer_mask = tokenize_turn(processor, question, answer)
+        return ids, [i if m else IGNORE_INDEX for i, m in zip(ids, answer_mask, strict=True)]
+
+    bos = [processor.tokenizer.bos_token_id]
+    images = {} if codes is None else image_ids(processor, {i: codes[i] for i in questions})
+    return Rows(
+        pack_shared_image(bos + images.get(i, []), [turn(q.text, q.answer) for q in group])
+        for i, group in questions.items()
+    )
+
+
+def tokenize_turn(
+    processor: BeingVLProcessor, question: str, answer: str
+) -> tuple[list[int], list[int]]:
+    """Ids and answer mask of a question and its answer, as the chat template has them after bos."""
+    encoded = processor.tokenizer.apply_chat_template(
+        conversation(question, answer, image=False),
+        tokenize=True,
+        return_dict=True,
+        return_assistant_tokens_mask=True,
+    )
+    return list(encoded["input_ids"][1:]), list(encoded["assistant_masks"][1:])
+
+
+def conversation(question: str, answer: str | None = None, *, image: bool) -> list[dict[str, Any]]:
+    """Messages of one turn; without an answer, a prompt."""
+    content = [{"type": "image"}] if image else []
+    messages = [{"role": "user", "content": [*content, {"type": "text", "text": question}]}]
+    if answer is not None:
+        messages.append({"role": "assistant", "content": [{"type": "text", "text": answer}]})
+    return messages
+
+
+def image_ids(processor: BeingVLProcessor, codes: Mapping[int, Any]) -> dict[int, list[int]]:
+    """Image id → token ids of the image between boi and eoi."""
+    tokenizer = processor.tokenizer
+    encoded = tokenizer.image_bpe.encode_batch(list(codes.values()))
+    first = tokenizer.layout.first_code_id
+    boi, eoi = tokenizer.boi_token_id, tokenizer.eoi_token_id
+    return {
+        i: [boi, *(visual_ids + first).tolist(), eoi]
+        for i, visual_ids in zip(codes, encoded, strict=True)
+    }

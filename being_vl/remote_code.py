@@ -1,0 +1,120 @@
+"""checkpoint → checkpoint that carries its own code, for `trust_remote_code=True`.
+
+Source: transformers' `register_for_auto_class`, whose files and `auto_map` entries this writes. It differs
+in that it works on a folder that is already saved, so no class is changed for the rest of the process,
+and in that one language model answers to several Auto classes.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+from transformers.dynamic_module_utils import get_relative_import_files
+
+_PACKAGE = Path(__file__).parent
+
+_LANGUAGE_MODEL = "modeling_being_vl.BeingVLForCausalLM"
+_CONFIG_AUTO_MAPS: dict[str, dict[str, str]] = {
+    "being_vl": {
+        "AutoConfig": "configuration_being_vl.BeingVLConfig",
+        "AutoModel": "modeling_being_vl.BeingVLModel",
+        "AutoModelForCausalLM": _LANGUAGE_MODEL,
+        "AutoModelForImageTextToText": _LANGUAGE_MODEL,
+        "AutoModelForMultimodalLM": _LANGUAGE_MODEL,
+    },
+    "being_vl_vq": {
+        "AutoConfig": "modeling_being_vl_vq.BeingVLVQConfig",
+        "AutoModel": "modeling_being_vl_vq.BeingVLVQModel",
+    },
+    "being_vl_patch_vq": {
+        "AutoConfig": "modeling_being_vl_patch_vq.BeingVLPatchVQConfig",
+        "AutoModel": "modeling_being_vl_patch_vq.BeingVLPatchVQModel",
+    },
+}
+_TOKENIZER_AUTO_MAP = {"AutoTokenizer": ["tokenization_being_vl.BeingVLTokenizer", None]}
+_PROCESSOR_AUTO_MAP = {"AutoProcessor": "processing_being_vl.BeingVLProcessor"}
+_IMAGE_PROCESSOR_AUTO_MAP = {
+    "AutoImageProcessor": "image_processing_being_vl.BeingVLImageProcessor"
+}
+
+
+def add_remote_code(folder: str | os.PathLike) -> list[str]:
+    """Make a checkpoint loadable with `trust_remote_code=True` where being_vl is not installed.
+
+    Writes `auto_map` into the configurations of a folder, and the modules they name into it; the same for
+    its subfolder `vq_model/`. A processor's folder without a model, and a VQ model's folder, will do too.
+    From then on a plain `AutoTokenizer` on such a machine asks for `trust_remote_code` as well;
+    `PreTrainedTokenizerFast.from_pretrained` does not.
+
+    Returns:
+        the names of the modules, relative to the folder.
+
+    Raises:
+        ValueError: the folder has no configuration of ours.
+    """
+    folder = Path(folder)
+    classes: list[str] = []
+    config = _read(folder / "config.json")
+    if config is not None:
+        auto_map = _CONFIG_AUTO_MAPS.get(config.get("model_type", ""))
+        if auto_map is None:
+            raise ValueError(
+                f"{folder / 'config.json'}: model_type is {config.get('model_type')!r}, expected one of "
+                f"{sorted(_CONFIG_AUTO_MAPS)}"
+            )
+        classes += _write(folder / "config.json", config, auto_map)
+    if (tokenizer := _read(folder / "tokenizer_config.json")) is not None:
+        classes += _write(folder / "tokenizer_config.json", tokenizer, _TOKENIZER_AUTO_MAP)
+    if (processor := _read(folder / "processor_config.json")) is not None:
+        processor["image_processor"]["auto_map"] = dict(_IMAGE_PROCESSOR_AUTO_MAP)
+        classes += _IMAGE_PROCESSOR_AUTO_MAP.values()
+        classes += _write(folder / "processor_config.json", processor, _PROCESSOR_AUTO_MAP)
+    if not classes:
+        raise ValueError(
+            f"{folder} has no config.json, tokenizer_config.json or processor_config.json"
+        )
+    modules = _copy_modules(folder, classes)
+    if (folder / "vq_model" / "config.json").exists():
+        modules += [f"vq_model/{name}" for name in add_remote_code(folder / "vq_model")]
+    return modules
+
+
+def _copy_modules(folder: Path, classes: list[str]) -> list[str]:
+    """Copy the modules of these classes, and all that they import relatively."""
+    files: set[str] = set()
+    for module in {name.split(".")[0] for name in classes}:
+        files.update(
+            (str(_PACKAGE / f"{module}.py"), *get_relative_import_files(_PACKAGE / f"{module}.py"))
+        )
+    for file in files:
+        partial = folder / f".{Path(file).name}.partial"
+        shutil.copyfile(file, partial)
+        os.replace(partial, folder / Path(file).name)
+    return sorted(Path(file).name for file in files)
+
+
+def _read(path: Path) -> dict[str, Any] | None:
+    if not path.exists():
+        return None
+    with open(path, encoding="utf-8") as file:
+        return json.load(file)
+
+
+def _write(path: Path, config: dict[str, Any], auto_map: dict[str, Any]) -> list[str]:
+    """Write a configuration with its auto_map; returns the classes that the map names."""
+    config["auto_map"] = dict(auto_map)
+    partial = path.with_name(f".{path.name}.partial")
+    partial.write_text(
+        json.dumps(config, indent=2, sort_keys=True, ensure_ascii=False) + "\n", "utf-8"
+    )
+    os.replace(partial, path)
+    names = [
+        name
+        for value in auto_map.values()
+        for name in (value if isinstance(value, list) else [value])
+    ]
+    return [name for name in names if name]
