@@ -50,19 +50,23 @@ def _norm_scale_and_shift(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """GroupNorm of this input as an affine map a channel: two (B, C, 1, 1) float32."""
     batch, channels, height, width = hidden.shape
+    blocks = hidden.split(_rows_per_block(hidden), 2)
+    # A first guess of the mean keeps the squares small, so that little cancels between them.
+    guess = blocks[0].float().mean((2, 3), keepdim=True)
     sums, squares = [], []
-    for block in hidden.split(_rows_per_block(hidden), 2):
-        block = block.float()
-        sums.append(block.sum((2, 3)))
-        squares.append(block.square().sum((2, 3)))
+    for block in blocks:
+        centred = block.float() - guess
+        sums.append(centred.sum((2, 3)))
+        squares.append(centred.square_().sum((2, 3)))
+    offset = torch.stack(sums).sum(0) / (height * width)
+    variance = torch.stack(squares).sum(0) / (height * width) - offset.square()
     grouped = (batch, norm.num_groups, channels // norm.num_groups)
-    count = height * width * grouped[2]
-    mean = torch.stack(sums).sum(0).view(grouped).sum(2, keepdim=True) / count
-    mean_square = torch.stack(squares).sum(0).view(grouped).sum(2, keepdim=True) / count
-    deviation = (mean_square - mean.square()).clamp_min(0).add(norm.eps).sqrt()
-    scale = (norm.weight.float().view(1, *grouped[1:]) / deviation).view(batch, channels, 1, 1)
-    mean = mean.expand(grouped).reshape(batch, channels, 1, 1)
-    return scale, norm.bias.float().view(1, channels, 1, 1) - mean * scale
+    means = (guess.flatten(1) + offset).view(grouped)
+    mean = means.mean(2, keepdim=True)
+    variance = variance.view(grouped).mean(2, keepdim=True) + means.var(2, False, keepdim=True)
+    scale = norm.weight.float().view(1, *grouped[1:]) / (variance.clamp_min(0) + norm.eps).sqrt()
+    shift = norm.bias.float().view(1, *grouped[1:]) - mean * scale
+    return scale.view(batch, channels, 1, 1), shift.view(batch, channels, 1, 1)
 
 
 def _rows_per_block(hidden: torch.Tensor) -> int:

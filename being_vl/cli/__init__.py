@@ -12,6 +12,7 @@ import os
 import sys
 
 COMMANDS = {
+    "convert-vq": "turn a published VQ-GAN checkpoint into a folder that loads here",
     "encode": "quantize images into parquet shards of codes",
     "quickstart": "train and test a small model on easy-VQA, end to end, in minutes",
 }
