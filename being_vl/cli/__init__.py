@@ -12,7 +12,4 @@ import os
 import sys
 
 COMMANDS = {
-    "convert": "turn the authors' released vocabulary into a table that can be read safely",
-    "encode": "quantize images into parquet shards of codes",
-    "export": "write a checkpoint as a plain Llama, for engines that know no other",
-    "init": "extend a text model by an image vocabulary: a checkpoint to train",
+    "convert-vq": "turn a published VQ-GAN checkpoint into a folder that loads here",
