@@ -1,28 +1,32 @@
 """Makes the Auto classes know ours, without importing transformers to do so.
 
 `import being_vl` must register the Auto classes, and `import being_vl.bpe` must load neither torch nor
-transformers. So each module of `transformers.models.auto` gets its entries when it is imported: at once
-if it already is, else by a finder that lets the import happen and registers after it.
+transformers. So each module of `transformers.models.auto` gets its entries once it has been imported: at
+once if it already is, else by a finder that lets the import happen and registers after it. Imports of
+transformers and of our modules run into each other (our model imports Llama, which imports AutoModel, whose
+entry is our model), so entries wait until the outermost of these imports is done.
 """
 
 from __future__ import annotations
 
-import importlib
 import importlib.abc
 import importlib.machinery
-import importlib.util
 import sys
 from collections.abc import Callable
 from types import ModuleType
 from typing import Any
 
 _AUTO = "transformers.models.auto."
+_MODELING_UTILS = "transformers.modeling_utils"  # imports configuration_auto half way
 
 
 def _register_configs(auto: ModuleType) -> None:
     from .configuration_being_vl import BeingVLConfig
+    from .modeling_being_vl_patch_vq import BeingVLPatchVQConfig
+    from .modeling_being_vl_vq import BeingVLVQConfig
 
-    auto.AutoConfig.register("being_vl", BeingVLConfig)
+    for config in (BeingVLConfig, BeingVLVQConfig, BeingVLPatchVQConfig):
+        auto.AutoConfig.register(config.model_type, config, exist_ok=True)
 
 
 def _register_models(auto: ModuleType) -> None:
@@ -31,36 +35,33 @@ def _register_models(auto: ModuleType) -> None:
     from .modeling_being_vl_patch_vq import BeingVLPatchVQConfig, BeingVLPatchVQModel
     from .modeling_being_vl_vq import BeingVLVQConfig, BeingVLVQModel
 
-    config_auto = importlib.import_module(_AUTO + "configuration_auto")
-    config_auto.AutoConfig.register("being_vl_vq", BeingVLVQConfig)
-    config_auto.AutoConfig.register("being_vl_patch_vq", BeingVLPatchVQConfig)
-    auto.AutoModel.register(BeingVLConfig, BeingVLModel)
-    auto.AutoModel.register(BeingVLVQConfig, BeingVLVQModel)
-    auto.AutoModel.register(BeingVLPatchVQConfig, BeingVLPatchVQModel)
-    auto.AutoModelForCausalLM.register(BeingVLConfig, BeingVLForCausalLM)
-    auto.AutoModelForImageTextToText.register(BeingVLConfig, BeingVLForCausalLM)
-    auto.AutoModelForMultimodalLM.register(BeingVLConfig, BeingVLForCausalLM)
+    auto.AutoModel.register(BeingVLConfig, BeingVLModel, exist_ok=True)
+    auto.AutoModel.register(BeingVLVQConfig, BeingVLVQModel, exist_ok=True)
+    auto.AutoModel.register(BeingVLPatchVQConfig, BeingVLPatchVQModel, exist_ok=True)
+    auto.AutoModelForCausalLM.register(BeingVLConfig, BeingVLForCausalLM, exist_ok=True)
+    auto.AutoModelForImageTextToText.register(BeingVLConfig, BeingVLForCausalLM, exist_ok=True)
+    auto.AutoModelForMultimodalLM.register(BeingVLConfig, BeingVLForCausalLM, exist_ok=True)
 
 
 def _register_tokenizer(auto: ModuleType) -> None:
     from .configuration_being_vl import BeingVLConfig
     from .tokenization_being_vl import BeingVLTokenizer
 
-    auto.AutoTokenizer.register(BeingVLConfig, fast_tokenizer_class=BeingVLTokenizer)
+    auto.AutoTokenizer.register(BeingVLConfig, fast_tokenizer_class=BeingVLTokenizer, exist_ok=True)
 
 
 def _register_image_processor(auto: ModuleType) -> None:
     from .configuration_being_vl import BeingVLConfig
     from .image_processing_being_vl import BeingVLImageProcessor
 
-    auto.AutoImageProcessor.register(BeingVLConfig, BeingVLImageProcessor)
+    auto.AutoImageProcessor.register(BeingVLConfig, BeingVLImageProcessor, exist_ok=True)
 
 
 def _register_processor(auto: ModuleType) -> None:
     from .configuration_being_vl import BeingVLConfig
     from .processing_being_vl import BeingVLProcessor
 
-    auto.AutoProcessor.register(BeingVLConfig, BeingVLProcessor)
+    auto.AutoProcessor.register(BeingVLConfig, BeingVLProcessor, exist_ok=True)
 
 
 _REGISTER: dict[str, Callable[[ModuleType], None]] = {
@@ -72,38 +73,68 @@ _REGISTER: dict[str, Callable[[ModuleType], None]] = {
 }
 
 
-class _RegisteringLoader(importlib.abc.Loader):
-    def __init__(self, loader: Any, register: Callable[[ModuleType], None]):
+class _Registrar:
+    """Registers what waits, when none of the imports that it follows is under way."""
+
+    def __init__(self) -> None:
+        self._running = 0
+        self._waiting: list[str] = []
+
+    def follows(self, name: str) -> bool:
+        return name in _REGISTER or name == _MODELING_UTILS or _is_ours(name)
+
+    def run(self, loader: Any, module: ModuleType) -> None:
+        self._running += 1
+        try:
+            loader.exec_module(module)
+        finally:
+            self._running -= 1
+        self.imported(module.__name__)
+
+    def imported(self, name: str) -> None:
+        if name in _REGISTER:
+            self._waiting.append(name)
+        while self._waiting and not self._running:
+            waiting = self._waiting.pop(0)
+            _REGISTER[waiting](sys.modules[waiting])
+
+
+def _is_ours(name: str) -> bool:
+    return name.startswith("being_vl.") and "_being_vl" in name
+
+
+class _FollowingLoader(importlib.abc.Loader):
+    def __init__(self, loader: Any, registrar: _Registrar):
         self._loader = loader
-        self._register = register
+        self._registrar = registrar
 
     def create_module(self, spec: importlib.machinery.ModuleSpec) -> ModuleType | None:
         return self._loader.create_module(spec)
 
     def exec_module(self, module: ModuleType) -> None:
-        self._loader.exec_module(module)
-        self._register(module)
+        self._registrar.run(self._loader, module)
 
     def __getattr__(self, name: str) -> Any:  # get_source and friends, for tracebacks and inspect
         return getattr(self._loader, name)
 
 
-class _AutoFinder(importlib.abc.MetaPathFinder):
+class _FollowingFinder(importlib.abc.MetaPathFinder):
+    def __init__(self, registrar: _Registrar):
+        self._registrar = registrar
+
     def find_spec(self, fullname: str, path: Any, target: Any = None) -> Any:
-        if fullname not in _REGISTER:
+        if not self._registrar.follows(fullname):
             return None
         spec = importlib.machinery.PathFinder.find_spec(fullname, path, target)
         if spec is not None and spec.loader is not None:
-            spec.loader = _RegisteringLoader(spec.loader, _REGISTER[fullname])
+            spec.loader = _FollowingLoader(spec.loader, self._registrar)
         return spec
 
 
 def install() -> None:
-    """Register what is already imported now, and the rest when it is."""
-    parts = ("configuration", "modeling", "tokenization", "image_processing", "processing")
-    if not all(importlib.util.find_spec(f"being_vl.{part}_being_vl") for part in parts):
-        return  # while the package is being put together
-    sys.meta_path.insert(0, _AutoFinder())
-    for name, register in _REGISTER.items():
+    """Register with what is already imported now, and with the rest when it is."""
+    registrar = _Registrar()
+    sys.meta_path.insert(0, _FollowingFinder(registrar))
+    for name in _REGISTER:
         if name in sys.modules:
-            register(sys.modules[name])
+            registrar.imported(name)

@@ -178,6 +178,14 @@ class ImageBPE:
         rows, cols = split_position(table.position[begin:end])
         return list(zip(rows.tolist(), cols.tolist(), table.code[begin:end].tolist(), strict=True))
 
+    def token_sizes(self) -> np.ndarray:
+        """int64 (vocab_size,): the number of cells of every visual id.
+
+        Raises:
+            ValueError: merge_rule is "pair".
+        """
+        return np.diff(self._shapes_or_raise().start)
+
     def encode(self, grid: Any) -> np.ndarray:
         """Codes (height, width) → visual ids int32 (n,), in raster order of the tokens' anchors.
 

@@ -9,6 +9,7 @@ rule carries its offset, and that the file is checked field by field before anyt
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import secrets
@@ -100,20 +101,24 @@ def int_rows(rows: Any, columns: tuple[str, ...], field: str) -> np.ndarray:
     """
     if not isinstance(rows, list):
         raise ValueError(f"{field} must be a list, got {shown(rows)}")
-    flat: list[int] = []
+    if all(type(row) is list and len(row) == len(columns) for row in rows):
+        flat = list(itertools.chain.from_iterable(rows))
+        if set(map(type, flat)) <= {int} and max(map(abs, flat), default=0) <= _INT32_MAX:
+            return np.array(flat, dtype=np.int64).reshape(-1, len(columns))
+    raise ValueError(_first_bad_value(rows, columns, field))
+
+
+def _first_bad_value(rows: list[Any], columns: tuple[str, ...], field: str) -> str:
     for index, row in enumerate(rows):
         if type(row) is not list or len(row) != len(columns):
             got = f"{len(row)} values" if isinstance(row, list) else shown(row)
-            raise ValueError(f"{field}[{index}] must be a list of {', '.join(columns)}; got {got}")
+            return f"{field}[{index}] must be a list of {', '.join(columns)}; got {got}"
         for column, value in zip(columns, row, strict=True):
             if type(value) is not int:
-                raise ValueError(
-                    f"{field}[{index}].{column} must be an integer, got {shown(value)}"
-                )
-            if not -_INT32_MAX <= value <= _INT32_MAX:
-                raise ValueError(f"{field}[{index}].{column} is {shown(value)}, beyond 32 bits")
-        flat += row
-    return np.array(flat, dtype=np.int64).reshape(-1, len(columns))
+                return f"{field}[{index}].{column} must be an integer, got {shown(value)}"
+            if abs(value) > _INT32_MAX:
+                return f"{field}[{index}].{column} is {shown(value)}, beyond 32 bits"
+    raise AssertionError("no bad value in these rows")
 
 
 def load_vocabulary(folder_or_file: str | os.PathLike[str]) -> dict[str, Any]:

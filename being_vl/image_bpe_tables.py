@@ -119,26 +119,23 @@ def _check_distinct(merges: np.ndarray) -> None:
 
 def _sizes_and_levels(merges: np.ndarray, codebook_size: int) -> tuple[np.ndarray, np.ndarray]:
     """Cells of each merged token, and the length of the longest chain of merges that makes it."""
-    sizes: list[int] = []
-    levels: list[int] = []
+    sizes = [1] * codebook_size
+    levels = [0] * codebook_size
     total = 0
     for r, (first, second) in enumerate(merges[:, :2].tolist()):
-        size, level = 0, 0
-        for part in (first - codebook_size, second - codebook_size):
-            size += sizes[part] if part >= 0 else 1
-            level = max(level, levels[part] if part >= 0 else 0)
+        size = sizes[first] + sizes[second]
         total += size
-        if size > MAX_TOKEN_CELLS:
+        if size > MAX_TOKEN_CELLS or total > MAX_TOTAL_CELLS:
             raise ValueError(
-                f"merges[{r}] makes a token of {size} cells; at most {MAX_TOKEN_CELLS} are allowed"
-            )
-        if total > MAX_TOTAL_CELLS:
-            raise ValueError(
-                f"merges[{r}] brings the cells of all tokens to {total}; at most {MAX_TOTAL_CELLS} are allowed"
+                f"merges[{r}] makes a token of {size} cells, {total} cells with all tokens before; "
+                f"at most {MAX_TOKEN_CELLS} and {MAX_TOTAL_CELLS} are allowed"
             )
         sizes.append(size)
-        levels.append(level + 1)
-    return np.array(sizes, dtype=np.int64), np.array(levels, dtype=np.int64)
+        levels.append(1 + (levels[first] if levels[first] > levels[second] else levels[second]))
+    return (
+        np.array(sizes[codebook_size:], dtype=np.int64),
+        np.array(levels[codebook_size:], dtype=np.int64),
+    )
 
 
 def _blocks(ranks: np.ndarray, sizes: np.ndarray) -> list[np.ndarray]:

@@ -7,20 +7,50 @@ positions that have a label.
 """
 
 import copy
+from typing import Any, Literal
 
 import numpy as np
 import torch
 from torch import nn
 from transformers import Cache, LlamaForCausalLM, LlamaModel
-from transformers.modeling_outputs import CausalLMOutputWithPast
-from transformers.utils import can_return_tuple
+from transformers import initialization as init
+from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutputWithPast
+from transformers.processing_utils import Unpack
+from transformers.utils import TransformersKwargs, can_return_tuple
 
 from .configuration_being_vl import BeingVLConfig
 from .frozen_rows import RowFreezingEmbedding, RowFreezingLinear
+from .generation_being_vl import BeingVLGenerationMixin
+from .image_bpe import ImageBPE
+from .image_grid_tracking import image_token_positions as positions_in_grids
 from .image_rows import ImageInit, check_image_init, new_rows
 from .vocabulary import VocabularyLayout
 
 _IGNORE_INDEX = -100
+
+
+class GridPositionEmbedding(nn.Module):
+    """(row, column) of an image token's anchor → a learned vector; zero at first, so a Llama stays one.
+
+    Ours: the paper leaves positions to the text model's rotary embedding.
+    """
+
+    def __init__(self, max_grid_size: int, hidden_size: int):
+        super().__init__()
+        self.rows = nn.Embedding(max_grid_size, hidden_size)
+        self.columns = nn.Embedding(max_grid_size, hidden_size)
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        init.zeros_(self.rows.weight)
+        init.zeros_(self.columns.weight)
+
+    def forward(self, positions: torch.LongTensor) -> torch.Tensor:
+        """(batch, length, 2) long, −1 at tokens of no image → (batch, length, hidden_size)."""
+        is_image = (positions >= 0).all(dim=-1, keepdim=True)
+        rows, columns = positions.clamp_min(0).unbind(dim=-1)
+        vectors = self.rows(rows) + self.columns(columns)
+        return torch.where(is_image, vectors, torch.zeros_like(vectors))
 
 
 class BeingVLModel(LlamaModel):
@@ -31,9 +61,59 @@ class BeingVLModel(LlamaModel):
     def __init__(self, config: BeingVLConfig):
         super().__init__(config)
         self.embed_tokens = RowFreezingEmbedding.of(self.embed_tokens)
+        self.grid_positions = (
+            GridPositionEmbedding(config.max_grid_size, config.hidden_size)
+            if config.image_positions == "grid"
+            else None
+        )
+
+    def _init_weights(self, module: nn.Module) -> None:
+        if isinstance(module, GridPositionEmbedding):
+            module.reset_parameters()
+        elif self.grid_positions is None or module not in self.grid_positions.children():
+            super()._init_weights(module)
+
+    def forward(
+        self,
+        input_ids: torch.LongTensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        position_ids: torch.LongTensor | None = None,
+        past_key_values: Cache | None = None,
+        inputs_embeds: torch.FloatTensor | None = None,
+        use_cache: bool | None = None,
+        image_token_positions: torch.LongTensor | None = None,
+        **kwargs: Unpack[TransformersKwargs],
+    ) -> BaseModelOutputWithPast:
+        """Llama's forward; `image_token_positions`, (batch, length, 2) long, only with grid positions.
+
+        A boolean 4D mask means the same on eager attention as on sdpa; Llama's eager attention adds it.
+        """
+        if (
+            isinstance(attention_mask, torch.Tensor)
+            and attention_mask.ndim == 4
+            and attention_mask.dtype == torch.bool
+            and self.config._attn_implementation == "eager"
+        ):
+            least = torch.finfo(self.dtype).min
+            attention_mask = torch.zeros_like(attention_mask, dtype=self.dtype).masked_fill(
+                ~attention_mask, least
+            )
+        if self.grid_positions is not None and image_token_positions is not None:
+            if inputs_embeds is None:
+                inputs_embeds, input_ids = self.embed_tokens(input_ids), None
+            inputs_embeds = inputs_embeds + self.grid_positions(image_token_positions)
+        return super().forward(
+            input_ids=input_ids,
+            attention_mask=attention_mask,
+            position_ids=position_ids,
+            past_key_values=past_key_values,
+            inputs_embeds=inputs_embeds,
+            use_cache=use_cache,
+            **kwargs,
+        )
 
 
-class BeingVLForCausalLM(LlamaForCausalLM):
+class BeingVLForCausalLM(BeingVLGenerationMixin, LlamaForCausalLM):
     """Llama's causal language model over the vocabulary of text, special and image tokens."""
 
     config: BeingVLConfig
@@ -58,10 +138,11 @@ class BeingVLForCausalLM(LlamaForCausalLM):
         labels: torch.LongTensor | None = None,
         use_cache: bool | None = None,
         logits_to_keep: int | torch.Tensor = 0,
+        image_token_positions: torch.LongTensor | None = None,
         label_logits_only: bool = False,
-        **kwargs,
+        **kwargs: Unpack[TransformersKwargs],
     ) -> CausalLMOutputWithPast:
-        """Llama's forward, with one more argument.
+        """Llama's forward, with two more arguments.
 
         Args:
             input_ids: (batch, length) long, token ids.
@@ -70,13 +151,19 @@ class BeingVLForCausalLM(LlamaForCausalLM):
             position_ids: (batch, length) long.
             labels: (batch, length) long, −100 where there is nothing to predict; shifted inside.
             logits_to_keep: the number of last positions, or the positions, to compute logits for.
+            image_token_positions: (batch, length, 2) long, row and column of each image token in its grid
+                and −1 elsewhere; for `config.image_positions="grid"` alone. Left out, it is computed
+                from the ids, on the CPU, by `config.image_grid_size`.
             label_logits_only: compute logits only where the next token has a label, which costs next to
                 nothing for answer-only labels on a large vocabulary. The loss is the same; `logits`
                 has shape (num_labels, vocab_size), in row-major order of the positions.
 
         Raises:
-            ValueError: `label_logits_only` without labels or together with `logits_to_keep`.
+            ValueError: `label_logits_only` without labels or together with `logits_to_keep`; grid
+                positions wanted and not given where they cannot be computed.
         """
+        if image_token_positions is None and self.config.image_positions == "grid":
+            image_token_positions = self._positions_from_ids(input_ids, past_key_values)
         outputs = self.model(
             input_ids=input_ids,
             attention_mask=attention_mask,
@@ -84,6 +171,7 @@ class BeingVLForCausalLM(LlamaForCausalLM):
             past_key_values=past_key_values,
             inputs_embeds=inputs_embeds,
             use_cache=use_cache,
+            image_token_positions=image_token_positions,
             **kwargs,
         )
         hidden_states = outputs.last_hidden_state
@@ -113,6 +201,56 @@ class BeingVLForCausalLM(LlamaForCausalLM):
             attentions=outputs.attentions,
         )
 
+    def prepare_inputs_for_generation(
+        self,
+        input_ids: torch.LongTensor,
+        next_sequence_length: int | None = None,
+        image_token_positions: torch.LongTensor | None = None,
+        image_grid_size: tuple[int, int] | None = None,
+        **kwargs: Any,
+    ) -> dict[str, Any]:
+        """transformers', with the grid positions of the ids that go in, where the model has any."""
+        inputs = super().prepare_inputs_for_generation(input_ids, next_sequence_length, **kwargs)
+        if self.config.image_positions == "grid" and inputs.get("input_ids") is not None:
+            positions = self._grid_positions(input_ids, image_grid_size, image_token_positions)
+            inputs["image_token_positions"] = positions[:, -inputs["input_ids"].shape[1] :]
+        return inputs
+
+    def _positions_from_ids(
+        self, input_ids: torch.LongTensor | None, past_key_values: Cache | None
+    ) -> torch.LongTensor | None:
+        """Positions for a forward that was given none."""
+        layout = self.config.layout
+        if input_ids is None:
+            return None
+        if not ((input_ids >= layout.first_code_id) & (input_ids < layout.size)).any():
+            return None
+        if past_key_values is not None and past_key_values.get_seq_length() > 0:
+            raise ValueError("image_token_positions must be given with image tokens behind a cache")
+        return self._grid_positions(input_ids, None, None)
+
+    def _grid_positions(
+        self,
+        input_ids: torch.LongTensor,
+        image_grid_size: tuple[int, int] | None,
+        known: torch.LongTensor | None,
+    ) -> torch.LongTensor:
+        config = self.config
+        size = image_grid_size if image_grid_size is not None else config.image_grid_size
+        if size is None:
+            raise ValueError(
+                "image_token_positions must be given, or image_grid_size set in the configuration"
+            )
+        return positions_in_grids(
+            input_ids,
+            config.layout,
+            self.image_bpe,
+            tuple(size),
+            boi_token_id=config.boi_token_id,
+            eoi_token_id=config.eoi_token_id,
+            known=known,
+        )
+
     @classmethod
     def from_text_model(
         cls,
@@ -124,6 +262,7 @@ class BeingVLForCausalLM(LlamaForCausalLM):
         image_token_id: int,
         pad_token_id: int | None = None,
         image_grid_size: tuple[int, int] | None = None,
+        image_positions: Literal["grid"] | None = None,
         image_init: ImageInit = "normal",
         image_init_std: float | None = None,
         codebook: torch.Tensor | None = None,
@@ -141,6 +280,7 @@ class BeingVLForCausalLM(LlamaForCausalLM):
             boi_token_id, eoi_token_id, image_token_id: see [`BeingVLConfig`].
             pad_token_id: replaces the text model's.
             image_grid_size: (height, width) of the images to generate by default.
+            image_positions: see [`BeingVLConfig`].
             image_init: how the new rows start, see `image_rows.new_rows`: `"normal"`, `"mean_text"`,
                 `"codebook"` (needs `codebook` and `merges`) or `"constituents"` (needs `merges`).
             image_init_std: see `image_rows.new_rows`; by default that of the text rows.
@@ -169,6 +309,7 @@ class BeingVLForCausalLM(LlamaForCausalLM):
             eoi_token_id=eoi_token_id,
             image_token_id=image_token_id,
             image_grid_size=image_grid_size,
+            image_positions=image_positions,
             **({} if pad_token_id is None else {"pad_token_id": pad_token_id}),
         )
 
@@ -194,8 +335,16 @@ class BeingVLForCausalLM(LlamaForCausalLM):
         )
         with torch.device("meta"):
             model = cls(config)
+        if model.model.grid_positions is not None:
+            table = torch.zeros(config.max_grid_size, config.hidden_size).to(
+                text_model.lm_head.weight
+            )
+            state["model.grid_positions.rows.weight"] = table
+            state["model.grid_positions.columns.weight"] = table.clone()
         model.load_state_dict(state, assign=True)
         model.tie_weights()
+        if merges is not None:
+            model.image_bpe = ImageBPE(np.asarray(merges), layout.codebook_size)
         # Buffers that are in no state dict; on the meta device they have no values to keep.
         model.model.rotary_emb = copy.deepcopy(text_model.model.rotary_emb)
         model.generation_config = copy.deepcopy(text_model.generation_config)
@@ -238,7 +387,8 @@ class BeingVLForCausalLM(LlamaForCausalLM):
         """Give the vocabulary `num_image_tokens` visual ids, K codes and the rest merges.
 
         Rows that stay keep their values; rows that come are drawn from a normal distribution with the
-        standard deviation of the text rows. Rows of padding are dropped.
+        standard deviation of the text rows. Rows of padding are dropped, and so is `image_bpe`, which
+        no longer fits: set it anew.
 
         Args:
             num_image_tokens: K + M, as of `ImageBPE.vocab_size`.
@@ -258,6 +408,8 @@ class BeingVLForCausalLM(LlamaForCausalLM):
         size = old.first_code_id + num_image_tokens
         embeddings = self.resize_token_embeddings(size, mean_resizing=False)
         self.config.num_merges = num_image_tokens - old.codebook_size
+        if num_image_tokens != old.num_image_tokens:
+            self.image_bpe = None
         self._set_frozen_rows(self._frozen_rows)
         matrices = [embeddings.weight]
         if not self.config.tie_word_embeddings:

@@ -137,9 +137,7 @@ class BeingVLPatchVQModel(PreTrainedModel):
         if len(patches) > max_patches:
             patches = patches[torch.randperm(len(patches), generator=generator)[:max_patches]]
         if len(patches) < self.config.num_embeddings:
-            raise ValueError(
-                f"{len(patches)} patches cannot fill {self.config.num_embeddings} codes"
-            )
+            raise ValueError(f"{len(patches)} patches cannot fill {self.config.num_embeddings} codes")
         codebook, error = _kmeans(
             patches, self.config.num_embeddings, iterations, generator, self._chunk_rows
         )

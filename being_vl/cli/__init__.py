@@ -48,10 +48,7 @@ def main(argv: list[str] | None = None) -> int:
         return 0
     name = argv[0]
     if name not in COMMANDS:
-        print(
-            f"being-vl: error: no command {name!r}; there are: {', '.join(COMMANDS)}",
-            file=sys.stderr,
-        )
+        print(f"being-vl: error: no command {name!r}; there are: {', '.join(COMMANDS)}", file=sys.stderr)
         return 2
     try:
         command = importlib.import_module(f"being_vl.cli.{name.replace('-', '_')}")
@@ -68,3 +65,5 @@ def main(argv: list[str] | None = None) -> int:
         message = " ".join(str(error).split()) or type(error).__name__
         print(f"being-vl {name}: error: {message}", file=sys.stderr)
         return 2
+
+

@@ -1,0 +1,1 @@
+"""What a vocabulary has learned, for people: statistics and drawings."""

@@ -1,0 +1,66 @@
+"""merge rules → token shapes: the cells of each token and the cells around them.
+
+A token's shape follows from its id alone (law, 2). Offsets are (row, col) from the anchor, int32.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+_SINGLE = np.zeros((1, 2), np.int32)
+_CROSS = np.array([[-1, 0], [0, -1], [0, 1], [1, 0]], np.int32)
+
+
+class Shapes:
+    """The shapes of `codebook_size` single cells and of the merges added to them."""
+
+    def __init__(self, codebook_size: int, vocab_size: int):
+        self.codebook_size = codebook_size
+        self._cells: list[np.ndarray] = []
+        self._perimeters: list[np.ndarray] = []
+        self.num_cells = np.ones(vocab_size, np.int64)
+        # first and last row, first and last column: the anchor is in row 0 and column 0
+        self.box = np.zeros((vocab_size, 4), np.int64)
+
+    def cells(self, token: int) -> np.ndarray:
+        """(n, 2) int32, in raster order."""
+        return _SINGLE if token < self.codebook_size else self._cells[token - self.codebook_size]
+
+    def perimeter(self, token: int) -> np.ndarray:
+        """(n, 2) int32: the cells that share an edge with the token."""
+        return (
+            _CROSS if token < self.codebook_size else self._perimeters[token - self.codebook_size]
+        )
+
+    def all_perimeters(self) -> tuple[np.ndarray, np.ndarray]:
+        """Where each token's rows begin and end, (tokens + 1,), and all rows, (_, 2)."""
+        lengths = [0] * self.codebook_size + [len(rows) for rows in self._perimeters]
+        bounds = np.append(0, np.cumsum(lengths)).astype(np.int64)
+        rows = np.concatenate([np.empty((0, 2), np.int32), *self._perimeters])
+        return bounds, rows
+
+    def add(self, rule: np.ndarray) -> int:
+        """Add the token of a rule (first, second, row_offset, col_offset); returns its id."""
+        first, second, row_offset, col_offset = (int(value) for value in rule)
+        token = self.codebook_size + len(self._cells)
+        moved = self.cells(second) + np.array([row_offset, col_offset], np.int32)
+        cells = sorted(map(tuple, np.concatenate([self.cells(first), moved]).tolist()))
+        inside = set(cells)
+        around = {
+            cell
+            for row, col in cells
+            for cell in ((row - 1, col), (row, col - 1), (row, col + 1), (row + 1, col))
+        }
+        self._cells.append(np.array(cells, np.int32))
+        self._perimeters.append(np.array(sorted(around - inside), np.int32))
+        self.num_cells[token] = len(cells)
+        self.box[token] = self.boxes(np.asarray(rule).reshape(1, 4))[0]
+        return token
+
+    def boxes(self, keys: np.ndarray) -> np.ndarray:
+        """The bounding boxes, (n, 4), that the tokens of keys (n, 4) would have."""
+        one, other = self.box[keys[:, 0]], self.box[keys[:, 1]]
+        other = other + keys[:, [2, 2, 3, 3]]
+        boxes = np.maximum(one, other)
+        boxes[:, [0, 2]] = np.minimum(one, other)[:, [0, 2]]
+        return boxes

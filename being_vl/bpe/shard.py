@@ -1,0 +1,221 @@
+"""codes → cells, and one shard's part of every step: its cells, its positions, its counts.
+
+A training is one shard, or one for each thread and each process. A shard never sees another's cells; what
+passes between them are counts (see trainer.py).
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from . import counting
+from .grids import GridSource
+from .kernels import (
+    aim_views,
+    apply_rule,
+    compact,
+    counts_of_views,
+    frequent_views,
+    list_positions,
+)
+from .keys import KeyTable
+from .shapes import Shapes
+
+_SMALL_TABLE = 1 << 12
+_NARROW_IDS, _NARROW_SIDE = 0xFFFF, 256
+_LIMIT_IDS, _LIMIT_SIDE = 1 << 24, 1 << 16
+
+
+class Shard:
+    """The grids [begin, end) of a source.
+
+    Raises:
+        ValueError: a code is not in [0, codebook_size), or the vocabulary or a grid is too large.
+    """
+
+    def __init__(
+        self, source: GridSource, begin: int, end: int, codebook_size: int, vocab_size: int
+    ):
+        sizes = source.sizes[begin:end]
+        side = int(sizes.max(initial=1))
+        if vocab_size > _LIMIT_IDS or side >= _LIMIT_SIDE:
+            raise ValueError(
+                f"at most {_LIMIT_IDS} ids and {_LIMIT_SIDE - 1} rows or columns are possible, "
+                f"got {vocab_size} and {side}"
+            )
+        narrow = vocab_size <= _NARROW_IDS and side <= _NARROW_SIDE
+        self.codebook_size = codebook_size
+        self.num_cells = int(sizes.prod(axis=1).sum())
+        self._bits = 8 if narrow else 16
+        dtype = np.uint32 if narrow else np.int64
+        self._sentinel = 0xFFFFFFFF if narrow else -1
+        self._lay_out(sizes, dtype)
+        self._fill(source, begin, end)
+        self._pool = np.empty(0, self._position_dtype)
+        self._used_pool = 0
+        self._starts = np.empty(0, np.int64)
+        self._lengths = np.empty(0, np.int64)
+        self._table = np.zeros((_SMALL_TABLE, 4), np.int64)
+        self._used = np.empty(_SMALL_TABLE // 2 + 1, np.int64)
+        self._state = np.zeros(3, np.int64)
+        self._merged = self._pool
+
+    def _lay_out(self, sizes: np.ndarray, dtype: type) -> None:
+        """Grids of one width stand together: a border row above each, a border column on its right."""
+        widths = np.unique(sizes[:, 1])
+        rows = [int((sizes[sizes[:, 1] == width, 0] + 1).sum()) + 1 for width in widths]
+        self._strides = (widths + 1).astype(np.int64)
+        self._ends = np.cumsum(np.array(rows, np.int64) * self._strides)
+        total = int(self._ends[-1]) if len(widths) else 0
+        self._cells = np.empty(total, dtype)
+        self._position_dtype = np.uint32 if total < 1 << 32 else np.int64
+
+    def _fill(self, source: GridSource, begin: int, end: int) -> None:
+        next_line = {
+            int(stride) - 1: int(stop)
+            for stride, stop in zip(self._strides, np.append(0, self._ends)[:-1], strict=True)
+        }
+        for index, codes in source.blocks(begin, end):
+            lowest, highest = int(codes.min()), int(codes.max())
+            if lowest < 0 or highest >= self.codebook_size:
+                wrong = (codes < 0) | (codes >= self.codebook_size)
+                grid, row, col = np.argwhere(wrong)[0]
+                raise ValueError(
+                    f"grids[{index + grid}][{row}, {col}] must be in [0, {self.codebook_size}), "
+                    f"got {codes[grid, row, col]}"
+                )
+            n, height, width = codes.shape
+            size = n * (height + 1) * (width + 1)
+            at = next_line[width]
+            lines = self._cells[at : at + size].reshape(n, height + 1, width + 1)
+            lines[:, 0, :] = self._sentinel
+            lines[:, :, width] = self._sentinel
+            inner = lines[:, 1:, :width]
+            inner[...] = codes
+            inner <<= 2 * self._bits
+            inner |= (
+                (np.arange(height)[:, None] << self._bits) | np.arange(width)[None, :]
+            ).astype(self._cells.dtype)
+            next_line[width] = at + size
+        for stride, stop in zip(self._strides, self._ends, strict=True):
+            self._cells[stop - stride : stop] = self._sentinel
+
+    def sketch(self, shapes: Shapes, by_pair: bool, size: int) -> np.ndarray:
+        """Counters, (size,) uint32, each at least the count of every key (or pair) that falls on it."""
+        counters = np.zeros(size, np.uint32)
+        self._scan(counting.SKETCH, shapes, counters, by_pair, 0, counting.new_table(2), 0)
+        return counters
+
+    def count(
+        self, shapes: Shapes, by_pair: bool, sketch: np.ndarray, theta: int
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """The keys whose counter reaches theta: columns (n, 4) int64, and counts (n,) int64."""
+        table, n = self._scan(
+            counting.COUNT, shapes, sketch, by_pair, theta, counting.new_table(1 << 12), 0
+        )
+        rows = counting.table_rows(table, n)
+        columns = np.empty((n, 4), np.int64)
+        columns[:, 0], columns[:, 1] = rows[:, 0] >> 32, rows[:, 0] & 0xFFFFFFFF
+        columns[:, 2], columns[:, 3] = rows[:, 1] >> 17, (rows[:, 1] & 0x1FFFF) - (1 << 16)
+        return columns, rows[:, 2]
+
+    def list_keys(self, shapes: Shapes, columns: np.ndarray, counts: np.ndarray) -> None:
+        """Forget all positions, and list those of these keys; `counts` are this shard's own."""
+        needed = int(counts.sum())
+        self._pool = np.empty(0, self._position_dtype)
+        self._pool = np.empty(needed + needed // 8 + (1 << 16), self._position_dtype)
+        self._used_pool = needed
+        self._starts = np.cumsum(counts) - counts
+        self._lengths = counts.copy()
+        table = counting.new_table(1 << max(4, (2 * len(columns)).bit_length()))
+        tokens = (columns[:, 0] << 32) | columns[:, 1]
+        offsets = (columns[:, 2] << 17) | (columns[:, 3] + (1 << 16))
+        counting.insert_all(table, tokens, offsets, self._starts)
+        self._scan(counting.LIST, shapes, np.zeros(1, np.uint32), False, 0, table, 0)
+
+    def _scan(
+        self,
+        mode: int,
+        shapes: Shapes,
+        sketch: np.ndarray,
+        by_pair: bool,
+        theta: int,
+        table: np.ndarray,
+        n: int,
+    ) -> tuple[np.ndarray, int]:
+        return counting.scan(
+            mode, self._cells, self._ends, self._strides, self._bits, self._sentinel,
+            self.codebook_size, *shapes.all_perimeters(), sketch, by_pair, theta, table, n, self._pool,
+        )  # fmt: skip
+
+    def apply(
+        self, key: int, rule: np.ndarray, shapes: Shapes, views: np.ndarray, sides: np.ndarray
+    ) -> tuple[np.ndarray, int]:
+        """Merge the occurrences of a key: how much each view's key lost, and the number of merges.
+
+        `rule` is (5,) int64: the key and the new token's id.
+        """
+        start, length = self._starts[key], self._lengths[key]
+        positions = self._pool[start : start + length]
+        a, b = int(rule[0]), int(rule[1])
+        if a == b:
+            positions.sort()  # raster order decides which of two overlapping occurrences is merged
+        self._state[1] = self._mask_for(2 * len(views) + int(length))
+        self._table, self._used, lost, merged = apply_rule(
+            self._cells, self._ends, self._strides, self._bits, self._sentinel, positions, rule,
+            shapes.cells(a), shapes.cells(b), shapes.perimeter(a), shapes.perimeter(b),
+            views, sides, self._table, self._used, self._state,
+        )  # fmt: skip
+        self._merged = positions[:merged]
+        return lost, merged
+
+    def _mask_for(self, rows: int) -> int:
+        """A small table stays in the cache: start with what the rule may need, within the array."""
+        return min(len(self._table), 1 << max(10, rows.bit_length())) - 1
+
+    def frequent_views(self, least: int) -> np.ndarray:
+        """The views of the last merge's new keys that occur here at least that often."""
+        return frequent_views(self._table, self._used, self._state[2], least)
+
+    def counts_of_views(self, views: np.ndarray) -> np.ndarray:
+        """How often the new key of each view occurs here."""
+        return counts_of_views(self._table, self._state, views)
+
+    def keep(
+        self,
+        views: np.ndarray,
+        counts: np.ndarray,
+        rule: np.ndarray,
+        shapes: Shapes,
+        keys: KeyTable,
+    ) -> None:
+        """List the positions of the last merge's kept keys, the last of `keys`; `counts` are this shard's."""
+        first = keys.size - len(views)
+        needed = int(counts.sum())
+        self._make_room(needed, first, keys)
+        if keys.size > len(self._starts):
+            self._starts = np.resize(self._starts, 2 * keys.size)
+            self._lengths = np.resize(self._lengths, 2 * keys.size)
+        starts = self._used_pool + np.cumsum(counts) - counts
+        self._starts[first : keys.size] = starts
+        self._lengths[first : keys.size] = counts
+        self._used_pool += needed
+        aim_views(self._table, self._used, self._state, views, starts)
+        list_positions(
+            self._cells, self._ends, self._strides, self._bits, self._sentinel, self._merged,
+            int(rule[4]), shapes.perimeter(int(rule[4])), self._table, self._state, self._pool,
+        )  # fmt: skip
+
+    def _make_room(self, needed: int, num_keys: int, keys: KeyTable) -> None:
+        """Make the pool hold `needed` more positions: drop the lists of forgotten keys, or enlarge it."""
+        if self._used_pool + needed <= len(self._pool):
+            return
+        self._merged = self._merged.copy()
+        self._used_pool = compact(
+            self._pool, self._starts, self._lengths, keys.counts, keys.theta, num_keys
+        )
+        total = self._used_pool + needed
+        if total > len(self._pool) - len(self._pool) // 8:
+            pool = np.empty(total + total // 4, self._position_dtype)
+            pool[: self._used_pool] = self._pool[: self._used_pool]
+            self._pool = pool

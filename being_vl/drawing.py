@@ -1,0 +1,109 @@
+"""tokens → pictures: token shapes as text and as PNG, and tokens drawn over an image.
+
+Source: the project's own; Pillow only. A code's colour is a fixed function of its number, so that equal
+codes look equal in every drawing.
+"""
+
+from __future__ import annotations
+
+import colorsys
+from collections.abc import Sequence
+
+import numpy as np
+from PIL import Image, ImageDraw
+
+from .image_bpe import ImageBPE
+
+_BACKGROUND = (255, 255, 255)
+_INK = (30, 30, 30)
+_LINE = (255, 64, 32)
+_CELL = 14
+_LABEL = 14
+_GAP = 10
+
+
+def code_colour(code: int) -> tuple[int, int, int]:
+    """A colour for a code; neighbouring numbers get distant hues."""
+    hue = code * 0.6180339887498949 % 1.0
+    red, green, blue = colorsys.hsv_to_rgb(hue, 0.45 + 0.4 * (code * 0.37 % 1.0), 0.9)
+    return round(255 * red), round(255 * green), round(255 * blue)
+
+
+def token_text(bpe: ImageBPE, visual_id: int) -> list[str]:
+    """A token's shape as lines of text, two characters a cell."""
+    cells = bpe.cells(visual_id)
+    left = min(col for _, col, _ in cells)
+    width = max(col for _, col, _ in cells) - left + 1
+    lines = [["··"] * width for _ in range(cells[-1][0] + 1)]
+    for row, col, _ in cells:
+        lines[row][col - left] = "██"
+    return ["".join(line) for line in lines]
+
+
+def token_sheet(bpe: ImageBPE, visual_ids: Sequence[int], width: int = 960) -> Image.Image:
+    """Tokens drawn side by side, a square a cell in the colour of its code, each with its id."""
+    boxes = []
+    for visual_id in visual_ids:
+        cells = bpe.cells(visual_id)
+        left = min(col for _, col, _ in cells)
+        cols = max(col for _, col, _ in cells) - left + 1
+        boxes.append((visual_id, cells, left, max(_CELL * cols, 6 * len(str(visual_id)) + 4)))
+    places, x, y, line = [], _GAP, _GAP, 0
+    for _, cells, _, box in boxes:
+        if x > _GAP and x + box + _GAP > width:
+            x, y, line = _GAP, y + line + _GAP, 0
+        places.append((x, y))
+        x += box + _GAP
+        line = max(line, _LABEL + _CELL * (cells[-1][0] + 1))
+    sheet = Image.new("RGB", (width, y + line + _GAP), _BACKGROUND)
+    draw = ImageDraw.Draw(sheet)
+    for (visual_id, cells, left, _), (x, y) in zip(boxes, places, strict=True):
+        draw.text((x, y), str(visual_id), fill=_INK)
+        for row, col, code in cells:
+            at_x, at_y = x + _CELL * (col - left), y + _LABEL + _CELL * row
+            box = (at_x, at_y, at_x + _CELL - 1, at_y + _CELL - 1)
+            draw.rectangle(box, fill=code_colour(code), outline=_INK)
+    return sheet
+
+
+def token_map(bpe: ImageBPE, ids: Sequence[int], height: int, width: int) -> np.ndarray:
+    """int32 (height, width): which of ids covers each cell.
+
+    Raises:
+        ValueError: as of ImageBPE.decode.
+    """
+    bpe.decode(ids, height, width)
+    owner = np.full((height, width), -1, dtype=np.int32)
+    for index, visual_id in enumerate(ids):
+        row, col = divmod(int((owner.reshape(-1) < 0).argmax()), width)
+        for cell_row, cell_col, _ in bpe.cells(int(visual_id)):
+            owner[row + cell_row, col + cell_col] = index
+    return owner
+
+
+def draw_tokens(image: Image.Image, owner: np.ndarray) -> Image.Image:
+    """The image with the borders of its tokens; owner is what token_map returns."""
+    height, width = owner.shape
+    drawn = image.convert("RGB")
+    draw = ImageDraw.Draw(drawn)
+    xs = [round(col * image.width / width) for col in range(width + 1)]
+    ys = [round(row * image.height / height) for row in range(height + 1)]
+    for row, col in np.argwhere(owner[:, 1:] != owner[:, :-1]).tolist():
+        draw.line((xs[col + 1], ys[row], xs[col + 1], ys[row + 1]), fill=_LINE)
+    for row, col in np.argwhere(owner[1:] != owner[:-1]).tolist():
+        draw.line((xs[col], ys[row + 1], xs[col + 1], ys[row + 1]), fill=_LINE)
+    return drawn
+
+
+def side_by_side(images: Sequence[Image.Image], titles: Sequence[str]) -> Image.Image:
+    """Images of one height next to each other, each under its title."""
+    height = max(image.height for image in images)
+    width = sum(image.width for image in images) + _GAP * (len(images) + 1)
+    sheet = Image.new("RGB", (width, height + _LABEL + 2 * _GAP), _BACKGROUND)
+    draw = ImageDraw.Draw(sheet)
+    x = _GAP
+    for image, title in zip(images, titles, strict=True):
+        draw.text((x, _GAP // 2), title, fill=_INK)
+        sheet.paste(image.convert("RGB"), (x, _GAP + _LABEL))
+        x += image.width + _GAP
+    return sheet

@@ -1,0 +1,220 @@
+"""The steps of the quickstart, in order; each leaves a part in the output folder and is not done twice."""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import transformers
+from filelock import FileLock, Timeout
+from PIL import Image
+from rich.console import Console
+from tqdm.auto import tqdm
+from transformers import AutoModel, AutoTokenizer, LlamaForCausalLM
+
+from ..checkpoint import default_image_processor, init_checkpoint, save_checkpoint
+from ..evaluation.easyvqa import Split, load_easyvqa
+from ..image_bpe import ImageBPE
+from ..modeling_being_vl_patch_vq import BeingVLPatchVQConfig, BeingVLPatchVQModel
+from .report import write_report
+from .rows import training_rows
+from .runs import Result, test, train_two_stages, training_arguments
+from .settings import Settings, Workspace
+from .text_model import train_text_model, train_text_tokenizer
+
+NUM_MERGES = 512
+CODEBOOK_SIZE = 128
+SPLITS = ("train", "validation", "test")
+
+# Optimizer steps per minute of --minutes. The three rows take about the same time on two CPU cores, where
+# a step of the VQ row costs 3.1 times and one of the question-only row 0.8 times that of the BPE row.
+STEPS_PER_MINUTE = {"question-only": 600, "LLM+VQ": 150, "LLM+VQ+BPE": 500}
+TEXT_STEPS_PER_MINUTE = 50
+PRETRAIN_SHARE = 0.1
+CHECKPOINT_ROW = "LLM+VQ+BPE"
+
+
+def run(settings: Settings) -> list[Result]:
+    """Run all steps; the rows of the table are returned, printed and written to the output folder."""
+    console = Console()
+    data = {name: load_easyvqa(name, seed=settings.seed) for name in SPLITS}
+    work = Workspace(settings)
+    lock = FileLock(work / ".lock")
+    try:
+        lock.acquire(timeout=0)
+    except Timeout as error:
+        raise ValueError(f"--output {work.folder} is in use by another quickstart") from error
+    with lock:
+        transformers.utils.logging.set_verbosity_error()
+        transformers.utils.logging.disable_progress_bar()
+        logging.getLogger("torch").setLevel(logging.ERROR)
+        console.rule("1 of 5: pixels → codes")
+        fit_quantizer(settings, work, data["train"])
+        codes = quantize(work, data)
+        console.rule("2 of 5: codes → merges")
+        bpe = train_bpe(settings, work, data, codes)
+        show_compression(console, bpe, data, codes)
+        console.rule("3 of 5: a text-only Llama")
+        make_text_model(settings, work, data["train"])
+        console.rule("4 of 5: three models learn, then answer the test questions")
+        results = [run_row(settings, work, data, codes, name) for name in STEPS_PER_MINUTE]
+        console.rule("5 of 5: the report")
+        write_report(settings, work, results, data["test"], codes, console)
+    return results
+
+
+def load_images(split: Split, description: str) -> np.ndarray:
+    """The images of a split, uint8 (N, 64, 64, 3), in ascending order of id.
+
+    Raises:
+        ValueError: an image cannot be read; the message names it.
+    """
+    from ..image_loading import load_image
+
+    images = [
+        np.asarray(load_image(path).convert("RGB"))
+        for path in tqdm(split.image_paths.values(), desc=description, unit="image")
+    ]
+    return np.stack(images)
+
+
+def fit_quantizer(settings: Settings, work: Workspace, train: Split) -> None:
+    """Part `vq_model`: the quantizer, fitted on the training images."""
+
+    def build(target: Path) -> None:
+        images = load_images(train, "reading the training images")
+        resolution = images.shape[1]
+        if settings.quantizer == "vqgan":
+            vq = fit_vqgan(settings, images)
+        else:
+            config = BeingVLPatchVQConfig(num_embeddings=CODEBOOK_SIZE, patch_size=4, resolution=resolution)
+            vq = BeingVLPatchVQModel(config)
+            pixels = default_image_processor(config)(list(images), return_tensors="pt")["pixel_values"]
+            vq.fit(pixels, seed=settings.seed, max_patches=50_000)
+        vq.save_pretrained(target)
+
+    work.make("vq_model", build)
+
+
+def quantize(work: Workspace, data: Mapping[str, Split]) -> dict[str, dict[int, np.ndarray]]:
+    """Part `codes.npz`: the codes of every image, int16 (N, h, w) for each split."""
+
+    def build(target: Path) -> None:
+        vq = AutoModel.from_pretrained(work / "vq_model").eval()
+        processor = default_image_processor(vq.config)
+        arrays = {}
+        for name, split in data.items():
+            images = load_images(split, f"quantizing the {name} images")
+            with torch.inference_mode():
+                arrays[name] = np.concatenate(
+                    [
+                        vq.encode(processor(list(chunk), return_tensors="pt")["pixel_values"]).numpy()
+                        for chunk in np.array_split(images, max(1, len(images) // 100))
+                    ]
+                ).astype(np.int16)
+        np.savez(target, **arrays)
+
+    with np.load(work.make("codes.npz", build)) as arrays:
+        return {
+            name: dict(zip(split.image_paths, arrays[name], strict=True)) for name, split in data.items()
+        }
+
+
+def train_bpe(
+    settings: Settings, work: Workspace, data: Mapping[str, Split], codes: Mapping[str, Any]
+) -> ImageBPE:
+    """Part `image_bpe`: the merges, learned from the training images' codes."""
+
+    def build(target: Path) -> None:
+        grids = np.stack(list(codes["train"].values()))
+        codebook_size = AutoModel.from_pretrained(work / "vq_model").config.num_embeddings
+        ImageBPE.train(grids, num_merges=NUM_MERGES, codebook_size=codebook_size).save_pretrained(target)
+
+    return ImageBPE.from_pretrained(work.make("image_bpe", build))
+
+
+def show_compression(
+    console: Console, bpe: ImageBPE, data: Mapping[str, Split], codes: Mapping[str, Any]
+) -> None:
+    """Print the tokens per test image."""
+    grids = list(codes["test"].values())
+    cells = sum(grid.size for grid in grids) / len(grids)
+    tokens = sum(map(len, bpe.encode_batch(grids))) / len(grids)
+    console.print(
+        f"{bpe.num_merges} merges: {cells:.0f} codes → {tokens:.1f} tokens a test image "
+        f"(compression ratio {cells / tokens:.1f})"
+    )
+
+
+def make_text_model(settings: Settings, work: Workspace, train: Split) -> None:
+    """Part `text_model`: a tokenizer and a Llama that have seen the training questions and no image."""
+
+    def build(target: Path) -> None:
+        questions = [question.text for question in train.questions]
+        tokenizer = train_text_tokenizer([*questions, *(q.answer for q in train.questions)])
+        steps = max(2, round(TEXT_STEPS_PER_MINUTE * settings.minutes))
+        args = training_arguments(settings, target.parent / "trainer", steps, save_strategy="no")
+        model = train_text_model(tokenizer, questions, args)
+        model.save_pretrained(target)
+        tokenizer.save_pretrained(target)
+
+    work.make("text_model", build)
+
+
+def run_row(
+    settings: Settings,
+    work: Workspace,
+    data: Mapping[str, Split],
+    codes: Mapping[str, Any],
+    name: str,
+) -> Result:
+    """Parts `runs/NAME`: one row of the table, its checkpoint, its answers."""
+    folder = work / "runs" / name
+    sees = name != "question-only"
+    total = max(4, round(STEPS_PER_MINUTE[name] * settings.minutes))
+    pretrain = round(PRETRAIN_SHARE * total) if sees else 0
+    steps = {"pretrain": pretrain, "sft": total - pretrain}
+    bpe = ImageBPE.from_pretrained(work / "image_bpe")
+    if name != CHECKPOINT_ROW:
+        bpe = ImageBPE(bpe.merges[:0], bpe.codebook_size)
+
+    def build_checkpoint(target: Path) -> None:
+        model, processor = init_checkpoint(
+            LlamaForCausalLM.from_pretrained(work / "text_model"),
+            AutoTokenizer.from_pretrained(work / "text_model"),
+            AutoModel.from_pretrained(work / "vq_model"),
+            bpe,
+            chat_template=AutoTokenizer.from_pretrained(work / "text_model").chat_template,
+            image_init_std=0.1,
+            generator=torch.Generator().manual_seed(settings.seed),
+        )
+        rows = training_rows(processor, data["train"].by_image(), codes["train"] if sees else None)
+        model.to(settings.device)
+        seconds = train_two_stages(model, rows, settings, folder, name, steps)
+        model.unfreeze()
+        save_checkpoint(model, processor, target)
+        (target / "training.json").write_text(json.dumps({"seconds": seconds, **steps}) + "\n")
+
+    checkpoint = work.make(
+        "checkpoint" if name == CHECKPOINT_ROW else f"runs/{name}/checkpoint", build_checkpoint
+    )
+
+    def build_result(target: Path) -> None:
+        grids = codes["test"]
+        scores, answers = test(
+            checkpoint, data["test"].questions, grids if sees else None, device=settings.device, name=name
+        )
+        tokens = float(np.mean([len(ids) for ids in bpe.encode_batch(list(grids.values()))])) if sees else 0.0
+        trained = json.loads((checkpoint / "training.json").read_text())
+        result = Result(name, scores, tokens, steps["pretrain"], steps["sft"], trained["seconds"])
+        target.mkdir()
+        (target / "result.json").write_text(result.to_json())
+        (target / "answers.jsonl").write_text("".join(json.dumps(text) + "\n" for text in answers))
+
+    part = work.make(f"runs/{name}/test", build_result)
+    return Result(**json.loads((part / "result.json").read_text()))

@@ -1,0 +1,186 @@
+"""Training and testing one row of the quickstart's table."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from tqdm.auto import tqdm
+from transformers import AutoModelForImageTextToText, AutoProcessor, TrainingArguments
+from transformers.trainer_utils import get_last_checkpoint
+
+from ..checkpoint import save_checkpoint
+from ..evaluation.easyvqa import Question, accuracy
+from ..modeling_being_vl import BeingVLForCausalLM
+from ..processing_being_vl import BeingVLProcessor
+from ..training.clock import TrainingClock
+from ..training.packing import SharedImageCollator
+from ..training.stages import prepare_stage
+from ..training.trainer import BeingVLTrainer
+from .rows import Rows, conversation
+from .settings import Settings
+
+IMAGES_PER_STEP = 8
+ANSWER_BATCH = 256
+MAX_ANSWER_TOKENS = 8
+
+
+@dataclass(frozen=True)
+class Result:
+    """A row of the table. Accuracies are shares in [0, 1] of the test questions.
+
+    Args:
+        name: of the row.
+        accuracy: overall and for each type of question.
+        tokens_per_image: mean over the test images, begin and end tokens left out; 0 without images.
+        pretrain_steps, sft_steps: optimizer steps of the two stages.
+        seconds: wall clock of both stages.
+    """
+
+    name: str
+    accuracy: dict[str, float]
+    tokens_per_image: float
+    pretrain_steps: int
+    sft_steps: int
+    seconds: float
+
+    def to_json(self) -> str:
+        return json.dumps(asdict(self), indent=2) + "\n"
+
+
+def training_arguments(settings: Settings, folder: Path, steps: int, **options: Any) -> TrainingArguments:
+    """What all stages of the quickstart share; see its README for where the values come from."""
+    return TrainingArguments(
+        output_dir=str(folder),
+        max_steps=steps,
+        per_device_train_batch_size=IMAGES_PER_STEP,
+        learning_rate=2e-3,
+        lr_scheduler_type="cosine",
+        warmup_steps=0.05,
+        adam_beta2=0.98,
+        weight_decay=0.01,
+        max_grad_norm=1.0,
+        optim="adamw_torch_fused",
+        train_sampling_strategy="group_by_length",
+        remove_unused_columns=False,
+        seed=settings.seed,
+        use_cpu=settings.device == "cpu",
+        dataloader_pin_memory=settings.device != "cpu",
+        disable_tqdm=True,
+        report_to="none",
+        logging_steps=50,
+        save_steps=max(1, steps // 4),
+        save_total_limit=1,
+        restore_callback_states_from_checkpoint=True,
+        **options,
+    )
+
+
+def train_two_stages(
+    model: BeingVLForCausalLM,
+    rows: Rows,
+    settings: Settings,
+    folder: Path,
+    name: str,
+    steps: Mapping[str, int],
+) -> float:
+    """Train `model` in place, stage by stage; the seconds of training are returned.
+
+    Args:
+        steps: stage → optimizer steps; a stage with none is left out.
+        folder: keeps the stages' checkpoints, from which a stopped run goes on.
+    """
+    seconds = 0.0
+    for stage, count in steps.items():
+        if not count:
+            continue
+        prepare_stage(model, stage)
+        clock = TrainingClock(f"{name}: {stage}")
+        args = training_arguments(settings, folder / stage, count)
+        trainer = BeingVLTrainer(
+            model=model,
+            args=args,
+            train_dataset=rows,
+            data_collator=SharedImageCollator(model.config.pad_token_id),
+            callbacks=[clock],
+        )
+        _quiet(trainer)
+        last = get_last_checkpoint(args.output_dir) if Path(args.output_dir).is_dir() else None
+        trainer.train(resume_from_checkpoint=last)
+        trainer.save_model(str(folder / stage / "final"))
+        clock = next(c for c in trainer.callback_handler.callbacks if isinstance(c, TrainingClock))
+        seconds += clock.seconds
+    return seconds
+
+
+def _quiet(trainer: BeingVLTrainer) -> None:
+    """The clock shows the progress; `Trainer` would print each log as a dictionary too."""
+    from transformers.trainer_callback import PrinterCallback
+
+    trainer.remove_callback(PrinterCallback)
+
+
+@torch.inference_mode()
+def answer(
+    checkpoint: Path,
+    questions: Sequence[Question],
+    codes: Mapping[int, Any] | None,
+    *,
+    device: str,
+    description: str,
+) -> list[str]:
+    """The answers of a saved checkpoint, loaded by the Auto classes: text generated greedily.
+
+    Args:
+        checkpoint: a folder.
+        questions: any number.
+        codes: image id → int (h, w) codes, or None to ask without images.
+        device: where the model runs.
+        description: of the progress bar.
+
+    Returns:
+        one text for each question.
+    """
+    processor: BeingVLProcessor = AutoProcessor.from_pretrained(checkpoint)
+    model = AutoModelForImageTextToText.from_pretrained(checkpoint).to(device).eval()
+    prompts = {
+        text: processor.apply_chat_template(
+            conversation(text, image=codes is not None), tokenize=False, add_generation_prompt=True
+        )
+        for text in {question.text for question in questions}
+    }
+    answers: list[str] = []
+    with tqdm(total=len(questions), desc=description, unit="question") as bar:
+        for start in range(0, len(questions), ANSWER_BATCH):
+            batch = questions[start : start + ANSWER_BATCH]
+            inputs = processor(
+                text=[prompts[question.text] for question in batch],
+                image_codes=None if codes is None else [[codes[q.image_id]] for q in batch],
+                padding=True,
+                return_tensors="pt",
+            ).to(device)
+            ids = model.generate(**inputs, max_new_tokens=MAX_ANSWER_TOKENS, do_sample=False)
+            new = ids[:, inputs["input_ids"].shape[1] :]
+            answers += processor.batch_decode(new, skip_special_tokens=True)
+            bar.update(len(batch))
+    return answers
+
+
+def test(
+    checkpoint: Path,
+    questions: Sequence[Question],
+    codes: Mapping[int, Any] | None,
+    *,
+    device: str,
+    name: str,
+) -> tuple[dict[str, float], list[str]]:
+    """Accuracy of a saved checkpoint on the questions, and its answers."""
+    answers = answer(checkpoint, questions, codes, device=device, description=f"{name}: test")
+    return accuracy(questions, answers), answers
+
+
+__all__ = ["Result", "answer", "save_checkpoint", "test", "train_two_stages", "training_arguments"]
