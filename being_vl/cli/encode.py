@@ -11,7 +11,7 @@ import json
 import sys
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from jsonargparse import ArgumentParser, Namespace
 from jsonargparse.typing import NonNegativeInt, PositiveInt
@@ -92,7 +92,7 @@ def main(args: Namespace) -> int:
     device = state.device if args.device is None else torch.device(args.device)
     dtype = getattr(torch, args.dtype)
     model = AutoModel.from_pretrained(args.quantizer).to(device).eval()
-    processor = _image_processor(args, model.config.resolution)
+    processor = _image_processor(args, model.config)
     if state.is_main_process:
         _save_config(args, output)
     total = source.num_images if state.num_processes == 1 else None
@@ -158,8 +158,9 @@ def _open_source(args: Namespace) -> Source:
     )
 
 
-def _image_processor(args: Namespace, resolution: int) -> BeingVLImageProcessor:
+def _image_processor(args: Namespace, vq_config: Any) -> BeingVLImageProcessor:
     """The named one, else the quantizer's own, else the defaults at the quantizer's resolution."""
+    from ..checkpoint import default_image_processor
     from ..image_processing_being_vl import BeingVLImageProcessor
 
     if args.image_processor is not None:
@@ -169,16 +170,15 @@ def _image_processor(args: Namespace, resolution: int) -> BeingVLImageProcessor:
     except OSError:
         print(
             f"{args.quantizer} has no preprocessor_config.json: images are resized and cropped to "
-            f"{resolution} × {resolution} (give --image-processor for anything else)",
+            f"{vq_config.resolution} × {vq_config.resolution} (give --image-processor for anything else)",
             file=sys.stderr,
         )
-        size = {"height": resolution, "width": resolution}
-        return BeingVLImageProcessor(size={"shortest_edge": resolution}, crop_size=size)
+        return default_image_processor(vq_config)
 
 
 def _save_config(args: Namespace, output: Path) -> None:
     from ..code_shards import write_atomic
 
     output.mkdir(parents=True, exist_ok=True)
-    text = make_parser().dump(args, skip_none=False)
+    text = make_parser().dump(args)
     write_atomic(output / "encode.yaml", text.encode())
