@@ -13,6 +13,7 @@ import sys
 
 COMMANDS = {
     "encode": "quantize images into parquet shards of codes",
+    "train-vq": "train a VQ-GAN on images",
     "quickstart": "train and test a small model on easy-VQA, end to end, in minutes",
 }
 
@@ -48,7 +49,10 @@ def main(argv: list[str] | None = None) -> int:
         return 0
     name = argv[0]
     if name not in COMMANDS:
-        print(f"being-vl: error: no command {name!r}; there are: {', '.join(COMMANDS)}", file=sys.stderr)
+        print(
+            f"being-vl: error: no command {name!r}; there are: {', '.join(COMMANDS)}",
+            file=sys.stderr,
+        )
         return 2
     try:
         command = importlib.import_module(f"being_vl.cli.{name.replace('-', '_')}")
@@ -65,5 +69,3 @@ def main(argv: list[str] | None = None) -> int:
         message = " ".join(str(error).split()) or type(error).__name__
         print(f"being-vl {name}: error: {message}", file=sys.stderr)
         return 2
-
-

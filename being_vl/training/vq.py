@@ -21,7 +21,14 @@ import numpy as np
 import torch
 from torch.optim.lr_scheduler import LambdaLR
 from torch.utils.data import DataLoader, Dataset
-from transformers import Trainer, TrainerCallback, TrainingArguments, set_seed
+from tqdm import tqdm
+from transformers import (
+    PrinterCallback,
+    Trainer,
+    TrainerCallback,
+    TrainingArguments,
+    set_seed,
+)
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from ..image_processing_being_vl import BeingVLImageProcessor
@@ -99,6 +106,7 @@ class VQTrainer(Trainer):
                 f"one process must train on one device, got {args.n_gpu}: run under accelerate launch, or set "
                 "CUDA_VISIBLE_DEVICES"
             )
+        self.remove_callback(PrinterCallback)  # standard output is for the caller
         self._module = model
         self._metrics = metrics or (
             lambda: ReconstructionMetrics(
@@ -108,6 +116,11 @@ class VQTrainer(Trainer):
         self._started = 0.0
         self._terms: dict[str, torch.Tensor] = {}
         self._term_steps = 0
+
+    @property
+    def vq_model(self) -> BeingVLVQModel:
+        """The model in training."""
+        return self._module.model
 
     def train(self, resume_from_checkpoint: str | None = None, **kwargs: Any) -> Any:
         """As `Trainer.train`, with a checkpoint that must be whole.
@@ -242,6 +255,28 @@ class VQTrainer(Trainer):
         module.start_codebook(codebook, len(batch) * cells * args.world_size)
 
 
+class ProgressBar(TrainerCallback):
+    """Steps, and the newest terms of the loss, on standard error."""
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self._bar = tqdm(
+            total=state.max_steps,
+            initial=state.global_step,
+            unit="step",
+            disable=not state.is_world_process_zero,
+        )
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self._bar.update(state.global_step - self._bar.n)
+
+    def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **kwargs: Any) -> None:
+        shown = ("reconstruction", "commitment", "adversarial", "eval_psnr")
+        self._bar.set_postfix({name: logs[name] for name in shown if name in (logs or {})})
+
+    def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self._bar.close()
+
+
 class _Stopwatch(TrainerCallback):
     """Ends a run of `max_seconds`, and reports how far any run is."""
 
@@ -360,6 +395,7 @@ def _cosine(done: float) -> float:
 
 
 __all__ = [
+    "ProgressBar",
     "VQTrainer",
     "VQTrainingArguments",
     "fit_vq_model",

@@ -15,17 +15,18 @@ from tqdm import tqdm
 
 from ..image_loading import MAX_IMAGE_PIXELS, load_image
 from ..image_processing_being_vl import BeingVLImageProcessor
-from ..quantizing import Record
+from ..quantizing import DatasetSource, FolderSource
 
 
-class ImageRecords(Dataset):
+class SourceImages(Dataset):
     """Encoded images, decoded and preprocessed when asked for.
 
     Items are `{"pixel_values": (3, H, W) float32}`.
 
     Args:
-        records: the images.
+        source: the images.
         processor: gives their pixels.
+        indices: which images of the source; all by default.
         random_flip: mirror left and right at random.
         random_crop: side in pixels of a random square that is cut out; None keeps all.
 
@@ -35,22 +36,24 @@ class ImageRecords(Dataset):
 
     def __init__(
         self,
-        records: Sequence[Record],
+        source: FolderSource | DatasetSource,
         processor: BeingVLImageProcessor,
         *,
+        indices: Sequence[int] | None = None,
         random_flip: bool = False,
         random_crop: int | None = None,
     ):
-        self._records = records
+        self._source = source
+        self._indices = range(source.num_images) if indices is None else indices
         self._processor = processor
         self._random_flip = random_flip
         self._random_crop = random_crop
 
     def __len__(self) -> int:
-        return len(self._records)
+        return len(self._indices)
 
     def __getitem__(self, index: int) -> dict[str, torch.Tensor]:
-        record = self._records[index]
+        record = self._source.record(self._indices[index])
         limit = self._processor.max_image_pixels or MAX_IMAGE_PIXELS
         image = load_image(record.read(), max_pixels=limit, name=record.image_id)
         pixels = self._processor(image, return_tensors="pt")["pixel_values"][0]
@@ -58,10 +61,10 @@ class ImageRecords(Dataset):
 
     def cached(self) -> CachedImages:
         """The same images, preprocessed once and kept in memory as floats (all of one size)."""
-        plain = ImageRecords(self._records, self._processor)
+        plain = SourceImages(self._source, self._processor, indices=self._indices)
         pixels = [
             plain[i]["pixel_values"]
-            for i in tqdm(range(len(plain)), desc="reading images", unit="image")
+            for i in tqdm(range(len(plain)), desc="reading images", unit="image", mininterval=1)
         ]
         sizes = {tuple(item.shape) for item in pixels}
         if len(sizes) > 1:
@@ -75,7 +78,7 @@ class ImageRecords(Dataset):
 
 
 class CachedImages(Dataset):
-    """Pixels in memory, (N, 3, H, W) float32; items as those of `ImageRecords`."""
+    """Pixels in memory, (N, 3, H, W) float32; items as those of `SourceImages`."""
 
     def __init__(
         self,
@@ -130,4 +133,4 @@ def pixels_from_uint8(images: np.ndarray, processor: BeingVLImageProcessor) -> t
     return ((pixels * processor.rescale_factor - mean) / std).contiguous()
 
 
-__all__ = ["CachedImages", "ImageRecords", "augment", "pixels_from_uint8"]
+__all__ = ["CachedImages", "SourceImages", "augment", "pixels_from_uint8"]

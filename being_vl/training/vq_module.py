@@ -87,6 +87,8 @@ class VQTrainingModule(nn.Module):
         self, model: BeingVLVQModel, config: VQLossConfig, perceptual: PerceptualLoss | None = None
     ) -> None:
         super().__init__()
+        if model.decoder is None:
+            raise ValueError("has_decoder must be true: training reconstructs pictures")
         if (perceptual is None) != (config.perceptual_weight == 0):
             raise ValueError(
                 f"perceptual_weight is {config.perceptual_weight}, but perceptual_backbone is "
