@@ -12,4 +12,60 @@ import os
 import sys
 
 COMMANDS = {
-    "convert-vq": "turn a published VQ-GAN checkpoint into a folder that loads here",
+    "encode": "quantize images into parquet shards of codes",
+    "train-vq": "train a VQ-GAN on images",
+    "quickstart": "train and test a small model on easy-VQA, end to end, in minutes",
+}
+
+_INTERRUPTED = 130
+
+
+def _usage() -> str:
+    width = max(map(len, COMMANDS))
+    lines = [f"  {name:<{width}}  {text}" for name, text in COMMANDS.items()]
+    return "\n".join(
+        [
+            "usage: being-vl COMMAND [options]",
+            "",
+            "commands:",
+            *lines,
+            "",
+            "being-vl COMMAND --help lists the options of a command; each takes --config FILE.yaml,",
+            "whose values flags override. being-vl --version prints the version.",
+        ]
+    )
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run a command; returns the exit status (0, or 2 on bad input, 130 on Ctrl-C)."""
+    argv = sys.argv[1:] if argv is None else argv
+    if not argv or argv[0] in ("-h", "--help"):
+        print(_usage())
+        return 0 if argv else 2
+    if argv[0] == "--version":
+        from being_vl import __version__
+
+        print(f"being-vl {__version__}")
+        return 0
+    name = argv[0]
+    if name not in COMMANDS:
+        print(
+            f"being-vl: error: no command {name!r}; there are: {', '.join(COMMANDS)}",
+            file=sys.stderr,
+        )
+        return 2
+    try:
+        command = importlib.import_module(f"being_vl.cli.{name.replace('-', '_')}")
+        parser = command.make_parser()
+        parser.prog = f"being-vl {name}"
+        args = parser.parse_args(argv[1:])
+        return command.main(args) or 0
+    except KeyboardInterrupt:
+        print(f"being-vl {name}: interrupted", file=sys.stderr)
+        return _INTERRUPTED
+    except (ValueError, OSError, ImportError) as error:
+        if os.environ.get("BEING_VL_DEBUG"):
+            raise
+        message = " ".join(str(error).split()) or type(error).__name__
+        print(f"being-vl {name}: error: {message}", file=sys.stderr)
+        return 2
