@@ -7,9 +7,16 @@ from typing import Any
 
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
-from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast, Trainer
-from transformers import TrainingArguments
+from transformers import (
+    LlamaConfig,
+    LlamaForCausalLM,
+    PreTrainedTokenizerFast,
+    Trainer,
+    TrainingArguments,
+)
+from transformers.trainer_callback import PrinterCallback
 
+from ..training.clock import TrainingClock
 from ..training.packing import IGNORE_INDEX
 
 # Question, separator, answer: the shortest prompt that a tiny model can follow.
@@ -67,17 +74,27 @@ def text_model_config(tokenizer: PreTrainedTokenizerFast) -> LlamaConfig:
 
 
 def train_text_model(
-    tokenizer: PreTrainedTokenizerFast, texts: Sequence[str], args: TrainingArguments, **kwargs: Any
+    tokenizer: PreTrainedTokenizerFast, texts: Sequence[str], args: TrainingArguments
 ) -> LlamaForCausalLM:
     """A language model of the texts, trained from scratch with the plain `Trainer`."""
     torch.manual_seed(args.seed)
     model = LlamaForCausalLM(text_model_config(tokenizer))
-    rows = [{"input_ids": ids} for ids in tokenizer([f"<s>{text}</s>" for text in texts])["input_ids"]]
+    rows = [
+        {"input_ids": ids} for ids in tokenizer([f"<s>{text}</s>" for text in texts])["input_ids"]
+    ]
 
     def collate(batch: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
         padded = tokenizer.pad(batch, padding_side="right", return_tensors="pt")
         labels = padded["input_ids"].masked_fill(padded["attention_mask"] == 0, IGNORE_INDEX)
         return {**padded, "labels": labels}
 
-    Trainer(model=model, args=args, train_dataset=rows, data_collator=collate, **kwargs).train()
+    trainer = Trainer(
+        model=model,
+        args=args,
+        train_dataset=rows,
+        data_collator=collate,
+        callbacks=[TrainingClock("text model")],
+    )
+    trainer.remove_callback(PrinterCallback)  # the clock shows the progress
+    trainer.train()
     return model
