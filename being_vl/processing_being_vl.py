@@ -20,6 +20,7 @@ from PIL import Image
 from transformers import AutoConfig, AutoModel, BatchFeature, PreTrainedModel, ProcessorMixin
 from transformers.image_utils import make_flat_list_of_images
 from transformers.processing_utils import MultiModalData
+from transformers.utils.hub import resolve_revision
 
 from .vocabulary import VocabularyLayout
 
@@ -216,6 +217,8 @@ class BeingVLProcessor(ProcessorMixin):
             data["text_replacement_offsets"] = offsets
         if return_tensors is None:
             data["input_ids"] = [ids.tolist() for ids in data["input_ids"]]
+        elif "attention_mask" in data:  # arrays, as the ids are: torch is slow to read nested lists
+            data["attention_mask"] = [np.array(row, dtype=np.int64) for row in data["attention_mask"]]
         return BatchFeature(
             data, tensor_type=return_tensors, skip_tensor_conversion=self.skip_tensor_conversion
         )
@@ -449,7 +452,7 @@ class BeingVLProcessor(ProcessorMixin):
     def from_pretrained(
         cls,
         pretrained_model_name_or_path: str | os.PathLike,
-        *args: Any,
+        *,
         vq: bool = True,
         vq_device: str | torch.device | None = None,
         **kwargs: Any,
@@ -462,7 +465,16 @@ class BeingVLProcessor(ProcessorMixin):
             vq_device: where the VQ model will run; the CPU by default.
             kwargs: as in `ProcessorMixin.from_pretrained`.
         """
-        loaded = super().from_pretrained(pretrained_model_name_or_path, *args, **kwargs)
+        # The VQ model is loaded later: from the commit that everything else came from.
+        where = {
+            name: kwargs[name]
+            for name in ("token", "local_files_only", "cache_dir")
+            if name in kwargs
+        }
+        kwargs["revision"] = resolve_revision(
+            pretrained_model_name_or_path, kwargs.get("revision"), **where
+        )
+        loaded = super().from_pretrained(pretrained_model_name_or_path, **kwargs)
         processor = loaded[0] if isinstance(loaded, tuple) else loaded  # return_unused_kwargs=True
         processor._vq_device = vq_device
         if vq:
