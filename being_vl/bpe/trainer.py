@@ -490,5 +490,7 @@ def _even_bounds(areas: np.ndarray, parts: int) -> list[int]:
     """Where to cut grids of these areas into parts of about the same number of cells."""
     ends = np.cumsum(areas)
     total = int(ends[-1]) if len(ends) else 0
-    inner = [int(np.searchsorted(ends, total * part // parts)) for part in range(1, parts)]
+    inner = [
+        int(np.searchsorted(ends, total * part // parts, side="right")) for part in range(1, parts)
+    ]
     return [0, *inner, len(areas)]
