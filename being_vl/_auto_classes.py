@@ -4,7 +4,7 @@
 transformers. So each module of `transformers.models.auto` gets its entries once it has been imported: at
 once if it already is, else by a finder that lets the import happen and registers after it. Imports of
 transformers and of our modules run into each other (our model imports Llama, which imports AutoModel, whose
-entry is our model), so entries wait until the outermost of these imports is done.
+entry is our model), so entries wait until the outermost import of either package is done.
 """
 
 from __future__ import annotations
@@ -17,7 +17,6 @@ from types import ModuleType
 from typing import Any
 
 _AUTO = "transformers.models.auto."
-_MODELING_UTILS = "transformers.modeling_utils"  # imports configuration_auto half way
 
 
 def _register_configs(auto: ModuleType) -> None:
@@ -74,14 +73,11 @@ _REGISTER: dict[str, Callable[[ModuleType], None]] = {
 
 
 class _Registrar:
-    """Registers what waits, when none of the imports that it follows is under way."""
+    """Registers what waits, when neither package has an import under way."""
 
     def __init__(self) -> None:
         self._running = 0
         self._waiting: list[str] = []
-
-    def follows(self, name: str) -> bool:
-        return name in _REGISTER or name == _MODELING_UTILS or _is_ours(name)
 
     def run(self, loader: Any, module: ModuleType) -> None:
         self._running += 1
@@ -99,10 +95,6 @@ class _Registrar:
             _REGISTER[waiting](sys.modules[waiting])
 
 
-def _is_ours(name: str) -> bool:
-    return name.startswith("being_vl.") and "_being_vl" in name
-
-
 class _FollowingLoader(importlib.abc.Loader):
     def __init__(self, loader: Any, registrar: _Registrar):
         self._loader = loader
@@ -112,9 +104,11 @@ class _FollowingLoader(importlib.abc.Loader):
         return self._loader.create_module(spec)
 
     def exec_module(self, module: ModuleType) -> None:
+        # The module keeps its own loader, for inspect, tracebacks and importlib.resources.
+        module.__loader__ = module.__spec__.loader = self._loader
         self._registrar.run(self._loader, module)
 
-    def __getattr__(self, name: str) -> Any:  # get_source and friends, for tracebacks and inspect
+    def __getattr__(self, name: str) -> Any:  # get_code and friends, for python -m
         return getattr(self._loader, name)
 
 
@@ -123,7 +117,7 @@ class _FollowingFinder(importlib.abc.MetaPathFinder):
         self._registrar = registrar
 
     def find_spec(self, fullname: str, path: Any, target: Any = None) -> Any:
-        if not self._registrar.follows(fullname):
+        if fullname.partition(".")[0] not in ("being_vl", "transformers"):
             return None
         spec = importlib.machinery.PathFinder.find_spec(fullname, path, target)
         if spec is not None and spec.loader is not None:

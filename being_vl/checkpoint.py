@@ -9,22 +9,24 @@ from __future__ import annotations
 import os
 import shutil
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from transformers import LlamaForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
 
 from .chat_templates import default_chat_template
 from .image_processing_being_vl import BeingVLImageProcessor
 from .modeling_being_vl import BeingVLForCausalLM
 from .processing_being_vl import BeingVLProcessor
-from .remote_code import add_remote_code
+from .remote_code import add_remote_code, read_json, write_json
 from .tokenization_being_vl import BeingVLTokenizer
 
 if TYPE_CHECKING:
     import torch
 
+    from .configuration_being_vl import BeingVLConfig
     from .image_bpe import ImageBPE
 
 
@@ -109,6 +111,7 @@ def save_checkpoint(
     folder: str | os.PathLike,
     *,
     remote_code: bool = False,
+    settings: Mapping[str, str] | None = None,
 ) -> None:
     """Save model, tokenizer, processor and VQ model; the folder appears when all of it is written.
 
@@ -116,20 +119,73 @@ def save_checkpoint(
         model, processor: what `init_checkpoint` returned, or a trained model and its processor.
         folder: must not exist yet, or be empty.
         remote_code: add the modules that `trust_remote_code=True` needs where being_vl is not installed.
+        settings: names to texts of further files, such as the options of the command that made it.
 
     Raises:
         ValueError: the folder has files in it.
     """
+    with _new_folder(folder, settings) as partial:
+        model.save_pretrained(partial)
+        processor.save_pretrained(partial)
+        if remote_code:
+            add_remote_code(partial)
+
+
+def export_checkpoint(
+    model: BeingVLForCausalLM,
+    tokenizer: BeingVLTokenizer,
+    folder: str | os.PathLike,
+    *,
+    settings: Mapping[str, str] | None = None,
+) -> None:
+    """Save a model as a plain Llama with a plain fast tokenizer, same ids, same logits.
+
+    The folder loads with `LlamaForCausalLM` and `PreTrainedTokenizerFast` where being_vl is not installed.
+    The sizes of the vocabulary lie under the key `being_vl` of `config.json`; `image_bpe.json` stays, for
+    whoever turns images into ids.
+
+    Raises:
+        ValueError: the folder has files in it, or the model has grid positions, which no Llama has.
+    """
+    if model.config.image_positions is not None:
+        raise ValueError(
+            f"a model with image_positions={model.config.image_positions!r} is no plain Llama and cannot be "
+            "exported"
+        )
+    with _new_folder(folder, settings) as partial:
+        model.save_pretrained(partial)
+        tokenizer.save_pretrained(partial)
+        _make_plain_llama(partial / "config.json", model.config)
+        tokenizer_config = read_json(partial / "tokenizer_config.json")
+        tokenizer_config["tokenizer_class"] = "PreTrainedTokenizerFast"
+        for name in ("auto_map", "processor_class"):
+            tokenizer_config.pop(name, None)
+        write_json(partial / "tokenizer_config.json", tokenizer_config)
+
+
+def _make_plain_llama(path: Path, config: BeingVLConfig) -> None:
+    """Rewrite a config.json: Llama's fields at the top, ours under one key."""
+    fields = read_json(path)
+    ours = set(config.to_dict()) - set(LlamaConfig().to_dict()) - {"auto_map"}
+    fields["being_vl"] = {name: fields.pop(name) for name in sorted(ours & set(fields))}
+    fields.pop("auto_map", None)
+    fields["model_type"] = LlamaConfig.model_type
+    fields["architectures"] = [LlamaForCausalLM.__name__]
+    write_json(path, fields)
+
+
+@contextmanager
+def _new_folder(folder: str | os.PathLike, settings: Mapping[str, str] | None) -> Iterator[Path]:
+    """A folder to write into, which takes its name when nothing failed."""
     folder = Path(folder)
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise ValueError(f"{folder} exists and is not an empty folder")
     folder.parent.mkdir(parents=True, exist_ok=True)
     partial = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
     try:
-        model.save_pretrained(partial)
-        processor.save_pretrained(partial)
-        if remote_code:
-            add_remote_code(partial)
+        yield partial
+        for name, text in (settings or {}).items():
+            (partial / name).write_text(text, "utf-8")
         partial.chmod(0o755)  # mkdtemp's folders are closed to others
         os.replace(partial, folder)
     except BaseException:

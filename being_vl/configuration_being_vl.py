@@ -65,6 +65,13 @@ class BeingVLConfig(LlamaConfig):
             self.text_vocab_size, self.num_special_tokens, self.codebook_size, self.num_merges
         )
 
+    @layout.setter
+    def layout(self, layout: VocabularyLayout) -> None:
+        self.text_vocab_size = layout.text_size
+        self.num_special_tokens = layout.num_special_tokens
+        self.codebook_size = layout.codebook_size
+        self.num_merges = layout.num_merges
+
     def validate_layout(self) -> None:
         """Part of the `@strict` validation: the vocabulary's sizes and ids agree."""
         layout = self.layout

@@ -52,6 +52,8 @@ class RowFreezingLinear(nn.Linear):
             return linear
         layer = cls(linear.in_features, linear.out_features, bias=False, device="meta")
         layer.weight = linear.weight
+        # transformers' mark on a layer that `post_init` must not initialise again.
+        layer._is_hf_initialized = getattr(linear, "_is_hf_initialized", False)
         return layer.train(linear.training)
 
     def forward(self, input: torch.Tensor) -> torch.Tensor:

@@ -94,6 +94,7 @@ def image_token_positions(
     boi_token_id: int,
     eoi_token_id: int,
     known: torch.LongTensor | None = None,
+    strict: bool = True,
 ) -> torch.LongTensor:
     """Row and column of each image token's anchor in its grid, −1 at every other token.
 
@@ -102,6 +103,8 @@ def image_token_positions(
     Args:
         input_ids: (batch, length) long.
         known: (batch, n, 2) long, the positions of the first n tokens.
+        strict: raise on ids that are no image; else give −1 from there on, as for the beams of score
+            -inf that beam search fills up with.
 
     Returns:
         (batch, length, 2) long, on the device of `input_ids`.
@@ -122,13 +125,17 @@ def image_token_positions(
             elif token_id == eoi_token_id:
                 state = None
             elif layout.first_code_id <= token_id < layout.size:
-                if state is None and i < num_known:
-                    continue
-                if state is None or state.finished:
+                if state is not None and not state.finished:
+                    positions[b, i] = state.next_anchor
+                    try:
+                        state.append(layout.visual_id(token_id))
+                    except ValueError as error:
+                        if strict:
+                            raise ValueError(f"input_ids[{b}, {i}]: {error}") from None
+                        state = None
+                elif strict and i >= num_known:
                     raise ValueError(
                         f"input_ids[{b}, {i}] is image token {token_id} outside an image of "
                         f"{grid_size[0]}x{grid_size[1]} cells"
                     )
-                positions[b, i] = state.next_anchor
-                state.append(layout.visual_id(token_id))
     return torch.from_numpy(positions).to(input_ids.device)

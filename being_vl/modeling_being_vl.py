@@ -11,6 +11,7 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import nn
 from transformers import Cache, LlamaForCausalLM, LlamaModel
 from transformers import initialization as init
@@ -37,19 +38,19 @@ class GridPositionEmbedding(nn.Module):
 
     def __init__(self, max_grid_size: int, hidden_size: int):
         super().__init__()
-        self.rows = nn.Embedding(max_grid_size, hidden_size)
-        self.columns = nn.Embedding(max_grid_size, hidden_size)
+        self.rows = nn.Parameter(torch.empty(max_grid_size, hidden_size))
+        self.columns = nn.Parameter(torch.empty(max_grid_size, hidden_size))
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
-        init.zeros_(self.rows.weight)
-        init.zeros_(self.columns.weight)
+        init.zeros_(self.rows)
+        init.zeros_(self.columns)
 
     def forward(self, positions: torch.LongTensor) -> torch.Tensor:
         """(batch, length, 2) long, −1 at tokens of no image → (batch, length, hidden_size)."""
         is_image = (positions >= 0).all(dim=-1, keepdim=True)
         rows, columns = positions.clamp_min(0).unbind(dim=-1)
-        vectors = self.rows(rows) + self.columns(columns)
+        vectors = F.embedding(rows, self.rows) + F.embedding(columns, self.columns)
         return torch.where(is_image, vectors, torch.zeros_like(vectors))
 
 
@@ -70,7 +71,7 @@ class BeingVLModel(LlamaModel):
     def _init_weights(self, module: nn.Module) -> None:
         if isinstance(module, GridPositionEmbedding):
             module.reset_parameters()
-        elif self.grid_positions is None or module not in self.grid_positions.children():
+        else:
             super()._init_weights(module)
 
     def forward(
@@ -205,14 +206,26 @@ class BeingVLForCausalLM(BeingVLGenerationMixin, LlamaForCausalLM):
         self,
         input_ids: torch.LongTensor,
         next_sequence_length: int | None = None,
+        past_key_values: Cache | None = None,
+        attention_mask: torch.Tensor | None = None,
+        inputs_embeds: torch.FloatTensor | None = None,
         image_token_positions: torch.LongTensor | None = None,
         image_grid_size: tuple[int, int] | None = None,
         **kwargs: Any,
     ) -> dict[str, Any]:
         """transformers', with the grid positions of the ids that go in, where the model has any."""
-        inputs = super().prepare_inputs_for_generation(input_ids, next_sequence_length, **kwargs)
+        inputs = super().prepare_inputs_for_generation(
+            input_ids,
+            next_sequence_length=next_sequence_length,
+            past_key_values=past_key_values,
+            attention_mask=attention_mask,
+            inputs_embeds=inputs_embeds,
+            **kwargs,
+        )
         if self.config.image_positions == "grid" and inputs.get("input_ids") is not None:
-            positions = self._grid_positions(input_ids, image_grid_size, image_token_positions)
+            positions = self._grid_positions(
+                input_ids, image_grid_size, known=image_token_positions, strict=False
+            )
             inputs["image_token_positions"] = positions[:, -inputs["input_ids"].shape[1] :]
         return inputs
 
@@ -227,13 +240,15 @@ class BeingVLForCausalLM(BeingVLGenerationMixin, LlamaForCausalLM):
             return None
         if past_key_values is not None and past_key_values.get_seq_length() > 0:
             raise ValueError("image_token_positions must be given with image tokens behind a cache")
-        return self._grid_positions(input_ids, None, None)
+        return self._grid_positions(input_ids, None)
 
     def _grid_positions(
         self,
         input_ids: torch.LongTensor,
         image_grid_size: tuple[int, int] | None,
-        known: torch.LongTensor | None,
+        *,
+        known: torch.LongTensor | None = None,
+        strict: bool = True,
     ) -> torch.LongTensor:
         config = self.config
         size = image_grid_size if image_grid_size is not None else config.image_grid_size
@@ -249,6 +264,7 @@ class BeingVLForCausalLM(BeingVLGenerationMixin, LlamaForCausalLM):
             boi_token_id=config.boi_token_id,
             eoi_token_id=config.eoi_token_id,
             known=known,
+            strict=strict,
         )
 
     @classmethod
@@ -339,8 +355,8 @@ class BeingVLForCausalLM(BeingVLGenerationMixin, LlamaForCausalLM):
             table = torch.zeros(config.max_grid_size, config.hidden_size).to(
                 text_model.lm_head.weight
             )
-            state["model.grid_positions.rows.weight"] = table
-            state["model.grid_positions.columns.weight"] = table.clone()
+            state["model.grid_positions.rows"] = table
+            state["model.grid_positions.columns"] = table.clone()
         model.load_state_dict(state, assign=True)
         model.tie_weights()
         if merges is not None:
@@ -356,27 +372,19 @@ class BeingVLForCausalLM(BeingVLGenerationMixin, LlamaForCausalLM):
         self,
         new_num_tokens: int | None = None,
         pad_to_multiple_of: int | None = None,
-        mean_resizing: bool = False,
+        mean_resizing: bool = True,
     ) -> nn.Embedding:
-        """Llama's, kept in step with the layout: a size below it drops the last merges.
+        """Llama's, kept in step with the layout: a size below it cuts the last merges off, and so on.
 
-        Rows beyond the layout are padding. `mean_resizing` is off by default: it estimates a covariance
-        over the whole vocabulary.
-
-        Raises:
-            ValueError: the size would cut into the codes.
+        Rows beyond the layout are padding; for more image tokens there is `resize_image_embeddings`.
         """
-        layout = self.config.layout
-        if new_num_tokens is not None and new_num_tokens < layout.first_merge_id:
-            raise ValueError(
-                f"new_num_tokens must be at least {layout.first_merge_id} to keep text, special tokens and "
-                f"codes, got {new_num_tokens}"
-            )
         embeddings = super().resize_token_embeddings(
             new_num_tokens, pad_to_multiple_of, mean_resizing
         )
-        if self.config.vocab_size < layout.size:
-            self.config.num_merges = self.config.vocab_size - layout.first_merge_id
+        layout = self.config.layout.cut_to(self.config.vocab_size)
+        if layout != self.config.layout:
+            self.config.layout = layout
+            self.image_bpe = None
         self.set_output_embeddings(RowFreezingLinear.of(self.get_output_embeddings()))
         self._set_frozen_rows(self._frozen_rows)
         return embeddings
@@ -473,7 +481,7 @@ def _shifted(
         return shift_labels
     if labels is None:
         raise ValueError("label_logits_only needs labels")
-    return nn.functional.pad(labels[:, 1:], (0, 1), value=_IGNORE_INDEX)
+    return F.pad(labels[:, 1:], (0, 1), value=_IGNORE_INDEX)
 
 
 def _extended_config(

@@ -1,7 +1,7 @@
 """pixels → codes, by k-means of patches.
 
-Source: vector quantization of image patches (Gersho and Gray 1992), fitted by Lloyd's algorithm from a
-k-means++ start. Unlike the VQ-GAN of `modeling_being_vl_vq`, a code depends on its own patch alone, so
+Source: vector quantization of image patches (Gersho and Gray 1992), fitted by Lloyd's algorithm to
+the distinct patches. Unlike the VQ-GAN of `modeling_being_vl_vq`, a code depends on its own patch alone, so
 equal patches get equal codes wherever they stand, and merges find more to merge. It fits in seconds and
 weighs kilobytes; it suits drawings, charts and small experiments rather than photographs.
 """
@@ -119,28 +119,45 @@ class BeingVLPatchVQModel(PreTrainedModel):
         *,
         seed: int = 0,
         iterations: int = 25,
-        max_patches: int = 200_000,
+        max_patches: int = 100_000,
+        distinct_step: float = 1 / 16,
     ) -> float:
-        """Fit the codebook to images by k-means; the last step's mean squared error is returned.
+        """Fit the codebook by k-means over the distinct patches; their mean squared error is returned.
+
+        A patch counts once however often it occurs, so that the codes go to edges and corners instead of
+        to the many shades of plain background, and equal areas get equal codes.
 
         Args:
             pixel_values: (images, channels, height, width) float, in the scale that `encode` will see.
             seed: seeds the sample and the start.
             iterations: Lloyd steps.
             max_patches: patches sampled from the images.
+            distinct_step: patches whose values agree when rounded to multiples of this are one patch.
 
         Raises:
-            ValueError: there are fewer patches than codes.
+            ValueError: there are fewer distinct patches than codes.
         """
         generator = torch.Generator().manual_seed(seed)
         patches = self._patches(pixel_values)[0].float().cpu()
         if len(patches) > max_patches:
             patches = patches[torch.randperm(len(patches), generator=generator)[:max_patches]]
+<<<<<<< HEAD
+        rows = torch.unique((patches / distinct_step).round() * distinct_step, dim=0)
+        if len(rows) < self.config.num_embeddings:
+            raise ValueError(
+                f"{len(rows)} distinct patches cannot fill {self.config.num_embeddings} codes"
+            )
+        start = torch.randperm(len(rows), generator=generator)[: self.config.num_embeddings]
+        codebook, error = _kmeans(rows, rows[start], iterations, self._chunk_rows)
+=======
         if len(patches) < self.config.num_embeddings:
-            raise ValueError(f"{len(patches)} patches cannot fill {self.config.num_embeddings} codes")
+            raise ValueError(
+                f"{len(patches)} patches cannot fill {self.config.num_embeddings} codes"
+            )
         codebook, error = _kmeans(
             patches, self.config.num_embeddings, iterations, generator, self._chunk_rows
         )
+>>>>>>> vq-model
         self.codebook.data.copy_(codebook)
         return error
 
@@ -169,34 +186,17 @@ def _nearest(rows: torch.Tensor, codebook: torch.Tensor, chunk_rows: int) -> tor
 
 
 def _kmeans(
-    rows: torch.Tensor, k: int, iterations: int, generator: torch.Generator, chunk_rows: int
+    rows: torch.Tensor, codebook: torch.Tensor, iterations: int, chunk_rows: int
 ) -> tuple[torch.Tensor, float]:
-    """Lloyd's algorithm from a k-means++ start; an emptied cluster takes the worst-fitted row."""
-    codebook = rows.new_empty(k, rows.shape[1])
-    codebook[0] = rows[torch.randint(len(rows), (1,), generator=generator)]
-    distances = (rows - codebook[0]).square().sum(1)
-    for i in range(1, k):
-        if float(distances.sum()) > 0:
-            pick = torch.multinomial(_sampling_weights(distances), 1, generator=generator)
-        else:  # fewer distinct rows than codes: the rest repeat one and stay unused
-            pick = torch.zeros(1, dtype=torch.long)
-        codebook[i] = rows[pick]
-        distances = torch.minimum(distances, (rows - codebook[i]).square().sum(1))
+    """Lloyd's algorithm from a given start; an emptied cluster takes a worst-fitted row."""
+    k = len(codebook)
     for _ in range(iterations):
         codes = _nearest(rows, codebook, chunk_rows)
-        counts = torch.bincount(codes, minlength=k)
-        sums = torch.zeros_like(codebook).index_add_(0, codes, rows)
         errors = (rows - codebook[codes]).square().mean(1)
-        codebook = torch.where(counts[:, None] > 0, sums / counts[:, None].clamp(min=1), codebook)
-        empty = (counts == 0).nonzero()[:, 0]
-        worst = errors.topk(len(empty)).indices
-        codebook[empty[errors[worst] > 0]] = rows[worst[errors[worst] > 0]]
+        counts = torch.bincount(codes, minlength=k)[:, None]
+        sums = torch.zeros_like(codebook).index_add_(0, codes, rows)
+        codebook = torch.where(counts > 0, sums / counts.clamp(min=1), codebook)
+        empty = (counts[:, 0] == 0).nonzero()[:, 0]
+        codebook[empty] = rows[errors.topk(len(empty)).indices]
     codes = _nearest(rows, codebook, chunk_rows)
     return codebook, float((rows - codebook[codes]).square().mean())
-
-
-def _sampling_weights(distances: torch.Tensor) -> torch.Tensor:
-    limit = 1 << 24  # torch.multinomial takes at most 2^24 weights
-    if len(distances) > limit:
-        raise ValueError(f"k-means++ takes at most {limit} rows, got {len(distances)}")
-    return distances

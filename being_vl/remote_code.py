@@ -15,6 +15,8 @@ from typing import Any
 
 from transformers.dynamic_module_utils import get_relative_import_files
 
+VQ_FOLDER = "vq_model"
+
 _PACKAGE = Path(__file__).parent
 
 _LANGUAGE_MODEL = "modeling_being_vl.BeingVLForCausalLM"
@@ -58,7 +60,7 @@ def add_remote_code(folder: str | os.PathLike) -> list[str]:
     """
     folder = Path(folder)
     classes: list[str] = []
-    config = _read(folder / "config.json")
+    config = read_json(folder / "config.json")
     if config is not None:
         auto_map = _CONFIG_AUTO_MAPS.get(config.get("model_type", ""))
         if auto_map is None:
@@ -66,21 +68,24 @@ def add_remote_code(folder: str | os.PathLike) -> list[str]:
                 f"{folder / 'config.json'}: model_type is {config.get('model_type')!r}, expected one of "
                 f"{sorted(_CONFIG_AUTO_MAPS)}"
             )
-        classes += _write(folder / "config.json", config, auto_map)
-    if (tokenizer := _read(folder / "tokenizer_config.json")) is not None:
-        classes += _write(folder / "tokenizer_config.json", tokenizer, _TOKENIZER_AUTO_MAP)
-    if (processor := _read(folder / "processor_config.json")) is not None:
+        classes += _add_auto_map(folder / "config.json", config, auto_map)
+    if (tokenizer := read_json(folder / "tokenizer_config.json")) is not None:
+        classes += _add_auto_map(folder / "tokenizer_config.json", tokenizer, _TOKENIZER_AUTO_MAP)
+    if (processor := read_json(folder / "processor_config.json")) is not None:
         processor["image_processor"]["auto_map"] = dict(_IMAGE_PROCESSOR_AUTO_MAP)
         classes += _IMAGE_PROCESSOR_AUTO_MAP.values()
-        classes += _write(folder / "processor_config.json", processor, _PROCESSOR_AUTO_MAP)
+        classes += _add_auto_map(folder / "processor_config.json", processor, _PROCESSOR_AUTO_MAP)
     if not classes:
         raise ValueError(
             f"{folder} has no config.json, tokenizer_config.json or processor_config.json"
         )
-    modules = _copy_modules(folder, classes)
-    if (folder / "vq_model" / "config.json").exists():
-        modules += [f"vq_model/{name}" for name in add_remote_code(folder / "vq_model")]
-    return modules
+    vq_modules: list[str] = []
+    vq_config = read_json(folder / VQ_FOLDER / "config.json")
+    if vq_config is not None:
+        vq_modules = add_remote_code(folder / VQ_FOLDER)
+        # AutoModel looks for code at the root, whatever its subfolder; the subfolder is a checkpoint too.
+        classes += _CONFIG_AUTO_MAPS[vq_config["model_type"]].values()
+    return _copy_modules(folder, classes) + [f"{VQ_FOLDER}/{name}" for name in vq_modules]
 
 
 def _copy_modules(folder: Path, classes: list[str]) -> list[str]:
@@ -97,21 +102,26 @@ def _copy_modules(folder: Path, classes: list[str]) -> list[str]:
     return sorted(Path(file).name for file in files)
 
 
-def _read(path: Path) -> dict[str, Any] | None:
+def read_json(path: Path) -> dict[str, Any] | None:
+    """The object in a JSON file, None where there is no file."""
     if not path.exists():
         return None
     with open(path, encoding="utf-8") as file:
         return json.load(file)
 
 
-def _write(path: Path, config: dict[str, Any], auto_map: dict[str, Any]) -> list[str]:
-    """Write a configuration with its auto_map; returns the classes that the map names."""
-    config["auto_map"] = dict(auto_map)
+def write_json(path: Path, fields: dict[str, Any]) -> None:
+    """Write a configuration the way transformers does, whole or not at all."""
     partial = path.with_name(f".{path.name}.partial")
     partial.write_text(
-        json.dumps(config, indent=2, sort_keys=True, ensure_ascii=False) + "\n", "utf-8"
+        json.dumps(fields, indent=2, sort_keys=True, ensure_ascii=False) + "\n", "utf-8"
     )
     os.replace(partial, path)
+
+
+def _add_auto_map(path: Path, config: dict[str, Any], auto_map: dict[str, Any]) -> list[str]:
+    """Write a configuration with its auto_map; returns the classes that the map names."""
+    write_json(path, {**config, "auto_map": dict(auto_map)})
     names = [
         name
         for value in auto_map.values()

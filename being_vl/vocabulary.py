@@ -57,6 +57,15 @@ class VocabularyLayout:
         """The number of rows of the model's embeddings."""
         return self.first_merge_id + self.num_merges
 
+    def cut_to(self, size: int) -> VocabularyLayout:
+        """The layout without the ids from `size` on: merges go first, then codes, special tokens, text."""
+        text_size = min(self.text_size, size)
+        num_special_tokens = min(self.num_special_tokens, size - text_size)
+        first_code_id = text_size + num_special_tokens
+        codebook_size = min(self.codebook_size, size - first_code_id)
+        num_merges = min(self.num_merges, size - first_code_id - codebook_size)
+        return VocabularyLayout(text_size, num_special_tokens, codebook_size, num_merges)
+
     def token_id(self, visual_id: int) -> int:
         """The language model's id of a visual id in [0, K + M)."""
         if not 0 <= visual_id < self.num_image_tokens:

@@ -6,6 +6,8 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from being_vl import BeingVLForCausalLM, ImageBPE, VocabularyLayout
 
+torch.set_num_threads(1)  # more threads only wait for one another at this size
+
 TEXT_SIZE = 100
 CODEBOOK_SIZE = 16
 # Shapes: 1x2, 2x2 corner, its double, 1x2 of equal codes, 2x1 of equal codes.

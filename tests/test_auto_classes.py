@@ -29,15 +29,12 @@ assert BeingVLImageProcessor in IMAGE_PROCESSOR_MAPPING[BeingVLConfig].values()
 
 _FIRST = [
     "import being_vl; from transformers import AutoConfig",
-    "import being_vl; from transformers import pipeline, Trainer",
-    "import being_vl; import transformers.modeling_utils",
-    "from transformers import AutoConfig, AutoTokenizer; import being_vl",
-    "from transformers import AutoModelForCausalLM, AutoProcessor, pipeline; import being_vl",
+    "import being_vl; from transformers import LlamaConfig, LlamaForCausalLM",
+    "import being_vl; from transformers import Trainer, pipeline",
+    "from transformers import AutoModelForCausalLM, AutoProcessor; import being_vl",
     "from being_vl import BeingVLForCausalLM",
-    "import being_vl.modeling_being_vl_vq",
     "from being_vl import BeingVLProcessor",
-    "from being_vl.image_processing_being_vl import BeingVLImageProcessor",
-    "from being_vl import BeingVLTokenizer",
+    "from being_vl.checkpoint import init_checkpoint",
 ]
 
 # What neither package is part of is imported once; each order then has a process of its own.

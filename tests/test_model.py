@@ -138,7 +138,7 @@ def test_initialisation_is_reproducible_and_says_what_it_lacks():
     a, b, c = (being_vl_model(seed=seed).lm_head.weight for seed in (0, 0, 1))
     assert torch.equal(a, b)
     assert not torch.equal(a[TEXT_SIZE:], c[TEXT_SIZE:])
-    with pytest.raises(ValueError, match="image_init must be one of .* got 'zeros'"):
+    with pytest.raises(ValueError, match=r"image_init must be one of .* got 'zeros'"):
         being_vl_model(image_init="zeros")
     with pytest.raises(ValueError, match="needs merges="):
         being_vl_model(image_init="constituents", merges=None)
@@ -170,7 +170,7 @@ def test_resize_image_embeddings_keeps_rows_and_layout_in_step(tied):
     with pytest.raises(ValueError, match="at least codebook_size = 16, got 15"):
         model.resize_image_embeddings(15)
     with pytest.raises(ValueError, match="no image BPE yet"):
-        model.image_bpe
+        _ = model.image_bpe
 
 
 def test_resize_draws_new_rows_like_text_rows():
@@ -181,14 +181,16 @@ def test_resize_draws_new_rows_like_text_rows():
         assert new.std().item() == pytest.approx(text.std().item(), rel=0.05)
 
 
-def test_resize_token_embeddings_pads_and_drops_merges():
+def test_resize_token_embeddings_pads_and_cuts():
     model = being_vl_model()
     model.resize_token_embeddings(pad_to_multiple_of=64)
     assert model.config.vocab_size == 128 and model.config.layout == LAYOUT
     model.resize_token_embeddings(LAYOUT.size - 2)
     assert model.config.layout == VocabularyLayout(TEXT_SIZE, 4, 16, 3)
-    with pytest.raises(ValueError, match="new_num_tokens must be at least 120 .* got 119"):
-        model.resize_token_embeddings(119)
+    model.resize_token_embeddings(TEXT_SIZE + 6)
+    assert model.config.layout == VocabularyLayout(TEXT_SIZE, 4, 2, 0)
+    model.resize_token_embeddings(TEXT_SIZE - 1)
+    assert model.config.layout == VocabularyLayout(TEXT_SIZE - 1, 0, 0, 0)
 
 
 def _train(model, steps=6, **forward):
@@ -347,11 +349,11 @@ def test_grid_positions_start_as_a_llama_and_learn(tmp_path):
     assert torch.equal(model(ids).logits, being_vl_model()(ids).logits)
     model(ids, labels=ids).loss.backward()
     rows, columns = model.model.grid_positions.rows, model.model.grid_positions.columns
-    assert rows.weight.grad[: GRID[0]].any(dim=1).all() and not rows.weight.grad[GRID[0] :].any()
-    assert columns.weight.grad[: GRID[1]].any(dim=1).all()
+    assert rows.grad[: GRID[0]].any(dim=1).all() and not rows.grad[GRID[0] :].any()
+    assert columns.grad[: GRID[1]].any(dim=1).all()
     with torch.no_grad():
-        rows.weight.normal_()
-        columns.weight.normal_()
+        rows.normal_()
+        columns.normal_()
     model.save_pretrained(tmp_path)
     loaded = AutoModelForCausalLM.from_pretrained(tmp_path)
     assert torch.equal(loaded(ids).logits, model(ids).logits)
@@ -360,7 +362,7 @@ def test_grid_positions_start_as_a_llama_and_learn(tmp_path):
 
 def test_grid_positions_are_computed_where_none_are_given():
     model = being_vl_model(image_positions="grid")
-    torch.nn.init.normal_(model.model.grid_positions.rows.weight)
+    torch.nn.init.normal_(model.model.grid_positions.rows)
     ids = _image_ids()
     positions = torch.full((*ids.shape, 2), -1)
     positions[:, 2:22] = torch.cartesian_prod(torch.arange(4), torch.arange(5))
@@ -368,5 +370,14 @@ def test_grid_positions_are_computed_where_none_are_given():
     with pytest.raises(ValueError, match=r"input_ids\[0, 0\] is image token 104 outside an image"):
         model(ids[:, 2:4])
     cache = model(ids[:, :4]).past_key_values
-    with pytest.raises(ValueError, match="image_token_positions must be given .* behind a cache"):
+    with pytest.raises(ValueError, match=r"image_token_positions must be given .* behind a cache"):
         model(ids[:, 4:6], past_key_values=cache)
+
+
+@pytest.mark.parametrize("positions", [None, "grid"])
+def test_a_model_can_be_built_from_its_configuration(positions):
+    config = being_vl_model(image_positions=positions).config
+    model = BeingVLForCausalLM(config)
+    assert model(_image_ids()[:, :1]).logits.shape == (2, 1, LAYOUT.size)
+    if positions:
+        assert not model.model.grid_positions.rows.any()

@@ -5,17 +5,17 @@ from __future__ import annotations
 import platform
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
 import transformers
+from PIL import Image
 from rich.console import Console
 from rich.table import Table
 from transformers import AutoProcessor
 
 from .. import __version__
-from ..drawing import side_by_side
+from ..drawing import draw_tokens, side_by_side, token_map
 from ..evaluation.easyvqa import QUESTION_TYPES, Question, Split
 from ..image_loading import load_image
 from .runs import Result
@@ -23,6 +23,7 @@ from .settings import Settings, Workspace
 
 COLUMNS = ("", "overall", *QUESTION_TYPES, "tokens/image", "steps", "seconds")
 PICTURE = "tokens.png"
+ZOOM = 5
 
 
 def write_report(
@@ -43,7 +44,9 @@ def write_report(
 
     checkpoint = work / "checkpoint"
     if not (checkpoint / PICTURE).exists():
-        work.make(f"checkpoint/{PICTURE}", lambda target: draw(checkpoint, test, codes["test"], target))
+        work.make(
+            f"checkpoint/{PICTURE}", lambda target: draw(checkpoint, test, codes["test"], target)
+        )
     text = card(settings, results, test.questions[0])
     for folder in (checkpoint, work.folder):
         path = folder / "README.md"
@@ -51,7 +54,9 @@ def write_report(
         path.with_suffix(".tmp").replace(path)
     if not (work / PICTURE).exists():
         work.make(PICTURE, lambda target: target.write_bytes((checkpoint / PICTURE).read_bytes()))
-    console.print(f"checkpoint: {checkpoint}\ncard: {work / 'README.md'}\npicture: {work / PICTURE}")
+    console.print(
+        f"checkpoint: {checkpoint}\ncard: {work / 'README.md'}\npicture: {work / PICTURE}"
+    )
 
 
 def cells(result: Result) -> list[str]:
@@ -67,20 +72,20 @@ def cells(result: Result) -> list[str]:
     ]
 
 
-def draw(
-    checkpoint: Path, test: Split, codes: Mapping[int, np.ndarray], target: Path
-) -> None:
+def draw(checkpoint: Path, test: Split, codes: Mapping[int, np.ndarray], target: Path) -> None:
     """A test image, its VQ reconstruction and its BPE tokens, side by side, as PNG."""
     processor = AutoProcessor.from_pretrained(checkpoint)
+    bpe = processor.tokenizer.image_bpe
     image_id = test.questions[0].image_id
     grid = codes[image_id]
-    picture = side_by_side(
-        load_image(test.image_paths[image_id]),
-        processor.reconstruct(grid),
-        processor.tokenizer.image_bpe,
-        grid,
-    )
-    picture.save(target, format="PNG")
+    ids = bpe.encode(grid)
+    image = load_image(test.image_paths[image_id])
+    reconstruction = processor.reconstruct(grid)
+    size = (image.width * ZOOM, image.height * ZOOM)
+    panels = [picture.resize(size, Image.Resampling.NEAREST) for picture in (image, reconstruction)]
+    panels.append(draw_tokens(panels[1], token_map(bpe, ids, *grid.shape)))
+    titles = ("image", f"{grid.size} codes", f"{len(ids)} tokens")
+    side_by_side(panels, titles).save(target, format="PNG")
 
 
 CARD = """\

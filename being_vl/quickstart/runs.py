@@ -8,15 +8,14 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
-from tqdm.auto import tqdm
 from transformers import AutoModelForImageTextToText, AutoProcessor, TrainingArguments
-from transformers.trainer_utils import get_last_checkpoint
+from transformers.trainer_callback import PrinterCallback
 
-from ..checkpoint import save_checkpoint
+from ..evaluation.answering import generate_answers
 from ..evaluation.easyvqa import Question, accuracy
 from ..modeling_being_vl import BeingVLForCausalLM
 from ..processing_being_vl import BeingVLProcessor
+from ..training.checkpoints import last_whole_checkpoint
 from ..training.clock import TrainingClock
 from ..training.packing import SharedImageCollator
 from ..training.stages import prepare_stage
@@ -25,7 +24,6 @@ from .rows import Rows, conversation
 from .settings import Settings
 
 IMAGES_PER_STEP = 8
-ANSWER_BATCH = 256
 MAX_ANSWER_TOKENS = 8
 
 
@@ -52,7 +50,9 @@ class Result:
         return json.dumps(asdict(self), indent=2) + "\n"
 
 
-def training_arguments(settings: Settings, folder: Path, steps: int, **options: Any) -> TrainingArguments:
+def training_arguments(
+    settings: Settings, folder: Path, steps: int, **options: Any
+) -> TrainingArguments:
     """What all stages of the quickstart share; see its README for where the values come from."""
     return TrainingArguments(
         output_dir=str(folder),
@@ -108,66 +108,11 @@ def train_two_stages(
             data_collator=SharedImageCollator(model.config.pad_token_id),
             callbacks=[clock],
         )
-        _quiet(trainer)
-        last = get_last_checkpoint(args.output_dir) if Path(args.output_dir).is_dir() else None
-        trainer.train(resume_from_checkpoint=last)
-        trainer.save_model(str(folder / stage / "final"))
+        trainer.remove_callback(PrinterCallback)  # the clock shows the progress
+        trainer.train(resume_from_checkpoint=last_whole_checkpoint(args.output_dir))
         clock = next(c for c in trainer.callback_handler.callbacks if isinstance(c, TrainingClock))
         seconds += clock.seconds
     return seconds
-
-
-def _quiet(trainer: BeingVLTrainer) -> None:
-    """The clock shows the progress; `Trainer` would print each log as a dictionary too."""
-    from transformers.trainer_callback import PrinterCallback
-
-    trainer.remove_callback(PrinterCallback)
-
-
-@torch.inference_mode()
-def answer(
-    checkpoint: Path,
-    questions: Sequence[Question],
-    codes: Mapping[int, Any] | None,
-    *,
-    device: str,
-    description: str,
-) -> list[str]:
-    """The answers of a saved checkpoint, loaded by the Auto classes: text generated greedily.
-
-    Args:
-        checkpoint: a folder.
-        questions: any number.
-        codes: image id → int (h, w) codes, or None to ask without images.
-        device: where the model runs.
-        description: of the progress bar.
-
-    Returns:
-        one text for each question.
-    """
-    processor: BeingVLProcessor = AutoProcessor.from_pretrained(checkpoint)
-    model = AutoModelForImageTextToText.from_pretrained(checkpoint).to(device).eval()
-    prompts = {
-        text: processor.apply_chat_template(
-            conversation(text, image=codes is not None), tokenize=False, add_generation_prompt=True
-        )
-        for text in {question.text for question in questions}
-    }
-    answers: list[str] = []
-    with tqdm(total=len(questions), desc=description, unit="question") as bar:
-        for start in range(0, len(questions), ANSWER_BATCH):
-            batch = questions[start : start + ANSWER_BATCH]
-            inputs = processor(
-                text=[prompts[question.text] for question in batch],
-                image_codes=None if codes is None else [[codes[q.image_id]] for q in batch],
-                padding=True,
-                return_tensors="pt",
-            ).to(device)
-            ids = model.generate(**inputs, max_new_tokens=MAX_ANSWER_TOKENS, do_sample=False)
-            new = ids[:, inputs["input_ids"].shape[1] :]
-            answers += processor.batch_decode(new, skip_special_tokens=True)
-            bar.update(len(batch))
-    return answers
 
 
 def test(
@@ -178,9 +123,33 @@ def test(
     device: str,
     name: str,
 ) -> tuple[dict[str, float], list[str]]:
-    """Accuracy of a saved checkpoint on the questions, and its answers."""
-    answers = answer(checkpoint, questions, codes, device=device, description=f"{name}: test")
+    """A saved checkpoint, loaded by the Auto classes, answers questions by greedy generation.
+
+    Args:
+        checkpoint: a folder.
+        questions: any number.
+        codes: image id → int (h, w) codes, or None to ask without images.
+        device: where the model runs.
+        name: stands before the progress bar.
+
+    Returns:
+        the accuracies, and an answer for each question.
+    """
+    processor: BeingVLProcessor = AutoProcessor.from_pretrained(checkpoint)
+    model = AutoModelForImageTextToText.from_pretrained(checkpoint).to(device).eval()
+    prompts = {
+        text: processor.apply_chat_template(
+            conversation(text, image=codes is not None), tokenize=False, add_generation_prompt=True
+        )
+        for text in {question.text for question in questions}
+    }
+    answers = generate_answers(
+        model,
+        processor,
+        [prompts[question.text] for question in questions],
+        None if codes is None else [question.image_id for question in questions],
+        codes,
+        max_new_tokens=MAX_ANSWER_TOKENS,
+        description=f"{name}: test",
+    )
     return accuracy(questions, answers), answers
-
-
-__all__ = ["Result", "answer", "save_checkpoint", "test", "train_two_stages", "training_arguments"]

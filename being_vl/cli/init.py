@@ -1,0 +1,166 @@
+"""`being-vl init`: text model + VQ model + image BPE → a checkpoint to train."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from jsonargparse import ArgumentParser, Namespace
+from jsonargparse.typing import NonNegativeInt, PositiveFloat
+
+if TYPE_CHECKING:
+    from ..image_processing_being_vl import BeingVLImageProcessor
+
+_DTYPES = Literal["auto", "float32", "bfloat16", "float16"]
+_INITS = Literal["normal", "mean_text", "codebook", "constituents"]
+
+
+def make_parser() -> ArgumentParser:
+    """The options of the command."""
+    parser = ArgumentParser(
+        description="Extend a Llama by an image vocabulary. On text it behaves as before, bit for bit; "
+        "the image tokens still have to be trained."
+    )
+    parser.add_argument("--config", action="config", help="YAML file of these options")
+    parser.add_argument(
+        "--base", type=str, required=True, help="the Llama: folder, Hub id, or .gguf file"
+    )
+    parser.add_argument("--vq", type=str, required=True, help="the VQ model: folder or Hub id")
+    parser.add_argument(
+        "--bpe", type=str, required=True, help="folder with an image_bpe.json, or that file"
+    )
+    parser.add_argument("--output", type=str, required=True, help="folder of the checkpoint")
+    parser.add_argument(
+        "--image-init", type=_INITS, default="normal", help="how the rows of the new tokens start"
+    )
+    parser.add_argument(
+        "--image-init-std",
+        type=PositiveFloat,
+        help="their deviation; default: that of the text rows",
+    )
+    parser.add_argument("--seed", type=NonNegativeInt, default=0, help="seed of the new rows")
+    parser.add_argument(
+        "--special-tokens",
+        type=Literal["default", "llama-3.1"],
+        default="default",
+        help="llama-3.1: the five tokens of the authors' checkpoints, in their order",
+    )
+    parser.add_argument(
+        "--chat-template", type=str, help="Jinja file; default: fits the base's turn markers"
+    )
+    parser.add_argument(
+        "--image-processor",
+        type=str,
+        help="folder or Hub id; default: that of --vq, else its resolution",
+    )
+    parser.add_argument(
+        "--dtype", type=_DTYPES, default="auto", help="of the weights; auto: as in the base"
+    )
+    parser.add_argument(
+        "--remote-code",
+        action="store_true",
+        help="add the code that trust_remote_code=True needs where being_vl is not installed",
+    )
+    parser.add_argument("--json", action="store_true", help="print a summary as JSON")
+    return parser
+
+
+def main(args: Namespace) -> int:
+    """Run the command.
+
+    Raises:
+        ValueError, OSError: an input does not load, the parts do not fit, or the output exists.
+    """
+    import torch
+    from transformers import AutoModel
+
+    from ..checkpoint import init_checkpoint, save_checkpoint
+    from ..image_bpe import ImageBPE
+    from ..tokenization_being_vl import LLAMA_31_SPECIAL_TOKENS
+
+    output = Path(args.output)
+    if output.exists() and (not output.is_dir() or any(output.iterdir())):
+        raise ValueError(f"--output {output} exists and is not an empty folder")
+    bpe_path = Path(args.bpe)
+    image_bpe = ImageBPE.from_pretrained(bpe_path.parent if bpe_path.is_file() else bpe_path)
+    vq_model = AutoModel.from_pretrained(args.vq)
+    text_model, text_tokenizer = _load_base(args)
+    model, processor = init_checkpoint(
+        text_model,
+        text_tokenizer,
+        vq_model,
+        image_bpe,
+        image_processor=_load_image_processor(args, vq_model.config),
+        special_tokens=LLAMA_31_SPECIAL_TOKENS if args.special_tokens == "llama-3.1" else None,
+        chat_template=Path(args.chat_template).read_text("utf-8") if args.chat_template else None,
+        image_init=args.image_init,
+        image_init_std=args.image_init_std,
+        generator=torch.Generator().manual_seed(args.seed),
+    )
+    resolved = make_parser().dump(args, skip_none=False)
+    save_checkpoint(
+        model, processor, output, remote_code=args.remote_code, settings={"init.yaml": resolved}
+    )
+    _report(args, model, processor)
+    return 0
+
+
+def _load_base(args: Namespace) -> tuple[Any, Any]:
+    """The text model and its tokenizer, from a folder, a repository or one GGUF file."""
+    from transformers import AutoConfig, AutoTokenizer, LlamaForCausalLM
+
+    source, gguf = args.base, {}
+    if source.endswith(".gguf"):
+        source, gguf = os.path.dirname(source) or ".", {"gguf_file": os.path.basename(source)}
+    model_type = AutoConfig.from_pretrained(source, **gguf).model_type
+    if model_type != "llama":
+        raise ValueError(
+            f"--base {args.base} is a model of type {model_type!r}; only 'llama' can be extended"
+        )
+    text_model = LlamaForCausalLM.from_pretrained(source, dtype=args.dtype, **gguf)
+    return text_model, AutoTokenizer.from_pretrained(source, **gguf)
+
+
+def _load_image_processor(args: Namespace, vq_config: Any) -> BeingVLImageProcessor:
+    """The named one, else the VQ model's own, else the default at its resolution."""
+    from transformers.utils import cached_file
+
+    from ..checkpoint import default_image_processor
+    from ..image_processing_being_vl import BeingVLImageProcessor
+
+    if args.image_processor is not None:
+        return BeingVLImageProcessor.from_pretrained(args.image_processor)
+    own = cached_file(
+        args.vq, "preprocessor_config.json", _raise_exceptions_for_missing_entries=False
+    )
+    if own is not None:
+        return BeingVLImageProcessor.from_pretrained(args.vq)
+    return default_image_processor(vq_config)
+
+
+def _report(args: Namespace, model: Any, processor: Any) -> None:
+    layout = processor.tokenizer.layout
+    summary = {
+        "output": args.output,
+        "vocab_size": model.config.vocab_size,
+        "text_size": layout.text_size,
+        "num_special_tokens": layout.num_special_tokens,
+        "codebook_size": layout.codebook_size,
+        "num_merges": layout.num_merges,
+        "first_code_id": layout.first_code_id,
+        "first_merge_id": layout.first_merge_id,
+        "boi_token_id": processor.boi_token_id,
+        "eoi_token_id": processor.eoi_token_id,
+        "image_token_id": processor.image_token_id,
+        "num_parameters": model.num_parameters(),
+    }
+    if args.json:
+        print(json.dumps(summary))
+        return
+    print(f"wrote {args.output}: {summary['num_parameters']:,} parameters, {layout.size:,} ids")
+    print(
+        f"  text [0, {layout.text_size})  special to {layout.first_code_id}  "
+        f"codes to {layout.first_merge_id}  merges to {layout.size}"
+    )
