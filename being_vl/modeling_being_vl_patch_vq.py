@@ -141,7 +141,6 @@ class BeingVLPatchVQModel(PreTrainedModel):
         patches = self._patches(pixel_values)[0].float().cpu()
         if len(patches) > max_patches:
             patches = patches[torch.randperm(len(patches), generator=generator)[:max_patches]]
-<<<<<<< HEAD
         rows = torch.unique((patches / distinct_step).round() * distinct_step, dim=0)
         if len(rows) < self.config.num_embeddings:
             raise ValueError(
@@ -149,15 +148,6 @@ class BeingVLPatchVQModel(PreTrainedModel):
             )
         start = torch.randperm(len(rows), generator=generator)[: self.config.num_embeddings]
         codebook, error = _kmeans(rows, rows[start], iterations, self._chunk_rows)
-=======
-        if len(patches) < self.config.num_embeddings:
-            raise ValueError(
-                f"{len(patches)} patches cannot fill {self.config.num_embeddings} codes"
-            )
-        codebook, error = _kmeans(
-            patches, self.config.num_embeddings, iterations, generator, self._chunk_rows
-        )
->>>>>>> vq-model
         self.codebook.data.copy_(codebook)
         return error
 

@@ -12,9 +12,16 @@ import os
 import sys
 
 COMMANDS = {
-    "encode": "quantize images into parquet shards of codes",
-    "train-vq": "train a VQ-GAN on images",
     "quickstart": "train and test a small model on easy-VQA, end to end, in minutes",
+    "train-vq": "train a VQ-GAN on images",
+    "convert-vq": "turn a published VQ-GAN checkpoint into a folder that loads here",
+    "encode": "quantize images into parquet shards of codes",
+    "train-bpe": "train the image BPE on grids of codes",
+    "inspect": "draw a vocabulary's tokens, or an image with its tokens",
+    "stats": "measure how a vocabulary compresses grids of codes",
+    "convert": "turn the authors' released vocabulary into a table that can be read safely",
+    "init": "extend a text model by an image vocabulary: a checkpoint to train",
+    "export": "write a checkpoint as a plain Llama, for engines that know no other",
 }
 
 _INTERRUPTED = 130

@@ -21,6 +21,8 @@ from ..checkpoint import default_image_processor, init_checkpoint, save_checkpoi
 from ..evaluation.easyvqa import Split, load_easyvqa
 from ..image_bpe import ImageBPE
 from ..modeling_being_vl_patch_vq import BeingVLPatchVQConfig, BeingVLPatchVQModel
+from ..modeling_being_vl_vq import BeingVLVQConfig, BeingVLVQModel
+from ..training.vq import fit_vq_model
 from .report import write_report
 from .rows import training_rows
 from .runs import Result, test, train_two_stages, training_arguments
@@ -32,6 +34,7 @@ CODEBOOK_SIZE = 128
 SPLITS = ("train", "validation", "test")
 
 TEXT_STEPS_PER_MINUTE = 50
+VQGAN_STEPS_PER_MINUTE = 500
 PRETRAIN_SHARE = 0.1
 
 
@@ -122,6 +125,30 @@ def fit_quantizer(settings: Settings, work: Workspace, train: Split) -> None:
         vq.save_pretrained(target)
 
     work.make("vq_model", build)
+
+
+def fit_vqgan(settings: Settings, images: np.ndarray) -> BeingVLVQModel:
+    """A small VQ-GAN with the grid of the patch quantizer; see hub_configs/vq/easy-vqa-64.yaml."""
+    config = BeingVLVQConfig(
+        resolution=images.shape[1],
+        channel_multiplier=[1, 1, 2],
+        base_channels=16,
+        num_res_blocks=1,
+        latent_channels=32,
+        embed_dim=8,
+        num_embeddings=CODEBOOK_SIZE,
+        norm_num_groups=4,
+    )
+    steps = max(10, round(VQGAN_STEPS_PER_MINUTE * settings.minutes))
+    with tqdm(total=100, desc="training the VQ-GAN", unit="%") as bar:
+        return fit_vq_model(
+            images,
+            config,
+            steps=steps,
+            processor=default_image_processor(config),
+            seed=settings.seed,
+            progress=lambda share: bar.update(int(100 * share) - bar.n),
+        )
 
 
 def quantize(work: Workspace, data: Mapping[str, Split]) -> dict[str, dict[int, np.ndarray]]:
