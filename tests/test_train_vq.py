@@ -111,8 +111,9 @@ def test_the_codebook_starts_at_the_clusters_of_the_latents():
     latents = centres.repeat(50, 1) + 0.01 * torch.randn(200, 2)
     codebook = fit_codebook(latents, 4, seed=0)
     assert torch.cdist(centres, codebook).min(1).values.max() < 0.1
-    with pytest.raises(ValueError, match="3 patches cannot fill 4 codes"):
-        fit_codebook(latents[:3], 4, seed=0)
+    torch.testing.assert_close(fit_codebook(latents, 4, seed=0), codebook, rtol=0, atol=0)
+    few = fit_codebook(centres[[0, 0, 1]], 4, seed=0)  # fewer distinct latents than codes
+    assert {tuple(row) for row in few.tolist()} == {(0.0, 0.0), (5.0, 0.0)}
 
 
 # ---------------------------------------------------------------- losses
