@@ -237,8 +237,8 @@ def test_a_full_disk_leaves_nothing_half_written(images, tmp_path):
         resource.RLIMIT_FSIZE, (600, limits[1])
     )  # encode.json fits, a shard does not
     try:
-        with pytest.raises(OSError):
-            encode(folder_source(images), tmp_path / "out")
+        with pytest.raises(OSError, match=r"File too large: .*codes-00000-00000\.parquet"):
+            encode(folder_source(images), tmp_path / "out", num_workers=1)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
     left = {path.name for path in (tmp_path / "out").iterdir()}

@@ -1,7 +1,8 @@
 """encoded image files → pixels, in worker processes.
 
 A task travels to a worker with its bytes or path, and comes back, in order, as pixels or as the reason why
-there are none.
+there are none. Pixels come through a pipe as numpy arrays: torch's way, shared memory, loses an item for
+ever where that memory is short (64 MB in a container), and the run would hang.
 """
 
 from __future__ import annotations
@@ -9,7 +10,7 @@ from __future__ import annotations
 import hashlib
 from dataclasses import dataclass
 
-import torch
+import numpy as np
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from ..image_loading import MAX_IMAGE_PIXELS, load_image
@@ -37,7 +38,7 @@ class Decoded:
 
     task: Task
     digest: bytes  # of the encoded file; empty if it could not be read
-    pixels: torch.Tensor | None
+    pixels: np.ndarray | None
     reason: str = ""
 
 
@@ -72,7 +73,7 @@ class _Decoder(Dataset):
             data = task.record.read()
             digest = hashlib.sha256(data).digest()
             image = load_image(data, max_pixels=self._max_pixels, name=image_id)
-            pixels = self._processor(image, return_tensors="pt")["pixel_values"][0]
+            pixels = self._processor(image, return_tensors="np")["pixel_values"][0]
             if any(side % self._downsampling for side in pixels.shape[1:]):
                 raise ValueError(
                     f"height × width must be multiples of {self._downsampling} after preprocessing, got "
