@@ -8,6 +8,10 @@ ever where that memory is short (64 MB in a container), and the run would hang.
 from __future__ import annotations
 
 import hashlib
+import multiprocessing
+import os
+import threading
+import time
 from dataclasses import dataclass
 
 import numpy as np
@@ -56,6 +60,7 @@ def make_loader(
         sampler=tasks,
         num_workers=num_workers,
         collate_fn=_as_it_is,
+        worker_init_fn=_end_with_parent,
         prefetch_factor=_PREFETCH if num_workers else None,
     )
 
@@ -83,6 +88,18 @@ class _Decoder(Dataset):
             reason = " ".join(str(error).split()) or type(error).__name__
             return Decoded(task, digest, None, reason.removeprefix(f"{image_id}: "))
         return Decoded(task, digest, pixels)
+
+
+def _end_with_parent(worker_id: int) -> None:
+    """Leave no worker behind when the main process is killed: it would wait on a full pipe for ever."""
+    parent = multiprocessing.parent_process().pid
+
+    def watch() -> None:
+        while os.getppid() == parent:
+            time.sleep(1.0)
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
 
 
 def _as_it_is(decoded: Decoded) -> Decoded:
