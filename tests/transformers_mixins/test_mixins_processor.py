@@ -52,7 +52,8 @@ class BeingVLProcessorTest(processing.ProcessorTesterMixin, unittest.TestCase):
         """The image BPE decides by content how many tokens an image takes: the helper gives a bound."""
         processor = self.get_processor()
         sizes = [(100, 100), (300, 100), (500, 30), (213, 167)]
-        images = [np.random.randint(255, size=(h, w, 3), dtype=np.uint8) for h, w in sizes]
+        rng = np.random.default_rng(0)
+        images = [rng.integers(0, 255, (h, w, 3), dtype=np.uint8) for h, w in sizes]
         text = [f"An image {self.image_token}"] * len(images)
         kinds = processor(text=text, images=images, return_mm_token_type_ids=True)[
             "mm_token_type_ids"
