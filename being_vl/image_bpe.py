@@ -20,9 +20,9 @@ import numpy as np
 from .image_bpe_batch import (
     MAX_GRID_CELLS,
     check_grid,
-    check_ids,
     check_side,
     check_threads,
+    flat_ids,
     grid_chunks,
     map_in_order,
     split_flat,
@@ -241,9 +241,7 @@ class ImageBPE:
 
         def work(begin: int) -> list[np.ndarray]:
             part = slice(begin, begin + _DECODE_CHUNK)
-            return self._decode_chunk(
-                ids[part], heights[part], widths[part], begin if len(ids) > 1 else None
-            )
+            return self._decode_chunk(ids[part], heights[part], widths[part], begin, len(ids) == 1)
 
         begins = ((begin,) for begin in range(0, len(ids), _DECODE_CHUNK))
         for grids in map_in_order(work, begins, check_threads(num_threads)):
@@ -251,29 +249,22 @@ class ImageBPE:
         return decoded
 
     def _decode_chunk(
-        self, ids: Sequence[Any], heights: list[int], widths: list[int], begin: int | None
+        self, ids: Sequence[Any], heights: list[int], widths: list[int], begin: int, alone: bool
     ) -> list[np.ndarray]:
-        names = ["ids" if begin is None else f"ids[{begin + i}]" for i in range(len(ids))]
-        sequences = [check_ids(one, name) for one, name in zip(ids, names, strict=True)]
-        counts = np.array([len(one) for one in sequences], dtype=np.int64)
-        flat = np.concatenate(sequences)
-        sizes = np.array([heights, widths], dtype=np.int64)
-        codes, status, index = self._codec.decode(flat, counts, sizes[0], sizes[1])
-        wrong = np.flatnonzero(status != OK)
-        if len(wrong):
-            i = int(wrong[0])
+        def name(index: int) -> str:
+            return "ids" if alone else f"ids[{begin + index}]"
+
+        flat, counts = flat_ids(ids, name)
+        sides = np.array([heights, widths], dtype=np.int64)
+        codes, status, index = self._codec.decode(flat, counts, sides[0], sides[1])
+        if (status != OK).any():
+            i = int((status != OK).argmax())
+            one = split_flat(flat, counts)[i]
+            where = f"{heights[i]}x{widths[i]} grid"
             raise ValueError(
-                _what_is_wrong(
-                    names[i],
-                    sequences[i],
-                    int(status[i]),
-                    int(index[i]),
-                    heights[i],
-                    widths[i],
-                    self.vocab_size,
-                )
+                _what_is_wrong(name(i), one, int(status[i]), int(index[i]), where, self.vocab_size)
             )
-        pieces = split_flat(codes, sizes[0] * sizes[1])
+        pieces = split_flat(codes, sides[0] * sides[1])
         return [piece.reshape(h, w) for piece, h, w in zip(pieces, heights, widths, strict=True)]
 
     def legal_next(self, covered: Any) -> np.ndarray:
@@ -367,7 +358,7 @@ def _rebuild(merges: np.ndarray, codebook_size: int, merge_rule: str) -> ImageBP
 
 
 def _sides(value: Any, count: int, name: str) -> list[int]:
-    if isinstance(value, (int, np.integer)):
+    if not isinstance(value, (Sequence, np.ndarray)):
         return [check_side(value, name)] * count
     sides = [check_side(side, f"{name}[{i}]") for i, side in enumerate(value)]
     if len(sides) != count:
@@ -376,17 +367,15 @@ def _sides(value: Any, count: int, name: str) -> list[int]:
 
 
 def _what_is_wrong(
-    name: str, ids: np.ndarray, status: int, index: int, height: int, width: int, vocab_size: int
+    name: str, ids: np.ndarray, status: int, index: int, where: str, vocab_size: int
 ) -> str:
     if index == len(ids):
-        after = (
-            f"after {name}[{index - 1}], which is {ids[-1]}, " if index else f"{name} is empty: "
-        )
-        return f"{after}cells of the {height}x{width} grid stay open"
+        after = f"after {name}[{index - 1}], which is {ids[-1]}," if index else f"{name} is empty:"
+        return f"{after} cells of the {where} stay open"
     what = {
         OUT_OF_RANGE: f"but visual ids lie in [0, {vocab_size})",
         OVERLAP: "but there it overlaps the cells of earlier ids",
-        OVER_BORDER: f"but there it runs over the border of the {height}x{width} grid",
-        TOO_MANY: f"but the {height}x{width} grid is full after {index} ids",
+        OVER_BORDER: f"but there it runs over the border of the {where}",
+        TOO_MANY: f"but the {where} is full after {index} ids",
     }
     return f"{name}[{index}] is {ids[index]}, {what[status]}"

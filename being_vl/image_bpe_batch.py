@@ -96,16 +96,16 @@ def _pack(held: list[np.ndarray]) -> Chunk:
     )
 
 
-def check_ids(ids: Any, name: str) -> np.ndarray:
-    """Visual ids of one image as an int64 array (n,); their range is for decode to judge."""
-    array = np.asarray(ids)
-    if array.ndim != 1:
-        raise ValueError(f"{name} must have shape (n,), got shape {array.shape}")
-    if array.size == 0:
-        return array.astype(np.int64)
-    if array.dtype.kind not in "iu":
-        raise ValueError(f"{name} must hold integers, got dtype {array.dtype}")
-    return array.astype(np.int64)
+def flat_ids(ids: Sequence[Any], name: Callable[[int], str]) -> tuple[np.ndarray, np.ndarray]:
+    """Sequences of visual ids as one int64 array and their int64 lengths; decode judges their range."""
+    arrays = [np.asarray(one) for one in ids]
+    for index, array in enumerate(arrays):
+        if array.ndim != 1:
+            raise ValueError(f"{name(index)} must have shape (n,), got shape {array.shape}")
+        if array.dtype.kind not in "iu" and array.size:
+            raise ValueError(f"{name(index)} must hold integers, got dtype {array.dtype}")
+    counts = np.array([len(array) for array in arrays], dtype=np.int64)
+    return np.concatenate(arrays).astype(np.int64), counts
 
 
 def check_side(value: Any, name: str) -> int:

@@ -19,7 +19,7 @@ from .image_bpe_plain import (
     decode,
     encode,
 )
-from .image_bpe_tables import TokenTable, cells_around, flat_position, split_position
+from .image_bpe_tables import TokenTable, cells_around, flat_position, ragged, split_position
 
 __all__ = [
     "OK",
@@ -129,9 +129,7 @@ class KernelCodec:
             self._by_stride[stride] = self._at_stride(stride)
         tables = self._by_stride[stride]
         with explain_compilation(encode_grids):
-            return encode_grids(
-                codes, heights, widths, stride, self._codebook_size, self._merges, *tables
-            )
+            return encode_grids(codes, heights, widths, stride, self._codebook_size, tables)
 
     def decode(
         self, ids: np.ndarray, counts: np.ndarray, heights: np.ndarray, widths: np.ndarray
@@ -144,32 +142,33 @@ class KernelCodec:
             return decode_grids(ids, counts, heights, widths, self._codebook_size, *tables)
 
     def _at_stride(self, stride: int) -> tuple[np.ndarray, ...]:
-        """What encode_grids takes after the merges, for rows of this many cells."""
+        """What encode_grids takes after the codebook's size, for rows of this many cells."""
         from .image_bpe_kernels import build_ranks
 
-        row, col = self._merges[:, 2].astype(np.int64), self._merges[:, 3].astype(np.int64)
-        distance = row * stride + col
-        usable = (np.abs(col) < stride // 2) & (
-            distance < 1 << 31
-        )  # no grid of this stride has others
-        slots = 1 << max(6, (4 * len(self._merges)).bit_length())
-        ranks = np.full((slots, 4), -1, dtype=np.int32)
-        bloom = np.zeros(slots // 8, dtype=np.uint64)
-        build_ranks(self._merges, distance, usable, ranks, bloom)
-        edge_start, edge = self._edges
+        table, merges = self._table, self._merges.astype(np.int64)
+        step = merges[:, 2] * stride + merges[:, 3]
+        usable = (np.abs(merges[:, 3]) < stride // 2) & (step < 1 << 31)  # no grid here has others
+        second = merges[:, 1]
+        sizes = table.start[second + 1] - table.start[second]
+        cells_end = np.cumsum(sizes)
+        cell = flat_position(table.position, stride)[ragged(table.start[second], sizes)]
+        edge_start, edge = cells_around(table, self._merges, self._codebook_size)
+        rules = np.zeros((len(merges), 8), dtype=np.int32)
+        rules[:, :2] = merges[:, :2]
+        rules[:, 2] = np.where(usable, step, -1)
+        rules[:, 3], rules[:, 4] = cells_end - sizes, cells_end
+        rules[:, 5], rules[:, 6] = edge_start[:-1], edge_start[1:]
+        slots = np.full(1 << max(6, (2 * len(merges)).bit_length()), -1, dtype=np.int32)
+        bloom = np.zeros(max(1, len(slots) // 4), dtype=np.uint64)
+        build_ranks(rules, usable, slots, bloom)
+        cell += np.repeat(step, sizes)
         return (
-            distance,
-            ranks,
+            rules,
+            slots,
             bloom,
-            self._table.start,
-            flat_position(self._table.position, stride),
-            edge_start,
-            flat_position(edge, stride),
+            cell.astype(np.int32),
+            flat_position(edge, stride).astype(np.int32),
         )
-
-    @cached_property
-    def _edges(self) -> tuple[np.ndarray, np.ndarray]:
-        return cells_around(self._table, self._merges, self._codebook_size)
 
     @cached_property
     def _decode_tables(self) -> tuple[np.ndarray, ...]:

@@ -47,6 +47,11 @@ def _jit(function: Callable[..., Any]) -> Callable[..., Any]:
         return numba.njit(nogil=True)(function)
 
 
+def _part(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Compile as a part of its callers: a call with a dozen arrays costs more than its work."""
+    return function if numba is None else numba.njit(nogil=True, forceinline=True)(function)
+
+
 @contextmanager
 def explain_compilation(kernel: Any) -> Iterator[None]:
     """Say so when the first call of a kernel makes the caller wait."""
@@ -64,91 +69,192 @@ def explain_compilation(kernel: Any) -> Iterator[None]:
         notice.cancel()
 
 
-@_jit
-def _mix(first, second, distance):
-    return (
-        np.uint64(first) * _HASH[0] + np.uint64(second) * _HASH[1] + np.uint64(distance) * _HASH[2]
-    )
+# Columns of the table of rules: one row of 32 bytes, so one cache line, holds all about a rank.
+FIRST, SECOND, STEP, CELLS, CELLS_END, EDGE, EDGE_END = range(7)
 
 
-@_jit
-def build_ranks(merges, distance, usable, table, bloom):
-    """Fill the open-addressing table of (first, second, distance, rank) rows and its bit filter.
-
-    table is int32 (2^n, 4) filled with -1, bloom uint64 (2^m,) of zeros; hash bits are taken from the top.
-    """
-    table_shift = _top_shift(len(table))
-    bloom_shift = _top_shift(len(bloom) * 64)
-    mask = len(table) - 1
-    for rank in range(len(merges)):
-        if not usable[rank]:
-            continue
-        mixed = _mix(merges[rank, 0], merges[rank, 1], distance[rank])
-        bit = mixed >> bloom_shift
-        bloom[np.int64(bit >> _SIX)] |= _ONE << (bit & _LOW6)
-        slot = np.int64(mixed >> table_shift)
-        while table[slot, 3] >= 0:
-            slot = (slot + 1) & mask
-        table[slot, 0] = merges[rank, 0]
-        table[slot, 1] = merges[rank, 1]
-        table[slot, 2] = distance[rank]
-        table[slot, 3] = rank
-
-
-@_jit
+@_part
 def _top_shift(size):
+    """How far to shift a hash right for an index below size, a power of two."""
     bits = 0
     while (1 << bits) < size:
         bits += 1
     return np.uint64(64 - bits)
 
 
+@_part
+def _mix(first, second, step):
+    return np.uint64(first) * _HASH[0] + np.uint64(second) * _HASH[1] + np.uint64(step) * _HASH[2]
+
+
 @_jit
-def _rank_of(first, second, distance, mixed, table, table_shift):
-    mask = len(table) - 1
-    slot = np.int64(mixed >> table_shift)
+def build_ranks(rules, usable, slots, bloom):
+    """Fill the hash table of ranks and its bit filter.
+
+    rules is int32 (M, 8); slots int32 (2^n,) of -1; bloom uint64 (2^m,) of zeros.
+    """
+    slot_shift, bloom_shift = _top_shift(len(slots)), _top_shift(64 * len(bloom))
+    for rank in range(len(rules)):
+        if usable[rank]:
+            mixed = _mix(rules[rank, FIRST], rules[rank, SECOND], rules[rank, STEP])
+            bit = mixed >> bloom_shift
+            bloom[np.int64(bit >> _SIX)] |= _ONE << (bit & _LOW6)
+            slot = np.int64(mixed >> slot_shift)
+            while slots[slot] >= 0:
+                slot = (slot + 1) & (len(slots) - 1)
+            slots[slot] = rank
+
+
+@_part
+def _rank_of(first, second, step, mixed, rules, slots, slot_shift):
+    """The rank of a rule, or -1."""
+    slot = np.int64(mixed >> slot_shift)
     while True:
-        rank = table[slot, 3]
-        if rank < 0:
-            return np.int64(-1)
-        if table[slot, 0] == first and table[slot, 1] == second and table[slot, 2] == distance:
-            return np.int64(rank)
-        slot = (slot + 1) & mask
+        rank = slots[slot]
+        if rank < 0 or (
+            rules[rank, FIRST] == first
+            and rules[rank, SECOND] == second
+            and rules[rank, STEP] == step
+        ):
+            return rank
+        slot = (slot + 1) & (len(slots) - 1)
+
+
+@_part
+def _wait(rank, at, entries, used, newest, waiting):
+    """Note that the rule of this rank applies at this anchor; returns how many entries are used."""
+    entries[used, 0] = at
+    entries[used, 1] = newest[rank]
+    newest[rank] = used
+    waiting[rank >> 6] |= _ONE << np.uint64(rank & 63)
+    return used + 1
+
+
+@_part
+def _lay(codes, read, height, width, stride, vocabulary, board):
+    """Lay a grid out, and note every rule that applies to two single cells."""
+    rules, slots, bloom, _, _ = vocabulary
+    owner, token, entries, newest, waiting = board
+    slot_shift, bloom_shift = _top_shift(len(slots)), _top_shift(64 * len(bloom))
+    right, below = _HASH[2], np.uint64(stride) * _HASH[2]
+    owner[: (height + 2) * stride] = -1
+    token[: (height + 2) * stride] = -1
+    used = 0
+    for row in range(height):
+        at = (row + 1) * stride
+        for col in range(width):
+            code = codes[read]
+            owner[at] = at
+            token[at] = code
+            part = np.uint64(code) * _HASH[0]
+            if col + 1 < width:
+                other = codes[read + 1]
+                mixed = part + np.uint64(other) * _HASH[1] + right
+                bit = mixed >> bloom_shift
+                if (bloom[np.int64(bit >> _SIX)] >> (bit & _LOW6)) & _ONE:
+                    rank = _rank_of(code, other, 1, mixed, rules, slots, slot_shift)
+                    if rank >= 0:
+                        used = _wait(rank, at, entries, used, newest, waiting)
+            if row + 1 < height:
+                other = codes[read + width]
+                mixed = part + np.uint64(other) * _HASH[1] + below
+                bit = mixed >> bloom_shift
+                if (bloom[np.int64(bit >> _SIX)] >> (bit & _LOW6)) & _ONE:
+                    rank = _rank_of(code, other, stride, mixed, rules, slots, slot_shift)
+                    if rank >= 0:
+                        used = _wait(rank, at, entries, used, newest, waiting)
+            read += 1
+            at += 1
+    return used
+
+
+@_part
+def _note_neighbours(at, made, begin, end, used, vocabulary, board):
+    """Note every rule that applies to the token just made and one that touches it."""
+    rules, slots, bloom, _, edge = vocabulary
+    owner, token, entries, newest, waiting = board
+    slot_shift, bloom_shift = _top_shift(len(slots)), _top_shift(64 * len(bloom))
+    last = np.int64(-1)
+    for k in range(begin, end):
+        near = np.int64(owner[at + edge[k]])
+        if near < 0 or near == last:
+            continue
+        last = near
+        other = np.int64(token[near])
+        if near < at:
+            low, one, two, step = near, other, made, at - near
+        else:
+            low, one, two, step = at, made, other, near - at
+        mixed = _mix(one, two, step)
+        bit = mixed >> bloom_shift
+        if (bloom[np.int64(bit >> _SIX)] >> (bit & _LOW6)) & _ONE:
+            rank = _rank_of(one, two, step, mixed, rules, slots, slot_shift)
+            if rank >= 0:
+                used = _wait(rank, low, entries, used, newest, waiting)
+    return used
+
+
+@_part
+def _sweep(size, codebook_size, used, vocabulary, board):
+    """Apply the waiting rules in rank order; returns whether entries were enough."""
+    rules, _, _, cell, _ = vocabulary
+    owner, token, entries, newest, waiting = board
+    word = 0
+    while word < len(waiting):
+        bits = waiting[word]
+        if bits == 0:
+            word += 1
+            continue
+        lowest = bits & (~bits + _ONE)
+        waiting[word] = bits ^ lowest
+        rank = (word << 6) + _BIT_OF[np.int64((lowest * _DE_BRUIJN) >> _TOP6)]
+        first, second, step = rules[rank, FIRST], rules[rank, SECOND], np.int64(rules[rank, STEP])
+        cells, cells_end = rules[rank, CELLS], rules[rank, CELLS_END]
+        begin, end = rules[rank, EDGE], rules[rank, EDGE_END]
+        made = codebook_size + rank
+        entry = newest[rank]
+        newest[rank] = -1
+        while entry >= 0:
+            at = np.int64(entries[entry, 0])
+            entry = entries[entry, 1]
+            if first == second and token[at] == first:  # to the head of a chain a a a
+                while at >= step and token[at - step] == first:
+                    at -= step
+            while at + step < size and token[at] == first and token[at + step] == second:
+                token[at] = made
+                token[at + step] = -1
+                for k in range(cells, cells_end):
+                    owner[at + cell[k]] = at
+                if used + end - begin > len(entries):
+                    return False
+                used = _note_neighbours(at, made, begin, end, used, vocabulary, board)
+                if first != second:
+                    break
+                at += 2 * step
+    return True
+
+
+@_part
+def _emit(height, width, stride, token, ids, written):
+    """Write the tokens in raster order of their anchors; returns how many ids are written."""
+    for row in range(height):
+        for at in range((row + 1) * stride, (row + 1) * stride + width):
+            ids[written] = token[at]
+            written += token[at] >= 0
+    return written
 
 
 @_jit
-def _grown(array):
-    larger = np.empty(2 * len(array), dtype=array.dtype)
-    larger[: len(array)] = array
-    return larger
-
-
-@_jit
-def encode_grids(
-    codes,
-    heights,
-    widths,
-    stride,
-    codebook_size,
-    merges,
-    distance,
-    table,
-    bloom,
-    start,
-    cell,
-    edge_start,
-    edge,
-):
+def encode_grids(codes, heights, widths, stride, codebook_size, vocabulary):
     """Encode grids that lie one after another in codes.
 
     Args:
         codes: int32, raster order; heights, widths: int64, one a grid.
         stride: int64, a power of two ≥ 2 * max(widths).
-        merges: int32 (M, 4); distance: int64 (M,), each rule's offset at this stride.
-        table, bloom: as build_ranks fills them.
-        start, cell: the cells of id v at this stride are cell[start[v]:start[v + 1]].
-        edge_start, edge: the cells around the token of rank r, edge[edge_start[r]:edge_start[r + 1]];
-            none for a token that no rule takes up.
+        vocabulary: rules, slots, bloom, cell, edge. rules is int32 (M, 8): first, second, their distance
+            at this stride, and the ranges of cell and edge; build_ranks fills slots and bloom; cell says
+            where the cells of a rule's second part lie, edge where the cells around its token lie (none
+            for a token that no rule takes up), both int32 from the anchor of the first.
 
     Returns:
         ids int32, one grid after another, and int64 counts.
@@ -156,114 +262,28 @@ def encode_grids(
     size = (heights.max() + 2) * stride
     owner = np.empty(size, dtype=np.int32)  # the anchor of the token on a cell, -1 outside
     token = np.empty(size, dtype=np.int32)  # the id at an anchor, -1 elsewhere
-    first_entry = np.full(
-        len(merges) + 1, -1, dtype=np.int32
-    )  # by rank, a list of anchors of `first`
-    waiting = np.zeros(len(merges) // 64 + 1, dtype=np.uint64)  # a bit a rank: is its list filled?
-    entry_next = np.empty(4096, dtype=np.int32)
-    entry_at = np.empty(4096, dtype=np.int32)
-    ids = np.empty(len(codes), dtype=np.int32)
+    entries = np.empty((max(1024, 2 * (heights * widths).max()), 2), dtype=np.int32)  # anchor, next
+    ids = np.empty(len(codes) + 1, dtype=np.int32)
     counts = np.empty(len(heights), dtype=np.int64)
-    table_shift = _top_shift(len(table))
-    bloom_shift = _top_shift(len(bloom) * 64)
-    right, below = np.uint64(1) * _HASH[2], np.uint64(stride) * _HASH[2]
+    rules = vocabulary[0]
+    newest = np.full(len(rules) + 1, -1, dtype=np.int32)  # by rank, the head of a list of entries
+    waiting = np.zeros(len(rules) // 64 + 1, dtype=np.uint64)  # a bit a rank: is its list filled?
     read = 0
     written = 0
     for grid in range(len(heights)):
         height, width = heights[grid], widths[grid]
-        size = (height + 2) * stride
-        owner[:size] = -1
-        token[:size] = -1
-        while 2 * height * width > len(entry_at):
-            entry_next, entry_at = _grown(entry_next), _grown(entry_at)
-        entries = 0
-        for row in range(height):
-            for col in range(width):
-                at = (row + 1) * stride + col
-                code = codes[read]
-                owner[at] = at
-                token[at] = code
-                part = np.uint64(code) * _HASH[0]
-                for way in range(2):
-                    if way == 0:
-                        if col + 1 == width:
-                            continue
-                        other, step = codes[read + 1], np.int64(1)
-                        mixed = part + np.uint64(other) * _HASH[1] + right
-                    else:
-                        if row + 1 == height:
-                            continue
-                        other, step = codes[read + width], stride
-                        mixed = part + np.uint64(other) * _HASH[1] + below
-                    bit = mixed >> bloom_shift
-                    if (bloom[np.int64(bit >> _SIX)] >> (bit & _LOW6)) & _ONE:
-                        rank = _rank_of(code, other, step, mixed, table, table_shift)
-                        if rank >= 0:
-                            entry_at[entries] = at
-                            entry_next[entries] = first_entry[rank]
-                            first_entry[rank] = entries
-                            entries += 1
-                            waiting[rank >> 6] |= _ONE << np.uint64(rank & 63)
-                read += 1
-        word = 0
-        while word < len(waiting):
-            bits = waiting[word]
-            if bits == 0:
-                word += 1
-                continue
-            lowest = bits & (~bits + _ONE)
-            waiting[word] = bits ^ lowest
-            rank = (word << 6) + _BIT_OF[np.int64((lowest * _DE_BRUIJN) >> _TOP6)]
-            first, second, step = merges[rank, 0], merges[rank, 1], distance[rank]
-            made = np.int32(codebook_size + rank)
-            entry = first_entry[rank]
-            first_entry[rank] = -1
-            while entry >= 0:
-                at = np.int64(entry_at[entry])
-                entry = entry_next[entry]
-                if first == second and token[at] == first:  # to the head of a chain a a a
-                    while at >= step and token[at - step] == first:
-                        at -= step
-                while at + step < size and token[at] == first and token[at + step] == second:
-                    other_at = at + step
-                    token[at] = made
-                    token[other_at] = -1
-                    for k in range(start[second], start[second + 1]):
-                        owner[other_at + cell[k]] = at
-                    begin, end = edge_start[rank], edge_start[rank + 1]
-                    while entries + end - begin > len(entry_at):
-                        entry_next, entry_at = _grown(entry_next), _grown(entry_at)
-                    last = np.int64(-1)
-                    for k in range(begin, end):
-                        near = np.int64(owner[at + edge[k]])
-                        if near < 0 or near == last:
-                            continue
-                        last = near
-                        if near < at:
-                            low, one, two = near, token[near], made
-                        else:
-                            low, one, two = at, made, token[near]
-                        apart = near + at - 2 * low
-                        mixed = _mix(one, two, apart)
-                        bit = mixed >> bloom_shift
-                        if (bloom[np.int64(bit >> _SIX)] >> (bit & _LOW6)) & _ONE:
-                            found = _rank_of(one, two, apart, mixed, table, table_shift)
-                            if found >= 0:
-                                entry_at[entries] = low
-                                entry_next[entries] = first_entry[found]
-                                first_entry[found] = entries
-                                entries += 1
-                                waiting[found >> 6] |= _ONE << np.uint64(found & 63)
-                    if first != second:
-                        break
-                    at = other_at + step
-        before = written
-        for row in range(height):
-            for at in range((row + 1) * stride, (row + 1) * stride + width):
-                if token[at] >= 0:
-                    ids[written] = token[at]
-                    written += 1
-        counts[grid] = written - before
+        while True:
+            board = (owner, token, entries, newest, waiting)
+            used = _lay(codes, read, height, width, stride, vocabulary, board)
+            if _sweep((height + 2) * stride, codebook_size, used, vocabulary, board):
+                break
+            entries = np.empty((2 * len(entries), 2), dtype=np.int32)  # once more, with more
+            newest[:] = -1
+            waiting[:] = 0
+        read += height * width
+        end = _emit(height, width, stride, token, ids, written)
+        counts[grid] = end - written
+        written = end
     return ids[:written].copy(), counts
 
 

@@ -9,6 +9,7 @@ float32 whatever the precision of the rest, and needs memory for one pass of pic
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -113,6 +114,13 @@ class BeingVLVQConfig(PreTrainedConfig):
             )
         super().__post_init__(**kwargs)
 
+    @classmethod
+    def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> Any:
+        # transformers' Chameleon has neither a decoder nor this field; Being-VL's has both.
+        if config_dict.get("model_type") == "chameleon_vqgan" and "out_channels" not in config_dict:
+            config_dict = {**config_dict, "has_decoder": False}
+        return super().from_dict(config_dict, **kwargs)
+
     @property
     def downsampling(self) -> int:
         """Pixels of a cell, along a side."""
@@ -191,8 +199,8 @@ class VectorQuantizer(nn.Module):
 class BeingVLVQModel(PreTrainedModel):
     """A VQ-GAN: `encode` pixels to codes, `decode` codes to pixels, `forward` for training.
 
-    Checkpoints in the layouts of Chameleon, taming-transformers and Being-VL load through
-    `being_vl.vq_checkpoints.load_vq_checkpoint`.
+    `from_pretrained` also reads the VQ-GAN out of a Chameleon or Being-VL checkpoint of transformers;
+    `being_vl.vq_checkpoints.load_vq_checkpoint` reads other layouts.
     """
 
     config_class = BeingVLVQConfig
@@ -200,9 +208,11 @@ class BeingVLVQModel(PreTrainedModel):
     base_model_prefix = "vq_model"
     main_input_name = "pixel_values"
     input_modalities = ("image",)
-    _no_split_modules = ["ResnetBlock", "AttnBlock", "VectorQuantizer"]
+    _no_split_modules = ("ResnetBlock", "AttnBlock", "VectorQuantizer")
     # Half-precision codebooks change codes; K × D numbers in float32 cost nothing beside the rest.
-    _keep_in_fp32_modules_strict = {"quantize"}
+    _keep_in_fp32_modules_strict = frozenset({"quantize"})
+    # The language model around the VQ-GAN of a Chameleon checkpoint
+    _keys_to_ignore_on_load_unexpected = (r"^model\.(?!vqmodel\.)", r"^lm_head\.")
 
     def __init__(self, config: BeingVLVQConfig) -> None:
         super().__init__(config)
@@ -226,6 +236,41 @@ class BeingVLVQModel(PreTrainedModel):
         elif isinstance(module, nn.Embedding):
             bound = 1 / module.num_embeddings
             init.uniform_(module.weight, -bound, bound)
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        pretrained_model_name_or_path: str | os.PathLike | None,
+        *args: Any,
+        output_loading_info: bool = False,
+        **kwargs: Any,
+    ) -> Any:
+        """As of every model, with three differences.
+
+        Weights are float32 unless `dtype` says otherwise; a checkpoint without `decoder.*` loads for
+        encoding only; and a missing or unexpected weight is an error, never a random one.
+
+        Raises:
+            ValueError: a weight is missing or unexpected; the message names it.
+        """
+        if "torch_dtype" not in kwargs:
+            kwargs.setdefault("dtype", torch.float32)
+        kwargs.setdefault("key_mapping", {r"^model\.vqmodel\.": ""})
+        model, info = super().from_pretrained(
+            pretrained_model_name_or_path, *args, output_loading_info=True, **kwargs
+        )
+        missing = set(info["missing_keys"])
+        decoder = {key for key in model.state_dict() if key.startswith("decoder.")}
+        if decoder and decoder <= missing:
+            model.decoder, model.config.has_decoder = None, False
+            missing -= decoder
+        for what, keys in (("missing", missing), ("unexpected", info["unexpected_keys"])):
+            if keys:
+                named = ", ".join(sorted(keys)[:8]) + (" …" if len(keys) > 8 else "")
+                raise ValueError(
+                    f"{pretrained_model_name_or_path}: {len(keys)} weights are {what}: {named}"
+                )
+        return (model, info) if output_loading_info else model
 
     def get_codebook(self) -> torch.Tensor:
         """The codebook, (K, D)."""

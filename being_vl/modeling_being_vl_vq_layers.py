@@ -15,14 +15,63 @@ from torch import nn
 from torch.nn import functional as F
 
 _NORM_EPS = 1e-6
+# Numbers that are normalised at once: on a CPU few enough to be in cache still when they are read
+# again, elsewhere enough to keep the device busy.
+_CPU_NORM_BLOCK = 2**17
+_NORM_BLOCK = 2**24
 
 
-def _norm(channels: int, num_groups: int) -> nn.GroupNorm:
+def _group_norm(channels: int, num_groups: int) -> nn.GroupNorm:
     return nn.GroupNorm(num_groups, channels, eps=_NORM_EPS)
 
 
-def _norm_silu(norm: nn.GroupNorm, hidden: torch.Tensor) -> torch.Tensor:
-    return F.silu(norm(hidden), inplace=True)
+def _normalize(
+    norm: nn.GroupNorm, hidden: torch.Tensor, *, silu: bool = True, overwrite: bool = False
+) -> torch.Tensor:
+    """GroupNorm, then SiLU unless told otherwise; may overwrite its input where no gradient is kept.
+
+    torch's own kernel adds up channels_last squares in one float32 number, which loses up to three
+    digits on large maps, and takes two more passes over memory; so without gradients this one is used.
+    """
+    if torch.is_grad_enabled() or torch.compiler.is_compiling():
+        return F.silu(norm(hidden), inplace=True) if silu else norm(hidden)
+    scale, shift = _norm_scale_and_shift(norm, hidden)
+    out = hidden if overwrite else torch.empty_like(hidden)
+    rows = _rows_per_block(hidden)
+    for source, target in zip(hidden.split(rows, 2), out.split(rows, 2), strict=True):
+        torch.addcmul(shift, source, scale, out=target)
+        if silu:
+            F.silu(target, inplace=True)
+    return out
+
+
+def _norm_scale_and_shift(
+    norm: nn.GroupNorm, hidden: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """GroupNorm of this input as an affine map a channel: two (B, C, 1, 1) float32."""
+    batch, channels, height, width = hidden.shape
+    blocks = hidden.split(_rows_per_block(hidden), 2)
+    # A first guess of the mean keeps the squares small, so that little cancels between them.
+    guess = blocks[0].float().mean((2, 3), keepdim=True)
+    sums, squares = [], []
+    for block in blocks:
+        centred = block.float() - guess
+        sums.append(centred.sum((2, 3)))
+        squares.append(centred.square_().sum((2, 3)))
+    offset = torch.stack(sums).sum(0) / (height * width)
+    variance = torch.stack(squares).sum(0) / (height * width) - offset.square()
+    grouped = (batch, norm.num_groups, channels // norm.num_groups)
+    means = (guess.flatten(1) + offset).view(grouped)
+    mean = means.mean(2, keepdim=True)
+    variance = variance.view(grouped).mean(2, keepdim=True) + means.var(2, False, keepdim=True)
+    scale = norm.weight.float().view(1, *grouped[1:]) / (variance.clamp_min(0) + norm.eps).sqrt()
+    shift = norm.bias.float().view(1, *grouped[1:]) - mean * scale
+    return scale.view(batch, channels, 1, 1), shift.view(batch, channels, 1, 1)
+
+
+def _rows_per_block(hidden: torch.Tensor) -> int:
+    block = _CPU_NORM_BLOCK if hidden.device.type == "cpu" else _NORM_BLOCK
+    return max(1, block * hidden.shape[2] // max(1, hidden.numel()))
 
 
 class ResnetBlock(nn.Module):
@@ -32,9 +81,9 @@ class ResnetBlock(nn.Module):
         self, in_channels: int, out_channels: int, *, num_groups: int, dropout: float
     ) -> None:
         super().__init__()
-        self.norm1 = _norm(in_channels, num_groups)
+        self.norm1 = _group_norm(in_channels, num_groups)
         self.conv1 = nn.Conv2d(in_channels, out_channels, 3, padding=1)
-        self.norm2 = _norm(out_channels, num_groups)
+        self.norm2 = _group_norm(out_channels, num_groups)
         self.dropout = nn.Dropout(dropout)
         self.conv2 = nn.Conv2d(out_channels, out_channels, 3, padding=1)
         if in_channels != out_channels:
@@ -42,8 +91,8 @@ class ResnetBlock(nn.Module):
         self.changes_channels = in_channels != out_channels
 
     def forward(self, hidden: torch.Tensor) -> torch.Tensor:
-        update = self.conv1(_norm_silu(self.norm1, hidden))
-        update = self.conv2(self.dropout(_norm_silu(self.norm2, update)))
+        update = self.conv1(_normalize(self.norm1, hidden))
+        update = self.conv2(self.dropout(_normalize(self.norm2, update, overwrite=True)))
         # A convolution's backward does not read its own output, so adding in place is safe there too.
         return update.add_(self.nin_shortcut(hidden) if self.changes_channels else hidden)
 
@@ -53,14 +102,14 @@ class AttnBlock(nn.Module):
 
     def __init__(self, channels: int, *, num_groups: int) -> None:
         super().__init__()
-        self.norm = _norm(channels, num_groups)
+        self.norm = _group_norm(channels, num_groups)
         self.q = nn.Conv2d(channels, channels, 1)
         self.k = nn.Conv2d(channels, channels, 1)
         self.v = nn.Conv2d(channels, channels, 1)
         self.proj_out = nn.Conv2d(channels, channels, 1)
 
     def forward(self, hidden: torch.Tensor) -> torch.Tensor:
-        normed = self.norm(hidden)
+        normed = _normalize(self.norm, hidden, silu=False)
         # (B, C, H, W) → (B, 1 head, H·W, C): a view, because the maps are channels_last
         query, key, value = (
             project(normed).flatten(2).transpose(1, 2).unsqueeze(1)
@@ -166,7 +215,7 @@ class Encoder(nn.Module):
                 level.downsample = Downsample(channels)
             self.down.append(level)
         self.mid = Mid(channels, attention=config.attn_type == "vanilla", **shared)
-        self.norm_out = _norm(channels, config.norm_num_groups)
+        self.norm_out = _group_norm(channels, config.norm_num_groups)
         self.conv_out = nn.Conv2d(channels, config.latent_channels, 3, padding=1)
 
     def forward(self, pixel_values: torch.Tensor) -> torch.Tensor:
@@ -176,7 +225,7 @@ class Encoder(nn.Module):
             hidden = level(hidden)
             if index != last:
                 hidden = level.downsample(hidden)
-        return self.conv_out(_norm_silu(self.norm_out, self.mid(hidden)))
+        return self.conv_out(_normalize(self.norm_out, self.mid(hidden), overwrite=True))
 
 
 class Decoder(nn.Module):
@@ -207,7 +256,7 @@ class Decoder(nn.Module):
                 level.upsample = Upsample(channels)
             levels.append(level)
         self.up = nn.ModuleList(reversed(levels))
-        self.norm_out = _norm(channels, config.norm_num_groups)
+        self.norm_out = _group_norm(channels, config.norm_num_groups)
         self.conv_out = nn.Conv2d(channels, config.out_channels, 3, padding=1)
 
     @property
@@ -221,4 +270,4 @@ class Decoder(nn.Module):
             hidden = self.up[index](hidden)
             if index != 0:
                 hidden = self.up[index].upsample(hidden)
-        return self.conv_out(_norm_silu(self.norm_out, hidden)).contiguous()
+        return self.conv_out(_normalize(self.norm_out, hidden, overwrite=True)).contiguous()

@@ -110,7 +110,11 @@ def _point(
         tokens += sum(len(ids) for ids in shorter.encode_batch(part, num_threads))
         if progress:
             progress(len(part))
-    return {"merges": merges, "tokens_per_grid": tokens / count, "compression_ratio": cells / tokens}
+    return {
+        "merges": merges,
+        "tokens_per_grid": tokens / count,
+        "compression_ratio": cells / tokens,
+    }
 
 
 def _by_cells(bpe: ImageBPE, uses: np.ndarray) -> list[dict[str, int]]:

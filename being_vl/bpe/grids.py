@@ -1,17 +1,20 @@
 """files or arrays → blocks of codes: what the trainer reads, without a second copy of the codes.
 
-Three sources: one array (N, H, W), which may be memory-mapped; a sequence of (h, w) arrays; parquet files
-with the columns `height`, `width` and `codes` (a list of integers in raster order), as
-`being-vl encode` writes them.
+Three sources: one array (N, H, W), which may be memory-mapped; a sequence of (h, w) arrays; and parquet
+shards of codes as `being-vl encode` writes them.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from threading import Lock
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
+
+if TYPE_CHECKING:
+    from ..code_shards import CodeShards
 
 _CELLS_A_BLOCK = 1 << 21
 
@@ -57,80 +60,38 @@ class SequenceGrids:
         self.sizes = np.array(sizes, np.int64).reshape(-1, 2)
 
     def blocks(self, begin: int, end: int) -> Iterator[tuple[int, np.ndarray]]:
-        at = begin
-        while at < end:
-            height, width = self.sizes[at]
-            stop, cells = at + 1, height * width
-            while (
-                stop < end and cells < _CELLS_A_BLOCK and (self.sizes[stop] == self.sizes[at]).all()
-            ):
-                stop += 1
-                cells += height * width
-            block = [np.asarray(self._grids[index]) for index in range(at, stop)]
-            for index, grid in enumerate(block, start=at):
+        for at, stop in _runs(self.sizes, begin, end):
+            grids = [np.asarray(self._grids[index]) for index in range(at, stop)]
+            for index, grid in enumerate(grids, start=at):
                 _check_integers(grid.dtype, f"grids[{index}]")
-            yield at, np.stack(block)
-            at = stop
+            yield at, np.stack(grids)
 
 
-class ParquetGrids:
-    """Parquet files in the given order; only the row group at work is in memory."""
+class ShardGrids:
+    """Parquet shards of codes; a few of them are in memory at a time."""
 
-    def __init__(self, paths: Sequence[Path]):
-        import pyarrow.parquet as parquet
-
-        self._groups: list[tuple[Path, int, int]] = []  # file, row group, index of its first grid
-        sizes, n = [np.empty((0, 2), np.int64)], 0
-        for path in paths:
-            with parquet.ParquetFile(path) as file:
-                missing = {"height", "width", "codes"} - set(file.schema_arrow.names)
-                if missing:
-                    raise ValueError(f"{path}: no column {sorted(missing)[0]!r}")
-                for group in range(file.num_row_groups):
-                    table = file.read_row_group(group, columns=["height", "width"])
-                    columns = [table[name].to_numpy() for name in ("height", "width")]
-                    for name, column in zip(("height", "width"), columns, strict=True):
-                        _check_integers(column.dtype, f"{path}: column {name!r}")
-                    sizes.append(np.stack(columns, axis=1).astype(np.int64))
-                    self._groups.append((path, group, n))
-                    n += table.num_rows
-        self.sizes = np.concatenate(sizes)
+    def __init__(self, shards: CodeShards):
+        self._shards = shards
+        self._lock = Lock()  # the shards in memory are shared by all threads
+        self.sizes = np.stack([shards.heights, shards.widths], axis=1).astype(np.int64)
 
     def blocks(self, begin: int, end: int) -> Iterator[tuple[int, np.ndarray]]:
-        import pyarrow.parquet as parquet
+        for at, stop in _runs(self.sizes, begin, end):
+            with self._lock:
+                grids = self._shards[at:stop]
+            yield at, np.stack(grids)
 
-        starts = [first for _, _, first in self._groups] + [len(self.sizes)]
-        for number, (path, group, first) in enumerate(self._groups):
-            if starts[number + 1] <= begin or first >= end:
-                continue
-            with parquet.ParquetFile(path) as file:
-                column = file.read_row_group(group, columns=["codes"])["codes"].combine_chunks()
-            if column.null_count or column.flatten().null_count:
-                raise ValueError(f"{path}: column 'codes' holds nulls")
-            flat = column.flatten().to_numpy(zero_copy_only=False)
-            _check_integers(flat.dtype, f"{path}: column 'codes'")
-            lengths = np.diff(column.offsets.to_numpy())
-            areas = self.sizes[first : starts[number + 1]].prod(axis=1)
-            wrong = np.flatnonzero(lengths != areas)
-            if len(wrong):
-                row = wrong[0]
-                height, width = self.sizes[first + row]
-                raise ValueError(
-                    f"{path}: row {row} of row group {group} holds {lengths[row]} codes, "
-                    f"but a grid of {height}x{width} has {areas[row]}"
-                )
-            ends = np.cumsum(lengths)
-            at = max(begin, first)
-            while at < min(end, starts[number + 1]):
-                stop = at + 1
-                while (
-                    stop < min(end, starts[number + 1])
-                    and (self.sizes[stop] == self.sizes[at]).all()
-                ):
-                    stop += 1
-                codes = flat[ends[at - first] - lengths[at - first] : ends[stop - 1 - first]]
-                yield at, codes.reshape(stop - at, *self.sizes[at])
-                at = stop
+
+def _runs(sizes: np.ndarray, begin: int, end: int) -> Iterator[tuple[int, int]]:
+    """Cut [begin, end) into runs of grids of one size, of a bounded number of cells."""
+    at = begin
+    while at < end:
+        area = int(sizes[at].prod())
+        stop = min(end, at + max(1, _CELLS_A_BLOCK // max(1, area)))
+        others = np.flatnonzero((sizes[at:stop] != sizes[at]).any(axis=1))
+        stop = at + int(others[0]) if len(others) else stop
+        yield at, stop
+        at = stop
 
 
 def _check_integers(dtype: np.dtype, name: str) -> None:
@@ -138,43 +99,45 @@ def _check_integers(dtype: np.dtype, name: str) -> None:
         raise ValueError(f"{name} must hold integers, got {dtype}")
 
 
-def _parquet_paths(path: Path) -> list[Path]:
-    paths = sorted(path.rglob("*.parquet")) if path.is_dir() else [path]
-    if not paths:
-        raise ValueError(f"{path}: no .parquet file in this folder")
-    return paths
-
-
-def open_grids(grids: Any) -> GridSource:
+def open_grids(grids: Any, codebook_size: int | None = None) -> GridSource:
     """The source for what a caller passed as `grids`.
 
     Args:
-        grids: an integer array (N, H, W); a sequence of integer arrays (h, w); a path, or a sequence of
-            paths, of a `.npy` file (memory-mapped), a parquet file, or a folder of parquet files; or a
-            `GridSource`.
+        grids: an integer array (N, H, W); a sequence of integer arrays (h, w); `CodeShards`; or the path of
+            a `.npy` file (memory-mapped), of a parquet file, or of a folder of them, or a list of parquet
+            files.
+        codebook_size: K, for parquet files that do not say it.
 
     Raises:
         ValueError: a shape or a dtype is not one of these, or a grid is empty.
+        OSError: a file is not there or cannot be read.
     """
-    if isinstance(grids, (str, Path)):
-        path = Path(grids)
-        if path.suffix == ".npy":
-            source = open_grids(np.load(path, mmap_mode="r", allow_pickle=False))
-        else:
-            source = ParquetGrids(_parquet_paths(path))
-    elif hasattr(grids, "blocks") and hasattr(grids, "sizes"):
-        source = grids
-    elif isinstance(grids, np.ndarray) and grids.dtype != object:
+    if isinstance(grids, (str, Path)) and Path(grids).suffix == ".npy":
+        grids = np.load(grids, mmap_mode="r", allow_pickle=False)
+    source: GridSource
+    if isinstance(grids, np.ndarray) and grids.dtype != object:
         if grids.ndim != 3:
             raise ValueError(f"grids must have shape (N, height, width), got {grids.shape}")
         _check_integers(grids.dtype, "grids")
         source = ArrayGrids(grids)
-    elif len(grids) and all(isinstance(item, (str, Path)) for item in grids):
-        source = ParquetGrids([path for item in grids for path in _parquet_paths(Path(item))])
-    else:
+    elif isinstance(grids, (list, tuple)) and not _are_paths(grids):
         source = SequenceGrids(grids)
+    else:
+        from ..code_shards import CodeShards  # brings pyarrow
+
+        if isinstance(grids, (str, Path)) or _are_paths(grids):
+            grids = CodeShards(grids, codebook_size=codebook_size)
+        source = ShardGrids(grids) if isinstance(grids, CodeShards) else SequenceGrids(grids)
     empty = np.flatnonzero((source.sizes < 1).any(axis=1))
     if len(empty):
         height, width = source.sizes[empty[0]]
         raise ValueError(f"grids[{empty[0]}] must not be empty, got {height}x{width}")
     return source
+
+
+def _are_paths(grids: Any) -> bool:
+    return (
+        isinstance(grids, (list, tuple))
+        and len(grids) > 0
+        and all(isinstance(item, (str, Path)) for item in grids)
+    )

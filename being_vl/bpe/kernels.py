@@ -33,7 +33,7 @@ def view_of(token, row, col):
 def _slot(table, mask, stamp, view):
     """The row of a view, or the free row where it belongs."""
     h = (view >> 34) * 0x9E3779B1 + (view & 0x3FFFFFFFF) * 0x2545F49
-    h = (h ^ (h >> 21)) & mask
+    h = ((((h ^ (h >> 29)) & 0x3FFFFFFF) * 0x6C078965) >> 20) & mask
     while table[h, 1] == stamp and table[h, 0] != view:
         h = (h + 1) & mask
     return h

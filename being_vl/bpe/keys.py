@@ -86,13 +86,13 @@ def _link(columns, links, heads, heap, size, counts, begin, end):
 
 
 @kernel
-def _views_at(columns, counts, links, heads, theta, token, side, row, col, views, keys, sides, n):
+def _views_at(columns, counts, links, heads, floor, token, side, row, col, views, keys, sides, n):
     """Append the views that the keys of `token` see, the token standing at (row, col) of the new one."""
     before, key = -1, heads[token]
     while key != -1:
         own = 0 if columns[key, 0] == token else 1
         following = links[key, own]
-        if counts[key] < theta:  # never needed again: leave it out of the list
+        if counts[key] < floor:  # never needed again: leave it out of the list
             if before == -1:
                 heads[token] = following
             else:
@@ -119,17 +119,19 @@ def _views_at(columns, counts, links, heads, theta, token, side, row, col, views
 
 
 @kernel
-def _views_of_rule(columns, counts, links, heads, theta, rule_key):
-    """The views of the listed keys of a rule's two tokens, the keys, and the sides (0 first, 1 second)."""
+def _views_of_rule(columns, counts, links, heads, floor, rule_key, row, col):
+    """The views of the listed keys of a rule's two tokens, the keys, and the sides (0 first, 1 second).
+
+    The second token stands at (row, col).
+    """
     views = np.empty(64, np.int64)
     keys = np.empty(64, np.int64)
     sides = np.empty(64, np.int64)
     views, keys, sides, n = _views_at(
-        columns, counts, links, heads, theta, columns[rule_key, 0], 0, 0, 0, views, keys, sides, 0
+        columns, counts, links, heads, floor, columns[rule_key, 0], 0, 0, 0, views, keys, sides, 0
     )
     views, keys, sides, n = _views_at(
-        columns, counts, links, heads, theta, columns[rule_key, 1], 1,
-        columns[rule_key, 2], columns[rule_key, 3], views, keys, sides, n,
+        columns, counts, links, heads, floor, columns[rule_key, 1], 1, row, col, views, keys, sides, n,
     )  # fmt: skip
     return views[:n], keys[:n], sides[:n]
 
@@ -143,18 +145,25 @@ def _subtract(counts, keys, lost):
 class KeyTable:
     """The keys with at least `theta` occurrences, numbered as they came.
 
+    Args:
+        vocab_size: how many ids there can be.
+        theta: keys below this count are not listed.
+        floor: listed keys below this count are forgotten.
+        merge_rule: with `"pair"`, keys have no offset, and (0, 1) stands in its place.
+
     Attributes:
         columns: (capacity, 4) int64, the keys: first, second, row_offset, col_offset.
         counts: (capacity,) int64.
         size: how many keys there are.
-        theta: keys below this count are not listed.
     """
 
-    def __init__(self, vocab_size: int, theta: int):
+    def __init__(self, vocab_size: int, theta: int, floor: int, merge_rule: str):
         self.theta = theta
+        self.floor = floor
         self.size = 0
         self.columns = np.empty((1024, 4), np.int64)
         self.counts = np.empty(1024, np.int64)
+        self._by_shape = merge_rule == "shape"
         self._links = np.empty((1024, 2), np.int64)
         self._heads = np.full(vocab_size, -1, np.int64)
         self._heap = np.empty((1024, 2), np.int64)
@@ -165,10 +174,7 @@ class KeyTable:
         begin, end = self.size, self.size + len(columns)
         if end > len(self.columns):
             for name in ("columns", "counts", "_links", "_heap"):
-                old = getattr(self, name)
-                new = np.empty((2 * end, *old.shape[1:]), np.int64)
-                new[: len(old)] = old
-                setattr(self, name, new)
+                setattr(self, name, _lengthened(getattr(self, name), 2 * end))
         self.columns[begin:end] = columns
         self.counts[begin:end] = counts
         self.size = end
@@ -185,8 +191,17 @@ class KeyTable:
 
     def views_of(self, key: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """What the merge of `key` may take from other keys: views, key numbers, sides (see kernels.py)."""
-        return _views_of_rule(self.columns, self.counts, self._links, self._heads, self.theta, key)
+        row, col = self.columns[key, 2:] if self._by_shape else (0, 0)
+        return _views_of_rule(
+            self.columns, self.counts, self._links, self._heads, self.floor, key, int(row), int(col)
+        )
 
     def subtract(self, keys: np.ndarray, lost: np.ndarray) -> None:
         """Lower the counts of `keys` (a key may stand there more than once)."""
         _subtract(self.counts, keys, lost)
+
+
+def _lengthened(array: np.ndarray, length: int) -> np.ndarray:
+    longer = np.empty((length, *array.shape[1:]), array.dtype)
+    longer[: len(array)] = array
+    return longer

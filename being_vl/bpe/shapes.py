@@ -12,10 +12,15 @@ _CROSS = np.array([[-1, 0], [0, -1], [0, 1], [1, 0]], np.int32)
 
 
 class Shapes:
-    """The shapes of `codebook_size` single cells and of the merges added to them."""
+    """The shapes of `codebook_size` single cells and of the merges added to them.
 
-    def __init__(self, codebook_size: int, vocab_size: int):
+    With `merge_rule="pair"` a token has a number of cells, but no shape.
+    """
+
+    def __init__(self, codebook_size: int, vocab_size: int, merge_rule: str):
         self.codebook_size = codebook_size
+        self.merge_rule = merge_rule
+        self.size = codebook_size
         self._cells: list[np.ndarray] = []
         self._perimeters: list[np.ndarray] = []
         self.num_cells = np.ones(vocab_size, np.int64)
@@ -32,17 +37,27 @@ class Shapes:
             _CROSS if token < self.codebook_size else self._perimeters[token - self.codebook_size]
         )
 
-    def all_perimeters(self) -> tuple[np.ndarray, np.ndarray]:
-        """Where each token's rows begin and end, (tokens + 1,), and all rows, (_, 2)."""
+    def all_perimeters(self) -> tuple[np.ndarray, np.ndarray, int]:
+        """Where each token's rows begin and end, (tokens + 1,), all rows, (_, 2), and the most of a token.
+
+        With `merge_rule="pair"` there are no rows, and the most is a bound.
+        """
+        if self.merge_rule == "pair":
+            most = 2 * int(self.num_cells.max()) + 2
+            return np.zeros(1, np.int64), np.empty((0, 2), np.int32), most
         lengths = [0] * self.codebook_size + [len(rows) for rows in self._perimeters]
         bounds = np.append(0, np.cumsum(lengths)).astype(np.int64)
         rows = np.concatenate([np.empty((0, 2), np.int32), *self._perimeters])
-        return bounds, rows
+        return bounds, rows, max(lengths)
 
     def add(self, rule: np.ndarray) -> int:
         """Add the token of a rule (first, second, row_offset, col_offset); returns its id."""
         first, second, row_offset, col_offset = (int(value) for value in rule)
-        token = self.codebook_size + len(self._cells)
+        token = self.size
+        self.size += 1
+        self.num_cells[token] = self.num_cells[first] + self.num_cells[second]
+        if self.merge_rule == "pair":
+            return token
         moved = self.cells(second) + np.array([row_offset, col_offset], np.int32)
         cells = sorted(map(tuple, np.concatenate([self.cells(first), moved]).tolist()))
         inside = set(cells)
@@ -53,7 +68,6 @@ class Shapes:
         }
         self._cells.append(np.array(cells, np.int32))
         self._perimeters.append(np.array(sorted(around - inside), np.int32))
-        self.num_cells[token] = len(cells)
         self.box[token] = self.boxes(np.asarray(rule).reshape(1, 4))[0]
         return token
 

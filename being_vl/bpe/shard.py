@@ -19,6 +19,7 @@ from .kernels import (
     list_positions,
 )
 from .keys import KeyTable
+from .pair_kernels import apply_pair, list_pairs
 from .shapes import Shapes
 
 _SMALL_TABLE = 1 << 12
@@ -29,13 +30,17 @@ _LIMIT_IDS, _LIMIT_SIDE = 1 << 24, 1 << 16
 class Shard:
     """The grids [begin, end) of a source.
 
+    Args:
+        source: the grids.
+        begin, end: which of them.
+        shapes: the tokens so far, all of them codes; `merge_rule` is its.
+        vocab_size: how many ids there can be.
+
     Raises:
         ValueError: a code is not in [0, codebook_size), or the vocabulary or a grid is too large.
     """
 
-    def __init__(
-        self, source: GridSource, begin: int, end: int, codebook_size: int, vocab_size: int
-    ):
+    def __init__(self, source: GridSource, begin: int, end: int, shapes: Shapes, vocab_size: int):
         sizes = source.sizes[begin:end]
         side = int(sizes.max(initial=1))
         if vocab_size > _LIMIT_IDS or side >= _LIMIT_SIDE:
@@ -44,13 +49,17 @@ class Shard:
                 f"got {vocab_size} and {side}"
             )
         narrow = vocab_size <= _NARROW_IDS and side <= _NARROW_SIDE
-        self.codebook_size = codebook_size
+        self._shapes = shapes
+        self.codebook_size = shapes.codebook_size
         self.num_cells = int(sizes.prod(axis=1).sum())
         self._bits = 8 if narrow else 16
         dtype = np.uint32 if narrow else np.int64
         self._sentinel = 0xFFFFFFFF if narrow else -1
         self._lay_out(sizes, dtype)
         self._fill(source, begin, end)
+        self._ring = np.empty(0, self._position_dtype)
+        if shapes.merge_rule == "pair":
+            self._ring = np.arange(len(self._cells), dtype=self._position_dtype)
         self._pool = np.empty(0, self._position_dtype)
         self._used_pool = 0
         self._starts = np.empty(0, np.int64)
@@ -100,56 +109,75 @@ class Shard:
         for stride, stop in zip(self._strides, self._ends, strict=True):
             self._cells[stop - stride : stop] = self._sentinel
 
-    def sketch(self, shapes: Shapes, by_pair: bool, size: int) -> np.ndarray:
+    @property
+    def num_bytes(self) -> int:
+        """Bytes of the cells, without the positions."""
+        return self._cells.nbytes + self._ring.nbytes
+
+    @property
+    def bytes_a_position(self) -> int:
+        return np.dtype(self._position_dtype).itemsize
+
+    def sketch(self, by_pair: bool, size: int) -> np.ndarray:
         """Counters, (size,) uint32, each at least the count of every key (or pair) that falls on it."""
         counters = np.zeros(size, np.uint32)
-        self._scan(counting.SKETCH, shapes, counters, by_pair, 0, counting.new_table(2), 0)
+        table = counting.new_table(2)
+        self._scan(counting.SKETCH, counters, by_pair, table, table)
         return counters
 
     def count(
-        self, shapes: Shapes, by_pair: bool, sketch: np.ndarray, theta: int
+        self, by_pair: bool, slots: np.ndarray, num_slots: int
     ) -> tuple[np.ndarray, np.ndarray]:
-        """The keys whose counter reaches theta: columns (n, 4) int64, and counts (n,) int64."""
-        table, n = self._scan(
-            counting.COUNT, shapes, sketch, by_pair, theta, counting.new_table(1 << 12), 0
-        )
-        rows = counting.table_rows(table, n)
-        columns = np.empty((n, 4), np.int64)
-        columns[:, 0], columns[:, 1] = rows[:, 0] >> 32, rows[:, 0] & 0xFFFFFFFF
-        columns[:, 2], columns[:, 3] = rows[:, 1] >> 17, (rows[:, 1] & 0x1FFFF) - (1 << 16)
-        return columns, rows[:, 2]
+        """The keys that fall on a slot: columns (n, 4) int64, and counts (n,) int64."""
+        rows, table = counting.new_table(num_slots + 1), counting.new_table(1 << 10)
+        table = self._scan(counting.COUNT, slots, by_pair, rows, table)
+        found = np.concatenate([rows[1:], table])
+        found = found[found[:, 0] != -1]
+        return counting.unpacked(found[:, 0], found[:, 1]), found[:, 2]
 
-    def list_keys(self, shapes: Shapes, columns: np.ndarray, counts: np.ndarray) -> None:
+    def list_keys(
+        self,
+        by_pair: bool,
+        slots: np.ndarray,
+        num_slots: int,
+        columns: np.ndarray,
+        counts: np.ndarray,
+    ) -> None:
         """Forget all positions, and list those of these keys; `counts` are this shard's own."""
         needed = int(counts.sum())
-        self._pool = np.empty(0, self._position_dtype)
+        self._merged = self._pool = np.empty(0, self._position_dtype)
         self._pool = np.empty(needed + needed // 8 + (1 << 16), self._position_dtype)
         self._used_pool = needed
         self._starts = np.cumsum(counts) - counts
         self._lengths = counts.copy()
+        rows = counting.new_table(num_slots + 1)
         table = counting.new_table(1 << max(4, (2 * len(columns)).bit_length()))
-        tokens = (columns[:, 0] << 32) | columns[:, 1]
-        offsets = (columns[:, 2] << 17) | (columns[:, 3] + (1 << 16))
-        counting.insert_all(table, tokens, offsets, self._starts)
-        self._scan(counting.LIST, shapes, np.zeros(1, np.uint32), False, 0, table, 0)
+        counting.aim_keys(
+            *counting.packed(columns),
+            self._starts,
+            slots,
+            by_pair,
+            rows,
+            table,
+            len(self._pool) - 1,
+        )
+        self._scan(counting.LIST, slots, by_pair, rows, table)
 
     def _scan(
         self,
         mode: int,
-        shapes: Shapes,
         sketch: np.ndarray,
         by_pair: bool,
-        theta: int,
+        rows: np.ndarray,
         table: np.ndarray,
-        n: int,
-    ) -> tuple[np.ndarray, int]:
+    ) -> np.ndarray:
         return counting.scan(
-            mode, self._cells, self._ends, self._strides, self._bits, self._sentinel,
-            self.codebook_size, *shapes.all_perimeters(), sketch, by_pair, theta, table, n, self._pool,
+            mode, self._cells, self._ring, self._ends, self._strides, self._bits, self._sentinel,
+            self.codebook_size, *self._shapes.all_perimeters(), sketch, by_pair, rows, table, self._pool,
         )  # fmt: skip
 
     def apply(
-        self, key: int, rule: np.ndarray, shapes: Shapes, views: np.ndarray, sides: np.ndarray
+        self, key: int, rule: np.ndarray, views: np.ndarray, sides: np.ndarray
     ) -> tuple[np.ndarray, int]:
         """Merge the occurrences of a key: how much each view's key lost, and the number of merges.
 
@@ -158,14 +186,21 @@ class Shard:
         start, length = self._starts[key], self._lengths[key]
         positions = self._pool[start : start + length]
         a, b = int(rule[0]), int(rule[1])
-        if a == b:
+        by_pair = self._shapes.merge_rule == "pair"
+        if a == b or by_pair:
             positions.sort()  # raster order decides which of two overlapping occurrences is merged
         self._state[1] = self._mask_for(2 * len(views) + int(length))
-        self._table, self._used, lost, merged = apply_rule(
-            self._cells, self._ends, self._strides, self._bits, self._sentinel, positions, rule,
-            shapes.cells(a), shapes.cells(b), shapes.perimeter(a), shapes.perimeter(b),
-            views, sides, self._table, self._used, self._state,
-        )  # fmt: skip
+        grid = (self._ends, self._strides, self._bits, self._sentinel)
+        rest = (views, sides, self._table, self._used, self._state)
+        if by_pair:
+            done = apply_pair(self._cells, self._ring, *grid, positions, rule, *rest)
+        else:
+            shapes = self._shapes
+            done = apply_rule(
+                self._cells, *grid, positions, rule, shapes.cells(a), shapes.cells(b),
+                shapes.perimeter(a), shapes.perimeter(b), *rest,
+            )  # fmt: skip
+        self._table, self._used, lost, merged = done
         self._merged = positions[:merged]
         return lost, merged
 
@@ -185,11 +220,13 @@ class Shard:
         self,
         views: np.ndarray,
         counts: np.ndarray,
-        rule: np.ndarray,
-        shapes: Shapes,
+        token: int,
         keys: KeyTable,
     ) -> None:
-        """List the positions of the last merge's kept keys, the last of `keys`; `counts` are this shard's."""
+        """List the positions of the last merge's kept keys, which are the last of `keys`.
+
+        `counts` are this shard's own; `token` is the new token.
+        """
         first = keys.size - len(views)
         needed = int(counts.sum())
         self._make_room(needed, first, keys)
@@ -201,10 +238,12 @@ class Shard:
         self._lengths[first : keys.size] = counts
         self._used_pool += needed
         aim_views(self._table, self._used, self._state, views, starts)
-        list_positions(
-            self._cells, self._ends, self._strides, self._bits, self._sentinel, self._merged,
-            int(rule[4]), shapes.perimeter(int(rule[4])), self._table, self._state, self._pool,
-        )  # fmt: skip
+        grid = (self._ends, self._strides, self._bits, self._sentinel, self._merged, token)
+        rest = (self._table, self._state, self._pool)
+        if self._shapes.merge_rule == "pair":
+            list_pairs(self._cells, self._ring, *grid, *rest)
+        else:
+            list_positions(self._cells, *grid, self._shapes.perimeter(token), *rest)
 
     def _make_room(self, needed: int, num_keys: int, keys: KeyTable) -> None:
         """Make the pool hold `needed` more positions: drop the lists of forgotten keys, or enlarge it."""

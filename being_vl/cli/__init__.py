@@ -12,10 +12,16 @@ import os
 import sys
 
 COMMANDS = {
-    "encode": "quantize images into parquet shards of codes",
-    "export": "write a checkpoint as a plain Llama, for engines that know no other",
-    "init": "extend a text model by an image vocabulary: a checkpoint to train",
     "quickstart": "train and test a small model on easy-VQA, end to end, in minutes",
+    "train-vq": "train a VQ-GAN on images",
+    "convert-vq": "turn a published VQ-GAN checkpoint into a folder that loads here",
+    "encode": "quantize images into parquet shards of codes",
+    "train-bpe": "train the image BPE on grids of codes",
+    "inspect": "draw a vocabulary's tokens, or an image with its tokens",
+    "stats": "measure how a vocabulary compresses grids of codes",
+    "convert": "turn the authors' released vocabulary into a table that can be read safely",
+    "init": "extend a text model by an image vocabulary: a checkpoint to train",
+    "export": "write a checkpoint as a plain Llama, for engines that know no other",
 }
 
 _INTERRUPTED = 130
@@ -50,7 +56,10 @@ def main(argv: list[str] | None = None) -> int:
         return 0
     name = argv[0]
     if name not in COMMANDS:
-        print(f"being-vl: error: no command {name!r}; there are: {', '.join(COMMANDS)}", file=sys.stderr)
+        print(
+            f"being-vl: error: no command {name!r}; there are: {', '.join(COMMANDS)}",
+            file=sys.stderr,
+        )
         return 2
     try:
         command = importlib.import_module(f"being_vl.cli.{name.replace('-', '_')}")
@@ -67,5 +76,3 @@ def main(argv: list[str] | None = None) -> int:
         message = " ".join(str(error).split()) or type(error).__name__
         print(f"being-vl {name}: error: {message}", file=sys.stderr)
         return 2
-
-

@@ -18,7 +18,9 @@ def make_parser() -> ArgumentParser:
         "their code does; its tokens cannot be decoded, so it is for comparison, not for new models."
     )
     parser.add_argument("--config", action="config", help="YAML file whose values flags override")
-    parser.add_argument("pickle", type=str, help="the released file, a pickled list of ((first, second), new_id)")
+    parser.add_argument(
+        "pickle", type=str, help="the released file, a pickled list of ((first, second), new_id)"
+    )
     parser.add_argument("output", type=str, help="folder to write legacy_image_bpe.json into")
     parser.add_argument("--json", action="store_true", help="print the answer as JSON")
     return parser

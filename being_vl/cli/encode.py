@@ -11,14 +11,15 @@ import json
 import sys
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from jsonargparse import ArgumentParser, Namespace
 from jsonargparse.typing import NonNegativeInt, PositiveInt
 
+from ._image_source import add_source_arguments, open_source
+
 if TYPE_CHECKING:
     from ..image_processing_being_vl import BeingVLImageProcessor
-    from ..quantizing import Source
 
 _DTYPES = Literal["float32", "bfloat16", "float16"]
 
@@ -36,19 +37,7 @@ def make_parser() -> ArgumentParser:
         "--quantizer", type=str, required=True, help="folder or Hub id of a VQ model"
     )
     parser.add_argument("--output", type=str, required=True, help="folder of the shards")
-    source = parser.add_argument_group("source", "where the images are; one of the first three")
-    source.add_argument("--images", type=str, help="folder, searched recursively")
-    source.add_argument(
-        "--dataset", type=str, help="data set: saved to disk, readable by load_dataset, or a Hub id"
-    )
-    source.add_argument("--webdataset", type=str, help="glob pattern of tar files; quote it")
-    source.add_argument("--dataset-config", type=str, help="configuration of the data set")
-    source.add_argument("--split", type=str, default="train", help="split of the data set")
-    source.add_argument(
-        "--streaming", type=bool, default=False, help="read the data set as a stream"
-    )
-    source.add_argument("--image-column", type=str, help="default: the only column of images")
-    source.add_argument("--id-column", type=str, help="default: the number of the row")
+    add_source_arguments(parser, streams=True)
     work = parser.add_argument_group("work")
     work.add_argument(
         "--image-processor", type=str, help="folder or Hub id; default: that of --quantizer"
@@ -87,12 +76,12 @@ def main(args: Namespace) -> int:
 
     started = time.perf_counter()
     output = Path(args.output)
-    source = _open_source(args)
+    source = open_source(args, shard_size=args.shard_size)
     state = PartialState(cpu=args.device == "cpu")
     device = state.device if args.device is None else torch.device(args.device)
     dtype = getattr(torch, args.dtype)
     model = AutoModel.from_pretrained(args.quantizer).to(device).eval()
-    processor = _image_processor(args, model.config.resolution)
+    processor = _image_processor(args, model.config)
     if state.is_main_process:
         _save_config(args, output)
     total = source.num_images if state.num_processes == 1 else None
@@ -136,30 +125,9 @@ def main(args: Namespace) -> int:
     return 0
 
 
-def _open_source(args: Namespace) -> Source:
-    from ..quantizing import FolderSource, TarSource, load_dataset_source
-
-    given = [name for name in ("images", "dataset", "webdataset") if args[name] is not None]
-    if len(given) != 1:
-        named = ", ".join(f"--{name}" for name in given) or "none"
-        raise ValueError(f"name one of --images, --dataset, --webdataset; got {named}")
-    if args.images is not None:
-        return FolderSource(args.images, shard_size=args.shard_size)
-    if args.webdataset is not None:
-        return TarSource(args.webdataset)
-    return load_dataset_source(
-        args.dataset,
-        shard_size=args.shard_size,
-        split=args.split,
-        config_name=args.dataset_config,
-        streaming=args.streaming,
-        image_column=args.image_column,
-        id_column=args.id_column,
-    )
-
-
-def _image_processor(args: Namespace, resolution: int) -> BeingVLImageProcessor:
+def _image_processor(args: Namespace, vq_config: Any) -> BeingVLImageProcessor:
     """The named one, else the quantizer's own, else the defaults at the quantizer's resolution."""
+    from ..checkpoint import default_image_processor
     from ..image_processing_being_vl import BeingVLImageProcessor
 
     if args.image_processor is not None:
@@ -169,16 +137,15 @@ def _image_processor(args: Namespace, resolution: int) -> BeingVLImageProcessor:
     except OSError:
         print(
             f"{args.quantizer} has no preprocessor_config.json: images are resized and cropped to "
-            f"{resolution} × {resolution} (give --image-processor for anything else)",
+            f"{vq_config.resolution} × {vq_config.resolution} (give --image-processor for anything else)",
             file=sys.stderr,
         )
-        size = {"height": resolution, "width": resolution}
-        return BeingVLImageProcessor(size={"shortest_edge": resolution}, crop_size=size)
+        return default_image_processor(vq_config)
 
 
 def _save_config(args: Namespace, output: Path) -> None:
     from ..code_shards import write_atomic
 
     output.mkdir(parents=True, exist_ok=True)
-    text = make_parser().dump(args, skip_none=False)
+    text = make_parser().dump(args)
     write_atomic(output / "encode.yaml", text.encode())

@@ -60,7 +60,7 @@ def quantizer_identity(
 ) -> str:
     """A digest of what decides the codes: weights, configuration, preprocessing, precision."""
     digest = hashlib.sha256()
-    for part in (model.config.to_dict(), processor.to_dict(), {"dtype": str(dtype)}):
+    for part in (model.config.to_dict(), processor.to_dict(), {"precision": str(dtype)}):
         stable = {name: value for name, value in part.items() if name not in _VOLATILE_CONFIG}
         digest.update(json.dumps(stable, sort_keys=True, default=str).encode())
     for name, tensor in sorted(model.state_dict().items()):

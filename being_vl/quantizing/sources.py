@@ -110,15 +110,19 @@ class FolderSource:
         listing = ((name, size) for name, size, _ in self._files)
         return {"kind": "folder", "images": len(self._files), "listing": _digest(listing)}
 
+    def record(self, index: int) -> Record:
+        """One image by its place in the order, 0 … num_images − 1."""
+        name = self._files[index][0]
+        return Record(name, str(self.folder.absolute() / name))
+
     def records(self, part: int) -> Iterator[Record]:
-        for name, _, _ in self._slice(part):
-            yield Record(name, str(self.folder.absolute() / name))
+        first = part * self.shard_size
+        for index in range(first, min(first + self.shard_size, self.num_images)):
+            yield self.record(index)
 
     def modified(self, part: int) -> float:
-        return max(time for _, _, time in self._slice(part))
-
-    def _slice(self, part: int) -> list[tuple[str, int, float]]:
-        return self._files[part * self.shard_size : (part + 1) * self.shard_size]
+        files = self._files[part * self.shard_size : (part + 1) * self.shard_size]
+        return max(time for _, _, time in files)
 
 
 class TarSource:
@@ -214,10 +218,14 @@ class DatasetSource:
             "fingerprint": self.fingerprint,
         }
 
+    def record(self, index: int) -> Record:
+        """One image by the number of its row."""
+        return _row_record(self.dataset[index], self.image_column, self.id_column, str(index))
+
     def records(self, part: int) -> Iterator[Record]:
         first = part * self.shard_size
-        for row in range(first, min(first + self.shard_size, len(self.dataset))):
-            yield _row_record(self.dataset[row], self.image_column, self.id_column, str(row))
+        for row in range(first, min(first + self.shard_size, self.num_images)):
+            yield self.record(row)
 
     def modified(self, part: int) -> float:
         return 0.0  # the fingerprint speaks for the rows

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
-import logging
+import shutil
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,6 @@ import numpy as np
 import torch
 import transformers
 from filelock import FileLock, Timeout
-from PIL import Image
 from rich.console import Console
 from tqdm.auto import tqdm
 from transformers import AutoModel, AutoTokenizer, LlamaForCausalLM
@@ -21,22 +21,45 @@ from ..checkpoint import default_image_processor, init_checkpoint, save_checkpoi
 from ..evaluation.easyvqa import Split, load_easyvqa
 from ..image_bpe import ImageBPE
 from ..modeling_being_vl_patch_vq import BeingVLPatchVQConfig, BeingVLPatchVQModel
+from ..modeling_being_vl_vq import BeingVLVQConfig, BeingVLVQModel
+from ..training.vq import fit_vq_model
 from .report import write_report
 from .rows import training_rows
 from .runs import Result, test, train_two_stages, training_arguments
 from .settings import Settings, Workspace
-from .text_model import train_text_model, train_text_tokenizer
+from .text_model import text_model_config, train_text_model, train_text_tokenizer
 
 NUM_MERGES = 512
 CODEBOOK_SIZE = 128
 SPLITS = ("train", "validation", "test")
 
-# Optimizer steps per minute of --minutes. The three rows take about the same time on two CPU cores, where
-# a step of the VQ row costs 3.1 times and one of the question-only row 0.8 times that of the BPE row.
-STEPS_PER_MINUTE = {"question-only": 600, "LLM+VQ": 150, "LLM+VQ+BPE": 500}
 TEXT_STEPS_PER_MINUTE = 50
+VQGAN_STEPS_PER_MINUTE = 500
 PRETRAIN_SHARE = 0.1
-CHECKPOINT_ROW = "LLM+VQ+BPE"
+
+
+@dataclass(frozen=True)
+class Row:
+    """A row of the table: what the model sees, and its optimizer steps for each minute of --minutes.
+
+    The steps are fixed so that a seed has one result; on two CPU cores the first three rows take about
+    the same time. The fourth takes as many steps as the second.
+    """
+
+    name: str
+    folder: str
+    steps_per_minute: int
+    sees_images: bool = True
+    merges: bool = True
+
+
+ROWS = (
+    Row("question only", "question-only", 700, sees_images=False, merges=False),
+    Row("LLM+VQ", "vq", 200, merges=False),
+    Row("LLM+VQ+BPE", "vq-bpe", 600),
+    Row("LLM+VQ+BPE, steps of LLM+VQ", "vq-bpe-equal-steps", 200),
+)
+CHECKPOINT_ROW = ROWS[2]
 
 
 def run(settings: Settings) -> list[Result]:
@@ -52,7 +75,6 @@ def run(settings: Settings) -> list[Result]:
     with lock:
         transformers.utils.logging.set_verbosity_error()
         transformers.utils.logging.disable_progress_bar()
-        logging.getLogger("torch").setLevel(logging.ERROR)
         console.rule("1 of 5: pixels → codes")
         fit_quantizer(settings, work, data["train"])
         codes = quantize(work, data)
@@ -61,8 +83,8 @@ def run(settings: Settings) -> list[Result]:
         show_compression(console, bpe, data, codes)
         console.rule("3 of 5: a text-only Llama")
         make_text_model(settings, work, data["train"])
-        console.rule("4 of 5: three models learn, then answer the test questions")
-        results = [run_row(settings, work, data, codes, name) for name in STEPS_PER_MINUTE]
+        console.rule("4 of 5: four models learn, then answer the test questions")
+        results = [run_row(settings, work, data, codes, row) for row in ROWS]
         console.rule("5 of 5: the report")
         write_report(settings, work, results, data["test"], codes, console)
     return results
@@ -92,13 +114,41 @@ def fit_quantizer(settings: Settings, work: Workspace, train: Split) -> None:
         if settings.quantizer == "vqgan":
             vq = fit_vqgan(settings, images)
         else:
-            config = BeingVLPatchVQConfig(num_embeddings=CODEBOOK_SIZE, patch_size=4, resolution=resolution)
+            config = BeingVLPatchVQConfig(
+                num_embeddings=CODEBOOK_SIZE, patch_size=4, resolution=resolution
+            )
             vq = BeingVLPatchVQModel(config)
-            pixels = default_image_processor(config)(list(images), return_tensors="pt")["pixel_values"]
+            pixels = default_image_processor(config)(list(images), return_tensors="pt")[
+                "pixel_values"
+            ]
             vq.fit(pixels, seed=settings.seed)
         vq.save_pretrained(target)
 
     work.make("vq_model", build)
+
+
+def fit_vqgan(settings: Settings, images: np.ndarray) -> BeingVLVQModel:
+    """A small VQ-GAN with the grid of the patch quantizer; see hub_configs/vq/easy-vqa-64.yaml."""
+    config = BeingVLVQConfig(
+        resolution=images.shape[1],
+        channel_multiplier=[1, 1, 2],
+        base_channels=16,
+        num_res_blocks=1,
+        latent_channels=32,
+        embed_dim=8,
+        num_embeddings=CODEBOOK_SIZE,
+        norm_num_groups=4,
+    )
+    steps = max(10, round(VQGAN_STEPS_PER_MINUTE * settings.minutes))
+    with tqdm(total=100, desc="training the VQ-GAN", unit="%") as bar:
+        return fit_vq_model(
+            images,
+            config,
+            steps=steps,
+            processor=default_image_processor(config),
+            seed=settings.seed,
+            progress=lambda share: bar.update(int(100 * share) - bar.n),
+        )
 
 
 def quantize(work: Workspace, data: Mapping[str, Split]) -> dict[str, dict[int, np.ndarray]]:
@@ -113,7 +163,9 @@ def quantize(work: Workspace, data: Mapping[str, Split]) -> dict[str, dict[int, 
             with torch.inference_mode():
                 arrays[name] = np.concatenate(
                     [
-                        vq.encode(processor(list(chunk), return_tensors="pt")["pixel_values"]).numpy()
+                        vq.encode(
+                            processor(list(chunk), return_tensors="pt")["pixel_values"]
+                        ).numpy()
                         for chunk in np.array_split(images, max(1, len(images) // 100))
                     ]
                 ).astype(np.int16)
@@ -121,7 +173,8 @@ def quantize(work: Workspace, data: Mapping[str, Split]) -> dict[str, dict[int, 
 
     with np.load(work.make("codes.npz", build)) as arrays:
         return {
-            name: dict(zip(split.image_paths, arrays[name], strict=True)) for name, split in data.items()
+            name: dict(zip(split.image_paths, arrays[name], strict=True))
+            for name, split in data.items()
         }
 
 
@@ -133,7 +186,9 @@ def train_bpe(
     def build(target: Path) -> None:
         grids = np.stack(list(codes["train"].values()))
         codebook_size = AutoModel.from_pretrained(work / "vq_model").config.num_embeddings
-        ImageBPE.train(grids, num_merges=NUM_MERGES, codebook_size=codebook_size).save_pretrained(target)
+        ImageBPE.train(grids, num_merges=NUM_MERGES, codebook_size=codebook_size).save_pretrained(
+            target
+        )
 
     return ImageBPE.from_pretrained(work.make("image_bpe", build))
 
@@ -171,50 +226,57 @@ def run_row(
     work: Workspace,
     data: Mapping[str, Split],
     codes: Mapping[str, Any],
-    name: str,
+    row: Row,
 ) -> Result:
-    """Parts `runs/NAME`: one row of the table, its checkpoint, its answers."""
-    folder = work / "runs" / name
-    sees = name != "question-only"
-    total = max(4, round(STEPS_PER_MINUTE[name] * settings.minutes))
-    pretrain = round(PRETRAIN_SHARE * total) if sees else 0
+    """Parts `runs/ROW`: one row of the table, its checkpoint, its answers."""
+    folder = work / "runs" / row.folder
+    total = max(4, round(row.steps_per_minute * settings.minutes))
+    pretrain = round(PRETRAIN_SHARE * total) if row.sees_images else 0
     steps = {"pretrain": pretrain, "sft": total - pretrain}
     bpe = ImageBPE.from_pretrained(work / "image_bpe")
-    if name != CHECKPOINT_ROW:
+    if not row.merges:
         bpe = ImageBPE(bpe.merges[:0], bpe.codebook_size)
 
     def build_checkpoint(target: Path) -> None:
+        text_tokenizer = AutoTokenizer.from_pretrained(work / "text_model")
         model, processor = init_checkpoint(
             LlamaForCausalLM.from_pretrained(work / "text_model"),
-            AutoTokenizer.from_pretrained(work / "text_model"),
+            text_tokenizer,
             AutoModel.from_pretrained(work / "vq_model"),
             bpe,
-            chat_template=AutoTokenizer.from_pretrained(work / "text_model").chat_template,
-            image_init_std=0.1,
+            chat_template=text_tokenizer.chat_template,
+            image_init_std=text_model_config(text_tokenizer).initializer_range,
             generator=torch.Generator().manual_seed(settings.seed),
         )
-        rows = training_rows(processor, data["train"].by_image(), codes["train"] if sees else None)
+        rows = training_rows(
+            processor, data["train"].by_image(), codes["train"] if row.sees_images else None
+        )
         model.to(settings.device)
-        seconds = train_two_stages(model, rows, settings, folder, name, steps)
-        model.unfreeze()
+        seconds = train_two_stages(model, rows, settings, folder, row.name, steps)
         save_checkpoint(model, processor, target)
         (target / "training.json").write_text(json.dumps({"seconds": seconds, **steps}) + "\n")
+        for stage in steps:
+            shutil.rmtree(folder / stage, ignore_errors=True)
 
     checkpoint = work.make(
-        "checkpoint" if name == CHECKPOINT_ROW else f"runs/{name}/checkpoint", build_checkpoint
+        "checkpoint" if row == CHECKPOINT_ROW else f"runs/{row.folder}/checkpoint", build_checkpoint
     )
 
     def build_result(target: Path) -> None:
-        grids = codes["test"]
+        grids = codes["test"] if row.sees_images else None
         scores, answers = test(
-            checkpoint, data["test"].questions, grids if sees else None, device=settings.device, name=name
+            checkpoint, data["test"].questions, grids, device=settings.device, name=row.name
         )
-        tokens = float(np.mean([len(ids) for ids in bpe.encode_batch(list(grids.values()))])) if sees else 0.0
-        trained = json.loads((checkpoint / "training.json").read_text())
-        result = Result(name, scores, tokens, steps["pretrain"], steps["sft"], trained["seconds"])
+        tokens = (
+            0.0
+            if grids is None
+            else float(np.mean(list(map(len, bpe.encode_batch([*grids.values()])))))
+        )
+        seconds = json.loads((checkpoint / "training.json").read_text())["seconds"]
         target.mkdir()
+        result = Result(row.name, scores, tokens, steps["pretrain"], steps["sft"], seconds)
         (target / "result.json").write_text(result.to_json())
         (target / "answers.jsonl").write_text("".join(json.dumps(text) + "\n" for text in answers))
 
-    part = work.make(f"runs/{name}/test", build_result)
+    part = work.make(f"runs/{row.folder}/test", build_result)
     return Result(**json.loads((part / "result.json").read_text()))

@@ -44,7 +44,9 @@ def write_report(
 
     checkpoint = work / "checkpoint"
     if not (checkpoint / PICTURE).exists():
-        work.make(f"checkpoint/{PICTURE}", lambda target: draw(checkpoint, test, codes["test"], target))
+        work.make(
+            f"checkpoint/{PICTURE}", lambda target: draw(checkpoint, test, codes["test"], target)
+        )
     text = card(settings, results, test.questions[0])
     for folder in (checkpoint, work.folder):
         path = folder / "README.md"
@@ -52,7 +54,9 @@ def write_report(
         path.with_suffix(".tmp").replace(path)
     if not (work / PICTURE).exists():
         work.make(PICTURE, lambda target: target.write_bytes((checkpoint / PICTURE).read_bytes()))
-    console.print(f"checkpoint: {checkpoint}\ncard: {work / 'README.md'}\npicture: {work / PICTURE}")
+    console.print(
+        f"checkpoint: {checkpoint}\ncard: {work / 'README.md'}\npicture: {work / PICTURE}"
+    )
 
 
 def cells(result: Result) -> list[str]:
@@ -68,9 +72,7 @@ def cells(result: Result) -> list[str]:
     ]
 
 
-def draw(
-    checkpoint: Path, test: Split, codes: Mapping[int, np.ndarray], target: Path
-) -> None:
+def draw(checkpoint: Path, test: Split, codes: Mapping[int, np.ndarray], target: Path) -> None:
     """A test image, its VQ reconstruction and its BPE tokens, side by side, as PNG."""
     processor = AutoProcessor.from_pretrained(checkpoint)
     bpe = processor.tokenizer.image_bpe

@@ -10,12 +10,12 @@ from typing import Any
 
 from transformers import AutoModelForImageTextToText, AutoProcessor, TrainingArguments
 from transformers.trainer_callback import PrinterCallback
-from transformers.trainer_utils import get_last_checkpoint
 
 from ..evaluation.answering import generate_answers
 from ..evaluation.easyvqa import Question, accuracy
 from ..modeling_being_vl import BeingVLForCausalLM
 from ..processing_being_vl import BeingVLProcessor
+from ..training.checkpoints import last_whole_checkpoint
 from ..training.clock import TrainingClock
 from ..training.packing import SharedImageCollator
 from ..training.stages import prepare_stage
@@ -50,7 +50,9 @@ class Result:
         return json.dumps(asdict(self), indent=2) + "\n"
 
 
-def training_arguments(settings: Settings, folder: Path, steps: int, **options: Any) -> TrainingArguments:
+def training_arguments(
+    settings: Settings, folder: Path, steps: int, **options: Any
+) -> TrainingArguments:
     """What all stages of the quickstart share; see its README for where the values come from."""
     return TrainingArguments(
         output_dir=str(folder),
@@ -107,9 +109,7 @@ def train_two_stages(
             callbacks=[clock],
         )
         trainer.remove_callback(PrinterCallback)  # the clock shows the progress
-        last = get_last_checkpoint(args.output_dir) if Path(args.output_dir).is_dir() else None
-        trainer.train(resume_from_checkpoint=last)
-        trainer.save_model(str(folder / stage / "final"))
+        trainer.train(resume_from_checkpoint=last_whole_checkpoint(args.output_dir))
         clock = next(c for c in trainer.callback_handler.callbacks if isinstance(c, TrainingClock))
         seconds += clock.seconds
     return seconds

@@ -40,7 +40,9 @@ class Settings:
         if not 0 < self.minutes <= 1440:
             raise ValueError(f"minutes must be above 0 and at most 1440, got {self.minutes}")
         if self.quantizer not in QUANTIZERS:
-            raise ValueError(f"quantizer must be one of {', '.join(QUANTIZERS)}, got {self.quantizer!r}")
+            raise ValueError(
+                f"quantizer must be one of {', '.join(QUANTIZERS)}, got {self.quantizer!r}"
+            )
         if self.seed < 0:
             raise ValueError(f"seed must not be negative, got {self.seed}")
 
@@ -65,8 +67,12 @@ class Workspace:
         path = self.folder / SETTINGS_FILE
         if not path.exists():
             if any(self.folder.iterdir()):
-                raise ValueError(f"--output {self.folder} is not empty and was not made by the quickstart")
-            self.make(SETTINGS_FILE, lambda target: target.write_text(json.dumps(ours, indent=2) + "\n"))
+                raise ValueError(
+                    f"--output {self.folder} is not empty and was not made by the quickstart"
+                )
+            self.make(
+                SETTINGS_FILE, lambda target: target.write_text(json.dumps(ours, indent=2) + "\n")
+            )
             return
         theirs = json.loads(path.read_text())
         for name, value in ours.items():

@@ -7,8 +7,13 @@ from typing import Any
 
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
-from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast, Trainer
-from transformers import TrainingArguments
+from transformers import (
+    LlamaConfig,
+    LlamaForCausalLM,
+    PreTrainedTokenizerFast,
+    Trainer,
+    TrainingArguments,
+)
 
 from ..training.packing import IGNORE_INDEX
 
@@ -72,7 +77,9 @@ def train_text_model(
     """A language model of the texts, trained from scratch with the plain `Trainer`."""
     torch.manual_seed(args.seed)
     model = LlamaForCausalLM(text_model_config(tokenizer))
-    rows = [{"input_ids": ids} for ids in tokenizer([f"<s>{text}</s>" for text in texts])["input_ids"]]
+    rows = [
+        {"input_ids": ids} for ids in tokenizer([f"<s>{text}</s>" for text in texts])["input_ids"]
+    ]
 
     def collate(batch: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
         padded = tokenizer.pad(batch, padding_side="right", return_tensors="pt")

@@ -28,7 +28,10 @@ class TrainingClock(TrainerCallback, ExportableState):
     def state(self) -> dict[str, Any]:
         self._pause()
         self._since = time.perf_counter()
-        return {"args": {"description": self.description, "seconds": self.seconds}, "attributes": {}}
+        return {
+            "args": {"description": self.description, "seconds": self.seconds},
+            "attributes": {},
+        }
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         if state.is_local_process_zero:

@@ -57,7 +57,9 @@ def pack_shared_image(
     # A turn's first token would otherwise be predicted from the end of the turn before it.
     starts = np.flatnonzero(np.diff(row["segment_ids"]) > 0) + 1
     if np.any(row["labels"][starts] != IGNORE_INDEX):
-        raise ValueError("the first token of a turn cannot be a label: it has no turn of its own before it")
+        raise ValueError(
+            "the first token of a turn cannot be a label: it has no turn of its own before it"
+        )
     return {**row, "length": len(row["input_ids"])}
 
 

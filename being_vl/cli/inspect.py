@@ -1,0 +1,161 @@
+"""tokens → text and PNG: the command `being-vl inspect`."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from jsonargparse import ArgumentParser, Namespace
+from jsonargparse.typing import NonNegativeInt
+
+if TYPE_CHECKING:
+    from ..image_bpe import ImageBPE
+
+
+def make_parser() -> ArgumentParser:
+    """The options of the command."""
+    parser = ArgumentParser(
+        description="Show a vocabulary: its token shapes as text and, with --png, as a picture. With --image "
+        "and a checkpoint: one PNG of the image, its reconstruction and the tokens drawn over it."
+    )
+    parser.add_argument("--config", action="config", help="YAML file of these options")
+    parser.add_argument(
+        "vocabulary",
+        type=str,
+        help="folder with image_bpe.json, or the file; a checkpoint for --image",
+    )
+    parser.add_argument("--image", type=str, help="an image to quantize and encode")
+    parser.add_argument(
+        "--png", type=str, help="picture to write; default with --image: NAME.tokens.png, else none"
+    )
+    parser.add_argument("--tokens", type=NonNegativeInt, default=24, help="merged tokens to show")
+    parser.add_argument("--first", type=NonNegativeInt, default=0, help="rank of the first of them")
+    parser.add_argument("--shapes", type=NonNegativeInt, default=8, help="commonest shapes to show")
+    parser.add_argument("--dump", type=str, help="text file to write every token into, for reading")
+    parser.add_argument("--json", action="store_true", help="print the answer as JSON")
+    return parser
+
+
+def main(args: Namespace) -> int:
+    """Run the command.
+
+    Raises:
+        ValueError, OSError: a file is missing or malformed, or the vocabulary cannot be drawn.
+    """
+    from ..image_bpe import ImageBPE
+
+    bpe = ImageBPE.from_pretrained(args.vocabulary)
+    if args.image is not None:
+        answer = _inspect_image(args, bpe)
+    else:
+        answer = _inspect_vocabulary(args, bpe)
+    if args.json:
+        print(json.dumps(answer["data"]))
+    else:
+        print("\n".join(answer["lines"]))
+    return 0
+
+
+def _inspect_vocabulary(args: Namespace, bpe: ImageBPE) -> dict[str, Any]:
+    from ..drawing import token_sheet, token_text
+    from ..image_bpe_files import write_atomically
+
+    sizes = Counter(bpe.token_sizes()[bpe.codebook_size :].tolist())
+    shapes = bpe.shape_table()
+    merged = shapes.shape_of[bpe.codebook_size :].tolist()
+    common = Counter(merged).most_common(args.shapes)
+    ranks = range(args.first, min(args.first + args.tokens, bpe.num_merges))
+    data: dict[str, Any] = {
+        "codebook_size": bpe.codebook_size,
+        "num_merges": bpe.num_merges,
+        "merge_rule": bpe.merge_rule,
+        "distinct_shapes": len(set(merged)),
+        "ids_by_cells": {str(size): sizes[size] for size in sorted(sizes)},
+        "tokens": [
+            {
+                "id": bpe.codebook_size + rank,
+                "rank": rank,
+                "rule": bpe.merges[rank].tolist(),
+                "cells": bpe.cells(bpe.codebook_size + rank),
+            }
+            for rank in ranks
+        ],
+    }
+    lines = [f"{bpe!r}: {data['distinct_shapes']} shapes", "", "cells a token   ids"]
+    lines += [f"{size:>13}   {count}" for size, count in data["ids_by_cells"].items()]
+    for shape, count in common:
+        example = bpe.codebook_size + merged.index(shape)
+        lines += ["", f"{count} ids of this shape, the first {example}:", *token_text(bpe, example)]
+    for token in data["tokens"]:
+        lines += ["", _token_line(token), *token_text(bpe, token["id"])]
+    if args.png is not None:
+        token_sheet(bpe, [bpe.codebook_size + rank for rank in ranks]).save(args.png)
+        data["png"] = args.png
+        lines += ["", f"wrote {args.png}"]
+    if args.dump is not None:
+        write_atomically(Path(args.dump), "\n".join(dump_lines(bpe)) + "\n")
+        data["dump"] = args.dump
+        lines += ["", f"wrote {args.dump}"]
+    return {"data": data, "lines": lines}
+
+
+def _token_line(token: dict[str, Any]) -> str:
+    first, second, row, col = token["rule"]
+    codes = " ".join(str(code) for _, _, code in token["cells"])
+    return (
+        f"{token['id']} (rank {token['rank']}): {first} and {second} at ({row}, {col}); "
+        f"{len(token['cells'])} cells, codes {codes}"
+    )
+
+
+def dump_lines(bpe: ImageBPE) -> list[str]:
+    """Every merged token: its id, rule and cells, a line each."""
+    lines = [f"# {bpe!r}", "# id = first + second at (row, column): (row, column) code, ..."]
+    for rank, (first, second, row, col) in enumerate(bpe.merges.tolist()):
+        visual_id = bpe.codebook_size + rank
+        cells = ", ".join(f"({r}, {c}) {code}" for r, c, code in bpe.cells(visual_id))
+        lines.append(f"{visual_id} = {first} + {second} at ({row}, {col}): {cells}")
+    return lines
+
+
+def _inspect_image(args: Namespace, bpe: ImageBPE) -> dict[str, Any]:
+    import numpy as np
+    from transformers import AutoProcessor
+
+    import being_vl  # noqa: F401  (the Auto classes know our models)
+
+    from ..drawing import draw_tokens, side_by_side, token_map
+    from ..image_loading import load_image
+
+    processor = AutoProcessor.from_pretrained(args.vocabulary)
+    image = load_image(args.image)
+    (grid,) = processor.quantize([image])
+    ids = bpe.encode(grid)
+    height, width = grid.shape
+    reconstruction = processor.reconstruct(bpe.decode(ids, height, width))
+    seen = processor.image_processor.postprocess(
+        np.asarray(processor.image_processor([image])["pixel_values"][0])[None]
+    )[0]
+    tokens = draw_tokens(reconstruction, token_map(bpe, ids, height, width))
+    titles = [
+        "image, as the quantizer sees it",
+        f"{height}x{width} codes",
+        f"{len(ids)} tokens",
+    ]
+    png = args.png or f"{Path(args.image).stem}.tokens.png"
+    side_by_side([seen, reconstruction, tokens], titles).save(png)
+    data = {
+        "image": args.image,
+        "png": png,
+        "height": height,
+        "width": width,
+        "tokens": len(ids),
+        "compression_ratio": height * width / len(ids),
+        "ids": ids.tolist(),
+    }
+    line = (
+        f"{png}: {height}x{width} codes, {len(ids)} tokens, ratio {data['compression_ratio']:.3f}"
+    )
+    return {"data": data, "lines": [line]}

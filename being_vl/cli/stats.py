@@ -1,0 +1,122 @@
+"""codes → figures about a vocabulary: the command `being-vl stats`."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from jsonargparse import ArgumentParser, Namespace
+from jsonargparse.typing import PositiveInt
+
+
+def make_parser() -> ArgumentParser:
+    """The options of the command."""
+    parser = ArgumentParser(
+        description="How a vocabulary compresses grids of codes: tokens per grid, compression by rank, "
+        "rank against frequency, coverage, entropy."
+    )
+    parser.add_argument("--config", action="config", help="YAML file of these options")
+    parser.add_argument("vocabulary", type=str, help="folder with image_bpe.json, or the file")
+    parser.add_argument(
+        "codes", type=str, help="codes: an .npy (N, H, W), a parquet file, or a folder of shards"
+    )
+    parser.add_argument("--max_grids", type=PositiveInt, help="use the first so many grids only")
+    parser.add_argument("--num_threads", type=PositiveInt, help="default: all cores")
+    parser.add_argument("--output", type=str, help="folder to save stats.json and stats.yaml into")
+    parser.add_argument("--json", action="store_true", help="print the figures as JSON")
+    return parser
+
+
+def main(args: Namespace) -> int:
+    """Run the command.
+
+    Raises:
+        ValueError, OSError: a file is missing or malformed, or a code lies outside the codebook.
+    """
+    from tqdm import tqdm
+
+    from ..analysis.vocabulary_stats import default_curve, vocabulary_stats
+    from ..image_bpe import ImageBPE
+
+    bpe = ImageBPE.from_pretrained(args.vocabulary)
+    grids = read_codes(args.codes, bpe.codebook_size)
+    count = len(grids) if args.max_grids is None else min(len(grids), args.max_grids)
+    rounds = 1 + len(default_curve(bpe.num_merges))
+    with tqdm(total=count * rounds, unit="grid", disable=None) as bar:
+        stats = vocabulary_stats(
+            bpe, grids, max_grids=count, num_threads=args.num_threads, progress=bar.update
+        )
+    if args.output is not None:
+        from ..image_bpe_files import write_atomically
+
+        write_atomically(Path(args.output) / "stats.json", json.dumps(stats, indent=1) + "\n")
+        make_parser().save(args, Path(args.output) / "stats.yaml", overwrite=True)
+    print(json.dumps(stats) if args.json else "\n".join(report(stats)))
+    return 0
+
+
+def read_codes(path: str, codebook_size: int) -> Any:
+    """An .npy array, memory-mapped, or parquet shards; both can be sliced.
+
+    Raises:
+        ValueError: naming the file and what it must be.
+        FileNotFoundError: there is no such file.
+    """
+    import numpy as np
+
+    if not path.endswith(".npy"):
+        from ..code_shards import CodeShards
+
+        return CodeShards(path, codebook_size=codebook_size)
+    try:
+        grids = np.load(path, mmap_mode="r", allow_pickle=False)
+    except ValueError as error:
+        raise ValueError(f"{path}: not an .npy array of codes: {error}") from None
+    if grids.ndim != 3 or grids.dtype.kind not in "iu":
+        raise ValueError(f"{path}: must hold integers (N, H, W), got {grids.dtype} {grids.shape}")
+    return grids
+
+
+def report(stats: dict[str, Any]) -> list[str]:
+    """The figures as lines for a person."""
+    lines = [
+        f"{stats['grids']} grids, {stats['cells']} cells, {stats['tokens']} tokens",
+        f"{stats['tokens_per_grid']:.1f} tokens a grid, compression ratio {stats['compression_ratio']:.3f}",
+        f"entropy: {stats['bits_per_token']:.3f} bits a token, {stats['bits_per_cell']:.3f} a cell "
+        f"(codes alone: {stats['code_bits_per_cell']:.3f} a cell)",
+        f"used: {stats['codes_used']:.1%} of the codes, {stats['merges_used']:.1%} of the merges; "
+        f"{stats['cells_in_merges']:.1%} of the cells lie in merged tokens",
+        "",
+        "merges   tokens a grid   compression ratio",
+    ]
+    lines += [
+        f"{point['merges']:6d}   {point['tokens_per_grid']:13.1f}   {point['compression_ratio']:17.3f}"
+        for point in stats["compression_by_rank"]
+    ]
+    if "tokens_by_cells" in stats:
+        lines += ["", "cells   ids in the vocabulary   tokens in the grids"]
+        lines += [
+            f"{row['cells']:5d}   {row['ids']:21d}   {row['tokens']:19d}"
+            for row in stats["tokens_by_cells"]
+        ]
+    lines += ["", *rank_plot(stats["merge_uses"])]
+    return lines
+
+
+def rank_plot(uses: list[int], bins: int = 16, width: int = 40) -> list[str]:
+    """Uses per merge rule, in bins of ranks, as bars on a logarithmic scale."""
+    import numpy as np
+
+    if not uses:
+        return ["no merges"]
+    parts = np.array_split(np.array(uses, dtype=float), min(bins, len(uses)))
+    means = [float(part.mean()) for part in parts]
+    top = np.log1p(max(means)) or 1.0
+    lines = ["ranks             uses of a rule (mean; bars are logarithmic)"]
+    begin = 0
+    for part, mean in zip(parts, means, strict=True):
+        bar = "█" * round(width * np.log1p(mean) / top)
+        lines.append(f"{begin:6d}–{begin + len(part) - 1:<6d}  {mean:12.1f}  {bar}")
+        begin += len(part)
+    return lines

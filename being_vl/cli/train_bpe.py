@@ -1,0 +1,218 @@
+"""`being-vl train-bpe`: codes → image_bpe.json.
+
+Reads a `.npy` array or parquet shards, on all cores, or in several processes under `torchrun` or
+`accelerate launch`. A training that was killed goes on from its last checkpoint when the same command runs
+again, and ends with the same bytes.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from jsonargparse import ArgumentParser, Namespace
+from jsonargparse.typing import NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
+
+if TYPE_CHECKING:
+    from ..bpe.processes import Processes
+    from ..bpe.trainer import Checkpoint, Progress
+
+_OPTIONS = (
+    "codebook_size", "min_count", "max_cells", "max_token_extent", "scoring", "merge_rule",
+    "spatial_weight", "spatial_sigma",
+)  # fmt: skip
+
+
+def make_parser() -> ArgumentParser:
+    """The options of the command."""
+    parser = ArgumentParser(
+        description="Train the image BPE on grids of codes: OUTPUT/image_bpe.json. Run again after an "
+        "interruption, it goes on from OUTPUT/checkpoint.json.",
+        epilog="Several machines: torchrun … -m being_vl train-bpe …; it seldom pays.",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--config", action="config", help="YAML file of these options")
+    parser.add_argument(
+        "--codes",
+        type=str,
+        required=True,
+        help=".npy array (N, H, W), parquet file, or their folder",
+    )
+    parser.add_argument("--output", type=str, required=True, help="folder of image_bpe.json")
+    parser.add_argument("--num-merges", type=NonNegativeInt, default=8192, help="rules to learn")
+    parser.add_argument(
+        "--codebook-size", type=PositiveInt | None, help="K; shards of `being-vl encode` say it"
+    )
+    parser.add_argument("--min-count", type=PositiveInt, default=2, help="stop below this count")
+    parser.add_argument("--max-cells", type=PositiveInt | None, help="most cells of a token")
+    parser.add_argument(
+        "--max-token-extent", type=PositiveInt | None, help="most rows and columns of a token"
+    )
+    parser.add_argument("--scoring", type=Literal["frequency", "spatial"], default="frequency")
+    parser.add_argument(
+        "--spatial-weight", type=NonNegativeFloat, default=0.3, help="weight of the consistency"
+    )
+    parser.add_argument("--spatial-sigma", type=PositiveFloat, default=1.0, help="in cells")
+    parser.add_argument(
+        "--merge-rule",
+        type=Literal["shape", "pair"],
+        default="shape",
+        help="pair is the paper's; its tokens cannot be decoded",
+    )
+    parser.add_argument("--num-threads", type=PositiveInt | None, help="default: all CPUs")
+    parser.add_argument(
+        "--memory-limit-gb", type=PositiveFloat | None, help="of cells and positions, per process"
+    )
+    parser.add_argument(
+        "--checkpoint-every", type=PositiveFloat, default=60.0, help="seconds between checkpoints"
+    )
+    parser.add_argument("--json", action="store_true", help="print a summary as JSON")
+    return parser
+
+
+def main(args: Namespace) -> int:
+    """Run the command.
+
+    Raises:
+        ValueError, OSError: as of `being_vl.bpe.trainer.train_merges`; the folder is in use, or holds
+            another training.
+    """
+    from ..bpe.checkpoints import lock_folder
+    from ..bpe.processes import GlooProcesses, OneProcess
+
+    output = Path(args.output)
+    processes = GlooProcesses() if int(os.environ.get("WORLD_SIZE", "1")) > 1 else OneProcess()
+    if processes.rank > 0:
+        _train(args, output, processes)
+        return 0
+    with lock_folder(output):
+        return _train(args, output, processes)
+
+
+def _train(args: Namespace, output: Path, processes: Processes) -> int:
+    from ..bpe.trainer import train_merges
+    from ..code_shards import write_atomic
+    from ..image_bpe import ImageBPE
+
+    started = time.perf_counter()
+    codes, args.codebook_size = _open_codes(args)
+    options = {name: args[name] for name in _OPTIONS}
+    checkpoint = _common_checkpoint(output, options, processes)
+    if processes.rank == 0:
+        write_atomic(output / "train-bpe.yaml", make_parser().dump(args, skip_none=False).encode())
+    with _Report(output, options, args, checkpoint, silent=processes.rank > 0) as report:
+        merges = train_merges(
+            codes,
+            num_merges=args.num_merges,
+            **options,
+            num_threads=args.num_threads,
+            memory_limit=int(args.memory_limit_gb * 1e9) if args.memory_limit_gb else None,
+            checkpoint=checkpoint,
+            progress=report,
+            processes=processes,
+        )
+    if processes.rank > 0:
+        return 0
+    ImageBPE(merges, args.codebook_size, merge_rule=args.merge_rule).save_pretrained(output)
+    summary = {
+        "output": str(output),
+        "num_merges": len(merges),
+        "resumed_from": 0 if checkpoint is None else min(len(checkpoint.merges), len(merges)),
+        "tokens_per_image": report.tokens_per_image,
+        "seconds": round(time.perf_counter() - started, 3),
+    }
+    if args.json:
+        print(json.dumps(summary))
+    else:
+        print(f"{output}: {len(merges)} merges", file=sys.stderr)
+    return 0
+
+
+def _open_codes(args: Namespace) -> tuple[Any, int]:
+    """The codes as `train_merges` takes them, and the codebook's size."""
+    from ..code_shards import CodeShards
+
+    if not Path(args.codes).exists():
+        raise FileNotFoundError(f"{args.codes}: no such file or folder")
+    if not args.codes.endswith(".npy"):
+        shards = CodeShards(args.codes, codebook_size=args.codebook_size)
+        return shards, shards.codebook_size
+    if args.codebook_size is None:
+        raise ValueError(f"{args.codes}: a .npy file needs --codebook-size")
+    return args.codes, args.codebook_size
+
+
+def _common_checkpoint(
+    output: Path, options: dict[str, Any], processes: Processes
+) -> Checkpoint | None:
+    """The first process's checkpoint, in all processes."""
+    import numpy as np
+
+    from ..bpe.checkpoints import load_checkpoint
+    from ..bpe.trainer import Checkpoint
+
+    rows = np.empty((0, 5), np.int64)
+    if processes.rank == 0:
+        own = load_checkpoint(output, options)
+        if own is not None:
+            rows = np.concatenate([own.merges, own.counts[:, None]], axis=1)
+    rows = processes.join(rows)
+    return Checkpoint(rows[:, :4].astype(np.int32), rows[:, 4]) if len(rows) else None
+
+
+class _Report:
+    """The progress bar, and the checkpoints."""
+
+    def __init__(
+        self,
+        output: Path,
+        options: dict[str, Any],
+        args: Namespace,
+        checkpoint: Checkpoint | None,
+        silent: bool,
+    ):
+        from tqdm import tqdm
+
+        self._output, self._options, self._every = output, options, args.checkpoint_every
+        self._silent = silent
+        done = 0 if checkpoint is None else min(len(checkpoint.merges), args.num_merges)
+        self._bar = tqdm(total=args.num_merges, initial=done, unit="merge", disable=silent)
+        self._bar.set_postfix_str("counting; the first time, compiling")
+        self._saved_at = time.monotonic()
+        self._last: Progress | None = None
+
+    def __enter__(self) -> _Report:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._bar.close()
+        if self._last is not None and not self._silent:
+            self._save(self._last)
+
+    @property
+    def tokens_per_image(self) -> float | None:
+        """After the last merge that this run has made."""
+        return None if self._last is None else round(self._last.tokens_per_grid, 3)
+
+    def __call__(self, progress: Progress) -> None:
+        self._last = progress
+        counts = progress.checkpoint.counts
+        self._bar.set_postfix(
+            count=int(counts[-1]) if len(counts) else 0,
+            tokens_per_image=f"{progress.tokens_per_grid:.1f}",
+            refresh=False,
+        )
+        self._bar.update(len(counts) - self._bar.n)
+        if not self._silent and time.monotonic() - self._saved_at >= self._every:
+            self._save(progress)
+
+    def _save(self, progress: Progress) -> None:
+        from ..bpe.checkpoints import save_checkpoint
+
+        save_checkpoint(self._output, progress.checkpoint, self._options)
+        self._saved_at = time.monotonic()

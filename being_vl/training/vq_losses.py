@@ -1,0 +1,200 @@
+"""reconstruction ↔ picture: the adversarial and perceptual losses of a VQ-GAN.
+
+Source: taming-transformers (Esser et al. 2021): hinge losses, a patch discriminator (Isola et al. 2017),
+the adaptive weight λ = ‖∇ reconstruction‖ / (‖∇ adversarial‖ + 1e-4) at the decoder's last layer. They
+differ in that the discriminator normalises by groups, so that its judgement of a picture does not depend
+on the batch or on the number of devices, and in that the perceptual loss compares the features of any
+torchvision or timm backbone, without LPIPS's learned weights, which cannot be had without a download.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+_SLOPE = 0.2
+_IMAGENET_MEAN = (0.485, 0.456, 0.406)
+_IMAGENET_STD = (0.229, 0.224, 0.225)
+
+
+class PatchDiscriminator(nn.Module):
+    """pixels (B, C, H, W) → one logit a patch, (B, 1, h, w); positive for real ones.
+
+    Args:
+        in_channels: channels of the pixels.
+        base_channels: channels after the first convolution; doubled by each layer up to eightfold.
+        num_layers: convolutions of stride 2; three see patches of 70×70 pixels.
+    """
+
+    def __init__(self, in_channels: int, *, base_channels: int = 64, num_layers: int = 3) -> None:
+        super().__init__()
+        layers: list[nn.Module] = [
+            nn.Conv2d(in_channels, base_channels, 4, stride=2, padding=1),
+            nn.LeakyReLU(_SLOPE, inplace=True),
+        ]
+        channels = base_channels
+        for index in range(1, num_layers + 1):
+            out_channels = base_channels * min(2**index, 8)
+            stride = 2 if index < num_layers else 1
+            layers += [
+                nn.Conv2d(channels, out_channels, 4, stride=stride, padding=1, bias=False),
+                nn.GroupNorm(_groups(out_channels), out_channels),
+                nn.LeakyReLU(_SLOPE, inplace=True),
+            ]
+            channels = out_channels
+        self.layers = nn.Sequential(*layers, nn.Conv2d(channels, 1, 4, padding=1))
+        for module in self.layers:
+            if isinstance(module, nn.Conv2d):
+                nn.init.normal_(module.weight, 0.0, 0.02)  # as in pix2pix
+
+    def forward(self, pixels: torch.Tensor) -> torch.Tensor:
+        return self.layers(pixels)
+
+
+def _groups(channels: int) -> int:
+    return next(groups for groups in (32, 16, 8, 4, 2, 1) if channels % groups == 0)
+
+
+def generator_loss(discriminator: nn.Module, fake: torch.Tensor) -> torch.Tensor:
+    """−mean logit of the reconstruction; its gradient reaches the reconstruction alone."""
+    frozen = {name: value.detach() for name, value in discriminator.named_parameters()}
+    return -torch.func.functional_call(discriminator, frozen, (fake,)).mean()
+
+
+def discriminator_loss(
+    discriminator: nn.Module, real: torch.Tensor, fake: torch.Tensor
+) -> torch.Tensor:
+    """The hinge loss; its gradient reaches the discriminator alone."""
+    on_real = F.relu(1.0 - discriminator(real.detach())).mean()
+    on_fake = F.relu(1.0 + discriminator(fake.detach())).mean()
+    return 0.5 * (on_real + on_fake)
+
+
+def adaptive_weight(
+    reconstruction_loss: torch.Tensor, adversarial_loss: torch.Tensor, last_layer: torch.Tensor
+) -> torch.Tensor:
+    """How much the adversarial loss must count to pull the last layer as hard as reconstruction does."""
+    (of_reconstruction,) = torch.autograd.grad(reconstruction_loss, last_layer, retain_graph=True)
+    (of_adversarial,) = torch.autograd.grad(adversarial_loss, last_layer, retain_graph=True)
+    weight = of_reconstruction.norm() / (of_adversarial.norm() + 1e-4)
+    return weight.clamp(0.0, 1e4).detach()
+
+
+class PerceptualLoss(nn.Module):
+    """Mean squared difference of unit-length features at each of a backbone's stages.
+
+    Args:
+        stages: modules that run one after another; the output of each is compared.
+        mean, std: of the pixels (0…1, three channels) that the backbone was trained on.
+    """
+
+    def __init__(
+        self,
+        stages: Sequence[nn.Module],
+        *,
+        mean: Sequence[float] = _IMAGENET_MEAN,
+        std: Sequence[float] = _IMAGENET_STD,
+    ) -> None:
+        super().__init__()
+        self.stages = nn.ModuleList(stages).requires_grad_(False).eval()
+        self.register_buffer("mean", torch.tensor(mean).view(1, -1, 1, 1), persistent=False)
+        self.register_buffer("std", torch.tensor(std).view(1, -1, 1, 1), persistent=False)
+
+    def train(self, mode: bool = True) -> PerceptualLoss:
+        return super().train(False)  # a fixed judge: no dropout, no running statistics
+
+    def forward(self, fake: torch.Tensor, real: torch.Tensor) -> torch.Tensor:
+        """Pixels in −1…1, (B, 3, H, W) both → a scalar."""
+        with torch.no_grad():
+            wanted = list(self._features(real))
+        terms = [
+            (got - want).square().sum(1).mean()
+            for got, want in zip(self._features(fake), wanted, strict=True)
+        ]
+        return torch.stack(terms).sum()
+
+    def _features(self, pixels: torch.Tensor) -> Iterator[torch.Tensor]:
+        hidden = ((pixels + 1) / 2 - self.mean) / self.std
+        for stage in self.stages:
+            hidden = stage(hidden)
+            yield F.normalize(hidden.float(), dim=1, eps=1e-10)
+
+
+def load_perceptual_loss(backbone: str, weights: str | None = None) -> PerceptualLoss:
+    """A perceptual loss by the name of its backbone.
+
+    Args:
+        backbone: `torchvision:NAME` for a network with a `features` part, such as `torchvision:vgg16`,
+            or `timm:NAME` for a network whose stages timm lists as a sequence, such as `timm:vgg16`.
+        weights: a safetensors or torch file of the backbone's weights; without it, the library's own
+            pretrained ones, which it downloads where they are not in its cache.
+
+    Raises:
+        ValueError: the name is malformed, or the network has no such part.
+        ImportError: the library is not installed.
+    """
+    library, _, name = backbone.partition(":")
+    if library not in ("torchvision", "timm") or not name:
+        raise ValueError(
+            f"perceptual_backbone must be torchvision:NAME or timm:NAME, got {backbone!r}"
+        )
+    try:
+        if library == "torchvision":
+            import torchvision
+
+            network = torchvision.models.get_model(name, weights=None if weights else "DEFAULT")
+        else:
+            import timm
+
+            network = timm.create_model(name, pretrained=weights is None)
+    except ImportError as error:
+        raise ImportError(
+            f"perceptual_backbone is {backbone!r}, but {library} is not installed: pip install {library}, or "
+            "leave perceptual_backbone out"
+        ) from error
+    if weights is not None:
+        network.load_state_dict(_read_weights(weights))
+    features = getattr(network, "features", None)
+    if not isinstance(features, nn.Sequential):
+        raise ValueError(
+            f"perceptual_backbone {backbone!r}: {type(network).__name__} has no sequence `features`; VGG and "
+            "AlexNet have one"
+        )
+    return PerceptualLoss(_split_at_pools(features))
+
+
+def _split_at_pools(features: nn.Sequential) -> list[nn.Module]:
+    """One stage from each pooling to the next, so that a stage ends before its resolution is lost."""
+    stages: list[list[nn.Module]] = [[]]
+    for module in features:
+        if isinstance(module, nn.MaxPool2d) and stages[-1]:
+            stages.append([])
+        stages[-1].append(_without_inplace(module))
+    return [nn.Sequential(*stage) for stage in stages if len(stage) > 1]
+
+
+def _without_inplace(module: nn.Module) -> nn.Module:
+    if isinstance(module, nn.ReLU):
+        module.inplace = False
+    return module
+
+
+def _read_weights(path: str) -> dict[str, torch.Tensor]:
+    if path.endswith(".safetensors"):
+        from safetensors.torch import load_file
+
+        return load_file(path)
+    return torch.load(path, map_location="cpu", weights_only=True)
+
+
+__all__ = [
+    "PatchDiscriminator",
+    "PerceptualLoss",
+    "adaptive_weight",
+    "discriminator_loss",
+    "generator_loss",
+    "load_perceptual_loss",
+]

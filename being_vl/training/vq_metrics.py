@@ -1,0 +1,180 @@
+"""reconstructions → numbers: PSNR, SSIM, use of the codebook, rFID.
+
+Source: PSNR of 8-bit RGB; SSIM (Wang et al. 2004) and the Fréchet distance of Inception features (Heusel
+et al. 2017) by torchmetrics; perplexity is the exponential of the entropy of the codes (van den Oord et
+al. 2017). Pictures are compared as the 8-bit RGB that a user would see.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+
+from ..image_processing_being_vl import BeingVLImageProcessor
+
+_PEAK = 255.0
+
+
+@dataclass(frozen=True)
+class PixelScale:
+    """pixel_values · std + mean, divided by rescale_factor, is a picture in 0…255."""
+
+    rescale_factor: float
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+
+    @classmethod
+    def of(cls, processor: BeingVLImageProcessor) -> PixelScale:
+        """The scale of an image processor."""
+        return cls(
+            processor.rescale_factor, tuple(processor.image_mean), tuple(processor.image_std)
+        )
+
+    def to_uint8(self, pixel_values: torch.Tensor) -> torch.Tensor:
+        """(B, 3, H, W) float → uint8, rounded and clipped."""
+        mean, std = (pixel_values.new_tensor(v).view(1, -1, 1, 1) for v in (self.mean, self.std))
+        pixels = (pixel_values.float() * std + mean) / self.rescale_factor
+        return pixels.round().clamp(0, _PEAK).to(torch.uint8)
+
+
+class ReconstructionMetrics:
+    """Adds up batches; `compute` gives the numbers.
+
+    Args:
+        num_embeddings: K.
+        scale: of the pixel values.
+        ssim: whether to compute it (torchmetrics).
+        fid_network: a network that torchmetrics' FrechetInceptionDistance takes as `feature`, for rFID.
+        device: where the sums live.
+
+    Raises:
+        ImportError: torchmetrics is needed and not installed.
+    """
+
+    def __init__(
+        self,
+        num_embeddings: int,
+        scale: PixelScale,
+        *,
+        ssim: bool = True,
+        fid_network: nn.Module | None = None,
+        device: torch.device | str = "cpu",
+    ):
+        self._scale = scale
+        self._counts = torch.zeros(num_embeddings, dtype=torch.long, device=device)
+        # squared error per pixel, its per-image PSNR, SSIM; images
+        self._sums = torch.zeros(4, dtype=torch.float64, device=device)
+        self._ssim = _ssim_function() if ssim else None
+        self._fid = None if fid_network is None else _fid_metric(fid_network).to(device)
+
+    @torch.no_grad()
+    def update(
+        self, pixel_values: torch.Tensor, reconstruction: torch.Tensor, codes: torch.Tensor
+    ) -> None:
+        """Take in a batch: pixels and reconstruction (B, 3, H, W), codes (B, h, w)."""
+        real = self._scale.to_uint8(pixel_values)
+        fake = self._scale.to_uint8(reconstruction)
+        errors = (real.double() - fake.double()).square().mean((1, 2, 3))
+        psnr = 20 * math.log10(_PEAK) - 10 * errors.clamp(min=1 / _PEAK**2).log10()
+        self._sums[0] += errors.sum()
+        self._sums[1] += psnr.sum()
+        if self._ssim is not None:
+            self._sums[2] += self._ssim(
+                fake.float(), real.float(), data_range=_PEAK, reduction="sum"
+            )
+        self._sums[3] += len(real)
+        self._counts += torch.bincount(codes.flatten(), minlength=len(self._counts))
+        if self._fid is not None:
+            self._fid.update(real, real=True)
+            self._fid.update(fake, real=False)
+
+    def compute(self) -> dict[str, float]:
+        """The metrics over all batches, of all processes.
+
+        `psnr` is that of the mean squared error over all images, which is the stricter of the two;
+        `psnr_per_image` the mean over images. `code_usage` is the share of codes that occur.
+
+        Raises:
+            ValueError: no batch was taken in.
+        """
+        if torch.distributed.is_available() and torch.distributed.is_initialized():
+            torch.distributed.all_reduce(self._sums)
+            torch.distributed.all_reduce(self._counts)
+        error, psnr, ssim, images = self._sums.tolist()
+        if not images:
+            raise ValueError("there is no image to evaluate on")
+        share = self._counts.double() / self._counts.sum()
+        entropy = -torch.special.xlogy(share, share).sum()
+        metrics = {
+            "psnr": 10 * math.log10(_PEAK**2 / max(error / images, 1 / _PEAK**2)),
+            "psnr_per_image": psnr / images,
+            "code_usage": float((self._counts > 0).double().mean()),
+            "perplexity": float(entropy.exp()),
+        }
+        if self._ssim is not None:
+            metrics["ssim"] = ssim / images
+        if self._fid is not None:
+            metrics["rfid"] = float(self._fid.compute())
+        return metrics
+
+
+def evaluate_reconstruction(
+    model: nn.Module, batches: Iterable[torch.Tensor], metrics: ReconstructionMetrics
+) -> dict[str, float]:
+    """Quantize and reconstruct batches of pixels (B, 3, H, W), which lie on the model's device."""
+    with torch.inference_mode():
+        for pixel_values in batches:
+            codes = model.encode(pixel_values)
+            metrics.update(pixel_values, model.decode(codes), codes)
+    return metrics.compute()
+
+
+def inception_network(weights: str) -> nn.Module:
+    """torch-fidelity's Inception network with the user's file of its weights, for rFID.
+
+    Raises:
+        ImportError: torchmetrics or torch-fidelity is not installed.
+        FileNotFoundError: no such file.
+    """
+    import os
+
+    if not os.path.exists(weights):
+        raise FileNotFoundError(f"rfid_weights: {weights}: no such file")
+    try:
+        from torchmetrics.image.fid import NoTrainInceptionV3
+
+        return NoTrainInceptionV3(
+            name="inception-v3-compat",
+            features_list=["2048"],
+            feature_extractor_weights_path=weights,
+        )
+    except ImportError as error:
+        raise ImportError(f"rFID needs torchmetrics and torch-fidelity: {_INSTALL}") from error
+    except ModuleNotFoundError as error:
+        raise ImportError(f"rFID needs torch-fidelity: {_INSTALL}") from error
+
+
+_INSTALL = "pip install being-vl[vq]"
+
+
+def _ssim_function():
+    try:
+        from torchmetrics.functional.image import structural_similarity_index_measure
+    except ImportError as error:
+        raise ImportError(
+            f"SSIM needs torchmetrics: {_INSTALL}, or turn it off (ssim: false)"
+        ) from error
+    return structural_similarity_index_measure
+
+
+def _fid_metric(network: nn.Module):
+    from torchmetrics.image.fid import FrechetInceptionDistance
+
+    return FrechetInceptionDistance(feature=network, normalize=False)
+
+
+__all__ = ["PixelScale", "ReconstructionMetrics", "evaluate_reconstruction", "inception_network"]
