@@ -18,7 +18,10 @@ def _with_lora(tied: bool):
     model = being_vl_model(tied=tied)
     rows = IMAGE_ROWS if tied else {"embed_tokens": IMAGE_ROWS, "lm_head": IMAGE_ROWS}
     config = peft.LoraConfig(
-        r=4, target_modules=["q_proj", "v_proj"], trainable_token_indices=rows, task_type="CAUSAL_LM"
+        r=4,
+        target_modules=["q_proj", "v_proj"],
+        trainable_token_indices=rows,
+        task_type="CAUSAL_LM",
     )
     return peft.get_peft_model(model, config)
 
@@ -51,7 +54,10 @@ def test_lora_trains_image_rows_and_merges_exactly(tied, tmp_path):
     torch.testing.assert_close(merged(ids).logits, expected, rtol=1e-4, atol=1e-5)
     head, embedding = merged.get_output_embeddings().weight, merged.get_input_embeddings().weight
     assert (head is embedding) == tied
-    for matrix, old in ((head, before.lm_head.weight), (embedding, before.model.embed_tokens.weight)):
+    for matrix, old in (
+        (head, before.lm_head.weight),
+        (embedding, before.model.embed_tokens.weight),
+    ):
         assert torch.equal(matrix[:TEXT_SIZE], old[:TEXT_SIZE])
         assert not torch.equal(matrix[TEXT_SIZE:], old[TEXT_SIZE:])
     merged.save_pretrained(tmp_path / "merged")
@@ -111,7 +117,9 @@ def test_static_cache_gives_the_logits_of_a_dynamic_one():
     cache = StaticCache(config=model.config, max_cache_len=16)
     with torch.no_grad():
         first = model(ids[:, :6], past_key_values=cache).logits
-        second = model(ids[:, 6:], past_key_values=cache, position_ids=torch.arange(6, 9)[None]).logits
+        second = model(
+            ids[:, 6:], past_key_values=cache, position_ids=torch.arange(6, 9)[None]
+        ).logits
     torch.testing.assert_close(torch.cat([first, second], dim=1), model(ids).logits)
 
 

@@ -33,7 +33,11 @@ def test_answers(checkpoint, image, task):
     pipe = pipeline(task, model=str(checkpoint))
     answer = pipe(text=_chat(image), max_new_tokens=6, return_full_text=False)[0]
     inputs = pipe.processor.apply_chat_template(
-        _chat(image), add_generation_prompt=True, tokenize=True, return_dict=True, return_tensors="pt"
+        _chat(image),
+        add_generation_prompt=True,
+        tokenize=True,
+        return_dict=True,
+        return_tensors="pt",
     )
     out = pipe.model.generate(**inputs, max_new_tokens=6)
     new = out[0, inputs["input_ids"].shape[1] :]
