@@ -57,7 +57,7 @@ ROWS = (
     Row("question only", "question-only", 700, sees_images=False, merges=False),
     Row("LLM+VQ", "vq", 200, merges=False),
     Row("LLM+VQ+BPE", "vq-bpe", 600),
-    Row("LLM+VQ+BPE, steps of LLM+VQ", "vq-bpe-equal-steps", 200),
+    Row("LLM+VQ+BPE, VQ steps", "vq-bpe-equal-steps", 200),
 )
 CHECKPOINT_ROW = ROWS[2]
 
