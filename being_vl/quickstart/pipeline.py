@@ -34,6 +34,7 @@ CODEBOOK_SIZE = 128
 SPLITS = ("train", "validation", "test")
 
 TEXT_STEPS_PER_MINUTE = 50
+TEXT_LEARNING_RATE = 5e-4
 VQGAN_STEPS_PER_MINUTE = 500
 PRETRAIN_SHARE = 0.1
 
@@ -213,7 +214,9 @@ def make_text_model(settings: Settings, work: Workspace, train: Split) -> None:
         questions = [question.text for question in train.questions]
         tokenizer = train_text_tokenizer([*questions, *(q.answer for q in train.questions)])
         steps = max(2, round(TEXT_STEPS_PER_MINUTE * settings.minutes))
-        args = training_arguments(settings, target.parent / "trainer", steps, save_strategy="no")
+        args = training_arguments(
+            settings, target.parent / "trainer", steps, TEXT_LEARNING_RATE, save_strategy="no"
+        )
         model = train_text_model(tokenizer, questions, args)
         model.save_pretrained(target)
         tokenizer.save_pretrained(target)
