@@ -152,6 +152,19 @@ def test_images_are_their_codes(processor) -> None:
     assert set(from_pixels) == set(processor.model_input_names) == {"input_ids", "attention_mask"}
 
 
+def test_texts_without_images_among_others(processor) -> None:
+    image, plain = picture(), processor(text="b")["input_ids"]
+    with_image = processor(images=image, text="<image> a")["input_ids"]
+    assert (
+        processor(images=[[image], []], text=["<image> a", "b"])["input_ids"] == with_image + plain
+    )
+    assert (
+        processor(images=[[], [image]], text=["b", "<image> a"])["input_ids"] == plain + with_image
+    )
+    for none in ({"images": []}, {"images": [[]]}, {"image_codes": []}, {"image_codes": [[]]}):
+        assert processor(text="b", **none)["input_ids"] == plain
+
+
 def test_images_of_several_sizes_are_quantized_in_order() -> None:
     processor = build()
     processor.image_processor = BeingVLImageProcessor(
