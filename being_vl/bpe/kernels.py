@@ -303,15 +303,21 @@ def aim_views(table, used, state, views, targets):
 
 
 @kernel
-def compact(pool, starts, lengths, counts, theta, n):
-    """Move the lists of keys that still reach theta to the front of the pool; returns their total length."""
+def compact(cells, wide, pool, starts, lengths, columns, counts, theta, n):
+    """Move the lists of keys that still reach theta to the front of the pool; returns their total length.
+
+    Lists that are mostly stale are cleaned on the way.
+    """
     at = 0
     for key in range(n):
         length = lengths[key] if counts[key] >= theta else 0
-        start = starts[key]
-        for i in range(length):
-            pool[at + i] = pool[start + i]
-        starts[key] = at
-        lengths[key] = length
-        at += length
+        start, begin, first = starts[key], at, columns[key, 0]
+        stale = 2 * counts[key] < length
+        for i in range(start, start + length):
+            if stale and np.int64(cells[np.int64(pool[i])]) >> wide != first:
+                continue
+            pool[at] = pool[i]
+            at += 1
+        starts[key] = begin
+        lengths[key] = at - begin
     return at

@@ -23,6 +23,7 @@ from .pair_kernels import apply_pair, list_pairs
 from .shapes import Shapes
 
 _SMALL_TABLE = 1 << 12
+_SPARE_POSITIONS = 1 << 16
 _NARROW_IDS, _NARROW_SIDE = 0xFFFF, 256
 _LIMIT_IDS, _LIMIT_SIDE = 1 << 24, 1 << 16
 
@@ -113,7 +114,7 @@ class Shard:
         """Forget all positions, and make room for so many of each key; returns a place not in use."""
         needed = int(counts.sum())
         self._merged = self.pool = np.empty(0, self._position_dtype)
-        self.pool = np.empty(needed + needed // 8 + (1 << 16), self._position_dtype)
+        self.pool = np.empty(needed + needed // 8 + _SPARE_POSITIONS, self._position_dtype)
         self._used_pool = needed
         self.starts = np.cumsum(counts) - counts
         self._lengths = counts.copy()
@@ -260,10 +261,10 @@ class Shard:
             return
         self._merged = self._merged.copy()
         self._used_pool = compact(
-            self.pool, self.starts, self._lengths, keys.counts, keys.theta, num_keys
-        )
+            self._cells, 2 * self._bits, self.pool, self.starts, self._lengths, keys.columns,
+            keys.counts, keys.theta, num_keys,
+        )  # fmt: skip
         total = self._used_pool + needed
-        if total > len(self.pool) - len(self.pool) // 8:
-            pool = np.empty(total + total // 4, self._position_dtype)
-            pool[: self._used_pool] = self.pool[: self._used_pool]
-            self.pool = pool
+        if total > len(self.pool) - len(self.pool) // 16:
+            # in place where the system can: two pools at once may be more than memory holds
+            self.pool.resize(total + total // 8, refcheck=False)
