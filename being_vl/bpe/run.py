@@ -119,7 +119,7 @@ class Run:
         views, view_keys, sides = keys.views_of(key)
         token = self._shapes.add(keys.columns[key])
         rule = np.append(keys.columns[key], token)
-        each = self._each if keys.counts[key] > _FEW_OCCURRENCES else _in_turn
+        each = self._team.each if keys.counts[key] > _FEW_OCCURRENCES else _in_turn
         done = each(lambda shard: shard.apply(key, rule, views, sides), self._team.shards)
         changes = sum(np.append(lost, merged) for lost, merged in done)
         changes = self._team.processes.sum(changes)
