@@ -68,7 +68,8 @@ class Shapes:
         }
         self._cells.append(np.array(cells, np.int32))
         self._perimeters.append(np.array(sorted(around - inside), np.int32))
-        self.box[token] = self.boxes(np.asarray(rule).reshape(1, 4))[0]
+        cols = [col for _, col in cells]
+        self.box[token] = 0, cells[-1][0], min(cols), max(cols)
         return token
 
     def boxes(self, keys: np.ndarray) -> np.ndarray:
