@@ -111,14 +111,14 @@ def apply_rule(
 ):
     """Merge the occurrences of a rule in the order of their positions.
 
-    Returns the table (it may have grown), its used rows, how much each listed key lost, and the number
-    of merges. Afterwards column 3 of a used row holds the count of the new key of c and that neighbour.
+    Returns the table (it may have grown), its used rows, and how much the key of each view lost, followed
+    by the number of merges. Afterwards column 3 of a used row holds the count of the new key of c and that neighbour.
     """
     a, b, row_offset, col_offset, c = rule[0], rule[1], rule[2], rule[3], rule[4]
     wide, mask_col = 2 * bits, (1 << bits) - 1
     low = (1 << wide) - 1
     stamp, mask, n_used = state[0] + 1, state[1], 0
-    lost = np.zeros(views.shape[0], np.int64)
+    lost = np.zeros(views.shape[0] + 1, np.int64)
     for i in range(views.shape[0]):
         if 2 * n_used >= mask:
             table, mask, stamp, used = grow(table, mask, stamp, used, n_used)
@@ -213,7 +213,8 @@ def apply_rule(
                     if touches[j] & 2 and keys >> 32:
                         lost[(keys >> 32) - 1] += 1
     state[0], state[1], state[2] = stamp, mask, n_used
-    return table, used, lost, merged
+    lost[-1] = merged
+    return table, used, lost
 
 
 @kernel
@@ -321,3 +322,17 @@ def compact(cells, wide, pool, starts, lengths, columns, counts, theta, n):
         starts[key] = begin
         lengths[key] = at - begin
     return at
+
+
+@kernel
+def keys_of_views(views, token):
+    """The keys, (n, 4), of a token and its neighbours as it views them."""
+    columns = np.empty((views.shape[0], 4), np.int64)
+    for i in range(views.shape[0]):
+        other = views[i] >> 34
+        row, col = ((views[i] >> 17) & 0x1FFFF) - _BIAS, (views[i] & 0x1FFFF) - _BIAS
+        if row > 0 or (row == 0 and col > 0):
+            columns[i, 0], columns[i, 1], columns[i, 2], columns[i, 3] = token, other, row, col
+        else:
+            columns[i, 0], columns[i, 1], columns[i, 2], columns[i, 3] = other, token, -row, -col
+    return columns

@@ -56,7 +56,7 @@ class Lister:
     def kept(self, columns: np.ndarray, totals: np.ndarray, theta: int) -> np.ndarray:
         """Which keys to list: those that reach theta and may be chosen; by pairs for spatial scoring."""
         if self._options.scoring == "frequency":
-            return (totals >= theta) & self._eligible(columns)
+            return self._eligible(columns) & (totals >= theta)
         _, pairs = np.unique(columns[:, :2], axis=0, return_inverse=True)
         pairs = pairs.reshape(-1)
         return np.bincount(pairs, totals)[pairs] >= theta

@@ -48,7 +48,7 @@ def apply_pair(
     wide, mask_col = 2 * bits, (1 << bits) - 1
     low = (1 << wide) - 1
     stamp, mask, n_used = state[0] + 1, state[1], 0
-    lost = np.zeros(views.shape[0], np.int64)
+    lost = np.zeros(views.shape[0] + 1, np.int64)
     for i in range(views.shape[0]):
         if 2 * n_used >= mask:
             table, mask, stamp, used = grow(table, mask, stamp, used, n_used)
@@ -119,7 +119,8 @@ def apply_pair(
                 if table[h, 1] == stamp and table[h, 2] >> 32:
                     lost[(table[h, 2] >> 32) - 1] += 1
     state[0], state[1], state[2] = stamp, mask, n_used
-    return table, used, lost, merged
+    lost[-1] = merged
+    return table, used, lost
 
 
 @kernel

@@ -6,12 +6,14 @@ that reach the threshold. See `trainer.py` for the whole, `listing.py` for the c
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
 
 from .grids import GridSource
+from .kernels import keys_of_views
 from .keys import KeyTable
 from .listing import Lister
 from .processes import Processes
@@ -118,17 +120,19 @@ class Run:
         keys = self._keys
         views, view_keys, sides = keys.views_of(key)
         token = self._shapes.add(keys.columns[key])
-        rule = np.append(keys.columns[key], token)
+        rule = np.empty(5, np.int64)
+        rule[:4], rule[4] = keys.columns[key], token
         each = self._team.each if keys.counts[key] > _FEW_OCCURRENCES else _in_turn
-        done = each(lambda shard: shard.apply(key, rule, views, sides), self._team.shards)
-        changes = sum(np.append(lost, merged) for lost, merged in done)
-        changes = self._team.processes.sum(changes)
+        lost = each(lambda shard: shard.apply(key, rule, views, sides), self._team.shards)
+        changes = self._team.processes.sum(functools.reduce(np.add, lost))
         keys.subtract(view_keys, changes[:-1])
         keys.counts[key] = 0
         self._num_tokens -= int(changes[-1])
 
         candidates = self._candidates() if only is None else _views_of_keys(only, token)
-        columns = _keys_of_views(candidates, token)
+        if len(candidates) == 0:
+            return
+        columns = keys_of_views(candidates, token)
         if self._options.scoring == "spatial":
             order = np.lexsort(columns.T[::-1])
             candidates, columns = candidates[order], columns[order]
@@ -157,6 +161,8 @@ class Run:
             else -(-self._keys.theta // self._team.num_shards)
         )
         views = [shard.frequent_views(share) for shard in self._team.shards]
+        if self._team.num_shards == 1:
+            return np.sort(views[0])
         return np.unique(self._team.processes.join(np.concatenate(views)))
 
 
@@ -164,21 +170,8 @@ def _in_turn(function: Callable[[Any], Any], items: Sequence[Any]) -> list[Any]:
     return [function(item) for item in items]
 
 
-def _keys_of_views(views: np.ndarray, token: int) -> np.ndarray:
-    """The keys, (n, 4), of a token and its neighbours as it views them (see kernels.py)."""
-    other = views >> 34
-    rows, cols = ((views >> 17) & 0x1FFFF) - (1 << 16), (views & 0x1FFFF) - (1 << 16)
-    after = (rows > 0) | ((rows == 0) & (cols > 0))
-    columns = np.empty((len(views), 4), np.int64)
-    columns[:, 0] = np.where(after, token, other)
-    columns[:, 1] = np.where(after, other, token)
-    columns[:, 2] = np.where(after, rows, -rows)
-    columns[:, 3] = np.where(after, cols, -cols)
-    return columns
-
-
 def _views_of_keys(columns: np.ndarray, token: int) -> np.ndarray:
-    """The views of keys, (n, 4), of which a token is the newer part; the inverse of `_keys_of_views`."""
+    """The views of keys, (n, 4), of which a token is the newer part; the inverse of `keys_of_views`."""
     first = columns[:, 0] == token
     sign = np.where(first, 1, -1)
     other = np.where(first, columns[:, 1], columns[:, 0])

@@ -186,10 +186,8 @@ class Shard:
             self.codebook_size, *self._shapes.all_perimeters(), sketch, by_pair, rows, table, self.pool,
         )  # fmt: skip
 
-    def apply(
-        self, key: int, rule: np.ndarray, views: np.ndarray, sides: np.ndarray
-    ) -> tuple[np.ndarray, int]:
-        """Merge the occurrences of a key: how much each view's key lost, and the number of merges.
+    def apply(self, key: int, rule: np.ndarray, views: np.ndarray, sides: np.ndarray) -> np.ndarray:
+        """Merge the occurrences of a key: how much each view's key lost, then the number of merges.
 
         `rule` is (5,) int64: the key and the new token's id.
         """
@@ -210,9 +208,9 @@ class Shard:
                 self._cells, *grid, positions, rule, shapes.cells(a), shapes.cells(b),
                 shapes.perimeter(a), shapes.perimeter(b), *rest,
             )  # fmt: skip
-        self._table, self._used, lost, merged = done
-        self._merged = positions[:merged]
-        return lost, merged
+        self._table, self._used, lost = done
+        self._merged = positions[: lost[-1]]
+        return lost
 
     def _mask_for(self, rows: int) -> int:
         """A small table stays in the cache: start with what the rule may need, within the array."""
