@@ -141,11 +141,17 @@ class Lister:
             lambda shard: shard.count(by_pair, slots, num_slots), self._team.shards
         )
         own = np.concatenate([part for part, _ in found])
+        if self._team.num_shards == 1:
+            order = np.lexsort(own.T[::-1])
+            return own[order], found[0][1][order][None], found[0][1][order]
         columns = np.unique(self._team.processes.join(own), axis=0)
-        order = {tuple(row): i for i, row in enumerate(columns.tolist())}
+        _, places = np.unique(np.concatenate([columns, own]), axis=0, return_inverse=True)
+        places = places.reshape(-1)[len(columns) :]
         by_shard = np.zeros((len(self._team.shards), len(columns)), np.int64)
+        begin = 0
         for counts, (part, found_counts) in zip(by_shard, found, strict=True):
-            counts[[order[tuple(row)] for row in part.tolist()]] = found_counts
+            counts[places[begin : begin + len(part)]] = found_counts
+            begin += len(part)
         return columns, by_shard, self._team.processes.sum(by_shard.sum(axis=0))
 
     def _list_keys(
