@@ -11,6 +11,8 @@ from transformers import LlamaConfig
 
 from .vocabulary import VocabularyLayout
 
+_SIZES = ("vocab_size", "text_vocab_size", "num_special_tokens", "codebook_size", "num_merges")
+
 
 @strict
 class BeingVLConfig(LlamaConfig):
@@ -57,6 +59,14 @@ class BeingVLConfig(LlamaConfig):
         # Here too, so that bad sizes are a ValueError: @strict wraps what its validators raise.
         self.validate_layout()
         self.validate_image_grid()
+
+    @classmethod
+    def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> "BeingVLConfig":
+        """transformers', but a size given to override one is checked, and `vocab_size` follows it."""
+        given = {name: kwargs.pop(name) for name in _SIZES if name in kwargs}
+        if given:
+            config_dict = {**config_dict, "vocab_size": None, **given}
+        return super().from_dict(config_dict, **kwargs)
 
     @property
     def layout(self) -> VocabularyLayout:

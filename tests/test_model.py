@@ -381,3 +381,14 @@ def test_a_model_can_be_built_from_its_configuration(positions):
     assert model(_image_ids()[:, :1]).logits.shape == (2, 1, LAYOUT.size)
     if positions:
         assert not model.model.grid_positions.rows.any()
+
+
+def test_a_size_given_to_from_pretrained_is_checked_and_moves_the_vocabulary(tmp_path):
+    config = being_vl_model().config
+    config.save_pretrained(tmp_path)
+    assert BeingVLConfig.from_pretrained(tmp_path).vocab_size == LAYOUT.size
+    assert BeingVLConfig.from_pretrained(tmp_path, num_merges=9).vocab_size == LAYOUT.size + 4
+    padded = BeingVLConfig.from_pretrained(tmp_path, num_merges=9, vocab_size=192)
+    assert padded.vocab_size == 192 and padded.layout.num_merges == 9
+    with pytest.raises(ValueError, match="vocab_size must be at least"):
+        BeingVLConfig.from_pretrained(tmp_path, vocab_size=100)

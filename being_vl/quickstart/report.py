@@ -10,6 +10,7 @@ import numpy as np
 import torch
 import transformers
 from PIL import Image
+from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 from transformers import AutoProcessor
@@ -21,7 +22,7 @@ from ..image_loading import load_image
 from .runs import Result
 from .settings import Settings, Workspace
 
-COLUMNS = ("", "overall", *QUESTION_TYPES, "tokens/image", "steps", "seconds")
+COLUMNS = ("", "overall", *QUESTION_TYPES, "tokens", "steps", "seconds")
 PICTURE = "tokens.png"
 ZOOM = 5
 
@@ -35,9 +36,13 @@ def write_report(
     console: Console,
 ) -> None:
     """Print the table; write the card `README.md` and the picture into the output folder and checkpoint."""
-    table = Table(title="easy-VQA, official test split: accuracy in %", title_justify="left")
+    table = Table(
+        title="easy-VQA, official test split: accuracy in %; tokens per image; training steps and seconds",
+        title_justify="left",
+        box=SIMPLE_HEAD,
+    )
     for column in COLUMNS:
-        table.add_column(column, justify="left" if not column else "right")
+        table.add_column(column, justify="right" if column else "left", no_wrap=True)
     for row in map(cells, results):
         table.add_row(*row)
     console.print(table)

@@ -14,7 +14,9 @@ from transformers import (
     Trainer,
     TrainingArguments,
 )
+from transformers.trainer_callback import PrinterCallback
 
+from ..training.clock import TrainingClock
 from ..training.packing import IGNORE_INDEX
 
 # Question, separator, answer: the shortest prompt that a tiny model can follow.
@@ -72,7 +74,7 @@ def text_model_config(tokenizer: PreTrainedTokenizerFast) -> LlamaConfig:
 
 
 def train_text_model(
-    tokenizer: PreTrainedTokenizerFast, texts: Sequence[str], args: TrainingArguments, **kwargs: Any
+    tokenizer: PreTrainedTokenizerFast, texts: Sequence[str], args: TrainingArguments
 ) -> LlamaForCausalLM:
     """A language model of the texts, trained from scratch with the plain `Trainer`."""
     torch.manual_seed(args.seed)
@@ -86,5 +88,13 @@ def train_text_model(
         labels = padded["input_ids"].masked_fill(padded["attention_mask"] == 0, IGNORE_INDEX)
         return {**padded, "labels": labels}
 
-    Trainer(model=model, args=args, train_dataset=rows, data_collator=collate, **kwargs).train()
+    trainer = Trainer(
+        model=model,
+        args=args,
+        train_dataset=rows,
+        data_collator=collate,
+        callbacks=[TrainingClock("text model")],
+    )
+    trainer.remove_callback(PrinterCallback)  # the clock shows the progress
+    trainer.train()
     return model

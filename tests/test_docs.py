@@ -1,0 +1,78 @@
+"""The snippets of README.md and docs/ run as they stand, in order, in one folder a page."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+NOT_RUN = re.compile(r"<!-- not run: .+ -->$")
+
+
+def blocks(text: str) -> list[tuple[str, str, int]]:
+    """Runnable fenced blocks: language, source, first line."""
+    found, lines = [], text.splitlines()
+    number = 0
+    while number < len(lines):
+        match = re.fullmatch(r"```(\w*)", lines[number])
+        if not match:
+            number += 1
+            continue
+        end = next(i for i in range(number + 1, len(lines)) if lines[i] == "```")
+        skipped = number > 0 and NOT_RUN.match(lines[number - 1])
+        if match.group(1) in ("python", "bash") and not skipped:
+            found.append((match.group(1), "\n".join(lines[number + 1 : end]), number + 2))
+        number = end + 1
+    return found
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_snippets_run(page: Path, tmp_path: Path) -> None:
+    """All blocks of a page in one process; a bash block through the shell, in the same folder."""
+    script = ["import subprocess"]
+    for language, source, line in blocks(page.read_text()):
+        if language == "bash":
+            source = f"subprocess.run(['bash', '-euo', 'pipefail', '-c', {source!r}], check=True)"
+        else:
+            source = f"exec(compile({source!r}, {f'{page.name}, block at line {line}'!r}, 'exec'), globals())"
+        script.append(source)
+    commands = tmp_path / "bin"
+    commands.mkdir()
+    command = commands / "being-vl"
+    command.write_text(f'#!/bin/sh\nexec "{sys.executable}" -m being_vl "$@"\n')
+    command.chmod(0o755)
+    (commands / "python").symlink_to(sys.executable)
+    (tmp_path / "page").mkdir()
+    run = subprocess.run(
+        [sys.executable, "-c", "\n".join(script)],
+        cwd=tmp_path / "page",
+        capture_output=True,
+        text=True,
+        env={
+            **os.environ,
+            "PATH": f"{commands}{os.pathsep}{os.environ['PATH']}",
+            "PYTHONPATH": str(ROOT),
+            "HF_HUB_OFFLINE": "1",
+        },
+    )
+    assert run.returncode == 0, run.stderr[-4000:]
+
+
+def test_links_lead_somewhere() -> None:
+    for page in PAGES:
+        for target in re.findall(r"\]\((?!https?://|#)([^)#]+)", page.read_text()):
+            assert (page.parent / target).exists(), f"{page.name}: {target}"
+
+
+def test_every_command_is_in_the_readme() -> None:
+    from being_vl.cli import COMMANDS
+
+    readme = (ROOT / "README.md").read_text()
+    for name in COMMANDS:
+        assert f"`{name}`" in readme, name
