@@ -2,7 +2,7 @@
 
 Differs from transformers' `Trainer` in three things: the embeddings take no weight decay (decay would move
 frozen rows, and drains the rows of rare tokens), logits are computed only where there is a label, and the
-order of rows grouped by length follows from the seed and the epoch, so that a resumed run repeats it.
+order of rows grouped by length is that of `sampling`, which a resumed run repeats.
 """
 
 from __future__ import annotations
@@ -12,10 +12,9 @@ from typing import Any
 import torch
 from torch import nn
 from torch.utils.data import Sampler
-from transformers import Trainer
-from transformers.trainer_pt_utils import LengthGroupedSampler
+from transformers import Trainer, trainer_pt_utils
 
-from .sampling import EpochSeededLengthGroupedSampler
+from .sampling import LengthGroupedSampler
 
 
 class BeingVLTrainer(Trainer):
@@ -32,12 +31,10 @@ class BeingVLTrainer(Trainer):
 
     def _get_train_sampler(self, train_dataset: Any = None) -> Sampler | None:
         sampler = super()._get_train_sampler(train_dataset)
-        if not isinstance(sampler, LengthGroupedSampler):
+        if not isinstance(sampler, trainer_pt_utils.LengthGroupedSampler):
             return sampler
         seed = self.args.seed if self.args.data_seed is None else self.args.data_seed
-        return EpochSeededLengthGroupedSampler(
-            seed=seed, batch_size=sampler.batch_size, lengths=sampler.lengths
-        )
+        return LengthGroupedSampler(sampler.lengths, sampler.batch_size, seed=seed)
 
     def compute_loss(
         self, model: nn.Module, inputs: dict[str, Any], *args: Any, **kwargs: Any
