@@ -1,6 +1,6 @@
 """images in memory → a VQ-GAN, in one call.
 
-Source: the trainer of `vq_trainer.py`, whose names this module gives again; the small recipe is that of
+Source: the trainer of `vq_trainer.py`, whose names this module gives again; its defaults follow
 hub_configs/vq/easy-vqa-64.yaml.
 """
 
