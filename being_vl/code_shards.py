@@ -70,9 +70,9 @@ def write_atomic(path: Path, data: bytes | memoryview) -> None:
             file.flush()
             os.fsync(file.fileno())
         os.replace(aside, path)
-    except OSError:
+    except OSError as error:
         aside.unlink(missing_ok=True)
-        raise
+        raise OSError(error.errno, error.strerror, str(path)) from error
     if os.name == "posix":
         folder = os.open(path.parent, os.O_RDONLY)
         try:

@@ -186,27 +186,39 @@ class ImageBPE:
         """
         return np.diff(self._shapes_or_raise().start)
 
-    def encode(self, grid: Any) -> np.ndarray:
+    def encode(self, grid: Any, *, segmentation: str = "merges") -> np.ndarray:
         """Codes (height, width) → visual ids int32 (n,), in raster order of the tokens' anchors.
+
+        Args:
+            grid: integer codes in [0, codebook_size).
+            segmentation: ``"merges"`` applies the rules in rank order, as training did; ``"compact"`` looks
+                for a covering of fewer tokens, up to a few percent, at twenty to fifty times the work.
+                Both decode exactly. A model should see one of them, in training and after.
 
         Raises:
             ValueError: the grid is not two-dimensional, empty, not integer, or a code is out of range.
         """
         array = check_grid(grid, self._codebook_size, "grid")
         height, width = array.shape
-        ids, _ = self._codec.encode(array.reshape(-1), np.array([height]), np.array([width]))
+        ids, _ = self._encoder(segmentation).encode(
+            array.reshape(-1), np.array([height]), np.array([width])
+        )
         return ids
 
-    def encode_batch(self, grids: Any, num_threads: int | None = None) -> list[np.ndarray]:
+    def encode_batch(
+        self, grids: Any, num_threads: int | None = None, *, segmentation: str = "merges"
+    ) -> list[np.ndarray]:
         """Encode many grids, each as `encode` does, on all cores unless num_threads says otherwise.
 
         Args:
             grids: int codes (N, H, W), or a sequence of (h, w) arrays of mixed sizes.
             num_threads: threads to use; they release the GIL where numba is installed.
+            segmentation: as for `encode`.
         """
         encoded: list[np.ndarray] = []
+        encode = self._encoder(segmentation).encode
         chunks = grid_chunks(grids, self._codebook_size)
-        for ids, counts in map_in_order(self._codec.encode, chunks, check_threads(num_threads)):
+        for ids, counts in map_in_order(encode, chunks, check_threads(num_threads)):
             encoded += split_flat(ids, counts)
         return encoded
 
@@ -336,9 +348,23 @@ class ImageBPE:
     ) -> tuple[Any, ...]:  # without the tables: copies hash alike in datasets.map
         return _rebuild, (np.array(self._merges), self._codebook_size, self._merge_rule)
 
+    def _encoder(self, segmentation: str) -> Any:
+        if segmentation == "merges":
+            return self._codec
+        if segmentation != "compact":
+            raise ValueError(f'segmentation must be "merges" or "compact", got {segmentation!r}')
+        self._shapes_or_raise()
+        return self._compact_codec
+
     @cached_property
     def _codec(self) -> Any:
         return make_codec(self._merges, self._codebook_size, self._merge_rule, self._table)
+
+    @cached_property
+    def _compact_codec(self) -> Any:
+        from .image_bpe_compact import CompactCodec
+
+        return CompactCodec(self._merges, self._codebook_size, self._table, self._codec)
 
     @cached_property
     def _shape_table(self) -> ShapeTable:

@@ -38,7 +38,7 @@ for _bit in range(64):
     _BIT_OF[(0x03F79D71B4CB0A89 << _bit & 0xFFFFFFFFFFFFFFFF) >> 58] = _bit
 
 
-def _jit(function: Callable[..., Any]) -> Callable[..., Any]:
+def compiled(function: Callable[..., Any]) -> Callable[..., Any]:
     if numba is None:
         return function
     try:
@@ -47,7 +47,7 @@ def _jit(function: Callable[..., Any]) -> Callable[..., Any]:
         return numba.njit(nogil=True)(function)
 
 
-def _part(function: Callable[..., Any]) -> Callable[..., Any]:
+def inlined(function: Callable[..., Any]) -> Callable[..., Any]:
     """Compile as a part of its callers: a call with a dozen arrays costs more than its work."""
     return function if numba is None else numba.njit(nogil=True, forceinline=True)(function)
 
@@ -55,7 +55,7 @@ def _part(function: Callable[..., Any]) -> Callable[..., Any]:
 @contextmanager
 def explain_compilation(kernel: Any) -> Iterator[None]:
     """Say so when the first call of a kernel makes the caller wait."""
-    if kernel.signatures:
+    if numba is None or kernel.signatures:
         yield
         return
     notice = threading.Timer(
@@ -73,7 +73,7 @@ def explain_compilation(kernel: Any) -> Iterator[None]:
 FIRST, SECOND, STEP, CELLS, CELLS_END, EDGE, EDGE_END = range(7)
 
 
-@_part
+@inlined
 def _top_shift(size):
     """How far to shift a hash right for an index below size, a power of two."""
     bits = 0
@@ -82,12 +82,12 @@ def _top_shift(size):
     return np.uint64(64 - bits)
 
 
-@_part
+@inlined
 def _mix(first, second, step):
     return np.uint64(first) * _HASH[0] + np.uint64(second) * _HASH[1] + np.uint64(step) * _HASH[2]
 
 
-@_jit
+@compiled
 def build_ranks(rules, usable, slots, bloom):
     """Fill the hash table of ranks and its bit filter.
 
@@ -105,7 +105,7 @@ def build_ranks(rules, usable, slots, bloom):
             slots[slot] = rank
 
 
-@_part
+@inlined
 def _rank_of(first, second, step, mixed, rules, slots, slot_shift):
     """The rank of a rule, or -1."""
     slot = np.int64(mixed >> slot_shift)
@@ -120,7 +120,7 @@ def _rank_of(first, second, step, mixed, rules, slots, slot_shift):
         slot = (slot + 1) & (len(slots) - 1)
 
 
-@_part
+@inlined
 def _wait(rank, at, entries, used, newest, waiting):
     """Note that the rule of this rank applies at this anchor; returns how many entries are used."""
     entries[used, 0] = at
@@ -130,7 +130,7 @@ def _wait(rank, at, entries, used, newest, waiting):
     return used + 1
 
 
-@_part
+@inlined
 def _lay(codes, read, height, width, stride, vocabulary, board):
     """Lay a grid out, and note every rule that applies to two single cells."""
     rules, slots, bloom, _, _ = vocabulary
@@ -168,7 +168,7 @@ def _lay(codes, read, height, width, stride, vocabulary, board):
     return used
 
 
-@_part
+@inlined
 def _note_neighbours(at, made, begin, end, used, vocabulary, board):
     """Note every rule that applies to the token just made and one that touches it."""
     rules, slots, bloom, _, edge = vocabulary
@@ -194,7 +194,7 @@ def _note_neighbours(at, made, begin, end, used, vocabulary, board):
     return used
 
 
-@_part
+@inlined
 def _sweep(size, codebook_size, used, vocabulary, board):
     """Apply the waiting rules in rank order; returns whether entries were enough."""
     rules, _, _, cell, _ = vocabulary
@@ -234,7 +234,7 @@ def _sweep(size, codebook_size, used, vocabulary, board):
     return True
 
 
-@_part
+@inlined
 def _emit(height, width, stride, token, ids, written):
     """Write the tokens in raster order of their anchors; returns how many ids are written."""
     for row in range(height):
@@ -244,7 +244,7 @@ def _emit(height, width, stride, token, ids, written):
     return written
 
 
-@_jit
+@compiled
 def encode_grids(codes, heights, widths, stride, codebook_size, vocabulary):
     """Encode grids that lie one after another in codes.
 
@@ -287,7 +287,7 @@ def encode_grids(codes, heights, widths, stride, codebook_size, vocabulary):
     return ids[:written].copy(), counts
 
 
-@_jit
+@compiled
 def decode_grids(ids, counts, heights, widths, codebook_size, start, row, col, code, box):
     """Decode sequences of ids that lie one after another.
 

@@ -68,7 +68,7 @@ def to_rgb(
     Raises:
         UnreadableImageError: as for `load_image`.
     """
-    name = name or getattr(image, "filename", "") or f"<{image.mode} image>"
+    name = name or picture_name(image)
     width, height = image.size
     if width < 1 or height < 1:
         raise UnreadableImageError(f"{name}: the picture is empty, {width}×{height} pixels")
@@ -79,9 +79,16 @@ def to_rgb(
     if getattr(image, "format", None) == "EPS":
         raise UnreadableImageError(f"{name}: EPS is a program, not a picture; it is not run")
     try:
-        return _convert(ImageOps.exif_transpose(image))
+        rgb = _convert(ImageOps.exif_transpose(image))
     except Exception as error:
         raise _unreadable(name, error) from error
+    rgb.filename = name  # for the errors of later steps
+    return rgb
+
+
+def picture_name(image: PIL.Image.Image) -> str:
+    """What errors call a picture: its path where it has one."""
+    return str(getattr(image, "filename", "")) or f"<{image.mode} picture>"
 
 
 def _unreadable(name: str, error: Exception) -> UnreadableImageError:

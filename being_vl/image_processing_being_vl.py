@@ -22,7 +22,14 @@ from transformers.image_utils import ImageInput, PILImageResampling, SizeDict
 from transformers.processing_utils import ImagesKwargs, Unpack
 from transformers.utils import TensorType
 
-from .image_loading import MAX_IMAGE_PIXELS, load_image, scale_uint16, to_rgb
+from .image_loading import (
+    MAX_IMAGE_PIXELS,
+    UnreadableImageError,
+    load_image,
+    picture_name,
+    scale_uint16,
+    to_rgb,
+)
 
 
 class BeingVLImageProcessorKwargs(ImagesKwargs, total=False):
@@ -111,13 +118,19 @@ class BeingVLImageProcessor(PilBackend):
 
     def process_image(self, image: ImageInput, **kwargs: Any) -> np.ndarray:
         """One picture as an array (channels, height, width), RGB unless `do_convert_rgb` is False."""
-        if isinstance(image, PIL.Image.Image) and kwargs.get("do_convert_rgb"):
-            image = to_rgb(image, max_pixels=kwargs.get("max_image_pixels") or MAX_IMAGE_PIXELS)
-        elif not isinstance(image, PIL.Image.Image):
+        limit = kwargs.get("max_image_pixels") or MAX_IMAGE_PIXELS
+        name = "<array>"
+        if isinstance(image, PIL.Image.Image):
+            name = picture_name(image)
+            if kwargs.get("do_convert_rgb"):
+                image = to_rgb(image, max_pixels=limit)
+        else:
             image = np.asarray(image)
             if image.dtype == np.uint16:
                 image = scale_uint16(image)
-        return super().process_image(image, **kwargs)
+        processed = super().process_image(image, **kwargs)
+        _check_resized(processed.shape[-2:], kwargs, limit, name)
+        return processed
 
     def resize(
         self,
@@ -211,6 +224,27 @@ def _base64_bytes(text: str) -> bytes | None:
         return base64.b64decode(text.partition(",")[2] if is_uri else text, validate=not is_uri)
     except (binascii.Error, ValueError):
         return None
+
+
+def _check_resized(
+    shape: tuple[int, int], options: dict[str, Any], limit: int, name: str
+) -> None:
+    """A picture one pixel high is small until its shortest edge is resized."""
+    size = options.get("size")
+    if options.get("aspect_ratio_buckets"):
+        size = _cover(shape, _nearest_bucket(shape, options["aspect_ratio_buckets"]))
+    elif not options.get("do_resize") or size is None or size.longest_edge or size.max_height:
+        return
+    pixels = (
+        size.shortest_edge**2 * max(shape) // min(shape)
+        if size.shortest_edge
+        else size.height * size.width
+    )
+    if pixels > limit:
+        raise UnreadableImageError(
+            f"{name}: {shape[1]}×{shape[0]} pixels would be resized to {pixels} pixels, more than the "
+            f"limit of {limit} (max_image_pixels)"
+        )
 
 
 def _round_size(shape: tuple[int, int], size: SizeDict, divisor: int) -> SizeDict:

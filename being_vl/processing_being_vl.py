@@ -175,7 +175,9 @@ class BeingVLProcessor(ProcessorMixin):
         if text is None and images is None:
             raise ValueError("pass text, images or both")
         images, text, *_ = self.prepare_inputs_layout(images=images, text=text, **kwargs)
-        merged = self._merge_kwargs(tokenizer_init_kwargs=self.tokenizer.init_kwargs, **kwargs)
+        merged = self._merge_kwargs(
+            self.valid_processor_kwargs, tokenizer_init_kwargs=self.tokenizer.init_kwargs, **kwargs
+        )
         text_kwargs, images_kwargs = merged["text_kwargs"], merged["images_kwargs"]
         return_tensors = text_kwargs.pop("return_tensors", None)
         images_kwargs.pop("return_tensors", None)
@@ -199,15 +201,18 @@ class BeingVLProcessor(ProcessorMixin):
             f"{self.boi_token}{self.image_token * len(ids)}{self.eoi_token}" for ids in image_ids
         ]
         text, offsets = self.get_text_with_replacements(list(text), expanded)
-        for name in ("return_mm_token_type_ids", "return_text_replacement_offsets"):
-            text_kwargs.pop(name, None)
+        # Options of the processor, which transformers still mirrors among the tokenizer's.
+        return_types, return_offsets = (
+            text_kwargs.pop(name, merged.get(name, False))
+            for name in ("return_mm_token_type_ids", "return_text_replacement_offsets")
+        )
         data = dict(self.tokenizer(text, split_special_tokens=split_special_tokens, **text_kwargs))
         data["input_ids"] = self._fill_placeholders(
             data["input_ids"], image_ids, counts, text_kwargs
         )
-        if merged["return_mm_token_type_ids"]:
+        if return_types:
             data["mm_token_type_ids"] = self.create_mm_token_type_ids(data["input_ids"])
-        if merged["return_text_replacement_offsets"]:
+        if return_offsets:
             data["text_replacement_offsets"] = offsets
         if return_tensors is None:
             data["input_ids"] = [ids.tolist() for ids in data["input_ids"]]

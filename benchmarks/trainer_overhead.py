@@ -20,7 +20,6 @@ from transformers import LlamaConfig, LlamaForCausalLM, Trainer, TrainerCallback
 
 import being_vl  # noqa: F401
 from being_vl import BeingVLForCausalLM, VocabularyLayout
-from being_vl.quickstart.rows import Rows
 from being_vl.quickstart.runs import training_arguments
 from being_vl.quickstart.settings import Settings
 from being_vl.training.packing import IGNORE_INDEX, SharedImageCollator, pack_shared_image
@@ -29,7 +28,7 @@ from being_vl.training.trainer import BeingVLTrainer
 TEXT, SPECIAL, CODES, MERGES = 400, 4, 128, 512
 
 
-def make_rows(count: int, tokens: int, seed: int = 0) -> Rows:
+def make_rows(count: int, tokens: int, seed: int = 0) -> list[dict]:
     """Rows like the quickstart's: an image of about `tokens` tokens and about ten questions."""
     rng = np.random.default_rng(seed)
     rows = []
@@ -42,7 +41,7 @@ def make_rows(count: int, tokens: int, seed: int = 0) -> Rows:
             labels = np.where(np.arange(len(ids)) < len(ids) - 2, IGNORE_INDEX, ids)
             turns.append((ids, labels))
         rows.append(pack_shared_image([1, *image.tolist()], turns))
-    return Rows(rows)
+    return rows
 
 
 def make_model() -> BeingVLForCausalLM:
@@ -80,7 +79,7 @@ class BlockTimer(TrainerCallback):
             self.start, self.start_cpu = now, cpu
 
 
-def bare_loop(rows: Rows, batches: list[list[int]], block: int) -> BlockTimer:
+def bare_loop(rows: list[dict], batches: list[list[int]], block: int) -> BlockTimer:
     """Forward, backward, clip, step: what any training must do."""
     model, collate = make_model().train(), SharedImageCollator(0)
     decay = [
@@ -108,7 +107,9 @@ def bare_loop(rows: Rows, batches: list[list[int]], block: int) -> BlockTimer:
     return timer
 
 
-def trainer_loop(rows: Rows, steps: int, block: int, cls: type[Trainer]) -> tuple[BlockTimer, list]:
+def trainer_loop(
+    rows: list[dict], steps: int, block: int, cls: type[Trainer]
+) -> tuple[BlockTimer, list]:
     """The same through `Trainer`; also the batches that it drew."""
     drawn: list[list[int]] = []
     number_of = {id(row["input_ids"]): i for i, row in enumerate(rows)}

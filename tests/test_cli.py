@@ -6,7 +6,6 @@ import os
 import statistics
 import subprocess
 import sys
-import time
 
 import pytest
 
@@ -27,7 +26,12 @@ def test_help_is_quick_and_lists_every_command():
         before = os.times()
         assert run("--help").returncode == 0
         after = os.times()
-        return after.children_user + after.children_system - before.children_user - before.children_system
+        return (
+            after.children_user
+            + after.children_system
+            - before.children_user
+            - before.children_system
+        )
 
     assert statistics.median(cpu_seconds() for _ in range(3)) < 0.5
     text = run("--help").stdout
@@ -77,7 +81,9 @@ def test_version(capsys):
 
 def test_config_file_is_overridden_by_flags(tmp_path):
     (tmp_path / "options.yaml").write_text("minutes: 2.5\nseed: 7\n")
-    done = run("quickstart", "--config", str(tmp_path / "options.yaml"), "--seed", "8", "--print_config")
+    done = run(
+        "quickstart", "--config", str(tmp_path / "options.yaml"), "--seed", "8", "--print_config"
+    )
     assert done.returncode == 0
     assert "minutes: 2.5" in done.stdout and "seed: 8" in done.stdout
 

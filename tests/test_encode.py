@@ -13,6 +13,7 @@ import time
 
 import datasets
 import numpy as np
+import psutil
 import pytest
 import torch
 from encode_fixtures import make_images, make_processor, make_quantizer, shard_bytes
@@ -237,8 +238,8 @@ def test_a_full_disk_leaves_nothing_half_written(images, tmp_path):
         resource.RLIMIT_FSIZE, (600, limits[1])
     )  # encode.json fits, a shard does not
     try:
-        with pytest.raises(OSError):
-            encode(folder_source(images), tmp_path / "out")
+        with pytest.raises(OSError, match=r"File too large: .*codes-00000-00000\.parquet"):
+            encode(folder_source(images), tmp_path / "out", num_workers=1)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
     left = {path.name for path in (tmp_path / "out").iterdir()}
@@ -266,6 +267,29 @@ def test_killed_at_random_moments_it_ends_with_the_same_bytes(tmp_path):
     encode(source, tmp_path / "out")
     assert shard_bytes(tmp_path / "out") == shard_bytes(tmp_path / "wanted")
     assert not list((tmp_path / "out").glob("*.tmp"))
+
+
+def test_a_killed_process_leaves_no_worker_behind(tmp_path):
+    make_images(tmp_path / "images", 200)
+    child = os.fork()
+    if child == 0:
+        torch.set_num_threads(1)
+        encode(folder_source(tmp_path / "images"), tmp_path / "out", num_workers=2, finish=False)
+        os._exit(0)
+    workers = wait_for(lambda: [p for p in psutil.Process(child).children() if p.is_running()])
+    os.kill(child, signal.SIGKILL)
+    os.waitpid(child, 0)
+    assert workers
+    wait_for(lambda: not any(p.is_running() and p.status() != "zombie" for p in workers))
+
+
+def wait_for(condition, seconds=20.0):
+    """The first true value of a condition; the test fails if none comes."""
+    end = time.perf_counter() + seconds
+    while not (value := condition()):
+        assert time.perf_counter() < end, "it did not happen"
+        time.sleep(0.02)
+    return value
 
 
 def test_the_identity_follows_what_decides_the_codes():

@@ -269,7 +269,8 @@ ids = bpe.encode_batch(grids, num_threads=2)
 assert all((bpe.decode(i, 9, 7) == g).all() for i, g in zip(ids, grids))
 assert bpe.legal_next(np.zeros((9, 7), bool)).any()
 loaded = [name for name in ("torch", "transformers", "numba") if sys.modules.get(name)]
-print(type(bpe._codec).__name__, loaded, [i.tolist() for i in ids])
+compact = bpe.encode_batch(grids, segmentation="compact")
+print(type(bpe._codec).__name__, loaded, [i.tolist() for i in ids], [i.tolist() for i in compact])
 try:
     ImageBPE.train(grids, num_merges=2, codebook_size=3)
 except ImportError as error:
@@ -290,7 +291,11 @@ def _run_alone(tmp_path, module, path, blocked):
         command, capture_output=True, text=True, timeout=120, check=False, cwd=tmp_path
     )
     assert done.returncode == 0, done.stderr
-    return done.stdout, str([ids.tolist() for ids in bpe.encode_batch(grids)])
+    expected = [
+        str([ids.tolist() for ids in bpe.encode_batch(grids, segmentation=segmentation)])
+        for segmentation in ("merges", "compact")
+    ]
+    return done.stdout, " ".join(expected)
 
 
 def test_without_numba_and_without_torch(tmp_path):

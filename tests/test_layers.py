@@ -17,7 +17,7 @@ _PACKAGE = Path(being_vl.__file__).parent
 # From the bottom up; the parts of one layer know nothing of each other. Each part lists its modules, by
 # full name or by folder; a part may import itself, and any part of a layer below.
 LAYERS: list[dict[str, tuple[str, ...]]] = [
-    {"vocabulary": ("vocabulary",)},
+    {"vocabulary": ("vocabulary",), "code files": ("code_shards",)},
     {
         "bpe": ("bpe", "image_bpe", "image_grid_tracking", "legacy_image_bpe", "plain_pickle"),
         "vq": (
@@ -33,7 +33,7 @@ LAYERS: list[dict[str, tuple[str, ...]]] = [
         "processing": ("processing_being_vl",),
         "modeling": ("modeling_being_vl", "generation_being_vl", "frozen_rows", "image_rows"),
     },
-    {"data": ("code_shards", "drawing")},
+    {"data": ("drawing",)},
     {
         "training": ("training", "quantizing"),
         "evaluation": ("evaluation",),

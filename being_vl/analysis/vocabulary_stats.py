@@ -22,6 +22,7 @@ def vocabulary_stats(
     *,
     max_grids: int | None = None,
     curve: list[int] | None = None,
+    segmentation: str = "merges",
     num_threads: int | None = None,
     progress: Callable[[int], Any] | None = None,
 ) -> dict[str, Any]:
@@ -33,6 +34,7 @@ def vocabulary_stats(
         max_grids: use the first so many only.
         curve: numbers of merges at which to encode anew for `compression_by_rank`; by default 0, then
             powers of two from 256, then all.
+        segmentation: as for `ImageBPE.encode`.
         num_threads: all cores by default.
         progress: called with the number of grids done after each slice; each point of the curve counts.
 
@@ -51,7 +53,7 @@ def vocabulary_stats(
     uses = np.zeros(bpe.vocab_size, dtype=np.int64)
     codes = np.zeros(bpe.codebook_size, dtype=np.int64)
     for part in _slices(grids, count):
-        ids = np.concatenate(bpe.encode_batch(part, num_threads))
+        ids = np.concatenate(bpe.encode_batch(part, num_threads, segmentation=segmentation))
         uses += np.bincount(ids, minlength=len(uses))
         flat = np.concatenate([np.asarray(grid).reshape(-1) for grid in part])
         codes += np.bincount(flat, minlength=len(codes))
@@ -61,6 +63,7 @@ def vocabulary_stats(
     in_codes = int(uses[: bpe.codebook_size].sum())
     stats: dict[str, Any] = {
         "grids": count,
+        "segmentation": segmentation,
         "cells": cells,
         "tokens": tokens,
         "tokens_per_grid": tokens / count,
@@ -75,7 +78,7 @@ def vocabulary_stats(
     if bpe.merge_rule == "shape":
         stats["tokens_by_cells"] = _by_cells(bpe, uses)
     stats["compression_by_rank"] = [
-        _point(bpe, merges, grids, count, cells, num_threads, progress)
+        _point(bpe, merges, grids, count, cells, segmentation, num_threads, progress)
         for merges in (default_curve(bpe.num_merges) if curve is None else curve)
     ]
     stats["merge_uses"] = uses[bpe.codebook_size :].tolist()
@@ -101,13 +104,16 @@ def _point(
     grids: Any,
     count: int,
     cells: int,
+    segmentation: str,
     num_threads: int | None,
     progress: Callable[[int], Any] | None,
 ) -> dict[str, Any]:
     shorter = ImageBPE(bpe.merges[:merges], bpe.codebook_size, merge_rule=bpe.merge_rule)
     tokens = 0
     for part in _slices(grids, count):
-        tokens += sum(len(ids) for ids in shorter.encode_batch(part, num_threads))
+        tokens += sum(
+            len(ids) for ids in shorter.encode_batch(part, num_threads, segmentation=segmentation)
+        )
         if progress:
             progress(len(part))
     return {

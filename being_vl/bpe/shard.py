@@ -60,14 +60,14 @@ class Shard:
         self._ring = np.empty(0, self._position_dtype)
         if shapes.merge_rule == "pair":
             self._ring = np.arange(len(self._cells), dtype=self._position_dtype)
-        self._pool = np.empty(0, self._position_dtype)
+        self.pool = np.empty(0, self._position_dtype)
         self._used_pool = 0
-        self._starts = np.empty(0, np.int64)
+        self.starts = np.empty(0, np.int64)
         self._lengths = np.empty(0, np.int64)
         self._table = np.zeros((_SMALL_TABLE, 4), np.int64)
         self._used = np.empty(_SMALL_TABLE // 2 + 1, np.int64)
         self._state = np.zeros(3, np.int64)
-        self._merged = self._pool
+        self._merged = self.pool
 
     def _lay_out(self, sizes: np.ndarray, dtype: type) -> None:
         """Grids of one width stand together: a border row above each, a border column on its right."""
@@ -109,6 +109,20 @@ class Shard:
         for stride, stop in zip(self._strides, self._ends, strict=True):
             self._cells[stop - stride : stop] = self._sentinel
 
+    def make_pool(self, counts: np.ndarray) -> int:
+        """Forget all positions, and make room for so many of each key; returns a place not in use."""
+        needed = int(counts.sum())
+        self._merged = self.pool = np.empty(0, self._position_dtype)
+        self.pool = np.empty(needed + needed // 8 + (1 << 16), self._position_dtype)
+        self._used_pool = needed
+        self.starts = np.cumsum(counts) - counts
+        self._lengths = counts.copy()
+        return len(self.pool) - 1
+
+    def grid_arrays(self) -> tuple[np.ndarray, np.ndarray, np.ndarray, int, int]:
+        """Cells, ends, strides, the shift of a token, and the sentinel (see kernels.py)."""
+        return self._cells, self._ends, self._strides, 2 * self._bits, self._sentinel
+
     @property
     def num_bytes(self) -> int:
         """Bytes of the cells, without the positions."""
@@ -144,22 +158,17 @@ class Shard:
         counts: np.ndarray,
     ) -> None:
         """Forget all positions, and list those of these keys; `counts` are this shard's own."""
-        needed = int(counts.sum())
-        self._merged = self._pool = np.empty(0, self._position_dtype)
-        self._pool = np.empty(needed + needed // 8 + (1 << 16), self._position_dtype)
-        self._used_pool = needed
-        self._starts = np.cumsum(counts) - counts
-        self._lengths = counts.copy()
+        nowhere = self.make_pool(counts)
         rows = counting.new_table(num_slots + 1)
         table = counting.new_table(1 << max(4, (2 * len(columns)).bit_length()))
         counting.aim_keys(
             *counting.packed(columns),
-            self._starts,
+            self.starts,
             slots,
             by_pair,
             rows,
             table,
-            len(self._pool) - 1,
+            nowhere,
         )
         self._scan(counting.LIST, slots, by_pair, rows, table)
 
@@ -173,7 +182,7 @@ class Shard:
     ) -> np.ndarray:
         return counting.scan(
             mode, self._cells, self._ring, self._ends, self._strides, self._bits, self._sentinel,
-            self.codebook_size, *self._shapes.all_perimeters(), sketch, by_pair, rows, table, self._pool,
+            self.codebook_size, *self._shapes.all_perimeters(), sketch, by_pair, rows, table, self.pool,
         )  # fmt: skip
 
     def apply(
@@ -183,8 +192,8 @@ class Shard:
 
         `rule` is (5,) int64: the key and the new token's id.
         """
-        start, length = self._starts[key], self._lengths[key]
-        positions = self._pool[start : start + length]
+        start, length = self.starts[key], self._lengths[key]
+        positions = self.pool[start : start + length]
         a, b = int(rule[0]), int(rule[1])
         by_pair = self._shapes.merge_rule == "pair"
         if a == b or by_pair:
@@ -230,16 +239,16 @@ class Shard:
         first = keys.size - len(views)
         needed = int(counts.sum())
         self._make_room(needed, first, keys)
-        if keys.size > len(self._starts):
-            self._starts = np.resize(self._starts, 2 * keys.size)
+        if keys.size > len(self.starts):
+            self.starts = np.resize(self.starts, 2 * keys.size)
             self._lengths = np.resize(self._lengths, 2 * keys.size)
         starts = self._used_pool + np.cumsum(counts) - counts
-        self._starts[first : keys.size] = starts
+        self.starts[first : keys.size] = starts
         self._lengths[first : keys.size] = counts
         self._used_pool += needed
         aim_views(self._table, self._used, self._state, views, starts)
         grid = (self._ends, self._strides, self._bits, self._sentinel, self._merged, token)
-        rest = (self._table, self._state, self._pool)
+        rest = (self._table, self._state, self.pool)
         if self._shapes.merge_rule == "pair":
             list_pairs(self._cells, self._ring, *grid, *rest)
         else:
@@ -247,14 +256,14 @@ class Shard:
 
     def _make_room(self, needed: int, num_keys: int, keys: KeyTable) -> None:
         """Make the pool hold `needed` more positions: drop the lists of forgotten keys, or enlarge it."""
-        if self._used_pool + needed <= len(self._pool):
+        if self._used_pool + needed <= len(self.pool):
             return
         self._merged = self._merged.copy()
         self._used_pool = compact(
-            self._pool, self._starts, self._lengths, keys.counts, keys.theta, num_keys
+            self.pool, self.starts, self._lengths, keys.counts, keys.theta, num_keys
         )
         total = self._used_pool + needed
-        if total > len(self._pool) - len(self._pool) // 8:
+        if total > len(self.pool) - len(self.pool) // 8:
             pool = np.empty(total + total // 4, self._position_dtype)
-            pool[: self._used_pool] = self._pool[: self._used_pool]
-            self._pool = pool
+            pool[: self._used_pool] = self.pool[: self._used_pool]
+            self.pool = pool

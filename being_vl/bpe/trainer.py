@@ -8,6 +8,7 @@ processes and threads, one shard each, and only counts pass between them: the re
 
 from __future__ import annotations
 
+import functools
 import itertools
 import os
 from collections.abc import Callable, Sequence
@@ -17,7 +18,7 @@ from typing import Any
 
 import numpy as np
 
-from . import counting
+from . import counting, first_count
 from .grids import GridSource, open_grids
 from .keys import KeyTable
 from .processes import OneProcess, Processes
@@ -250,7 +251,9 @@ class Trainer:
                 merges[:rank, 3] = 1
             self._replay(merges[:rank], counts[:rank])
             self._tell(progress, merges[:rank], counts[:rank])
-        if rank < self.num_merges:
+        if rank == 0 and self._can_count_codes():
+            self._count_codes()
+        elif rank < self.num_merges:
             self._count_afresh(None)
         while rank < self.num_merges:
             key = self.keys.pop_best()
@@ -312,7 +315,8 @@ class Trainer:
         while sketches:
             sketch += sketches.pop()
         sketch = self.processes.sum(sketch)
-        theta = self._choose_theta(sketch, below)
+        bins = counting.histogram(sketch, min(1 << 20, int(sketch.max()) + 2))
+        theta = self._theta_from(bins, below)
         num_slots = counting.number_slots(sketch, theta)
         columns, by_shard, totals = self._count_slots(by_pair, sketch, num_slots)
         kept = self._kept(columns, totals, theta)
@@ -320,6 +324,45 @@ class Trainer:
         self.keys = self._new_keys(theta)
         self._add_keys(columns, totals)
         self._list_keys(by_pair, sketch, num_slots, columns, by_shard)
+
+    def _can_count_codes(self) -> bool:
+        return (
+            self.spatial is None
+            and self.merge_rule == "shape"
+            and self.processes.size == 1
+            and first_count.fits(self.shapes.codebook_size, self.num_cells, len(self.shards))
+        )
+
+    def _count_codes(self) -> None:
+        """Count and list the keys of single cells; theta is chosen by those side by side."""
+        size = self.shapes.codebook_size
+        right, theta = self._count_direction(False, None)
+        down, _ = self._count_direction(True, theta)
+        columns = np.concatenate([right[0], down[0]])
+        by_shard = np.concatenate([right[1], down[1]], axis=1)
+        kept = self._eligible(columns)
+        columns, by_shard = columns[kept], by_shard[:, kept]
+        self.keys = KeyTable(self.vocab_size, theta, theta, self.merge_rule)
+        self.keys.add(columns, by_shard.sum(axis=0))
+        cursors = [
+            np.append(shard.make_pool(counts), shard.starts)
+            for shard, counts in zip(self.shards, by_shard, strict=True)
+        ]
+        for is_down in (False, True):
+            numbers = first_count.pair_numbers(columns, size, is_down)
+            write = functools.partial(first_count.list_direction, is_down, numbers)
+            self._each(write, list(zip(self.shards, cursors, strict=True)))
+
+    def _count_direction(
+        self, down: bool, theta: int | None
+    ) -> tuple[tuple[np.ndarray, np.ndarray], int]:
+        """The keys of single cells in one direction and their counts by shard; theta, if it was None."""
+        size = self.shapes.codebook_size
+        count = functools.partial(first_count.count_direction, down)
+        tables = self._each(count, self.shards)
+        if theta is None:
+            theta = self._theta_from(2 * first_count.histogram_of(tables, size), None)
+        return first_count.frequent_pairs(tables, size, down, theta), theta
 
     def _count_only(self, columns: np.ndarray) -> None:
         """Count and list these keys alone."""
@@ -360,9 +403,9 @@ class Trainer:
             list(zip(self.shards, by_shard, strict=True)),
         )
 
-    def _choose_theta(self, sketch: np.ndarray, below: int | None) -> int:
-        bins = counting.histogram(sketch, min(1 << 20, int(sketch.max()) + 2))
-        at_least = np.cumsum(bins[::-1])[::-1]  # how many counters reach each value
+    def _theta_from(self, bins: np.ndarray, below: int | None) -> int:
+        """Choose theta by how many counters hold each value; lower than `below`."""
+        at_least = np.cumsum(bins[::-1])[::-1]
         target = max(2 * self.num_merges, _LISTED_KEYS)
         theta = (int(np.searchsorted(-at_least, -target, side="right")) - 1) // 2
         if below is not None:
@@ -490,5 +533,7 @@ def _even_bounds(areas: np.ndarray, parts: int) -> list[int]:
     """Where to cut grids of these areas into parts of about the same number of cells."""
     ends = np.cumsum(areas)
     total = int(ends[-1]) if len(ends) else 0
-    inner = [int(np.searchsorted(ends, total * part // parts)) for part in range(1, parts)]
+    inner = [
+        int(np.searchsorted(ends, total * part // parts, side="right")) for part in range(1, parts)
+    ]
     return [0, *inner, len(areas)]

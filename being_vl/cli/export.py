@@ -27,13 +27,20 @@ def main(args: Namespace) -> int:
     Raises:
         ValueError, OSError: the checkpoint does not load, has grid positions, or the output exists.
     """
+    from transformers import AutoConfig
+
     from ..checkpoint import export_checkpoint
     from ..modeling_being_vl import BeingVLForCausalLM
     from ..tokenization_being_vl import BeingVLTokenizer
 
+    model_type = AutoConfig.from_pretrained(args.checkpoint).model_type
+    if model_type != "being_vl":
+        raise ValueError(
+            f"{args.checkpoint} is a model of type {model_type!r}, expected 'being_vl'"
+        )
     model = BeingVLForCausalLM.from_pretrained(args.checkpoint, dtype="auto")
     tokenizer = BeingVLTokenizer.from_pretrained(args.checkpoint)
-    resolved = make_parser().dump(args, skip_none=False)
+    resolved = make_parser().dump(args)
     export_checkpoint(model, tokenizer, Path(args.output), settings={"export.yaml": resolved})
     if args.json:
         print(json.dumps({"output": args.output, "vocab_size": model.config.vocab_size}))

@@ -99,7 +99,7 @@ def main(args: Namespace) -> int:
         image_init_std=args.image_init_std,
         generator=torch.Generator().manual_seed(args.seed),
     )
-    resolved = make_parser().dump(args, skip_none=False)
+    resolved = make_parser().dump(args)
     save_checkpoint(
         model, processor, output, remote_code=args.remote_code, settings={"init.yaml": resolved}
     )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from jsonargparse import ArgumentParser, Namespace
 from jsonargparse.typing import PositiveInt
@@ -22,6 +22,12 @@ def make_parser() -> ArgumentParser:
         "codes", type=str, help="codes: an .npy (N, H, W), a parquet file, or a folder of shards"
     )
     parser.add_argument("--max_grids", type=PositiveInt, help="use the first so many grids only")
+    parser.add_argument(
+        "--segmentation",
+        type=Literal["merges", "compact"],
+        default="merges",
+        help="encode by merges in rank order, or look for coverings of fewer tokens",
+    )
     parser.add_argument("--num_threads", type=PositiveInt, help="default: all cores")
     parser.add_argument("--output", type=str, help="folder to save stats.json and stats.yaml into")
     parser.add_argument("--json", action="store_true", help="print the figures as JSON")
@@ -45,7 +51,12 @@ def main(args: Namespace) -> int:
     rounds = 1 + len(default_curve(bpe.num_merges))
     with tqdm(total=count * rounds, unit="grid", disable=None) as bar:
         stats = vocabulary_stats(
-            bpe, grids, max_grids=count, num_threads=args.num_threads, progress=bar.update
+            bpe,
+            grids,
+            max_grids=count,
+            segmentation=args.segmentation,
+            num_threads=args.num_threads,
+            progress=bar.update,
         )
     if args.output is not None:
         from ..image_bpe_files import write_atomically

@@ -104,7 +104,7 @@ def _train(args: Namespace, output: Path, processes: Processes) -> int:
     options = {name: args[name] for name in _OPTIONS}
     checkpoint = _common_checkpoint(output, options, processes)
     if processes.rank == 0:
-        write_atomic(output / "train-bpe.yaml", make_parser().dump(args, skip_none=False).encode())
+        write_atomic(output / "train-bpe.yaml", make_parser().dump(args, skip_unset=False).encode())
     with _Report(output, options, args, checkpoint, silent=processes.rank > 0) as report:
         merges = train_merges(
             codes,

@@ -244,6 +244,8 @@ def _training_arguments(args: Namespace, output: Path) -> VQTrainingArguments:
         max_grad_norm=training.max_grad_norm,
         autoencoder_fraction=training.autoencoder_fraction,
         seed=training.seed,
+        random_flip=args.random_flip,
+        random_crop=args.random_crop,
         bf16=args.precision == "bfloat16",
         use_cpu=args.device == "cpu",
         dataloader_num_workers=0 if args.cache else args.workers,
@@ -276,8 +278,6 @@ def _datasets(args: Namespace, processor: BeingVLImageProcessor) -> tuple[Datase
         source,
         processor,
         indices=kept,
-        random_flip=args.random_flip,
-        random_crop=args.random_crop,
     )
     evaluation: Any = None
     if args.eval_images is not None:

@@ -1,15 +1,20 @@
 """encoded image files → pixels, in worker processes.
 
 A task travels to a worker with its bytes or path, and comes back, in order, as pixels or as the reason why
-there are none.
+there are none. Pixels come through a pipe as numpy arrays: torch's way, shared memory, loses an item for
+ever where that memory is short (64 MB in a container), and the run would hang.
 """
 
 from __future__ import annotations
 
 import hashlib
+import multiprocessing
+import os
+import threading
+import time
 from dataclasses import dataclass
 
-import torch
+import numpy as np
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from ..image_loading import MAX_IMAGE_PIXELS, load_image
@@ -37,7 +42,7 @@ class Decoded:
 
     task: Task
     digest: bytes  # of the encoded file; empty if it could not be read
-    pixels: torch.Tensor | None
+    pixels: np.ndarray | None
     reason: str = ""
 
 
@@ -55,6 +60,7 @@ def make_loader(
         sampler=tasks,
         num_workers=num_workers,
         collate_fn=_as_it_is,
+        worker_init_fn=_end_with_parent,
         prefetch_factor=_PREFETCH if num_workers else None,
     )
 
@@ -72,7 +78,7 @@ class _Decoder(Dataset):
             data = task.record.read()
             digest = hashlib.sha256(data).digest()
             image = load_image(data, max_pixels=self._max_pixels, name=image_id)
-            pixels = self._processor(image, return_tensors="pt")["pixel_values"][0]
+            pixels = self._processor(image, return_tensors="np")["pixel_values"][0]
             if any(side % self._downsampling for side in pixels.shape[1:]):
                 raise ValueError(
                     f"height × width must be multiples of {self._downsampling} after preprocessing, got "
@@ -82,6 +88,18 @@ class _Decoder(Dataset):
             reason = " ".join(str(error).split()) or type(error).__name__
             return Decoded(task, digest, None, reason.removeprefix(f"{image_id}: "))
         return Decoded(task, digest, pixels)
+
+
+def _end_with_parent(worker_id: int) -> None:
+    """Leave no worker behind when the main process is killed: it would wait on a full pipe for ever."""
+    parent = multiprocessing.parent_process().pid
+
+    def watch() -> None:
+        while os.getppid() == parent:
+            time.sleep(1.0)
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
 
 
 def _as_it_is(decoded: Decoded) -> Decoded:

@@ -236,7 +236,7 @@ class _Shard:
     grids: list[np.ndarray | None] = field(default_factory=list)
     skipped: list[tuple[int, str, str]] = field(default_factory=list)
     digest: Any = field(default_factory=hashlib.sha256)
-    buckets: dict[tuple[int, ...], list[tuple[int, torch.Tensor]]] = field(default_factory=dict)
+    buckets: dict[tuple[int, ...], list[tuple[int, np.ndarray]]] = field(default_factory=dict)
 
 
 class _ShardWriter:
@@ -287,8 +287,8 @@ class _ShardWriter:
             self._write(task)
 
     @torch.inference_mode()
-    def _encode(self, bucket: list[tuple[int, torch.Tensor]]) -> None:
-        batch = torch.stack([pixels for _, pixels in bucket]).to(self._device)
+    def _encode(self, bucket: list[tuple[int, np.ndarray]]) -> None:
+        batch = torch.from_numpy(np.stack([pixels for _, pixels in bucket])).to(self._device)
         half = self._dtype != torch.float32
         with torch.autocast(self._device.type, dtype=self._dtype if half else None, enabled=half):
             codes = self._model.encode(batch).cpu().numpy().astype(self._codes_dtype)

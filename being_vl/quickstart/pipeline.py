@@ -25,7 +25,7 @@ from ..modeling_being_vl_vq import BeingVLVQConfig, BeingVLVQModel
 from ..training.vq import fit_vq_model
 from .report import write_report
 from .rows import training_rows
-from .runs import Result, test, train_two_stages, training_arguments
+from .runs import Result, test, train_stages, training_arguments
 from .settings import Settings, Workspace
 from .text_model import text_model_config, train_text_model, train_text_tokenizer
 
@@ -34,6 +34,7 @@ CODEBOOK_SIZE = 128
 SPLITS = ("train", "validation", "test")
 
 TEXT_STEPS_PER_MINUTE = 50
+TEXT_LEARNING_RATE = 5e-4
 VQGAN_STEPS_PER_MINUTE = 500
 PRETRAIN_SHARE = 0.1
 
@@ -213,7 +214,9 @@ def make_text_model(settings: Settings, work: Workspace, train: Split) -> None:
         questions = [question.text for question in train.questions]
         tokenizer = train_text_tokenizer([*questions, *(q.answer for q in train.questions)])
         steps = max(2, round(TEXT_STEPS_PER_MINUTE * settings.minutes))
-        args = training_arguments(settings, target.parent / "trainer", steps, save_strategy="no")
+        args = training_arguments(
+            settings, target.parent / "trainer", steps, TEXT_LEARNING_RATE, save_strategy="no"
+        )
         model = train_text_model(tokenizer, questions, args)
         model.save_pretrained(target)
         tokenizer.save_pretrained(target)
@@ -229,7 +232,7 @@ def run_row(
     row: Row,
 ) -> Result:
     """Parts `runs/ROW`: one row of the table, its checkpoint, its answers."""
-    folder = work / "runs" / row.folder
+    part = f"runs/{row.folder}"
     total = max(4, round(row.steps_per_minute * settings.minutes))
     pretrain = round(PRETRAIN_SHARE * total) if row.sees_images else 0
     steps = {"pretrain": pretrain, "sft": total - pretrain}
@@ -252,15 +255,16 @@ def run_row(
             processor, data["train"].by_image(), codes["train"] if row.sees_images else None
         )
         model.to(settings.device)
-        seconds = train_two_stages(model, rows, settings, folder, row.name, steps)
+        seconds = train_stages(model, rows, settings, work, part, row.name, steps)
         save_checkpoint(model, processor, target)
         (target / "training.json").write_text(json.dumps({"seconds": seconds, **steps}) + "\n")
-        for stage in steps:
-            shutil.rmtree(folder / stage, ignore_errors=True)
 
     checkpoint = work.make(
-        "checkpoint" if row == CHECKPOINT_ROW else f"runs/{row.folder}/checkpoint", build_checkpoint
+        "checkpoint" if row == CHECKPOINT_ROW else f"{part}/checkpoint", build_checkpoint
     )
+    for stage in steps:  # superseded by the checkpoint
+        for leftover in (work / f"{part}/{stage}", work / f"{part}/trainer-{stage}"):
+            shutil.rmtree(leftover, ignore_errors=True)
 
     def build_result(target: Path) -> None:
         grids = codes["test"] if row.sees_images else None
@@ -278,5 +282,5 @@ def run_row(
         (target / "result.json").write_text(result.to_json())
         (target / "answers.jsonl").write_text("".join(json.dumps(text) + "\n" for text in answers))
 
-    part = work.make(f"runs/{row.folder}/test", build_result)
-    return Result(**json.loads((part / "result.json").read_text()))
+    tested = work.make(f"{part}/test", build_result)
+    return Result(**json.loads((tested / "result.json").read_text()))

@@ -11,22 +11,11 @@ from ..processing_being_vl import BeingVLProcessor
 from ..training.packing import IGNORE_INDEX, pack_shared_image
 
 
-class Rows(list):
-    """A list of rows with what `Trainer` reads to group them by length."""
-
-    column_names = ("length",)
-
-    def __getitem__(self, key: Any) -> Any:
-        if key == "length":
-            return [row["length"] for row in self]
-        return super().__getitem__(key)
-
-
 def training_rows(
     processor: BeingVLProcessor,
     questions: Mapping[int, Sequence[Question]],
     codes: Mapping[int, Any] | None,
-) -> Rows:
+) -> list[dict[str, Any]]:
     """One row an image, with all its questions; labels on the answers and their end token alone.
 
     Args:
@@ -42,10 +31,10 @@ def training_rows(
 
     bos = [processor.tokenizer.bos_token_id]
     images = {} if codes is None else image_ids(processor, {i: codes[i] for i in questions})
-    return Rows(
+    return [
         pack_shared_image(bos + images.get(i, []), [turn(q.text, q.answer) for q in group])
         for i, group in questions.items()
-    )
+    ]
 
 
 def tokenize_turn(

@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from safetensors.torch import load_model, save_model
 from transformers import AutoModelForImageTextToText, AutoProcessor, TrainingArguments
 from transformers.trainer_callback import PrinterCallback
 
@@ -20,11 +21,12 @@ from ..training.clock import TrainingClock
 from ..training.packing import SharedImageCollator
 from ..training.stages import prepare_stage
 from ..training.trainer import BeingVLTrainer
-from .rows import Rows, conversation
-from .settings import Settings
+from .rows import conversation
+from .settings import Settings, Workspace
 
 IMAGES_PER_STEP = 8
 MAX_ANSWER_TOKENS = 8
+WEIGHTS = "model.safetensors"
 
 
 @dataclass(frozen=True)
@@ -51,14 +53,14 @@ class Result:
 
 
 def training_arguments(
-    settings: Settings, folder: Path, steps: int, **options: Any
+    settings: Settings, folder: Path, steps: int, learning_rate: float = 2e-3, **options: Any
 ) -> TrainingArguments:
     """What all stages of the quickstart share; see its README for where the values come from."""
     return TrainingArguments(
         output_dir=str(folder),
         max_steps=steps,
         per_device_train_batch_size=IMAGES_PER_STEP,
-        learning_rate=2e-3,
+        learning_rate=learning_rate,
         lr_scheduler_type="cosine",
         warmup_steps=0.05,
         adam_beta2=0.98,
@@ -80,39 +82,69 @@ def training_arguments(
     )
 
 
-def train_two_stages(
+def train_stage(
     model: BeingVLForCausalLM,
-    rows: Rows,
+    rows: list[dict[str, Any]],
     settings: Settings,
     folder: Path,
+    name: str,
+    stage: str,
+    steps: int,
+) -> float:
+    """Train `model` in place for one stage; the seconds of training are returned.
+
+    Args:
+        folder: keeps `Trainer`'s checkpoints, from which a stopped stage goes on.
+    """
+    prepare_stage(model, stage)
+    args = training_arguments(settings, folder, steps)
+    trainer = BeingVLTrainer(
+        model=model,
+        args=args,
+        train_dataset=rows,
+        data_collator=SharedImageCollator(model.config.pad_token_id),
+        callbacks=[TrainingClock(f"{name}: {stage}")],
+    )
+    trainer.remove_callback(PrinterCallback)  # the clock shows the progress
+    trainer.train(resume_from_checkpoint=last_whole_checkpoint(args.output_dir))
+    # A resumed Trainer has put a restored clock in the place of ours.
+    callbacks = trainer.callback_handler.callbacks
+    return next(c for c in callbacks if isinstance(c, TrainingClock)).seconds
+
+
+def train_stages(
+    model: BeingVLForCausalLM,
+    rows: list[dict[str, Any]],
+    settings: Settings,
+    work: Workspace,
+    part: str,
     name: str,
     steps: Mapping[str, int],
 ) -> float:
     """Train `model` in place, stage by stage; the seconds of training are returned.
 
+    A finished stage is kept as the part `PART/STAGE` and loaded when the run is done again: a `Trainer`
+    that resumes at its last step takes one more.
+
     Args:
         steps: stage → optimizer steps; a stage with none is left out.
-        folder: keeps the stages' checkpoints, from which a stopped run goes on.
     """
-    seconds = 0.0
+    total = 0.0
     for stage, count in steps.items():
         if not count:
             continue
-        prepare_stage(model, stage)
-        clock = TrainingClock(f"{name}: {stage}")
-        args = training_arguments(settings, folder / stage, count)
-        trainer = BeingVLTrainer(
-            model=model,
-            args=args,
-            train_dataset=rows,
-            data_collator=SharedImageCollator(model.config.pad_token_id),
-            callbacks=[clock],
-        )
-        trainer.remove_callback(PrinterCallback)  # the clock shows the progress
-        trainer.train(resume_from_checkpoint=last_whole_checkpoint(args.output_dir))
-        clock = next(c for c in trainer.callback_handler.callbacks if isinstance(c, TrainingClock))
-        seconds += clock.seconds
-    return seconds
+
+        def build(target: Path, stage: str = stage, count: int = count) -> None:
+            trainer_folder = work / f"{part}/trainer-{stage}"
+            seconds = train_stage(model, rows, settings, trainer_folder, name, stage, count)
+            target.mkdir()
+            save_model(model, str(target / WEIGHTS))
+            (target / "seconds.json").write_text(json.dumps(seconds))
+
+        done = work.make(f"{part}/{stage}", build)
+        load_model(model, str(done / WEIGHTS))
+        total += json.loads((done / "seconds.json").read_text())
+    return total
 
 
 def test(

@@ -1,7 +1,8 @@
 """rows → weights: `Trainer` with what image tokens need of it.
 
-Differs from transformers' `Trainer` in two things: the embeddings take no weight decay (decay would move
-frozen rows, and drains the rows of rare tokens), and logits are computed only where there is a label.
+Differs from transformers' `Trainer` in three things: the embeddings take no weight decay (decay would move
+frozen rows, and drains the rows of rare tokens), logits are computed only where there is a label, and the
+order of rows grouped by length is that of `sampling`, which a resumed run repeats.
 """
 
 from __future__ import annotations
@@ -10,7 +11,10 @@ from typing import Any
 
 import torch
 from torch import nn
-from transformers import Trainer
+from torch.utils.data import Sampler
+from transformers import Trainer, trainer_pt_utils
+
+from .sampling import LengthGroupedSampler
 
 
 class BeingVLTrainer(Trainer):
@@ -24,6 +28,13 @@ class BeingVLTrainer(Trainer):
         }
         kept_out = {n for n, p in model.named_parameters() if id(p) in embeddings}
         return [n for n in super().get_decay_parameter_names(model) if n not in kept_out]
+
+    def _get_train_sampler(self, train_dataset: Any = None) -> Sampler | None:
+        sampler = super()._get_train_sampler(train_dataset)
+        if not isinstance(sampler, trainer_pt_utils.LengthGroupedSampler):
+            return sampler
+        seed = self.args.seed if self.args.data_seed is None else self.args.data_seed
+        return LengthGroupedSampler(sampler.lengths, sampler.batch_size, seed=seed)
 
     def compute_loss(
         self, model: nn.Module, inputs: dict[str, Any], *args: Any, **kwargs: Any

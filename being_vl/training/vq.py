@@ -34,7 +34,7 @@ from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 from ..image_processing_being_vl import BeingVLImageProcessor
 from ..modeling_being_vl_vq import BeingVLVQConfig, BeingVLVQModel
 from .vq_codebook import fit_codebook
-from .vq_data import CachedImages, pixels_from_uint8
+from .vq_data import CachedImages, augment, pixels_from_uint8
 from .vq_metrics import PixelScale, ReconstructionMetrics, evaluate_reconstruction
 from .vq_module import VQLossConfig, VQTrainingModule
 
@@ -48,12 +48,16 @@ class VQTrainingArguments(TrainingArguments):
 
     Args:
         autoencoder_fraction: the share of the training before anything is quantized.
+        random_flip: mirror training images left and right at random.
+        random_crop: train on random squares of so many pixels a side; None takes images whole.
         discriminator_learning_rate: that of the discriminator; by default `learning_rate`.
         max_seconds: end after so much time instead of after `max_steps`; the learning rate falls along
             a cosine of the time. Such a run depends on the machine, and cannot be resumed.
     """
 
     autoencoder_fraction: float = field(default=0.1)
+    random_flip: bool = field(default=False)
+    random_crop: int | None = field(default=None)
     discriminator_learning_rate: float | None = field(default=None)
     max_seconds: float | None = field(default=None)
 
@@ -106,6 +110,12 @@ class VQTrainer(Trainer):
                 f"one process must train on one device, got {args.n_gpu}: run under accelerate launch, or set "
                 "CUDA_VISIBLE_DEVICES"
             )
+        side = args.random_crop or min(train_dataset[0]["pixel_values"].shape[1:])
+        if model.discriminator is not None and side < model.discriminator.smallest_side:
+            raise ValueError(
+                f"discriminator_layers is {model.loss_config.discriminator_layers}, which needs images of "
+                f"{model.discriminator.smallest_side} pixels a side or more, got {side}"
+            )
         self.remove_callback(PrinterCallback)  # standard output is for the caller
         self._module = model
         self._metrics = metrics or (
@@ -113,9 +123,10 @@ class VQTrainer(Trainer):
                 model.model.config.num_embeddings, scale, ssim=False, device=args.device
             )
         )
-        self._started = 0.0
+        self._started: float | None = None
         self._terms: dict[str, torch.Tensor] = {}
         self._term_steps = 0
+        self._batch_of_step = (-1, 0)
 
     @property
     def vq_model(self) -> BeingVLVQModel:
@@ -134,23 +145,36 @@ class VQTrainer(Trainer):
                 raise ValueError(
                     f"{resume_from_checkpoint}: not a whole checkpoint, no {missing[0]}"
                 )
-        self._started = time.perf_counter()
+        self._started = None
         return super().train(resume_from_checkpoint=resume_from_checkpoint, **kwargs)
 
     def progress(self) -> float:
         """The share of the training that is behind, 0…1."""
         if self.args.max_seconds is not None:
-            return min(1.0, (time.perf_counter() - self._started) / self.args.max_seconds)
+            spent = 0.0 if self._started is None else time.perf_counter() - self._started
+            return min(1.0, spent / self.args.max_seconds)
         return self.state.global_step / max(1, self.state.max_steps)
 
     def training_step(
         self, model: torch.nn.Module, inputs: dict[str, Any], *args: Any, **kwargs: Any
     ) -> torch.Tensor:
+        if self._started is None:
+            self._started = time.perf_counter()
+        inputs = {"pixel_values": self._augmented(inputs["pixel_values"])}
         done, module = self.progress(), self._module
         if done >= self.args.autoencoder_fraction and not bool(module.codebook.ready):
             self._start_codebook(inputs["pixel_values"])
         module.adversarial = done >= module.loss_config.adversarial_start
         return super().training_step(model, inputs, *args, **kwargs)
+
+    def _augmented(self, pixel_values: torch.Tensor) -> torch.Tensor:
+        args, step = self.args, self.state.global_step
+        if not args.random_flip and args.random_crop is None:
+            return pixel_values
+        last_step, batch = self._batch_of_step  # gradient accumulation: several batches a step
+        self._batch_of_step = (step, batch + 1 if step == last_step else 0)
+        seed = (args.seed, *self._batch_of_step, args.process_index)
+        return augment(pixel_values, flip=args.random_flip, crop=args.random_crop, seed=seed)
 
     def compute_loss(
         self,
@@ -227,9 +251,14 @@ class VQTrainer(Trainer):
 
     @torch.no_grad()
     def _start_codebook(self, batch: torch.Tensor) -> None:
-        """k-means of latents of training images; every process does the same."""
+        """k-means of latents of training images; every process does the same.
+
+        Args:
+            batch: what this step will see, which says how many latents a step has.
+        """
         module, args = self._module, self.args
-        cells = math.prod(module.latents(batch[:1].to(args.device)).shape[2:])
+        side = module.model.config.downsampling
+        cells = batch.shape[2] // side * (batch.shape[3] // side)
         wanted = _CODEBOOK_ROWS_PER_CODE * module.model.config.num_embeddings
         generator = torch.Generator().manual_seed(args.seed)
         order = torch.randperm(len(self.train_dataset), generator=generator)

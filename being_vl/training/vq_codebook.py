@@ -10,25 +10,53 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from ..modeling_being_vl_patch_vq import BeingVLPatchVQConfig, BeingVLPatchVQModel
-
 _EPS = 1e-5
-_KMEANS_ROWS_PER_CODE = 32
+_ROWS_PER_CODE = 32
+_ROUNDS = 16
+_ITERATIONS = 10
+_CHUNK_ROWS = 1 << 13
 
 
 def fit_codebook(latents: torch.Tensor, num_embeddings: int, *, seed: int) -> torch.Tensor:
     """k-means of latents (n, D) → (num_embeddings, D) float32.
 
-    Raises:
-        ValueError: there are fewer latents than codes.
+    The start is that of k-means|| (Bahmani et al. 2012): rounds of rows drawn by their squared distance
+    to those drawn before. Where there are fewer distinct latents than codes, the rest repeat some.
     """
-    dim = latents.shape[1]
-    kmeans = BeingVLPatchVQModel(  # a latent is a "patch" of one pixel with D channels
-        BeingVLPatchVQConfig(num_embeddings=num_embeddings, patch_size=1, in_channels=dim)
-    )
-    rows = latents.float().cpu().t().reshape(1, dim, 1, -1)
-    kmeans.fit(rows, seed=seed, iterations=10, max_patches=_KMEANS_ROWS_PER_CODE * num_embeddings)
-    return kmeans.get_codebook().detach()
+    generator = torch.Generator().manual_seed(seed)
+    rows = latents.detach().float().cpu()
+    order = torch.randperm(len(rows), generator=generator)
+    rows = rows[order[: _ROWS_PER_CODE * num_embeddings]]
+    codebook = _spread_rows(rows, num_embeddings, generator)
+    for _ in range(_ITERATIONS):
+        codes, errors = _nearest(rows, codebook)
+        counts = torch.bincount(codes, minlength=num_embeddings)
+        sums = torch.zeros_like(codebook).index_add_(0, codes, rows)
+        used = counts > 0
+        codebook = torch.where(used[:, None], sums / counts.clamp(min=1)[:, None], codebook)
+        unused = (~used).nonzero()[:, 0]
+        worst = errors.topk(min(len(unused), len(rows))).indices
+        codebook[unused[: len(worst)]] = rows[worst]
+    return codebook
+
+
+def _spread_rows(rows: torch.Tensor, count: int, generator: torch.Generator) -> torch.Tensor:
+    picks = torch.randint(len(rows), (1,), generator=generator)
+    distances = (rows - rows[picks]).square().sum(1)
+    while len(picks) < count and bool((distances > 0).any()):
+        wanted = min(max(1, count // _ROUNDS), count - len(picks), int((distances > 0).sum()))
+        new = torch.multinomial(distances, wanted, generator=generator)
+        distances = torch.minimum(distances, _nearest(rows, rows[new])[1])
+        distances[new] = 0.0
+        picks = torch.cat([picks, new])
+    again = torch.randint(len(rows), (count - len(picks),), generator=generator)
+    return rows[torch.cat([picks, again])].clone()
+
+
+def _nearest(rows: torch.Tensor, codebook: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """The nearest codebook row of each row, (n,) long, and its squared distance, (n,)."""
+    parts = [torch.cdist(chunk, codebook).min(1) for chunk in rows.split(_CHUNK_ROWS)]
+    return torch.cat([p.indices for p in parts]), torch.cat([p.values for p in parts]).square()
 
 
 class CodebookTracker(nn.Module):

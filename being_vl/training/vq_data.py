@@ -1,7 +1,7 @@
 """image files → pixels for the training of a quantizer.
 
 Source: the image processor, which does here what it will do when the trained model quantizes; training
-adds random flips and crops.
+adds random flips and crops, batch by batch.
 """
 
 from __future__ import annotations
@@ -27,11 +27,9 @@ class SourceImages(Dataset):
         source: the images.
         processor: gives their pixels.
         indices: which images of the source; all by default.
-        random_flip: mirror left and right at random.
-        random_crop: side in pixels of a random square that is cut out; None keeps all.
 
     Raises:
-        ValueError: (on access) an image cannot be read, or is smaller than the crop; it is named.
+        ValueError: (on access) an image cannot be read; it is named.
     """
 
     def __init__(
@@ -40,14 +38,10 @@ class SourceImages(Dataset):
         processor: BeingVLImageProcessor,
         *,
         indices: Sequence[int] | None = None,
-        random_flip: bool = False,
-        random_crop: int | None = None,
     ):
         self._source = source
         self._indices = range(source.num_images) if indices is None else indices
         self._processor = processor
-        self._random_flip = random_flip
-        self._random_crop = random_crop
 
     def __len__(self) -> int:
         return len(self._indices)
@@ -56,66 +50,58 @@ class SourceImages(Dataset):
         record = self._source.record(self._indices[index])
         limit = self._processor.max_image_pixels or MAX_IMAGE_PIXELS
         image = load_image(record.read(), max_pixels=limit, name=record.image_id)
-        pixels = self._processor(image, return_tensors="pt")["pixel_values"][0]
-        return {"pixel_values": self._augment(pixels, record.image_id)}
+        return {"pixel_values": self._processor(image, return_tensors="pt")["pixel_values"][0]}
 
     def cached(self) -> CachedImages:
         """The same images, preprocessed once and kept in memory as floats (all of one size)."""
-        plain = SourceImages(self._source, self._processor, indices=self._indices)
-        pixels = [
-            plain[i]["pixel_values"]
-            for i in tqdm(range(len(plain)), desc="reading images", unit="image", mininterval=1)
-        ]
+        indices = tqdm(range(len(self)), desc="reading images", unit="image", mininterval=1)
+        pixels = [self[i]["pixel_values"] for i in indices]
         sizes = {tuple(item.shape) for item in pixels}
         if len(sizes) > 1:
             raise ValueError(f"cached images must be of one size, got {sorted(sizes)[:4]}")
-        return CachedImages(
-            torch.stack(pixels), random_flip=self._random_flip, random_crop=self._random_crop
-        )
-
-    def _augment(self, pixels: torch.Tensor, name: str) -> torch.Tensor:
-        return augment(pixels, flip=self._random_flip, crop=self._random_crop, name=name)
+        return CachedImages(torch.stack(pixels))
 
 
 class CachedImages(Dataset):
     """Pixels in memory, (N, 3, H, W) float32; items as those of `SourceImages`."""
 
-    def __init__(
-        self,
-        pixel_values: torch.Tensor,
-        *,
-        random_flip: bool = False,
-        random_crop: int | None = None,
-    ):
+    def __init__(self, pixel_values: torch.Tensor):
         self._pixel_values = pixel_values
-        self._random_flip = random_flip
-        self._random_crop = random_crop
 
     def __len__(self) -> int:
         return len(self._pixel_values)
 
     def __getitem__(self, index: int) -> dict[str, torch.Tensor]:
-        pixels = self._pixel_values[index]
-        flip, crop = self._random_flip, self._random_crop
-        return {"pixel_values": augment(pixels, flip=flip, crop=crop, name=f"image {index}")}
+        return {"pixel_values": self._pixel_values[index]}
 
 
-def augment(pixels: torch.Tensor, *, flip: bool, crop: int | None, name: str) -> torch.Tensor:
-    """A random square and a random mirror image of pixels (3, H, W), from torch's global generator.
+def augment(
+    pixel_values: torch.Tensor, *, flip: bool, crop: int | None, seed: Sequence[int]
+) -> torch.Tensor:
+    """Cut a random square out of each image of a batch, and mirror it left and right at random.
+
+    The choice follows from the seed alone, so that a resumed run sees what it would have seen.
+
+    Args:
+        pixel_values: (B, 3, H, W).
+        flip: whether to mirror.
+        crop: side of the square in pixels; None keeps all.
+        seed: integers, such as seed, step and rank.
 
     Raises:
-        ValueError: the image is smaller than the square.
+        ValueError: the images are smaller than the square.
     """
-    if crop is not None:
-        height, width = pixels.shape[1:]
-        if min(height, width) < crop:
-            raise ValueError(f"{name}: random_crop is {crop}, but the image is {height} × {width}")
-        top = int(torch.randint(height - crop + 1, ()))
-        left = int(torch.randint(width - crop + 1, ()))
-        pixels = pixels[:, top : top + crop, left : left + crop]
-    if flip and bool(torch.rand(()) < 0.5):
-        pixels = pixels.flip(2)
-    return pixels
+    random = np.random.default_rng(seed)
+    height, width = pixel_values.shape[2:]
+    if crop is not None and min(height, width) < crop:
+        raise ValueError(f"random_crop is {crop}, but images are {height} × {width}")
+    images = []
+    for image in pixel_values:
+        if crop is not None:
+            top, left = random.integers(height - crop + 1), random.integers(width - crop + 1)
+            image = image[:, top : top + crop, left : left + crop]
+        images.append(image.flip(2) if flip and random.random() < 0.5 else image)
+    return torch.stack(images)
 
 
 def pixels_from_uint8(images: np.ndarray, processor: BeingVLImageProcessor) -> torch.Tensor:

@@ -31,6 +31,7 @@ class PatchDiscriminator(nn.Module):
 
     def __init__(self, in_channels: int, *, base_channels: int = 64, num_layers: int = 3) -> None:
         super().__init__()
+        self.smallest_side = 3 * 2**num_layers  # of pixels that still leave one patch
         layers: list[nn.Module] = [
             nn.Conv2d(in_channels, base_channels, 4, stride=2, padding=1),
             nn.LeakyReLU(_SLOPE, inplace=True),
