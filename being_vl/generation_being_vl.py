@@ -154,11 +154,17 @@ class BeingVLGenerationMixin:
                 )
         self._image_bpe = image_bpe
 
-    def save_pretrained(self, save_directory: str | os.PathLike, **kwargs: Any) -> Any:
+    def save_pretrained(
+        self,
+        save_directory: str | os.PathLike,
+        is_main_process: bool = True,
+        *args: Any,
+        **kwargs: Any,
+    ) -> Any:
         """Llama's, with `image_bpe.json` beside the weights where the model knows its merge rules."""
-        if self._image_bpe is not None and kwargs.get("is_main_process", True):
+        if self._image_bpe is not None and is_main_process:
             self._image_bpe.save_pretrained(save_directory)
-        return super().save_pretrained(save_directory, **kwargs)
+        return super().save_pretrained(save_directory, is_main_process, *args, **kwargs)
 
     def generate(
         self,
