@@ -30,7 +30,7 @@ LAYERS: list[dict[str, tuple[str, ...]]] = [
     },
     {"tokenization": ("tokenization_being_vl",), "configuration": ("configuration_being_vl",)},
     {
-        "processing": ("processing_being_vl",),
+        "processing": ("processing_being_vl", "lazy_vq", "grid_inputs"),
         "modeling": (
             "modeling_being_vl",
             "generation_being_vl",
