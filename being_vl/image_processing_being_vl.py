@@ -226,9 +226,7 @@ def _base64_bytes(text: str) -> bytes | None:
         return None
 
 
-def _check_resized(
-    shape: tuple[int, int], options: dict[str, Any], limit: int, name: str
-) -> None:
+def _check_resized(shape: tuple[int, int], options: dict[str, Any], limit: int, name: str) -> None:
     """A picture one pixel high is small until its shortest edge is resized."""
     size = options.get("size")
     if options.get("aspect_ratio_buckets"):

@@ -15,7 +15,7 @@ import transformers
 from filelock import FileLock, Timeout
 from rich.console import Console
 from tqdm.auto import tqdm
-from transformers import AutoModel, AutoTokenizer, LlamaForCausalLM
+from transformers import AutoModel, AutoTokenizer, LlamaForCausalLM, PreTrainedModel
 
 from ..checkpoint import default_image_processor, init_checkpoint, save_checkpoint
 from ..evaluation.easyvqa import Split, load_easyvqa
@@ -153,30 +153,36 @@ def fit_vqgan(settings: Settings, images: np.ndarray) -> BeingVLVQModel:
 
 
 def quantize(work: Workspace, data: Mapping[str, Split]) -> dict[str, dict[int, np.ndarray]]:
-    """Part `codes.npz`: the codes of every image, int16 (N, h, w) for each split."""
+    """Part `codes.npz`: the codes of every image, int16 (N, h, w) for each split.
+
+    The training images come a second time as `"mirrored"`, left and right exchanged, which changes no
+    answer.
+    """
 
     def build(target: Path) -> None:
         vq = AutoModel.from_pretrained(work / "vq_model").eval()
-        processor = default_image_processor(vq.config)
         arrays = {}
         for name, split in data.items():
             images = load_images(split, f"quantizing the {name} images")
-            with torch.inference_mode():
-                arrays[name] = np.concatenate(
-                    [
-                        vq.encode(
-                            processor(list(chunk), return_tensors="pt")["pixel_values"]
-                        ).numpy()
-                        for chunk in np.array_split(images, max(1, len(images) // 100))
-                    ]
-                ).astype(np.int16)
+            arrays[name] = encode_images(vq, images)
+            if name == "train":
+                arrays["mirrored"] = encode_images(vq, images[:, :, ::-1])
         np.savez(target, **arrays)
 
+    paths = {name: split.image_paths for name, split in data.items()}
+    paths["mirrored"] = paths["train"]
     with np.load(work.make("codes.npz", build)) as arrays:
-        return {
-            name: dict(zip(split.image_paths, arrays[name], strict=True))
-            for name, split in data.items()
-        }
+        return {name: dict(zip(paths[name], arrays[name], strict=True)) for name in paths}
+
+
+@torch.inference_mode()
+def encode_images(vq: PreTrainedModel, images: np.ndarray, batch_size: int = 100) -> np.ndarray:
+    """uint8 (N, height, width, 3) → codes, int16 (N, h, w)."""
+    processor = default_image_processor(vq.config)
+    starts = range(0, len(images), batch_size)
+    batches = (processor(list(images[i : i + batch_size]), return_tensors="pt") for i in starts)
+    codes = [vq.encode(batch["pixel_values"]).numpy() for batch in batches]
+    return np.concatenate(codes).astype(np.int16)
 
 
 def train_bpe(
@@ -185,7 +191,7 @@ def train_bpe(
     """Part `image_bpe`: the merges, learned from the training images' codes."""
 
     def build(target: Path) -> None:
-        grids = np.stack(list(codes["train"].values()))
+        grids = np.stack([*codes["train"].values(), *codes["mirrored"].values()])
         codebook_size = AutoModel.from_pretrained(work / "vq_model").config.num_embeddings
         ImageBPE.train(grids, num_merges=NUM_MERGES, codebook_size=codebook_size).save_pretrained(
             target
@@ -251,9 +257,9 @@ def run_row(
             image_init_std=text_model_config(text_tokenizer).initializer_range,
             generator=torch.Generator().manual_seed(settings.seed),
         )
-        rows = training_rows(
-            processor, data["train"].by_image(), codes["train"] if row.sees_images else None
-        )
+        questions = data["train"].by_image()
+        seen = [codes["train"], codes["mirrored"]] if row.sees_images else [None]
+        rows = [r for grids in seen for r in training_rows(processor, questions, grids)]
         model.to(settings.device)
         seconds = train_stages(model, rows, settings, work, part, row.name, steps)
         save_checkpoint(model, processor, target)
