@@ -24,6 +24,9 @@ class OpenImageTracker:
         image_bpe: the merge rules.
         grid_size: (height, width) of the images, in cells.
         boi_token_id, eoi_token_id: the tokens that open and close an image.
+
+    Raises:
+        ValueError: a side is below 1, or the rules' tokens have no shape.
     """
 
     def __init__(
@@ -36,7 +39,7 @@ class OpenImageTracker:
     ):
         self.grid_size = grid_size
         self._layout = layout
-        self._image_bpe = image_bpe
+        self._empty = GridState(image_bpe, *grid_size)
         self._boi_token_id = boi_token_id
         self._eoi_token_id = eoi_token_id
         self._known: dict[bytes, GridState] = {}
@@ -74,10 +77,11 @@ class OpenImageTracker:
         if state is None:
             parent = self._known.get(ids[:-1].tobytes()) if len(ids) else None
             if parent is None:
-                state, ids = GridState(self._image_bpe, *self.grid_size), ids
+                parent = self._empty
             else:
-                state, ids = copy.copy(parent), ids[-1:]
-                state.codes = parent.codes.copy()
+                ids = ids[-1:]
+            state = copy.copy(parent)
+            state.codes = parent.codes.copy()
             for token_id in ids.tolist():
                 state.append(self._layout.visual_id(token_id))
         now[key] = state

@@ -319,7 +319,12 @@ class BeingVLForCausalLM(BeingVLGenerationMixin, LlamaForCausalLM):
         model.load_state_dict(state, assign=True)
         model.tie_weights()
         if merges is not None:
-            model.image_bpe = ImageBPE(np.asarray(merges), layout.codebook_size)
+            merges = np.asarray(merges)
+            # Rules without offsets are the paper's pairs; in rules of shapes, one offset is never 0.
+            is_pairs = len(merges) > 0 and not merges[:, 2:].any()
+            model.image_bpe = ImageBPE(
+                merges, layout.codebook_size, merge_rule="pair" if is_pairs else "shape"
+            )
         # Buffers that are in no state dict; on the meta device they have no values to keep.
         model.model.rotary_emb = copy.deepcopy(text_model.model.rotary_emb)
         model.generation_config = copy.deepcopy(text_model.generation_config)

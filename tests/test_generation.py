@@ -288,6 +288,14 @@ def test_what_generate_says_when_it_cannot(model):
         bare.generate(PROMPT, generation_mode="image")
 
 
+def test_pair_rules_make_a_model_that_draws_nothing():
+    model = being_vl_model(merges=MERGES * [1, 1, 0, 0])
+    assert model.image_bpe.merge_rule == "pair"
+    assert model.generate(PROMPT, max_new_tokens=2).shape == (3, 9)
+    with pytest.raises(ValueError, match="cannot be decoded"):
+        model.generate(PROMPT, generation_mode="image")
+
+
 def test_image_bpe_is_found_beside_the_weights(tmp_path):
     model = being_vl_model()
     model.save_pretrained(tmp_path)

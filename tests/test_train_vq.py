@@ -512,7 +512,7 @@ def test_the_command_says_what_is_wrong_with_the_images(tmp_path, capsys):
 
 
 def test_rfid_without_its_weights_or_library_says_so(tmp_path, monkeypatch):
-    with pytest.raises(FileNotFoundError, match="rfid_weights: .*none.pth: no such file"):
+    with pytest.raises(FileNotFoundError, match=r"rfid_weights: .*none\.pth: no such file"):
         inception_network(str(tmp_path / "none.pth"))
     (tmp_path / "some.pth").write_bytes(b"")
     monkeypatch.setitem(sys.modules, "torch_fidelity", None)

@@ -78,7 +78,10 @@ class Lister:
             sketch += sketches.pop()
         sketch = self._team.processes.sum(sketch)
         bins = counting.histogram(sketch, min(1 << 20, int(sketch.max()) + 2))
-        theta = self._theta_from(bins, num_tokens, below)
+        # a token has three later neighbours on average at most: the graph of neighbours is planar
+        exact = sketch.max() < counting.SATURATED
+        pairs = int(sketch.sum(dtype=np.int64)) if exact else 3 * num_tokens
+        theta = self._theta_from(bins, pairs, below)
         num_slots = counting.number_slots(sketch, theta)
         columns, by_shard, totals = self._count_slots(by_pair, sketch, num_slots)
         kept = self.kept(columns, totals, theta)
@@ -128,9 +131,8 @@ class Lister:
         count = functools.partial(first_count.count_direction, down)
         tables = self._team.each(count, self._team.shards)
         if theta is None:
-            theta = self._theta_from(
-                2 * first_count.histogram_of(tables, size), self._num_cells, None
-            )
+            bins = 2 * first_count.histogram_of(tables, size)
+            theta = self._theta_from(bins, 2 * self._num_cells, None)
         return first_count.frequent_pairs(tables, size, down, theta), theta
 
     def _count_slots(
@@ -167,25 +169,22 @@ class Lister:
             list(zip(self._team.shards, by_shard, strict=True)),
         )
 
-    def _theta_from(self, bins: np.ndarray, num_tokens: int, below: int | None) -> int:
-        """Choose theta by how many counters hold each value; lower than `below`."""
+    def _theta_from(self, bins: np.ndarray, pairs: int, below: int | None) -> int:
+        """Choose theta by how many counters hold each value, of `pairs` in all; lower than `below`."""
         at_least = np.cumsum(bins[::-1])[::-1]
         target = max(2 * self._options.num_merges, _LISTED_KEYS)
         theta = (int(np.searchsorted(-at_least, -target, side="right")) - 1) // 2
         if below is not None:
             theta = min(theta, below // 2)
         if self._options.memory_limit is not None:
-            theta = max(theta, self._theta_within_memory(bins, num_tokens))
+            theta = max(theta, self._theta_within_memory(bins, pairs))
             if below is not None:
                 theta = min(theta, below * 3 // 4)
         return max(theta, self._options.min_count)
 
-    def _theta_within_memory(self, bins: np.ndarray, num_tokens: int) -> int:
+    def _theta_within_memory(self, bins: np.ndarray, pairs: int) -> int:
         """The lowest theta whose positions fit beside the cells."""
-        # cells have two neighbours that come later, tokens three on average at most
-        only_codes = self._shapes.size == self._shapes.codebook_size
-        most = 2 * self._num_cells if only_codes else 3 * num_tokens
-        positions = most - np.cumsum(bins * np.arange(len(bins)))
+        positions = pairs - np.cumsum(bins * np.arange(len(bins)))
         cells = sum(shard.num_bytes for shard in self._team.shards)
         room = max(0, self._options.memory_limit - cells) / (
             1.125 * self._team.shards[0].bytes_a_position

@@ -30,13 +30,13 @@ from .settings import Settings, Workspace
 from .text_model import text_model_config, train_text_model, train_text_tokenizer
 
 NUM_MERGES = 512
-CODEBOOK_SIZE = 128
+CODEBOOK_SIZE = 256
 SPLITS = ("train", "validation", "test")
 
-TEXT_STEPS_PER_MINUTE = 50
-TEXT_LEARNING_RATE = 5e-4
+TEXT_STEPS_PER_MINUTE = 20
+TEXT_LEARNING_RATE = 1e-3
 VQGAN_STEPS_PER_MINUTE = 500
-PRETRAIN_SHARE = 0.1
+PRETRAIN_SHARE = 0.05
 
 
 @dataclass(frozen=True)
@@ -153,11 +153,7 @@ def fit_vqgan(settings: Settings, images: np.ndarray) -> BeingVLVQModel:
 
 
 def quantize(work: Workspace, data: Mapping[str, Split]) -> dict[str, dict[int, np.ndarray]]:
-    """Part `codes.npz`: the codes of every image, int16 (N, h, w) for each split.
-
-    The training images come a second time as `"mirrored"`, left and right exchanged, which changes no
-    answer.
-    """
+    """Part `codes.npz`: the codes of every image, int16 (N, h, w) for each split."""
 
     def build(target: Path) -> None:
         vq = AutoModel.from_pretrained(work / "vq_model").eval()
@@ -165,14 +161,13 @@ def quantize(work: Workspace, data: Mapping[str, Split]) -> dict[str, dict[int, 
         for name, split in data.items():
             images = load_images(split, f"quantizing the {name} images")
             arrays[name] = encode_images(vq, images)
-            if name == "train":
-                arrays["mirrored"] = encode_images(vq, images[:, :, ::-1])
         np.savez(target, **arrays)
 
-    paths = {name: split.image_paths for name, split in data.items()}
-    paths["mirrored"] = paths["train"]
     with np.load(work.make("codes.npz", build)) as arrays:
-        return {name: dict(zip(paths[name], arrays[name], strict=True)) for name in paths}
+        return {
+            name: dict(zip(split.image_paths, arrays[name], strict=True))
+            for name, split in data.items()
+        }
 
 
 @torch.inference_mode()
@@ -191,7 +186,7 @@ def train_bpe(
     """Part `image_bpe`: the merges, learned from the training images' codes."""
 
     def build(target: Path) -> None:
-        grids = np.stack([*codes["train"].values(), *codes["mirrored"].values()])
+        grids = np.stack(list(codes["train"].values()))
         codebook_size = AutoModel.from_pretrained(work / "vq_model").config.num_embeddings
         ImageBPE.train(grids, num_merges=NUM_MERGES, codebook_size=codebook_size).save_pretrained(
             target
@@ -257,9 +252,9 @@ def run_row(
             image_init_std=text_model_config(text_tokenizer).initializer_range,
             generator=torch.Generator().manual_seed(settings.seed),
         )
-        questions = data["train"].by_image()
-        seen = [codes["train"], codes["mirrored"]] if row.sees_images else [None]
-        rows = [r for grids in seen for r in training_rows(processor, questions, grids)]
+        rows = training_rows(
+            processor, data["train"].by_image(), codes["train"] if row.sees_images else None
+        )
         model.to(settings.device)
         seconds = train_stages(model, rows, settings, work, part, row.name, steps)
         save_checkpoint(model, processor, target)
