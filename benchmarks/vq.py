@@ -122,12 +122,11 @@ def child(args: argparse.Namespace) -> None:
             torch.cuda.synchronize()
 
     wall, cpu = [], []
+    # before the warm-up, since the allocator keeps some of what that takes
+    before = reset_peak_memory(args.device)
     with torch.inference_mode():
-        function(given[:1])  # warm-up
-        if args.compile:
-            function(given)
+        function(given if args.compile else given[:1])  # warm-up
         synchronize()
-        before = reset_peak_memory(args.device)
         for _ in range(args.repeats):
             start = time.perf_counter(), time.process_time()
             result = function(given)
