@@ -12,7 +12,6 @@ import json
 import os
 from collections import OrderedDict
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -20,135 +19,20 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-VERSION = 1
+from .code_shards_files import (
+    VERSION,
+    ShardInfo,
+    check_range,
+    code_type,
+    read_info,
+    write_atomic,
+    write_shard,
+)
+
 MANIFEST = "manifest.json"
 RUN_FILE = "encode.json"
-_METADATA_KEY = b"being_vl.codes"
-_ROW_GROUP = 4096
 _CODE_TYPES = (pa.int16(), pa.uint16(), pa.int32())
 _COLUMNS = ("image_id", "height", "width", "codes")
-
-
-@dataclass(frozen=True)
-class ShardInfo:
-    """What a shard's metadata says of it.
-
-    Attributes:
-        codebook_size: K; every code is in [0, K).
-        quantizer: identity of the model and preprocessing that made the codes ("" if unknown).
-        source: digest of the ids and contents of the images, in order ("" if unknown).
-        last: whether this is the last shard of its part of the source.
-        skipped: images left out, as (position, image_id, reason), positions counted within the shard.
-        version: version of the format.
-    """
-
-    codebook_size: int
-    quantizer: str = ""
-    source: str = ""
-    last: bool = True
-    skipped: tuple[tuple[int, str, str], ...] = field(default=())
-    version: int = VERSION
-
-
-def code_type(codebook_size: int) -> pa.DataType:
-    """The narrowest of int16, uint16, int32 that holds codes 0…codebook_size − 1."""
-    if codebook_size <= 1 << 15:
-        return pa.int16()
-    return pa.uint16() if codebook_size <= 1 << 16 else pa.int32()
-
-
-def write_atomic(path: Path, data: bytes | memoryview) -> None:
-    """Write beside `path`, fsync, rename: after a crash the file is there whole or not at all.
-
-    Raises:
-        OSError: the disk is full or the folder cannot be written; nothing is left behind.
-    """
-    aside = path.with_name(path.name + ".tmp")
-    try:
-        with open(aside, "wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(aside, path)
-    except OSError as error:
-        aside.unlink(missing_ok=True)
-        raise OSError(error.errno, error.strerror, str(path)) from error
-    if os.name == "posix":
-        folder = os.open(path.parent, os.O_RDONLY)
-        try:
-            os.fsync(folder)
-        finally:
-            os.close(folder)
-
-
-def write_shard(
-    path: str | os.PathLike, image_ids: Sequence[str], grids: Sequence[np.ndarray], info: ShardInfo
-) -> None:
-    """Write one shard atomically; equal input gives equal bytes.
-
-    Args:
-        path: the file to make.
-        image_ids: one id a grid.
-        grids: (h, w) integer arrays, of mixed sizes if need be.
-        info: the metadata; its `codebook_size` chooses the type of the codes.
-
-    Raises:
-        ValueError: lengths differ, a grid has not two dimensions, or a code is outside [0, K).
-        OSError: the file cannot be written.
-    """
-    if len(image_ids) != len(grids):
-        raise ValueError(f"{path}: {len(image_ids)} image ids for {len(grids)} grids")
-    for image_id, grid in zip(image_ids, grids, strict=True):
-        if grid.ndim != 2:
-            raise ValueError(f"{path}: the grid of {image_id!r} must be (h, w), got {grid.shape}")
-        _check_range(grid, info.codebook_size, f"{path}: codes of {image_id!r}")
-    kind = code_type(info.codebook_size)
-    sizes = np.array([grid.size for grid in grids], np.int64)
-    flat = [grid.reshape(-1) for grid in grids]
-    values = np.concatenate(flat) if flat else np.empty(0, np.int64)
-    offsets = np.concatenate([[0], np.cumsum(sizes)]).astype(np.int32)
-    table = pa.table(
-        {
-            "image_id": pa.array(image_ids, pa.string()),
-            "height": pa.array([grid.shape[0] for grid in grids], pa.int32()),
-            "width": pa.array([grid.shape[1] for grid in grids], pa.int32()),
-            "codes": pa.ListArray.from_arrays(
-                pa.array(offsets), pa.array(values.astype(kind.to_pandas_dtype()))
-            ),
-        }
-    ).replace_schema_metadata({_METADATA_KEY: json.dumps(asdict(info)).encode()})
-    sink = pa.BufferOutputStream()
-    pq.write_table(
-        table, sink, compression="zstd", use_dictionary=False, write_statistics=False,
-        row_group_size=_ROW_GROUP,
-    )  # fmt: skip
-    write_atomic(Path(path), memoryview(sink.getvalue()))
-
-
-def read_info(path: str | os.PathLike) -> ShardInfo | None:
-    """The metadata of a shard; None for a parquet file that carries none of ours.
-
-    Raises:
-        ValueError: the file is not parquet, or its metadata is malformed or of a later version.
-    """
-    try:
-        schema = pq.read_schema(path)
-    except pa.ArrowInvalid as error:
-        raise ValueError(f"{path}: not a readable parquet file ({error})") from error
-    raw = (schema.metadata or {}).get(_METADATA_KEY)
-    if raw is None:
-        return None
-    fields: dict[str, Any] = json.loads(raw)
-    if fields.get("version") != VERSION:
-        raise ValueError(
-            f"{path}: version must be {VERSION}, got {fields.get('version')!r}; "
-            "a later being_vl may have written it"
-        )
-    try:
-        skipped = tuple((int(at), str(name), str(why)) for at, name, why in fields["skipped"])
-        return ShardInfo(**{**fields, "skipped": skipped})
-    except (KeyError, TypeError, ValueError) as error:
-        raise ValueError(f"{path}: malformed metadata {raw!r}: {error}") from error
 
 
 class CodeShards(Sequence[np.ndarray]):
@@ -278,7 +162,7 @@ class CodeShards(Sequence[np.ndarray]):
                 f"{self.widths[start + row]} values, got {int(np.diff(offsets)[row])}"
             )
         values = column.values.to_numpy(zero_copy_only=True)[offsets[0] : offsets[-1]]
-        _check_range(values, self.codebook_size, f"{file}: codes")
+        check_range(values, self.codebook_size, f"{file}: codes")
         return values, offsets - offsets[0]
 
 
@@ -357,8 +241,14 @@ def _read_sizes(file: Path) -> tuple[np.ndarray, np.ndarray]:
     return sizes[0], sizes[1]
 
 
-def _check_range(codes: np.ndarray, codebook_size: int, what: str) -> None:
-    if codes.size and not 0 <= int(codes.min()) <= int(codes.max()) < codebook_size:
-        raise ValueError(
-            f"{what} must be in [0, {codebook_size}), got {int(codes.min())} to {int(codes.max())}"
-        )
+__all__ = [
+    "MANIFEST",
+    "RUN_FILE",
+    "VERSION",
+    "CodeShards",
+    "ShardInfo",
+    "code_type",
+    "read_info",
+    "write_atomic",
+    "write_shard",
+]

@@ -26,7 +26,8 @@ from transformers import (
 
 from being_vl import ImageBPE
 from being_vl.generation_being_vl import ImageGridLogitsProcessor, image_token_bound
-from being_vl.image_grid_tracking import OpenImageTracker, image_token_positions
+from being_vl.image_grid_positions import image_token_positions
+from being_vl.image_grid_tracking import OpenImageTracker
 
 NUM_SOAK_IMAGES = int(os.environ.get("BEING_VL_SOAK_IMAGES", "5000"))
 PROMPT = random_ids(3, 7, high=TEXT_SIZE)
@@ -285,6 +286,14 @@ def test_what_generate_says_when_it_cannot(model):
     bare.config.boi_token_id = None
     with pytest.raises(ValueError, match=r"config\.boi_token_id must be set"):
         bare.generate(PROMPT, generation_mode="image")
+
+
+def test_pair_rules_make_a_model_that_draws_nothing():
+    model = being_vl_model(merges=MERGES * [1, 1, 0, 0])
+    assert model.image_bpe.merge_rule == "pair"
+    assert model.generate(PROMPT, max_new_tokens=2).shape == (3, 9)
+    with pytest.raises(ValueError, match="cannot be decoded"):
+        model.generate(PROMPT, generation_mode="image")
 
 
 def test_image_bpe_is_found_beside_the_weights(tmp_path):

@@ -35,7 +35,7 @@ from being_vl.training.vq_losses import (
     generator_loss,
     load_perceptual_loss,
 )
-from being_vl.training.vq_metrics import PixelScale, ReconstructionMetrics
+from being_vl.training.vq_metrics import PixelScale, ReconstructionMetrics, inception_network
 from being_vl.training.vq_module import VQLossConfig, VQTrainingModule
 
 PRESETS = sorted((Path(__file__).parents[1] / "hub_configs" / "vq").glob("*.yaml"))
@@ -509,3 +509,13 @@ def test_the_command_says_what_is_wrong_with_the_images(tmp_path, capsys):
     more = ["--output", str(tmp_path / "two"), "--eval-count", "2"]
     assert being_vl_command([*flags, *images, *more]) == 2
     assert "--eval-count must be less than the 2 images, got 2" in capsys.readouterr().err
+
+
+def test_rfid_without_its_weights_or_library_says_so(tmp_path, monkeypatch):
+    with pytest.raises(FileNotFoundError, match="rfid_weights: .*none.pth: no such file"):
+        inception_network(str(tmp_path / "none.pth"))
+    (tmp_path / "some.pth").write_bytes(b"")
+    monkeypatch.setitem(sys.modules, "torch_fidelity", None)
+    monkeypatch.setattr("torchmetrics.image.fid._TORCH_FIDELITY_AVAILABLE", False)
+    with pytest.raises(ImportError, match="rFID needs torchmetrics and torch-fidelity"):
+        inception_network(str(tmp_path / "some.pth"))

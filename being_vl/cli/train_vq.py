@@ -136,7 +136,7 @@ def main(args: Namespace) -> int:
         trainer, processor = _make_trainer(args, output)
         checkpoint = last_checkpoint(output) if args.resume else None
         started = time.perf_counter()
-        trainer.train(resume_from_checkpoint=checkpoint and str(checkpoint))
+        trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
         seconds = time.perf_counter() - started
         metrics = trainer.evaluate() if trainer.eval_dataset is not None else {}
         if state.is_main_process:
@@ -262,10 +262,11 @@ def _training_arguments(args: Namespace, output: Path) -> VQTrainingArguments:
 
 
 def _datasets(args: Namespace, processor: BeingVLImageProcessor) -> tuple[Dataset, Dataset | None]:
-    from ..quantizing import FolderSource
+    from ..quantizing import DatasetSource, FolderSource
     from ..training.vq_data import SourceImages
 
     source = open_source(args, shard_size=1)
+    assert isinstance(source, FolderSource | DatasetSource)  # the parser offers no streams
     held_out: list[int] = []
     if args.eval_images is None and args.eval_count is not None:
         if args.eval_count >= source.num_images:

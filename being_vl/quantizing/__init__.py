@@ -1,16 +1,9 @@
 """images → shards of codes, at scale: where images come from, and how they become files."""
 
+from .dataset_sources import DatasetSource, StreamSource, load_dataset_source
 from .engine import Quantizer, Summary, quantize_source, quantizer_identity
 from .manifest import write_manifest
-from .sources import (
-    DatasetSource,
-    FolderSource,
-    Record,
-    Source,
-    StreamSource,
-    TarSource,
-    load_dataset_source,
-)
+from .sources import FolderSource, Record, Source, TarSource
 
 __all__ = [
     "DatasetSource",

@@ -59,7 +59,7 @@ def make_loader(
         batch_size=None,
         sampler=tasks,
         num_workers=num_workers,
-        collate_fn=_as_it_is,
+        collate_fn=_as_it_is,  # type: ignore[arg-type]
         worker_init_fn=_end_with_parent,
         prefetch_factor=_PREFETCH if num_workers else None,
     )
@@ -92,7 +92,7 @@ class _Decoder(Dataset):
 
 def _end_with_parent(worker_id: int) -> None:
     """Leave no worker behind when the main process is killed: it would wait on a full pipe for ever."""
-    parent = multiprocessing.parent_process().pid
+    parent = multiprocessing.parent_process().pid  # type: ignore[union-attr]
 
     def watch() -> None:
         while os.getppid() == parent:

@@ -10,24 +10,22 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, field
-from itertools import islice
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
 import numpy as np
-import pyarrow.parquet as pq
 import torch
 from filelock import FileLock, Timeout
-from torch.utils.data import Sampler
 from transformers import PreTrainedModel
 
 from ..code_shards import ShardInfo, code_type, write_shard
 from ..image_processing_being_vl import BeingVLImageProcessor
 from .decoding import Decoded, Task, make_loader
-from .manifest import claim, read_our_info, shard_path
-from .sources import Record, Source
+from .manifest import claim, shard_path
+from .sources import Source
+from .tasks import Summary, Tasks, add_to_digest
 
 _VOLATILE_CONFIG = frozenset(
     ("_name_or_path", "transformers_version", "dtype", "torch_dtype", "architectures")
@@ -42,17 +40,6 @@ class Quantizer(Protocol):
     def encode(self, pixel_values: torch.Tensor) -> torch.Tensor:
         """pixels (B, 3, H, W) → codes (B, h, w)."""
         ...
-
-
-@dataclass
-class Summary:
-    """What one process did: images and shards of this run, and shards it found done."""
-
-    images: int = 0
-    skipped: int = 0
-    cells: int = 0
-    shards: int = 0
-    shards_found: int = 0
 
 
 def quantizer_identity(
@@ -124,7 +111,7 @@ def quantize_source(
             shard_size=shard_size,
         )
         summary = Summary()
-        tasks = _Tasks(
+        tasks = Tasks(
             source,
             output,
             quantizer=quantizer,
@@ -151,81 +138,6 @@ def quantize_source(
                 raise ValueError(f"{decoded.task.record.image_id}: {decoded.reason}")
             writer.take(decoded)
         return summary
-
-
-class _Tasks(Sampler[Task]):
-    """The records of the shards that are not there yet, in order; runs in the main process."""
-
-    def __init__(
-        self,
-        source: Source,
-        output: Path,
-        *,
-        quantizer: str,
-        shard_size: int,
-        parts: range,
-        summary: Summary,
-        progress: Callable[[int], Any],
-    ):
-        self._source = source
-        self._output = output
-        self._quantizer = quantizer
-        self._shard_size = shard_size
-        self._parts = parts
-        self._summary = summary
-        self._progress = progress
-
-    def __iter__(self) -> Iterator[Task]:
-        for part in self._parts:
-            chunks, complete = self._finished_chunks(part)
-            if not complete:
-                yield from self._rest_of(part, chunks * self._shard_size)
-
-    def _rest_of(self, part: int, start: int) -> Iterator[Task]:
-        records = islice(self._source.records(part), start, None)
-        record = next(records, None)
-        position = start
-        while record is not None:
-            following = next(records, None)
-            chunk, within = divmod(position, self._shard_size)
-            ends_part = following is None
-            ends_chunk = ends_part or within == self._shard_size - 1
-            yield Task(record, part, chunk, within, ends_chunk, ends_part)
-            record = following
-            position += 1
-
-    def _finished_chunks(self, part: int) -> tuple[int, bool]:
-        """How many shards of a part are there, and whether these are all."""
-        chunk = 0
-        while (path := shard_path(self._output, part, chunk)).exists():
-            info = read_our_info(path)
-            self._check(path, part, chunk, info)
-            self._summary.shards_found += 1
-            self._progress(pq.read_metadata(path).num_rows + len(info.skipped))
-            chunk += 1
-            if info.last:
-                return chunk, True
-        return chunk, False
-
-    def _check(self, path: Path, part: int, chunk: int, info: ShardInfo) -> None:
-        """Refuse a shard of another quantizer, or of images that have changed since."""
-        if info.quantizer != self._quantizer:
-            raise ValueError(
-                f"{path}: quantizer is {info.quantizer}, but this run's is {self._quantizer}; choose "
-                "another output folder"
-            )
-        if self._source.modified(part) <= path.stat().st_mtime:
-            return
-        # Images newer than their shard may have been copied, touched or changed: their bytes tell.
-        digest = hashlib.sha256()
-        start = chunk * self._shard_size
-        for record in islice(self._source.records(part), start, start + self._shard_size):
-            _add(digest, record.image_id, _content_digest(record))
-        if digest.hexdigest() != info.source:
-            raise ValueError(
-                f"{path}: an image of this shard has changed since it was written; choose another output "
-                "folder"
-            )
 
 
 @dataclass
@@ -269,7 +181,7 @@ class _ShardWriter:
         """Account for the next image of the shard."""
         task, shard = decoded.task, self._shard
         image_id = task.record.image_id
-        _add(shard.digest, image_id, decoded.digest)
+        add_to_digest(shard.digest, image_id, decoded.digest)
         shard.ids.append(image_id)
         shard.grids.append(None)
         if decoded.pixels is None:
@@ -316,14 +228,3 @@ class _ShardWriter:
         summary.skipped += len(shard.skipped)
         summary.cells += sum(grid.size for _, grid in made)
         self._shard = _Shard()
-
-
-def _add(digest: Any, image_id: str, content: bytes) -> None:
-    digest.update(repr((image_id, content)).encode())
-
-
-def _content_digest(record: Record) -> bytes:
-    try:
-        return hashlib.sha256(record.read()).digest()
-    except (OSError, ValueError):
-        return b""  # as it is recorded for a file that could not be read

@@ -1,4 +1,4 @@
-"""storage → encoded image files: folders, `datasets` data sets, WebDataset shards.
+"""storage → encoded image files: folders and WebDataset shards (`dataset_sources.py` has `datasets`).
 
 Source: the conventions of `datasets` and WebDataset (a sample is the run of members of one base name).
 Every source is a list of parts, so that ranks can share them out, and hands out undecoded bytes or paths,
@@ -13,11 +13,9 @@ import os
 import tarfile
 from collections.abc import Iterator
 from dataclasses import dataclass
-from itertools import islice
 from pathlib import Path
 from typing import Any, Protocol
 
-import datasets
 import fsspec
 
 IMAGE_EXTENSIONS = frozenset(
@@ -179,162 +177,6 @@ class TarSource:
 
     def modified(self, part: int) -> float:
         return self.paths[part].stat().st_mtime
-
-
-class DatasetSource:
-    """A `datasets.Dataset` (map style).
-
-    Args:
-        dataset: the rows.
-        image_column: the column of images; the only one of type Image by default.
-        id_column: the column of ids; the row's number by default.
-        shard_size: rows in a part.
-
-    Raises:
-        ValueError: a column is missing, or there are several of type Image and none was named.
-    """
-
-    def __init__(
-        self,
-        dataset: datasets.Dataset,
-        *,
-        shard_size: int,
-        image_column: str | None = None,
-        id_column: str | None = None,
-    ):
-        self.image_column, self.id_column = _columns(dataset, image_column, id_column)
-        self.fingerprint = dataset._fingerprint
-        self.dataset = _undecoded(dataset, self.image_column)
-        self.shard_size = shard_size
-        self.num_images = len(dataset)
-        self.num_parts = -(-len(dataset) // shard_size)
-
-    def identity(self) -> dict[str, Any]:
-        columns = [self.image_column, self.id_column]
-        return {
-            "kind": "dataset",
-            "images": self.num_images,
-            "columns": columns,
-            "fingerprint": self.fingerprint,
-        }
-
-    def record(self, index: int) -> Record:
-        """One image by the number of its row."""
-        return _row_record(self.dataset[index], self.image_column, self.id_column, str(index))
-
-    def records(self, part: int) -> Iterator[Record]:
-        first = part * self.shard_size
-        for row in range(first, min(first + self.shard_size, self.num_images)):
-            yield self.record(row)
-
-    def modified(self, part: int) -> float:
-        return 0.0  # the fingerprint speaks for the rows
-
-
-class StreamSource:
-    """A `datasets.IterableDataset` (streaming); its parts are its own shards.
-
-    Args: as for [`DatasetSource`]; without an id column an id is the part's number, a slash, the row's.
-        `shard_size` does not matter here. A part whose last shard is written is taken as finished
-        without reading it again, since a stream has no fingerprint.
-    """
-
-    def __init__(
-        self,
-        dataset: datasets.IterableDataset,
-        *,
-        image_column: str | None = None,
-        id_column: str | None = None,
-    ):
-        self.image_column, self.id_column = _columns(dataset, image_column, id_column)
-        self.dataset = _undecoded(dataset, self.image_column)
-        self.num_parts = dataset.num_shards
-        self.num_images = None
-
-    def identity(self) -> dict[str, Any]:
-        columns = [self.image_column, self.id_column]
-        return {"kind": "stream", "parts": self.num_parts, "columns": columns}
-
-    def records(self, part: int) -> Iterator[Record]:
-        for row, sample in enumerate(self.dataset.shard(num_shards=self.num_parts, index=part)):
-            yield _row_record(sample, self.image_column, self.id_column, f"{part:05d}/{row:08d}")
-
-    def modified(self, part: int) -> float:
-        return 0.0
-
-
-def load_dataset_source(
-    name: str,
-    *,
-    shard_size: int,
-    split: str = "train",
-    config_name: str | None = None,
-    streaming: bool = False,
-    image_column: str | None = None,
-    id_column: str | None = None,
-) -> DatasetSource | StreamSource:
-    """Open a data set by the path of a saved one, a folder that `load_dataset` reads, or a Hub id.
-
-    Raises:
-        ValueError: no such split or column.
-        FileNotFoundError: no such data set.
-    """
-    path = Path(name)
-    if (path / "state.json").exists() or (path / "dataset_dict.json").exists():
-        loaded = datasets.load_from_disk(name)
-        if isinstance(loaded, datasets.DatasetDict):
-            if split not in loaded:
-                raise ValueError(f"{name}: no split {split!r}; there are {sorted(loaded)}")
-            loaded = loaded[split]
-        if streaming:
-            loaded = loaded.to_iterable_dataset(num_shards=-(-len(loaded) // shard_size))
-    else:
-        loaded = datasets.load_dataset(name, config_name, split=split, streaming=streaming)
-    if isinstance(loaded, datasets.IterableDataset):
-        return StreamSource(loaded, image_column=image_column, id_column=id_column)
-    return DatasetSource(
-        loaded, shard_size=shard_size, image_column=image_column, id_column=id_column
-    )
-
-
-def _columns(
-    dataset: datasets.Dataset | datasets.IterableDataset,
-    image_column: str | None,
-    id_column: str | None,
-) -> tuple[str, str | None]:
-    features = dataset.features
-    if features is None:  # a stream whose types nobody has declared
-        first = next(iter(islice(dataset, 1)), None)
-        if first is None:
-            raise ValueError("the data set has no row")
-        names, images = list(first), []
-    else:
-        names = list(features)
-        images = [name for name in names if isinstance(features[name], datasets.Image)]
-    if image_column is None:
-        if len(images) != 1:
-            raise ValueError(
-                f"--image-column must name the images: {len(images)} columns are of type Image; "
-                f"there are {names}"
-            )
-        image_column = images[0]
-    for option, column in (("--image-column", image_column), ("--id-column", id_column)):
-        if column is not None and column not in names:
-            raise ValueError(f"{option}: no column {column!r}; there are {names}")
-    return image_column, id_column
-
-
-def _undecoded(dataset: Any, image_column: str) -> Any:
-    """The same rows, with images as {"bytes", "path"} instead of decoded."""
-    return dataset.cast_column(image_column, datasets.Image(decode=False))
-
-
-def _row_record(row: dict[str, Any], image: str, id_column: str | None, number: str) -> Record:
-    image_id = number if id_column is None else str(row[id_column])
-    value = row[image]
-    if value is None:
-        return Record(image_id, None)
-    return Record(image_id, value["path"] if value["bytes"] is None else value["bytes"])
 
 
 def _utf8(name: str) -> str:

@@ -15,7 +15,7 @@ import transformers
 from filelock import FileLock, Timeout
 from rich.console import Console
 from tqdm.auto import tqdm
-from transformers import AutoModel, AutoTokenizer, LlamaForCausalLM
+from transformers import AutoModel, AutoTokenizer, LlamaForCausalLM, PreTrainedModel
 
 from ..checkpoint import default_image_processor, init_checkpoint, save_checkpoint
 from ..evaluation.easyvqa import Split, load_easyvqa
@@ -30,12 +30,13 @@ from .settings import Settings, Workspace
 from .text_model import text_model_config, train_text_model, train_text_tokenizer
 
 NUM_MERGES = 512
-CODEBOOK_SIZE = 128
+CODEBOOK_SIZE = 256
 SPLITS = ("train", "validation", "test")
 
-TEXT_STEPS_PER_MINUTE = 50
+TEXT_STEPS_PER_MINUTE = 20
+TEXT_LEARNING_RATE = 1e-3
 VQGAN_STEPS_PER_MINUTE = 500
-PRETRAIN_SHARE = 0.1
+PRETRAIN_SHARE = 0.05
 
 
 @dataclass(frozen=True)
@@ -156,19 +157,10 @@ def quantize(work: Workspace, data: Mapping[str, Split]) -> dict[str, dict[int, 
 
     def build(target: Path) -> None:
         vq = AutoModel.from_pretrained(work / "vq_model").eval()
-        processor = default_image_processor(vq.config)
         arrays = {}
         for name, split in data.items():
             images = load_images(split, f"quantizing the {name} images")
-            with torch.inference_mode():
-                arrays[name] = np.concatenate(
-                    [
-                        vq.encode(
-                            processor(list(chunk), return_tensors="pt")["pixel_values"]
-                        ).numpy()
-                        for chunk in np.array_split(images, max(1, len(images) // 100))
-                    ]
-                ).astype(np.int16)
+            arrays[name] = encode_images(vq, images)
         np.savez(target, **arrays)
 
     with np.load(work.make("codes.npz", build)) as arrays:
@@ -176,6 +168,16 @@ def quantize(work: Workspace, data: Mapping[str, Split]) -> dict[str, dict[int, 
             name: dict(zip(split.image_paths, arrays[name], strict=True))
             for name, split in data.items()
         }
+
+
+@torch.inference_mode()
+def encode_images(vq: PreTrainedModel, images: np.ndarray, batch_size: int = 100) -> np.ndarray:
+    """uint8 (N, height, width, 3) → codes, int16 (N, h, w)."""
+    processor = default_image_processor(vq.config)
+    starts = range(0, len(images), batch_size)
+    batches = (processor(list(images[i : i + batch_size]), return_tensors="pt") for i in starts)
+    codes = [vq.encode(batch["pixel_values"]).numpy() for batch in batches]
+    return np.concatenate(codes).astype(np.int16)
 
 
 def train_bpe(
@@ -213,7 +215,9 @@ def make_text_model(settings: Settings, work: Workspace, train: Split) -> None:
         questions = [question.text for question in train.questions]
         tokenizer = train_text_tokenizer([*questions, *(q.answer for q in train.questions)])
         steps = max(2, round(TEXT_STEPS_PER_MINUTE * settings.minutes))
-        args = training_arguments(settings, target.parent / "trainer", steps, save_strategy="no")
+        args = training_arguments(
+            settings, target.parent / "trainer", steps, TEXT_LEARNING_RATE, save_strategy="no"
+        )
         model = train_text_model(tokenizer, questions, args)
         model.save_pretrained(target)
         tokenizer.save_pretrained(target)

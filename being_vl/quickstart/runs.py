@@ -53,14 +53,14 @@ class Result:
 
 
 def training_arguments(
-    settings: Settings, folder: Path, steps: int, **options: Any
+    settings: Settings, folder: Path, steps: int, learning_rate: float = 2e-3, **options: Any
 ) -> TrainingArguments:
     """What all stages of the quickstart share; see its README for where the values come from."""
     return TrainingArguments(
         output_dir=str(folder),
         max_steps=steps,
         per_device_train_batch_size=IMAGES_PER_STEP,
-        learning_rate=2e-3,
+        learning_rate=learning_rate,
         lr_scheduler_type="cosine",
         warmup_steps=0.05,
         adam_beta2=0.98,

@@ -71,6 +71,10 @@ class CodebookTracker(nn.Module):
         dead_share: a code is dead when its moving count is below this share of the mean count.
     """
 
+    ready: torch.Tensor  # () bool: whether `start` was called
+    counts: torch.Tensor  # (K,)
+    sums: torch.Tensor  # (K, D)
+
     def __init__(
         self,
         num_embeddings: int,

@@ -92,6 +92,9 @@ class PerceptualLoss(nn.Module):
         mean, std: of the pixels (0…1, three channels) that the backbone was trained on.
     """
 
+    mean: torch.Tensor
+    std: torch.Tensor
+
     def __init__(
         self,
         stages: Sequence[nn.Module],

@@ -14,6 +14,7 @@ import torch
 from torch import nn
 
 from ..modeling_being_vl_vq import BeingVLVQModel
+from ..modeling_being_vl_vq_layers import Decoder
 from .vq_codebook import CodebookTracker
 from .vq_losses import (
     PatchDiscriminator,
@@ -123,6 +124,11 @@ class VQTrainingModule(nn.Module):
             self.model.get_codebook().copy_(codebook)
         self.codebook.start(self.model.get_codebook(), rows_per_step)
 
+    @property
+    def _decoder(self) -> Decoder:
+        assert self.model.decoder is not None  # checked when this module was made
+        return self.model.decoder
+
     def latents(self, pixel_values: torch.Tensor) -> torch.Tensor:
         """pixels (B, C, H, W) → latents (B, D, h, w), not quantized."""
         return self.model.quant_conv(self.model.encoder(pixel_values))
@@ -142,7 +148,7 @@ class VQTrainingModule(nn.Module):
                 self._update_codebook(output.z, output.codes)
         else:
             z = self.latents(pixel_values)
-            reconstruction = self.model.decoder(self.model.post_quant_conv(z))
+            reconstruction = self._decoder(self.model.post_quant_conv(z))
             loss = pixel_values.new_zeros(())
         difference = reconstruction.float() - pixel_values.float()
         fit = (
@@ -155,22 +161,25 @@ class VQTrainingModule(nn.Module):
             fit = fit + config.perceptual_weight * terms["perceptual"]
         loss = loss + fit
         if self.discriminator is not None and self.adversarial:
-            loss = loss + self._adversarial_loss(pixel_values, reconstruction, fit, terms)
+            loss = loss + self._adversarial_loss(
+                self.discriminator, pixel_values, reconstruction, fit, terms
+            )
         return {"loss": loss, **{name: value.detach() for name, value in terms.items()}}
 
     def _adversarial_loss(
         self,
+        discriminator: PatchDiscriminator,
         real: torch.Tensor,
         fake: torch.Tensor,
         fit: torch.Tensor,
         terms: dict[str, torch.Tensor],
     ) -> torch.Tensor:
-        judged = generator_loss(self.discriminator, fake)
+        judged = generator_loss(discriminator, fake)
         terms["adversarial"] = judged
-        terms["discriminator"] = discriminator_loss(self.discriminator, real, fake)
+        terms["discriminator"] = discriminator_loss(discriminator, real, fake)
         weight = judged.new_ones(())
         if torch.is_grad_enabled():
-            weight = adaptive_weight(fit, judged, self.model.decoder.last_layer)
+            weight = adaptive_weight(fit, judged, self._decoder.last_layer)
             terms["adaptive_weight"] = weight
         return self.loss_config.adversarial_weight * weight * judged + terms["discriminator"]
 
