@@ -8,6 +8,7 @@ overwritten where nobody needs them again, and no intermediate map is kept.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -117,7 +118,8 @@ class ResnetBlock(nn.Module):
 
     def forward(self, hidden: torch.Tensor) -> torch.Tensor:
         update = self.conv1(_normalize(self.norm1, hidden))
-        update = self.conv2(self.dropout(_normalize(self.norm2, update, overwrite=True)))
+        update = _normalize(self.norm2, update, overwrite=True)  # frees what it normalises
+        update = self.conv2(self.dropout(update))
         # A convolution's backward does not read its own output, so adding in place is safe there too.
         return update.add_(self.nin_shortcut(hidden) if self.changes_channels else hidden)
 
@@ -205,12 +207,12 @@ class Level(nn.Module):
             for _ in range(num_blocks if attention else 0)
         )
 
-    def forward(self, hidden: torch.Tensor) -> torch.Tensor:
+    def steps(self) -> Iterator[nn.Module]:
+        """The modules in their order. The caller runs them, so that no frame in between keeps a map alive."""
         for index, block in enumerate(self.block):
-            hidden = block(hidden)
+            yield block
             if len(self.attn) > 0:
-                hidden = self.attn[index](hidden)
-        return hidden
+                yield self.attn[index]
 
 
 class Mid(nn.Module):
@@ -260,7 +262,8 @@ class Encoder(nn.Module):
         hidden = self.conv_in(pixel_values)
         last = len(self.down) - 1
         for index, level in enumerate(self.down):
-            hidden = level(hidden)
+            for step in level.steps():
+                hidden = step(hidden)
             if index != last:
                 hidden = level.downsample(hidden)
         return self.conv_out(_normalize(self.norm_out, self.mid(hidden), overwrite=True))
@@ -305,7 +308,8 @@ class Decoder(nn.Module):
     def forward(self, latents: torch.Tensor) -> torch.Tensor:
         hidden = self.mid(self.conv_in(latents.contiguous(memory_format=torch.channels_last)))
         for index in reversed(range(len(self.up))):
-            hidden = self.up[index](hidden)
+            for step in self.up[index].steps():
+                hidden = step(hidden)
             if index != 0:
                 hidden = self.up[index].upsample(hidden)
         return self.conv_out(_normalize(self.norm_out, hidden, overwrite=True)).contiguous()
