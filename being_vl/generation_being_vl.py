@@ -32,7 +32,7 @@ class TextOnlyLogitsProcessor(LogitsProcessor):
         self._image_ids = slice(layout.first_code_id, layout.size)
         self._special_ids = image_special_ids
 
-    def __call__(self, input_ids: torch.LongTensor, scores: torch.FloatTensor) -> torch.FloatTensor:
+    def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
         scores = scores.clone()
         scores[:, self._image_ids] = -torch.inf
         scores[:, self._special_ids] = -torch.inf
@@ -73,7 +73,7 @@ class ImageGridLogitsProcessor(LogitsProcessor):
         self._prompt_length = prompt_length
         self._max_new_tokens = max_new_tokens
 
-    def __call__(self, input_ids: torch.LongTensor, scores: torch.FloatTensor) -> torch.FloatTensor:
+    def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
         ids = input_ids.cpu().numpy()
         allowed = np.zeros(scores.shape, dtype=bool)
         for row, state in enumerate(self._tracker.states(ids)):
@@ -154,11 +154,17 @@ class BeingVLGenerationMixin:
                 )
         self._image_bpe = image_bpe
 
-    def save_pretrained(self, save_directory: str | os.PathLike, **kwargs: Any) -> Any:
+    def save_pretrained(
+        self,
+        save_directory: str | os.PathLike,
+        is_main_process: bool = True,
+        *args: Any,
+        **kwargs: Any,
+    ) -> Any:
         """Llama's, with `image_bpe.json` beside the weights where the model knows its merge rules."""
-        if self._image_bpe is not None and kwargs.get("is_main_process", True):
+        if self._image_bpe is not None and is_main_process:
             self._image_bpe.save_pretrained(save_directory)
-        return super().save_pretrained(save_directory, **kwargs)
+        return super().save_pretrained(save_directory, is_main_process, *args, **kwargs)
 
     def generate(
         self,
@@ -255,7 +261,7 @@ class BeingVLGenerationMixin:
         self,
         settings: "_Settings",
         tracker: OpenImageTracker,
-        prompt: torch.LongTensor | None,
+        prompt: torch.Tensor | None,
         kwargs: dict[str, Any],
     ) -> None:
         """Give transformers' guidance its unconditional sequences, one for each generated one."""
@@ -282,9 +288,9 @@ class BeingVLGenerationMixin:
         self,
         settings: "_Settings",
         tracker: OpenImageTracker,
-        prompt: torch.LongTensor | None,
+        prompt: torch.Tensor | None,
         kwargs: dict[str, Any],
-    ) -> torch.LongTensor:
+    ) -> torch.Tensor:
         bos_token_id = settings.get("bos_token_id")
         if bos_token_id is None:
             raise ValueError(
@@ -329,9 +335,7 @@ class _Settings:
             self.kwargs.pop(name, None)
             setattr(self.config, name, value)
 
-    def max_new_tokens(
-        self, prompt: torch.LongTensor | None, embeds: torch.FloatTensor | None
-    ) -> int:
+    def max_new_tokens(self, prompt: torch.Tensor | None, embeds: torch.Tensor | None) -> int:
         """How many tokens transformers will generate at most."""
         max_new_tokens, max_length = self.get("max_new_tokens"), self.get("max_length")
         if max_new_tokens is not None:
@@ -342,7 +346,7 @@ class _Settings:
         return max_length - (0 if given is None else given.shape[1])
 
 
-def _check_prompt(tracker: OpenImageTracker, prompt: torch.LongTensor) -> None:
+def _check_prompt(tracker: OpenImageTracker, prompt: torch.Tensor) -> None:
     for row, state in enumerate(tracker.states(prompt.cpu().numpy())):
         if isinstance(state, ValueError):
             height, width = tracker.grid_size

@@ -20,16 +20,18 @@ import numpy as np
 from .image_bpe_batch import (
     MAX_GRID_CELLS,
     check_grid,
-    check_side,
+    check_sides,
     check_threads,
+    decode_error,
     flat_ids,
     grid_chunks,
     map_in_order,
     split_flat,
 )
-from .image_bpe_codec import OK, OUT_OF_RANGE, OVER_BORDER, OVERLAP, TOO_MANY, make_codec
+from .image_bpe_codec import make_codec
 from .image_bpe_files import FILE_NAME, MERGE_RULES, load_vocabulary, save_vocabulary
 from .image_bpe_placement import GridState, ShapeTable
+from .image_bpe_plain import OK
 from .image_bpe_tables import (
     MAX_CODEBOOK_SIZE,
     MAX_MERGES,
@@ -242,12 +244,12 @@ class ImageBPE:
     ) -> list[np.ndarray]:
         """Decode many sequences, each as `decode` does; one height and width for all, or one for each."""
         self._shapes_or_raise()
-        heights = _sides(height, len(ids), "height")
-        widths = _sides(width, len(ids), "width")
-        for height, width in zip(heights, widths, strict=True):
-            if height * width > MAX_GRID_CELLS:
+        heights = check_sides(height, len(ids), "height")
+        widths = check_sides(width, len(ids), "width")
+        for one_height, one_width in zip(heights, widths, strict=True):
+            if one_height * one_width > MAX_GRID_CELLS:
                 raise ValueError(
-                    f"height {height} x width {width} is more than {MAX_GRID_CELLS} cells"
+                    f"height {one_height} x width {one_width} is more than {MAX_GRID_CELLS} cells"
                 )
         decoded: list[np.ndarray] = []
 
@@ -274,7 +276,7 @@ class ImageBPE:
             one = split_flat(flat, counts)[i]
             where = f"{heights[i]}x{widths[i]} grid"
             raise ValueError(
-                _what_is_wrong(name(i), one, int(status[i]), int(index[i]), where, self.vocab_size)
+                decode_error(name(i), one, int(status[i]), int(index[i]), where, self.vocab_size)
             )
         pieces = split_flat(codes, sides[0] * sides[1])
         return [piece.reshape(h, w) for piece, h, w in zip(pieces, heights, widths, strict=True)]
@@ -381,27 +383,3 @@ class ImageBPE:
 
 def _rebuild(merges: np.ndarray, codebook_size: int, merge_rule: str) -> ImageBPE:
     return ImageBPE(merges, codebook_size, merge_rule=merge_rule)
-
-
-def _sides(value: Any, count: int, name: str) -> list[int]:
-    if not isinstance(value, (Sequence, np.ndarray)):
-        return [check_side(value, name)] * count
-    sides = [check_side(side, f"{name}[{i}]") for i, side in enumerate(value)]
-    if len(sides) != count:
-        raise ValueError(f"{name} has {len(sides)} values for {count} sequences of ids")
-    return sides
-
-
-def _what_is_wrong(
-    name: str, ids: np.ndarray, status: int, index: int, where: str, vocab_size: int
-) -> str:
-    if index == len(ids):
-        after = f"after {name}[{index - 1}], which is {ids[-1]}," if index else f"{name} is empty:"
-        return f"{after} cells of the {where} stay open"
-    what = {
-        OUT_OF_RANGE: f"but visual ids lie in [0, {vocab_size})",
-        OVERLAP: "but there it overlaps the cells of earlier ids",
-        OVER_BORDER: f"but there it runs over the border of the {where}",
-        TOO_MANY: f"but the {where} is full after {index} ids",
-    }
-    return f"{name}[{index}] is {ids[index]}, {what[status]}"

@@ -14,7 +14,10 @@ from typing import Any
 
 import numpy as np
 
+from .image_bpe_plain import OUT_OF_RANGE, OVER_BORDER, OVERLAP, TOO_MANY
+
 CHUNK_CELLS = 1 << 18
+_BOARD_CELLS = 1 << 20  # tallest by widest grid of a chunk: what the kernels lay out, roughly
 MAX_GRID_CELLS = 1 << 24
 Chunk = tuple[np.ndarray, np.ndarray, np.ndarray]  # flat int32, and two int64 per grid
 
@@ -30,6 +33,8 @@ def check_grid(grid: Any, codebook_size: int, name: str) -> np.ndarray:
         raise ValueError(
             f"{name} must have shape (height, width), at least 1x1, got shape {array.shape}"
         )
+    if array.size > MAX_GRID_CELLS:
+        raise ValueError(f"{name} has more than {MAX_GRID_CELLS} cells, got {array.size}")
     _check_codes(array, codebook_size, name)
     return np.ascontiguousarray(array, dtype=np.int32)
 
@@ -37,8 +42,6 @@ def check_grid(grid: Any, codebook_size: int, name: str) -> np.ndarray:
 def _check_codes(array: np.ndarray, codebook_size: int, name: str) -> None:
     if array.dtype.kind not in "iu":
         raise ValueError(f"{name} must hold integers, got dtype {array.dtype}")
-    if array[0].size > MAX_GRID_CELLS:
-        raise ValueError(f"{name} has more than {MAX_GRID_CELLS} cells")
     if array.min() < 0 or array.max() >= codebook_size:
         at = tuple(int(i) for i in np.argwhere((array < 0) | (array >= codebook_size))[0])
         raise ValueError(
@@ -52,16 +55,16 @@ def grid_chunks(grids: Any, codebook_size: int) -> Iterator[Chunk]:
         yield from _array_chunks(grids, codebook_size)
         return
     held: list[np.ndarray] = []
-    cells = 0
+    cells = tallest = widest = 0
     for index, grid in enumerate(grids):
         array = check_grid(grid, codebook_size, f"grids[{index}]")
-        if array.size > MAX_GRID_CELLS:
-            raise ValueError(f"grids[{index}] has more than {MAX_GRID_CELLS} cells")
+        height, width = array.shape
+        tallest, widest = max(tallest, height), max(widest, width)
+        if held and (cells + array.size > CHUNK_CELLS or tallest * widest > _BOARD_CELLS):
+            yield _pack(held)
+            held, cells, tallest, widest = [], 0, height, width
         held.append(array)
         cells += array.size
-        if cells >= CHUNK_CELLS:
-            yield _pack(held)
-            held, cells = [], 0
     if held:
         yield _pack(held)
 
@@ -70,6 +73,10 @@ def _array_chunks(grids: Any, codebook_size: int) -> Iterator[Chunk]:
     count, height, width = grids.shape
     if count and height * width == 0:
         raise ValueError(f"grids must have at least one cell each, got shape {tuple(grids.shape)}")
+    if height * width > MAX_GRID_CELLS:
+        raise ValueError(
+            f"grids have more than {MAX_GRID_CELLS} cells each, got {tuple(grids.shape)}"
+        )
     step = max(1, CHUNK_CELLS // max(1, height * width))
     for begin in range(0, count, step):
         block = np.asarray(grids[begin : begin + step])
@@ -115,6 +122,16 @@ def check_side(value: Any, name: str) -> int:
     return int(value)
 
 
+def check_sides(value: Any, count: int, name: str) -> list[int]:
+    """A height or width for each of count sequences, given as one for all or one for each."""
+    if not isinstance(value, (Sequence, np.ndarray)):
+        return [check_side(value, name)] * count
+    sides = [check_side(side, f"{name}[{i}]") for i, side in enumerate(value)]
+    if len(sides) != count:
+        raise ValueError(f"{name} has {len(sides)} values for {count} sequences of ids")
+    return sides
+
+
 def check_threads(num_threads: int | None) -> int:
     """The number of threads to use: all cores this process may run on by default."""
     if num_threads is None:
@@ -146,3 +163,19 @@ def split_flat(flat: np.ndarray, counts: Sequence[int] | np.ndarray) -> list[np.
     """Cut flat into pieces of the given lengths."""
     ends = np.cumsum(counts).tolist()
     return [flat[begin:end] for begin, end in itertools.pairwise([0, *ends])]
+
+
+def decode_error(
+    name: str, ids: np.ndarray, status: int, index: int, where: str, vocab_size: int
+) -> str:
+    """What decode says of ids that do not cover a grid: the id and its position."""
+    if index == len(ids):
+        after = f"after {name}[{index - 1}], which is {ids[-1]}," if index else f"{name} is empty:"
+        return f"{after} cells of the {where} stay open"
+    what = {
+        OUT_OF_RANGE: f"but visual ids lie in [0, {vocab_size})",
+        OVERLAP: "but there it overlaps the cells of earlier ids",
+        OVER_BORDER: f"but there it runs over the border of the {where}",
+        TOO_MANY: f"but the {where} is full after {index} ids",
+    }
+    return f"{name}[{index}] is {ids[index]}, {what[status]}"

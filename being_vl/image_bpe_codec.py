@@ -9,28 +9,8 @@ from functools import cached_property
 
 import numpy as np
 
-from .image_bpe_plain import (
-    OK,
-    OUT_OF_RANGE,
-    OVER_BORDER,
-    OVERLAP,
-    TOO_FEW,
-    TOO_MANY,
-    decode,
-    encode,
-)
+from .image_bpe_plain import decode, encode
 from .image_bpe_tables import TokenTable, cells_around, flat_position, ragged, split_position
-
-__all__ = [
-    "OK",
-    "OUT_OF_RANGE",
-    "OVERLAP",
-    "OVER_BORDER",
-    "TOO_FEW",
-    "TOO_MANY",
-    "PlainCodec",
-    "make_codec",
-]
 
 
 class PlainCodec:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from typing import Literal, get_args
 
+import numpy as np
 import torch
 
 from .vocabulary import VocabularyLayout
@@ -22,7 +23,7 @@ def check_image_init(
     image_init: str,
     layout: VocabularyLayout,
     codebook: torch.Tensor | None,
-    merges: torch.Tensor | None,
+    merges: np.ndarray | torch.Tensor | None,
 ) -> None:
     """Raises ValueError unless `image_init` is known and has what it starts from, in the right shape."""
     if image_init not in get_args(ImageInit):
@@ -50,7 +51,7 @@ def new_rows(
     *,
     std: float | None = None,
     codebook: torch.Tensor | None = None,
-    merges: torch.Tensor | None = None,
+    merges: np.ndarray | torch.Tensor | None = None,
     generator: torch.Generator | None = None,
 ) -> torch.Tensor:
     """Rows for the ids [T, T + S + K + M), float32 on the CPU, shape (S + K + M, hidden_size).
@@ -77,9 +78,9 @@ def new_rows(
     scale = text_rows.std() if std is None else std
     rows *= scale
     image_rows = rows[layout.num_special_tokens :]
-    if image_init == "codebook":
+    if image_init == "codebook" and codebook is not None:
         image_rows[: layout.codebook_size] = scale * _project(codebook, hidden_size, generator)
-    if image_init in ("codebook", "constituents") and layout.num_merges:
+    if image_init in ("codebook", "constituents") and merges is not None:
         _average_parts(image_rows, layout.codebook_size, merges)
     return rows
 
@@ -94,7 +95,9 @@ def _project(
     return projected / projected.std().clamp_min(torch.finfo(torch.float32).tiny)
 
 
-def _average_parts(image_rows: torch.Tensor, codebook_size: int, merges: torch.Tensor) -> None:
+def _average_parts(
+    image_rows: torch.Tensor, codebook_size: int, merges: np.ndarray | torch.Tensor
+) -> None:
     """Row K + r becomes the mean of its rule's two parts, in rank order, so parts come before wholes."""
     for rank, (first, second) in enumerate(merges[:, :2].tolist()):
         visual_id = codebook_size + rank

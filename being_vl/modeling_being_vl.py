@@ -14,7 +14,6 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 from transformers import Cache, LlamaForCausalLM, LlamaModel
-from transformers import initialization as init
 from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutputWithPast
 from transformers.processing_utils import Unpack
 from transformers.utils import TransformersKwargs, can_return_tuple
@@ -23,35 +22,13 @@ from .configuration_being_vl import BeingVLConfig
 from .frozen_rows import RowFreezingEmbedding, RowFreezingLinear
 from .generation_being_vl import BeingVLGenerationMixin
 from .image_bpe import ImageBPE
-from .image_grid_tracking import image_token_positions as positions_in_grids
-from .image_rows import ImageInit, check_image_init, new_rows
+from .image_grid_positions import GridPositionEmbedding
+from .image_grid_positions import image_token_positions as positions_in_grids
+from .image_rows import ImageInit, check_image_init
+from .text_model_extension import extended_config, extended_state
 from .vocabulary import VocabularyLayout
 
 _IGNORE_INDEX = -100
-
-
-class GridPositionEmbedding(nn.Module):
-    """(row, column) of an image token's anchor → a learned vector; zero at first, so a Llama stays one.
-
-    Ours: the paper leaves positions to the text model's rotary embedding.
-    """
-
-    def __init__(self, max_grid_size: int, hidden_size: int):
-        super().__init__()
-        self.rows = nn.Parameter(torch.empty(max_grid_size, hidden_size))
-        self.columns = nn.Parameter(torch.empty(max_grid_size, hidden_size))
-        self.reset_parameters()
-
-    def reset_parameters(self) -> None:
-        init.zeros_(self.rows)
-        init.zeros_(self.columns)
-
-    def forward(self, positions: torch.LongTensor) -> torch.Tensor:
-        """(batch, length, 2) long, −1 at tokens of no image → (batch, length, hidden_size)."""
-        is_image = (positions >= 0).all(dim=-1, keepdim=True)
-        rows, columns = positions.clamp_min(0).unbind(dim=-1)
-        vectors = F.embedding(rows, self.rows) + F.embedding(columns, self.columns)
-        return torch.where(is_image, vectors, torch.zeros_like(vectors))
 
 
 class BeingVLModel(LlamaModel):
@@ -76,13 +53,13 @@ class BeingVLModel(LlamaModel):
 
     def forward(
         self,
-        input_ids: torch.LongTensor | None = None,
+        input_ids: torch.Tensor | None = None,
         attention_mask: torch.Tensor | None = None,
-        position_ids: torch.LongTensor | None = None,
+        position_ids: torch.Tensor | None = None,
         past_key_values: Cache | None = None,
-        inputs_embeds: torch.FloatTensor | None = None,
+        inputs_embeds: torch.Tensor | None = None,
         use_cache: bool | None = None,
-        image_token_positions: torch.LongTensor | None = None,
+        image_token_positions: torch.Tensor | None = None,
         **kwargs: Unpack[TransformersKwargs],
     ) -> BaseModelOutputWithPast:
         """Llama's forward; `image_token_positions`, (batch, length, 2) long, only with grid positions.
@@ -131,15 +108,15 @@ class BeingVLForCausalLM(BeingVLGenerationMixin, LlamaForCausalLM):
     @can_return_tuple
     def forward(
         self,
-        input_ids: torch.LongTensor | None = None,
+        input_ids: torch.Tensor | None = None,
         attention_mask: torch.Tensor | None = None,
-        position_ids: torch.LongTensor | None = None,
+        position_ids: torch.Tensor | None = None,
         past_key_values: Cache | None = None,
-        inputs_embeds: torch.FloatTensor | None = None,
-        labels: torch.LongTensor | None = None,
+        inputs_embeds: torch.Tensor | None = None,
+        labels: torch.Tensor | None = None,
         use_cache: bool | None = None,
         logits_to_keep: int | torch.Tensor = 0,
-        image_token_positions: torch.LongTensor | None = None,
+        image_token_positions: torch.Tensor | None = None,
         label_logits_only: bool = False,
         **kwargs: Unpack[TransformersKwargs],
     ) -> CausalLMOutputWithPast:
@@ -204,12 +181,12 @@ class BeingVLForCausalLM(BeingVLGenerationMixin, LlamaForCausalLM):
 
     def prepare_inputs_for_generation(
         self,
-        input_ids: torch.LongTensor,
+        input_ids: torch.Tensor,
         next_sequence_length: int | None = None,
         past_key_values: Cache | None = None,
         attention_mask: torch.Tensor | None = None,
-        inputs_embeds: torch.FloatTensor | None = None,
-        image_token_positions: torch.LongTensor | None = None,
+        inputs_embeds: torch.Tensor | None = None,
+        image_token_positions: torch.Tensor | None = None,
         image_grid_size: tuple[int, int] | None = None,
         **kwargs: Any,
     ) -> dict[str, Any]:
@@ -230,8 +207,8 @@ class BeingVLForCausalLM(BeingVLGenerationMixin, LlamaForCausalLM):
         return inputs
 
     def _positions_from_ids(
-        self, input_ids: torch.LongTensor | None, past_key_values: Cache | None
-    ) -> torch.LongTensor | None:
+        self, input_ids: torch.Tensor | None, past_key_values: Cache | None
+    ) -> torch.Tensor | None:
         """Positions for a forward that was given none."""
         layout = self.config.layout
         if input_ids is None:
@@ -244,12 +221,12 @@ class BeingVLForCausalLM(BeingVLGenerationMixin, LlamaForCausalLM):
 
     def _grid_positions(
         self,
-        input_ids: torch.LongTensor,
+        input_ids: torch.Tensor,
         image_grid_size: tuple[int, int] | None,
         *,
-        known: torch.LongTensor | None = None,
+        known: torch.Tensor | None = None,
         strict: bool = True,
-    ) -> torch.LongTensor:
+    ) -> torch.Tensor:
         config = self.config
         size = image_grid_size if image_grid_size is not None else config.image_grid_size
         if size is None:
@@ -302,7 +279,7 @@ class BeingVLForCausalLM(BeingVLGenerationMixin, LlamaForCausalLM):
             image_init_std: see `image_rows.new_rows`; by default that of the text rows.
             codebook: (K, dim) code vectors of the VQ-GAN.
             merges: (M, 4) merge rules, `ImageBPE.merges`.
-            generator: a CPU generator for the new rows; they are the same whatever the dtype.
+            generator: a CPU generator for the new rows.
 
         Raises:
             TypeError: `text_model` is no LlamaForCausalLM.
@@ -318,7 +295,7 @@ class BeingVLForCausalLM(BeingVLGenerationMixin, LlamaForCausalLM):
                 f"layout.text_size is {layout.text_size}, but the text model has {num_text_rows} rows"
             )
         check_image_init(image_init, layout, codebook, merges)
-        config = _extended_config(
+        config = extended_config(
             text_model,
             layout,
             boi_token_id=boi_token_id,
@@ -328,35 +305,17 @@ class BeingVLForCausalLM(BeingVLGenerationMixin, LlamaForCausalLM):
             image_positions=image_positions,
             **({} if pad_token_id is None else {"pad_token_id": pad_token_id}),
         )
-
-        def extended(matrix: torch.Tensor) -> torch.Tensor:
-            text_rows = matrix[: layout.text_size].detach()
-            rows = new_rows(
-                text_rows,
-                layout,
-                image_init,
-                std=image_init_std,
-                codebook=codebook,
-                merges=merges,
-                generator=generator,
-            )
-            return torch.cat([text_rows, rows.to(text_rows)])
-
-        state = {name: tensor.detach().clone() for name, tensor in text_model.state_dict().items()}
-        state["model.embed_tokens.weight"] = extended(text_model.get_input_embeddings().weight)
-        state["lm_head.weight"] = (
-            state["model.embed_tokens.weight"]
-            if config.tie_word_embeddings
-            else extended(text_model.get_output_embeddings().weight)
+        state = extended_state(
+            text_model,
+            config,
+            image_init,
+            std=image_init_std,
+            codebook=codebook,
+            merges=merges,
+            generator=generator,
         )
         with torch.device("meta"):
             model = cls(config)
-        if model.model.grid_positions is not None:
-            table = torch.zeros(config.max_grid_size, config.hidden_size).to(
-                text_model.lm_head.weight
-            )
-            state["model.grid_positions.rows"] = table
-            state["model.grid_positions.columns"] = table.clone()
         model.load_state_dict(state, assign=True)
         model.tie_weights()
         if merges is not None:
@@ -473,44 +432,13 @@ class BeingVLForCausalLM(BeingVLGenerationMixin, LlamaForCausalLM):
                 holder.weight.requires_grad_(True)
 
 
-def _shifted(
-    labels: torch.LongTensor | None, shift_labels: torch.LongTensor | None
-) -> torch.LongTensor:
+def _shifted(labels: torch.Tensor | None, shift_labels: torch.Tensor | None) -> torch.Tensor:
     """What each position predicts, (batch, length); −100 where nothing."""
     if shift_labels is not None:
         return shift_labels
     if labels is None:
         raise ValueError("label_logits_only needs labels")
     return F.pad(labels[:, 1:], (0, 1), value=_IGNORE_INDEX)
-
-
-def _extended_config(
-    text_model: LlamaForCausalLM, layout: VocabularyLayout, **fields
-) -> BeingVLConfig:
-    """The text model's configuration with the layout's sizes."""
-    text = text_model.config.to_dict()
-    for name in (
-        "model_type",
-        "architectures",
-        "transformers_version",
-        "_name_or_path",
-        "auto_map",
-    ):
-        text.pop(name, None)
-    config = BeingVLConfig(
-        **{
-            **text,
-            "vocab_size": layout.size,
-            "text_vocab_size": layout.text_size,
-            "num_special_tokens": layout.num_special_tokens,
-            "codebook_size": layout.codebook_size,
-            "num_merges": layout.num_merges,
-            "dtype": text_model.dtype,
-            **fields,
-        }
-    )
-    config._attn_implementation = text_model.config._attn_implementation
-    return config
 
 
 __all__ = ["BeingVLForCausalLM", "BeingVLModel"]

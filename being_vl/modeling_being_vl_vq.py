@@ -26,7 +26,7 @@ from .modeling_being_vl_vq_layers import Decoder, Encoder
 # would only spill, 16 of them elsewhere.
 _CPU_PIXELS_PER_PASS = 512 * 512
 _PIXELS_PER_PASS = 16 * 512 * 512
-_DISTANCES_PER_CHUNK = 2**22
+_DISTANCES_PER_CHUNK = 2**23
 
 
 class BeingVLVQConfig(PreTrainedConfig):
@@ -188,11 +188,11 @@ class VectorQuantizer(nn.Module):
             norms = self._squared_norms(codebook)
             vectors = z.permute(0, 2, 3, 1).reshape(-1, channels).float()
             rows = max(1, _DISTANCES_PER_CHUNK // codebook.shape[0])
-            # ‖z − e‖² less ‖z‖², which is the same for every code
-            codes = [
-                torch.addmm(norms, chunk, codebook.t(), alpha=-2.0).argmin(1)
-                for chunk in vectors.split(rows)
-            ]
+            codes = []
+            for chunk in vectors.split(rows):
+                # ‖z‖² is the same for every code, but with it near-ties round as they do in Chameleon
+                distances = chunk.square().sum(1, keepdim=True) + norms
+                codes.append(distances.sub_(chunk @ codebook.t(), alpha=2).argmin(1))
         return torch.cat(codes).view(batch, height, width)
 
 

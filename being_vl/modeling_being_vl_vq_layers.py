@@ -2,8 +2,8 @@
 
 Source: the encoder and decoder of taming-transformers (Esser et al. 2021), whose parameter names
 Chameleon and Being-VL keep, so these modules keep them too. They differ in being written for memory and
-speed: every tensor stays channels_last, activations are overwritten where nobody needs them again, no
-intermediate map is kept, and attention is fused and so linear in memory.
+speed: maps are channels_last but where the codes must equal Chameleon's to the last one, activations are
+overwritten where nobody needs them again, and no intermediate map is kept.
 """
 
 from __future__ import annotations
@@ -16,9 +16,29 @@ from torch.nn import functional as F
 
 _NORM_EPS = 1e-6
 # Numbers that are normalised at once: on a CPU few enough to be in cache still when they are read
-# again, elsewhere enough to keep the device busy.
-_CPU_NORM_BLOCK = 2**17
+# again but not so few that threads wait for each other, elsewhere enough to keep the device busy.
+_CPU_NORM_BLOCK = 2**21
 _NORM_BLOCK = 2**24
+
+
+# More cells than these are attended to by the fused kernel alone, whose memory is linear in them.
+_MAX_CELLS_TO_SPELL_OUT = 4096
+
+
+def _rounds_as_chameleon(pixels: torch.Tensor) -> bool:
+    """Whether to round as transformers' `ChameleonVQVAE` does, operation by operation.
+
+    In float32 on a CPU, encoding does: then no code differs, not even where two are all but equally
+    near. That takes plain contiguous maps; everything else is channels_last, which is faster.
+    """
+    return (
+        pixels.device.type == "cpu"
+        and pixels.dtype == torch.float32
+        and pixels.is_contiguous()
+        and not torch.is_grad_enabled()
+        and not torch.is_autocast_enabled("cpu")
+        and not torch.compiler.is_compiling()
+    )
 
 
 def _group_norm(channels: int, num_groups: int) -> nn.GroupNorm:
@@ -30,11 +50,16 @@ def _normalize(
 ) -> torch.Tensor:
     """GroupNorm, then SiLU unless told otherwise; may overwrite its input where no gradient is kept.
 
-    torch's own kernel adds up channels_last squares in one float32 number, which loses up to three
-    digits on large maps, and takes two more passes over memory; so without gradients this one is used.
+    torch's kernel adds up channels_last squares in one float32 number, which loses up to three digits
+    on large maps, and takes two more passes over memory; so without gradients those have their own way.
     """
     if torch.is_grad_enabled() or torch.compiler.is_compiling():
         return F.silu(norm(hidden), inplace=True) if silu else norm(hidden)
+    if hidden.is_contiguous():
+        hidden = norm(hidden)
+        for block in hidden.view(-1).split(_CPU_NORM_BLOCK) if silu else ():
+            block.mul_(torch.sigmoid(block))  # rounds as Chameleon does, which F.silu does not
+        return hidden
     scale, shift = _norm_scale_and_shift(norm, hidden)
     out = hidden if overwrite else torch.empty_like(hidden)
     rows = _rows_per_block(hidden)
@@ -110,14 +135,24 @@ class AttnBlock(nn.Module):
 
     def forward(self, hidden: torch.Tensor) -> torch.Tensor:
         normed = _normalize(self.norm, hidden, silu=False)
+        if _rounds_as_chameleon(hidden) and hidden[0, 0].numel() <= _MAX_CELLS_TO_SPELL_OUT:
+            return self.proj_out(self._spelled_out(normed)).add_(hidden)
         # (B, C, H, W) → (B, 1 head, H·W, C): a view, because the maps are channels_last
         query, key, value = (
             project(normed).flatten(2).transpose(1, 2).unsqueeze(1)
             for project in (self.q, self.k, self.v)
         )
         mixed = F.scaled_dot_product_attention(query, key, value)
-        mixed = mixed.squeeze(1).transpose(1, 2).unflatten(2, hidden.shape[2:])
+        # by way of one flat axis, or a batch of one keeps strides that no longer count as channels_last
+        batch, channels, height, width = hidden.shape
+        mixed = mixed.reshape(-1, channels).view(batch, height, width, channels).permute(0, 3, 1, 2)
         return self.proj_out(mixed).add_(hidden)
+
+    def _spelled_out(self, normed: torch.Tensor) -> torch.Tensor:
+        """Attention in the products and the order of Chameleon, so that it rounds alike."""
+        query, key, value = (project(normed).flatten(2) for project in (self.q, self.k, self.v))
+        weights = torch.bmm(query.transpose(1, 2), key).mul_(int(normed.shape[1]) ** -0.5)
+        return torch.bmm(value, weights.softmax(2).transpose(1, 2)).view_as(normed)
 
 
 class Downsample(nn.Module):
@@ -219,7 +254,10 @@ class Encoder(nn.Module):
         self.conv_out = nn.Conv2d(channels, config.latent_channels, 3, padding=1)
 
     def forward(self, pixel_values: torch.Tensor) -> torch.Tensor:
-        hidden = self.conv_in(pixel_values.contiguous(memory_format=torch.channels_last))
+        pixel_values = pixel_values.contiguous()
+        if not _rounds_as_chameleon(pixel_values):
+            pixel_values = pixel_values.contiguous(memory_format=torch.channels_last)
+        hidden = self.conv_in(pixel_values)
         last = len(self.down) - 1
         for index, level in enumerate(self.down):
             hidden = level(hidden)

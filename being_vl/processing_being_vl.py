@@ -17,14 +17,16 @@ from typing import Any
 import numpy as np
 import torch
 from PIL import Image
-from transformers import AutoConfig, AutoModel, BatchFeature, PreTrainedModel, ProcessorMixin
+from transformers import BatchFeature, PreTrainedModel, ProcessorMixin
 from transformers.image_utils import make_flat_list_of_images
 from transformers.processing_utils import MultiModalData
+from transformers.utils.hub import resolve_revision
 
+from .grid_inputs import flatten, is_nested, nested_grids
+from .lazy_vq import LazyVQ
 from .vocabulary import VocabularyLayout
 
 VQ_FOLDER = "vq_model"
-_VQ_BATCH_SIZE = 8  # images quantized at once: a 512-pixel encoder needs about 1 GB for each
 _HUB_OPTIONS = (
     "cache_dir",
     "force_download",
@@ -60,14 +62,10 @@ class BeingVLProcessor(ProcessorMixin):
         self.boi_token_id = tokenizer.boi_token_id
         self.eoi_token = tokenizer.eoi_token
         self.eoi_token_id = tokenizer.eoi_token_id
-        self._vq_model = vq_model
-        self._vq_source: tuple[str, dict[str, Any]] | None = None
-        self._vq_device = vq_device
+        self._vq = LazyVQ(vq_model, vq_device)
         super().__init__(
             image_processor, tokenizer, chat_template=chat_template or tokenizer.chat_template
         )
-        if vq_model is not None:
-            self._place_vq()
 
     # ---- the VQ model
 
@@ -78,69 +76,25 @@ class BeingVLProcessor(ProcessorMixin):
         Raises:
             ValueError: the processor was built without one, or loaded with `vq=False`.
         """
-        if self._vq_model is None:
-            if self._vq_source is None:
-                raise ValueError(
-                    "this processor has no VQ model (built without vq_model, or loaded with vq=False): "
-                    "pass image_codes instead of images; nothing can be decoded to pixels"
-                )
-            path, options = self._vq_source
-            self._vq_model = AutoModel.from_pretrained(path, **options)
-            self._place_vq()
-        return self._vq_model
+        return self._vq.model
 
     @property
     def vq_device(self) -> torch.device:
         """Where the VQ model runs. Assign to move it, or to choose before it is loaded."""
-        if self._vq_model is not None:
-            return self._vq_model.device
-        return torch.device(self._vq_device or "cpu")
+        return self._vq.device
 
     @vq_device.setter
     def vq_device(self, device: str | torch.device) -> None:
-        self._vq_device = device
-        if self._vq_model is not None:
-            self._place_vq()
-
-    def _place_vq(self) -> None:
-        self._vq_model.eval().requires_grad_(False)
-        if self._vq_device is not None:
-            self._vq_model.to(self._vq_device)
-
-    def _vq_config(self) -> Any:
-        """The VQ model's config, read without its weights where they are not loaded yet."""
-        if self._vq_model is None and self._vq_source is not None:
-            path, options = self._vq_source
-            return AutoConfig.from_pretrained(path, **options)
-        return self.vq_model.config
+        self._vq.to(device)
 
     def quantize(self, images: Any, **images_kwargs: Any) -> list[np.ndarray]:
         """Pixels → codes: one int32 array (h, w) for each image, in order."""
         features = self.image_processor(make_flat_list_of_images(images), **images_kwargs)
-        return self._quantize_pixels(features["pixel_values"])
+        return self._vq.quantize(features["pixel_values"])
 
-    @torch.inference_mode()
-    def _quantize_pixels(self, pixel_values: Sequence[Any]) -> list[np.ndarray]:
-        vq = self.vq_model
-        pixels = [torch.as_tensor(image) for image in pixel_values]  # each (3, height, width)
-        by_shape: dict[torch.Size, list[int]] = {}
-        for index, image in enumerate(pixels):
-            by_shape.setdefault(image.shape, []).append(index)
-        grids: list[np.ndarray] = [np.empty(0)] * len(pixels)
-        for indices in by_shape.values():
-            for start in range(0, len(indices), _VQ_BATCH_SIZE):
-                chunk = indices[start : start + _VQ_BATCH_SIZE]
-                batch = torch.stack([pixels[index] for index in chunk]).to(vq.device, vq.dtype)
-                for index, codes in zip(chunk, vq.encode(batch).cpu().numpy(), strict=True):
-                    grids[index] = codes.astype(np.int32)
-        return grids
-
-    @torch.inference_mode()
     def reconstruct(self, codes: Any) -> Image.Image:
         """Codes (h, w) → the image that the VQ model makes of them."""
-        grid = torch.as_tensor(np.asarray(codes), dtype=torch.long)
-        pixels = self.vq_model.decode(grid[None].to(self.vq_model.device))
-        return self.image_processor.postprocess(pixels.float().cpu())[0]
+        return self.image_processor.postprocess(self._vq.reconstruct(codes))[0]
 
     # ---- text and images → ids
 
@@ -185,14 +139,14 @@ class BeingVLProcessor(ProcessorMixin):
             codes = self.quantize(images, **images_kwargs)
             return BatchFeature({"image_codes": codes}, tensor_type=return_tensors)
 
-        given = images if image_codes is None else _nested_grids(image_codes)
+        given = images if image_codes is None else nested_grids(image_codes)
         counts = self._count_placeholders(text, given)
         if sum(counts) and (split_special_tokens or self.tokenizer.split_special_tokens):
             raise ValueError(
                 "split_special_tokens=True splits the image placeholders too; for text that is not trusted "
                 "use apply_chat_template(..., sanitize_control_tokens=True)"
             )
-        grids = _flatten(given) if image_codes is not None else []
+        grids = flatten(given) if image_codes is not None else []
         if images is not None:
             grids = self.quantize(images, **images_kwargs)
         image_ids = self.tokenizer.encode_codes(grids) if grids else []
@@ -216,6 +170,10 @@ class BeingVLProcessor(ProcessorMixin):
             data["text_replacement_offsets"] = offsets
         if return_tensors is None:
             data["input_ids"] = [ids.tolist() for ids in data["input_ids"]]
+        elif "attention_mask" in data:  # arrays, as the ids are: torch is slow to read nested lists
+            data["attention_mask"] = [
+                np.array(row, dtype=np.int64) for row in data["attention_mask"]
+            ]
         return BatchFeature(
             data, tensor_type=return_tensors, skip_tensor_conversion=self.skip_tensor_conversion
         )
@@ -228,10 +186,10 @@ class BeingVLProcessor(ProcessorMixin):
         counts = [len(sample) for sample in offsets]
         if given is None:
             expected = [0] * len(text)
-        elif isinstance(given, (list, tuple)) and len(given) == len(text) and _is_nested(given):
+        elif isinstance(given, (list, tuple)) and len(given) == len(text) and is_nested(given):
             expected = [len(sample) for sample in given]
         else:
-            total = len(_flatten(given))
+            total = len(flatten(given))
             expected = counts if sum(counts) == total else [total]
         if counts != expected:
             raise ValueError(
@@ -311,7 +269,7 @@ class BeingVLProcessor(ProcessorMixin):
     def grid_size(self, height: int, width: int) -> tuple[int, int]:
         """The size (h, w) of the grid of codes of an image of height × width pixels."""
         blank = self.image_processor(Image.new("RGB", (width, height)))["pixel_values"][0]
-        downsampling = self._vq_config().downsampling
+        downsampling = self._vq.config.downsampling
         return blank.shape[-2] // downsampling, blank.shape[-1] // downsampling
 
     # ---- ids → text and images
@@ -449,7 +407,7 @@ class BeingVLProcessor(ProcessorMixin):
     def from_pretrained(
         cls,
         pretrained_model_name_or_path: str | os.PathLike,
-        *args: Any,
+        *,
         vq: bool = True,
         vq_device: str | torch.device | None = None,
         **kwargs: Any,
@@ -462,16 +420,23 @@ class BeingVLProcessor(ProcessorMixin):
             vq_device: where the VQ model will run; the CPU by default.
             kwargs: as in `ProcessorMixin.from_pretrained`.
         """
-        loaded = super().from_pretrained(pretrained_model_name_or_path, *args, **kwargs)
+        # The VQ model is loaded later: from the commit that everything else came from.
+        where = {
+            name: kwargs[name]
+            for name in ("token", "local_files_only", "cache_dir")
+            if name in kwargs
+        }
+        kwargs["revision"] = resolve_revision(
+            pretrained_model_name_or_path, kwargs.get("revision"), **where
+        )
+        loaded = super().from_pretrained(pretrained_model_name_or_path, **kwargs)
         processor = loaded[0] if isinstance(loaded, tuple) else loaded  # return_unused_kwargs=True
-        processor._vq_device = vq_device
+        source = None
         if vq:
             options = {name: kwargs[name] for name in _HUB_OPTIONS if kwargs.get(name) is not None}
             subfolder = "/".join(filter(None, (kwargs.get("subfolder"), VQ_FOLDER)))
-            processor._vq_source = (
-                str(pretrained_model_name_or_path),
-                {**options, "subfolder": subfolder},
-            )
+            source = (str(pretrained_model_name_or_path), {**options, "subfolder": subfolder})
+        processor._vq = LazyVQ(device=vq_device, source=source)
         return loaded
 
     def save_pretrained(
@@ -479,7 +444,7 @@ class BeingVLProcessor(ProcessorMixin):
     ) -> list[str]:
         """Save the processor, and the VQ model in the subfolder `vq_model/` if there is one."""
         files = super().save_pretrained(save_directory, **({} if push_to_hub else kwargs))
-        if self._vq_model is not None or self._vq_source is not None:
+        if self._vq.available:
             self.vq_model.save_pretrained(os.path.join(save_directory, VQ_FOLDER))
         if push_to_hub:
             kwargs.setdefault("repo_id", os.path.basename(os.path.abspath(save_directory)))
@@ -489,46 +454,5 @@ class BeingVLProcessor(ProcessorMixin):
     def to_dict(self) -> dict[str, Any]:
         """The configuration; the VQ model is no part of it."""
         light = copy.copy(self)
-        light._vq_model = None
+        light._vq = LazyVQ()
         return super(BeingVLProcessor, light).to_dict()
-
-
-def _nested_grids(value: Any) -> list[Any]:
-    """Arrays, tensors and nested lists of codes → a list of grids, or of lists of grids."""
-    if isinstance(value, torch.Tensor):
-        value = value.cpu().numpy()
-    if isinstance(value, np.ndarray) and value.dtype != object:
-        if value.ndim == 2:
-            return [value]
-        if value.ndim in (3, 4):
-            return list(value) if value.ndim == 3 else [list(sample) for sample in value]
-        raise ValueError(f"image_codes must be grids (h, w), got an array of shape {value.shape}")
-    if not isinstance(value, (list, tuple)):
-        raise ValueError(f"image_codes must be grids (h, w), got {type(value).__name__}")
-    if _depth(value) == 2:
-        return [np.asarray(value)]
-    return [_grid_or_list(item) for item in value]
-
-
-def _grid_or_list(item: Any) -> Any:
-    grids = _nested_grids(item)
-    return grids[0] if _depth(item) == 2 else grids
-
-
-def _depth(value: Any) -> int:
-    """Levels above the numbers: 2 for a grid, however it is stored."""
-    if isinstance(value, (np.ndarray, torch.Tensor)) and value.dtype != object:
-        return value.ndim
-    if isinstance(value, (list, tuple, np.ndarray)):
-        return 1 + (_depth(value[0]) if len(value) else 2)
-    return 0
-
-
-def _is_nested(images: Sequence[Any]) -> bool:
-    return all(isinstance(sample, (list, tuple)) for sample in images)
-
-
-def _flatten(images: Any) -> list[Any]:
-    if isinstance(images, (list, tuple)):
-        return [image for item in images for image in _flatten(item)]
-    return [images]

@@ -56,6 +56,13 @@ def round_trips(count):
             decoded = bpe.decode_batch(ids, height, width)
             if len(part) and not np.array_equal(np.stack(decoded), part):
                 sys.exit(f"a {height}x{width} grid of {num_codes} codes did not come back")
+            few = part[:100]
+            compact = bpe.encode_batch(few, segmentation="compact")
+            decoded = bpe.decode_batch(compact, height, width)
+            if any(len(one) > len(other) for one, other in zip(compact, ids, strict=False)) or (
+                len(few) and not np.array_equal(np.stack(decoded), few)
+            ):
+                sys.exit(f"compact: a {height}x{width} grid of {num_codes} codes")
         done += many
         print(f"\r{done} grids", end="", file=sys.stderr)
     print(f"round trips: {done} grids came back")

@@ -30,10 +30,8 @@ assert BeingVLImageProcessor in IMAGE_PROCESSOR_MAPPING[BeingVLConfig].values()
 _FIRST = [
     "import being_vl; from transformers import AutoConfig",
     "import being_vl; from transformers import LlamaConfig, LlamaForCausalLM",
-    "import being_vl; from transformers import Trainer, pipeline",
     "from transformers import AutoModelForCausalLM, AutoProcessor; import being_vl",
     "from being_vl import BeingVLForCausalLM",
-    "from being_vl import BeingVLProcessor",
     "from being_vl.checkpoint import init_checkpoint",
 ]
 

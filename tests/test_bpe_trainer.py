@@ -7,10 +7,11 @@ import sys
 import numpy as np
 import pytest
 
-from being_vl.bpe import naive
+from being_vl.bpe import naive, shard
 from being_vl.bpe.grids import open_grids
 from being_vl.bpe.processes import OneProcess
-from being_vl.bpe.trainer import Checkpoint, train_merges
+from being_vl.bpe.state import Checkpoint
+from being_vl.bpe.trainer import train_merges
 from being_vl.code_shards import CodeShards, ShardInfo, write_shard
 
 SHAPES = [(1, 1), (1, 9), (9, 1), (2, 3), (5, 7), (8, 8)]
@@ -132,6 +133,17 @@ def test_a_low_memory_limit_counts_again_with_the_same_result(smooth_grids):
     free = train_merges(smooth_grids, **options)
     tight = train_merges(smooth_grids, memory_limit=5 * smooth_grids.size, **options)
     assert digest(free) == digest(tight)
+
+
+def test_a_full_pool_is_compacted_and_enlarged(smooth_grids, monkeypatch):
+    options = {"num_merges": 400, "codebook_size": 64, "num_threads": 2}
+    roomy = train_merges(smooth_grids, **options)
+    monkeypatch.setattr(shard, "_SPARE_POSITIONS", 1)
+    sizes = []
+    compact = shard.compact
+    monkeypatch.setattr(shard, "compact", lambda *args: sizes.append(compact(*args)) or sizes[-1])
+    assert digest(train_merges(smooth_grids, **options)) == digest(roomy)
+    assert len(sizes) > 2
 
 
 def test_large_ids_and_long_grids_need_wide_cells(smooth_grids):

@@ -269,3 +269,22 @@ def test_remote_code_goes_into_every_kind_of_folder(tmp_path: Path) -> None:
     text_model(tokenizer).save_pretrained(tmp_path / "llama")
     with pytest.raises(ValueError, match="model_type is 'llama'"):
         add_remote_code(tmp_path / "llama")
+
+
+def test_register_for_auto_class_works_as_everywhere(tmp_path: Path, monkeypatch) -> None:
+    _, processor = tiny_checkpoint("smollm")
+    for part in (BeingVLProcessor, type(processor.tokenizer), BeingVLImageProcessor):
+        monkeypatch.setattr(part, "_auto_class", None)
+        part.register_for_auto_class()
+    processor.save_pretrained(tmp_path)
+    processor_config = json.loads((tmp_path / "processor_config.json").read_text())
+    tokenizer_config = json.loads((tmp_path / "tokenizer_config.json").read_text())
+    assert processor_config["auto_map"]["AutoProcessor"] == "processing_being_vl.BeingVLProcessor"
+    assert (
+        tokenizer_config["auto_map"]["AutoTokenizer"][0] == "tokenization_being_vl.BeingVLTokenizer"
+    )
+    assert {path.name for path in tmp_path.glob("*.py")} >= {
+        "image_bpe.py",
+        "vocabulary.py",
+        "lazy_vq.py",
+    }

@@ -26,7 +26,8 @@ from transformers import (
 
 from being_vl import ImageBPE
 from being_vl.generation_being_vl import ImageGridLogitsProcessor, image_token_bound
-from being_vl.image_grid_tracking import OpenImageTracker, image_token_positions
+from being_vl.image_grid_positions import image_token_positions
+from being_vl.image_grid_tracking import OpenImageTracker
 
 NUM_SOAK_IMAGES = int(os.environ.get("BEING_VL_SOAK_IMAGES", "5000"))
 PROMPT = random_ids(3, 7, high=TEXT_SIZE)

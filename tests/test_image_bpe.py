@@ -106,6 +106,19 @@ def test_wide_narrow_and_large_grids_in_one_batch():
     assert [bpe.encode(grid).tolist() for grid in grids] == expected
 
 
+def test_a_tall_and_a_wide_grid_do_not_make_one_board():
+    """Laid out at one row length they would take 10¹¹ cells."""
+    bpe = ImageBPE([[0, 0, 0, 1], [0, 0, 1, 0]], 1)
+    grids = [np.zeros((1, 200_000), np.int8), np.zeros((200_000, 1), np.int8)]
+    assert [len(ids) for ids in bpe.encode_batch(grids)] == [100_000, 100_000]
+    with pytest.raises(ValueError, match="more than 16777216 cells"):
+        bpe.encode(np.broadcast_to(np.int8(0), (4097, 4096)))
+    with pytest.raises(ValueError, match="more than 16777216 cells"):
+        bpe.encode_batch(np.broadcast_to(np.int8(0), (1, 4097, 4096)))
+    with pytest.raises(ValueError, match="height 4097 x width 4096 is more than"):
+        bpe.decode([0], 4097, 4096)
+
+
 @pytest.mark.parametrize("dtype", [np.uint8, np.int16, np.uint16, np.int64, np.uint64])
 def test_arrays_of_any_integer_type_and_layout(dtype):
     rng = np.random.default_rng(0)

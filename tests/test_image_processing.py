@@ -98,7 +98,9 @@ def test_transparency_lies_over_white():
     for transparency in (1, b"\xff\x00"):
         stored = as_file(palette, format="PNG", transparency=transparency)
         assert (rgb(load_image(stored)) == 255).all()
-    true_colour = as_file(PIL.Image.new("RGB", (2, 2), (1, 2, 3)), format="PNG", transparency=(1, 2, 3))
+    true_colour = as_file(
+        PIL.Image.new("RGB", (2, 2), (1, 2, 3)), format="PNG", transparency=(1, 2, 3)
+    )
     assert (rgb(load_image(true_colour)) == 255).all()
 
 
@@ -174,7 +176,9 @@ def png(width, height, *, data=b""):
         return struct.pack(">I", len(content)) + body + struct.pack(">I", zlib.crc32(body))
 
     header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
-    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", data) + chunk(b"IEND", b"")
+    return (
+        b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", data) + chunk(b"IEND", b"")
+    )
 
 
 @pytest.mark.parametrize("side", [9000, 12000, 14000, 60000])

@@ -30,8 +30,15 @@ LAYERS: list[dict[str, tuple[str, ...]]] = [
     },
     {"tokenization": ("tokenization_being_vl",), "configuration": ("configuration_being_vl",)},
     {
-        "processing": ("processing_being_vl",),
-        "modeling": ("modeling_being_vl", "generation_being_vl", "frozen_rows", "image_rows"),
+        "processing": ("processing_being_vl", "lazy_vq", "grid_inputs"),
+        "modeling": (
+            "modeling_being_vl",
+            "generation_being_vl",
+            "frozen_rows",
+            "image_grid_positions",
+            "image_rows",
+            "text_model_extension",
+        ),
     },
     {"data": ("drawing",)},
     {

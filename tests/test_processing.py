@@ -472,10 +472,10 @@ def test_save_and_load_with_the_vq_model_on_first_use(processor, tmp_path: Path)
     assert loaded.chat_template == processor.chat_template
     text, grid = "<image> a", random_grids(1)
     assert loaded(text=text, image_codes=grid) == processor(text=text, image_codes=grid)
-    assert loaded._vq_model is None
+    assert not loaded._vq.loaded
     image = picture()
     assert loaded(images=image, text=text) == processor(images=image, text=text)
-    assert loaded._vq_model is not None
+    assert loaded._vq.loaded
     assert not loaded.vq_model.training
     # Saved again before the VQ model was needed, it is all there.
     AutoProcessor.from_pretrained(tmp_path).save_pretrained(tmp_path / "again")
@@ -505,7 +505,7 @@ def test_the_vq_model_goes_where_it_is_asked_to(processor, tmp_path: Path) -> No
     """The meta device stands for any other."""
     processor.save_pretrained(tmp_path)
     loaded = AutoProcessor.from_pretrained(tmp_path, vq_device="meta")
-    assert loaded.vq_device == torch.device("meta") and loaded._vq_model is None
+    assert loaded.vq_device == torch.device("meta") and not loaded._vq.loaded
     assert loaded.vq_model.device == torch.device("meta")
     here = build(vq_device="meta")
     assert here.vq_model.device == torch.device("meta")

@@ -96,7 +96,7 @@ import being_vl
 from huggingface_hub import HfApi
 from transformers import AutoModelForCausalLM, AutoProcessor
 AutoModelForCausalLM.from_pretrained({source!r}).push_to_hub("tester/pushed")
-AutoProcessor.from_pretrained({source!r}).push_to_hub("tester/pushed")
+AutoProcessor.from_pretrained({source!r}).save_pretrained("again", push_to_hub=True, repo_id="tester/pushed")
 HfApi().create_repo("tester/whole")
 HfApi().upload_folder(repo_id="tester/whole", folder_path={source!r})
 {_BEHAVIOUR}

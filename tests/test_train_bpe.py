@@ -13,7 +13,8 @@ import pytest
 
 from being_vl import ImageBPE
 from being_vl.bpe.checkpoints import FILE_NAME, load_checkpoint, lock_folder, save_checkpoint
-from being_vl.bpe.trainer import Checkpoint, train_merges
+from being_vl.bpe.state import Checkpoint
+from being_vl.bpe.trainer import train_merges
 from being_vl.cli import main
 from being_vl.code_shards import ShardInfo, write_shard
 

@@ -216,7 +216,7 @@ def test_from_pretrained_makes_up_no_weights(model, tmp_path, change, message):
 
 def test_a_checkpoint_without_a_vq_gan_or_with_two_is_refused(model, tmp_path):
     save_file({"conv.weight": torch.ones(1)}, tmp_path / "none.safetensors")
-    with pytest.raises(ValueError, match="must hold one VQ-GAN.*found none"):
+    with pytest.raises(ValueError, match=r"must hold one VQ-GAN.*found none"):
         load_vq_checkpoint(tmp_path / "none.safetensors")
     two = {f"{name}.{key}": value for name in "ab" for key, value in model.state_dict().items()}
     save_file({key: value.clone() for key, value in two.items()}, tmp_path / "two.safetensors")
@@ -224,7 +224,9 @@ def test_a_checkpoint_without_a_vq_gan_or_with_two_is_refused(model, tmp_path):
         load_vq_checkpoint(tmp_path / "two.safetensors")
 
 
-@pytest.mark.parametrize("name", ["model.safetensors", "vqgan.ckpt", "model.safetensors.index.json"])
+@pytest.mark.parametrize(
+    "name", ["model.safetensors", "vqgan.ckpt", "model.safetensors.index.json"]
+)
 def test_damaged_files_are_named(tmp_path, name):
     (tmp_path / name).write_bytes(b"\x80\x02garbage")
     with pytest.raises(ValueError, match=name):

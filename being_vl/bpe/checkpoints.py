@@ -15,7 +15,7 @@ import numpy as np
 from filelock import FileLock, Timeout
 
 from ..code_shards import write_atomic
-from .trainer import Checkpoint
+from .state import Checkpoint
 
 FILE_NAME = "checkpoint.json"
 _LOCK_NAME = "train-bpe.lock"

@@ -30,7 +30,7 @@ def view_of(token, row, col):
 
 
 @kernel
-def _slot(table, mask, stamp, view):
+def slot_of(table, mask, stamp, view):
     """The row of a view, or the free row where it belongs."""
     h = (view >> 34) * 0x9E3779B1 + (view & 0x3FFFFFFFF) * 0x2545F49
     h = ((((h ^ (h >> 29)) & 0x3FFFFFFF) * 0x6C078965) >> 20) & mask
@@ -40,9 +40,9 @@ def _slot(table, mask, stamp, view):
 
 
 @kernel
-def _open_slot(table, mask, stamp, view, used, n_used):
+def open_slot(table, mask, stamp, view, used, n_used):
     """The row of a view, made if it is new."""
-    h = _slot(table, mask, stamp, view)
+    h = slot_of(table, mask, stamp, view)
     if table[h, 1] != stamp:
         table[h, 0] = view
         table[h, 1] = stamp
@@ -54,7 +54,7 @@ def _open_slot(table, mask, stamp, view, used, n_used):
 
 
 @kernel
-def _grow(table, mask, stamp, used, n_used):
+def grow(table, mask, stamp, used, n_used):
     """Quadruple the part of the table in use; the array too, where it is too short."""
     rows = np.empty((n_used, 4), np.int64)
     for i in range(n_used):
@@ -67,7 +67,7 @@ def _grow(table, mask, stamp, used, n_used):
     stamp += 1
     n = 0
     for i in range(n_used):
-        h, n = _open_slot(table, mask, stamp, rows[i, 0], used, n)
+        h, n = open_slot(table, mask, stamp, rows[i, 0], used, n)
         table[h, 2] = rows[i, 2]
         table[h, 3] = rows[i, 3]
     return table, mask, stamp, used
@@ -83,7 +83,7 @@ def flat_offsets(offsets, stride, shift_row, shift_col):
 
 
 @kernel
-def _group_of(ends, position):
+def group_of(ends, position):
     group = 0
     while position >= ends[group]:
         group += 1
@@ -111,18 +111,18 @@ def apply_rule(
 ):
     """Merge the occurrences of a rule in the order of their positions.
 
-    Returns the table (it may have grown), its used rows, how much each listed key lost, and the number
-    of merges. Afterwards column 3 of a used row holds the count of the new key of c and that neighbour.
+    Returns the table (it may have grown), its used rows, and how much the key of each view lost, followed
+    by the number of merges. Afterwards column 3 of a used row holds the count of the new key of c and that neighbour.
     """
     a, b, row_offset, col_offset, c = rule[0], rule[1], rule[2], rule[3], rule[4]
     wide, mask_col = 2 * bits, (1 << bits) - 1
     low = (1 << wide) - 1
     stamp, mask, n_used = state[0] + 1, state[1], 0
-    lost = np.zeros(views.shape[0], np.int64)
+    lost = np.zeros(views.shape[0] + 1, np.int64)
     for i in range(views.shape[0]):
         if 2 * n_used >= mask:
-            table, mask, stamp, used = _grow(table, mask, stamp, used, n_used)
-        h, n_used = _open_slot(table, mask, stamp, views[i], used, n_used)
+            table, mask, stamp, used = grow(table, mask, stamp, used, n_used)
+        h, n_used = open_slot(table, mask, stamp, views[i], used, n_used)
         table[h, 2] |= (i + 1) << (32 * sides[i])
 
     around = np.empty(perimeter_a.shape[0] + perimeter_b.shape[0], np.int64)
@@ -141,7 +141,7 @@ def apply_rule(
         if v >> wide != a:
             continue
         if p < begin or p >= end:
-            group = _group_of(ends, p)
+            group = group_of(ends, p)
             begin, end, stride = (0 if group == 0 else ends[group - 1]), ends[group], strides[group]
             step = row_offset * stride + col_offset
             near_a = flat_offsets(perimeter_a, stride, 0, 0)
@@ -186,7 +186,7 @@ def apply_rule(
         merged += 1
 
         if 2 * (n_used + 3 * n) >= mask:
-            table, mask, stamp, used = _grow(table, mask, stamp, used, n_used)
+            table, mask, stamp, used = grow(table, mask, stamp, used, n_used)
         row, col = (v >> bits) & mask_col, v & mask_col
         for j in range(n):
             u = around[j]
@@ -194,17 +194,17 @@ def apply_rule(
             if t == c:
                 # made by this rule a moment ago: it counted a and b as its neighbours
                 if touches[j] & 1:
-                    h = _slot(table, mask, stamp, view_of(a, -dr, -dc))
+                    h = slot_of(table, mask, stamp, view_of(a, -dr, -dc))
                     table[h, 3] -= 1
                 if touches[j] & 2:
-                    h = _slot(table, mask, stamp, view_of(b, row_offset - dr, col_offset - dc))
+                    h = slot_of(table, mask, stamp, view_of(b, row_offset - dr, col_offset - dc))
                     table[h, 3] -= 1
                 if dr < 0 or (dr == 0 and dc < 0):
                     dr, dc = -dr, -dc
-                h, n_used = _open_slot(table, mask, stamp, view_of(c, dr, dc), used, n_used)
+                h, n_used = open_slot(table, mask, stamp, view_of(c, dr, dc), used, n_used)
                 table[h, 3] += 1
             else:
-                h, n_used = _open_slot(table, mask, stamp, view_of(t, dr, dc), used, n_used)
+                h, n_used = open_slot(table, mask, stamp, view_of(t, dr, dc), used, n_used)
                 table[h, 3] += 1
                 keys = table[h, 2]
                 if keys != 0:
@@ -213,7 +213,8 @@ def apply_rule(
                     if touches[j] & 2 and keys >> 32:
                         lost[(keys >> 32) - 1] += 1
     state[0], state[1], state[2] = stamp, mask, n_used
-    return table, used, lost, merged
+    lost[-1] = merged
+    return table, used, lost
 
 
 @kernel
@@ -238,7 +239,7 @@ def list_positions(
         p = np.int64(positions[i])
         v = np.int64(cells[p])
         if p < begin or p >= end:
-            group = _group_of(ends, p)
+            group = group_of(ends, p)
             begin, end, stride = (0 if group == 0 else ends[group - 1]), ends[group], strides[group]
             near = flat_offsets(perimeter, stride, 0, 0)
         row, col = (v >> bits) & mask_col, v & mask_col
@@ -258,7 +259,7 @@ def list_positions(
             after = dr > 0 or (dr == 0 and dc > 0)
             if t == c and not after:
                 continue
-            h = _slot(table, mask, stamp, view_of(t, dr, dc))
+            h = slot_of(table, mask, stamp, view_of(t, dr, dc))
             if table[h, 1] == stamp and table[h, 3] >= 0:
                 pool[table[h, 3]] = p if after else p + dr * stride + dc
                 table[h, 3] += 1
@@ -285,7 +286,7 @@ def counts_of_views(table, state, views):
     """How often the new keys of these views occur here."""
     counts = np.zeros(views.shape[0], np.int64)
     for i in range(views.shape[0]):
-        h = _slot(table, state[1], state[0], views[i])
+        h = slot_of(table, state[1], state[0], views[i])
         if table[h, 1] == state[0]:
             counts[i] = table[h, 3]
     return counts
@@ -297,21 +298,41 @@ def aim_views(table, used, state, views, targets):
     for i in range(state[2]):
         table[used[i], 3] = -1
     for i in range(views.shape[0]):
-        h = _slot(table, state[1], state[0], views[i])
+        h = slot_of(table, state[1], state[0], views[i])
         if table[h, 1] == state[0]:
             table[h, 3] = targets[i]
 
 
 @kernel
-def compact(pool, starts, lengths, counts, theta, n):
-    """Move the lists of keys that still reach theta to the front of the pool; returns their total length."""
+def compact(cells, wide, pool, starts, lengths, columns, counts, theta, n):
+    """Move the lists of keys that still reach theta to the front of the pool; returns their total length.
+
+    Lists that are mostly stale are cleaned on the way.
+    """
     at = 0
     for key in range(n):
         length = lengths[key] if counts[key] >= theta else 0
-        start = starts[key]
-        for i in range(length):
-            pool[at + i] = pool[start + i]
-        starts[key] = at
-        lengths[key] = length
-        at += length
+        start, begin, first = starts[key], at, columns[key, 0]
+        stale = 2 * counts[key] < length
+        for i in range(start, start + length):
+            if stale and np.int64(cells[np.int64(pool[i])]) >> wide != first:
+                continue
+            pool[at] = pool[i]
+            at += 1
+        starts[key] = begin
+        lengths[key] = at - begin
     return at
+
+
+@kernel
+def keys_of_views(views, token):
+    """The keys, (n, 4), of a token and its neighbours as it views them."""
+    columns = np.empty((views.shape[0], 4), np.int64)
+    for i in range(views.shape[0]):
+        other = views[i] >> 34
+        row, col = ((views[i] >> 17) & 0x1FFFF) - _BIAS, (views[i] & 0x1FFFF) - _BIAS
+        if row > 0 or (row == 0 and col > 0):
+            columns[i, 0], columns[i, 1], columns[i, 2], columns[i, 3] = token, other, row, col
+        else:
+            columns[i, 0], columns[i, 1], columns[i, 2], columns[i, 3] = other, token, -row, -col
+    return columns

@@ -174,7 +174,7 @@ class KeyTable:
         begin, end = self.size, self.size + len(columns)
         if end > len(self.columns):
             for name in ("columns", "counts", "_links", "_heap"):
-                setattr(self, name, _lengthened(getattr(self, name), 2 * end))
+                setattr(self, name, lengthened(getattr(self, name), 2 * end))
         self.columns[begin:end] = columns
         self.counts[begin:end] = counts
         self.size = end
@@ -201,7 +201,7 @@ class KeyTable:
         _subtract(self.counts, keys, lost)
 
 
-def _lengthened(array: np.ndarray, length: int) -> np.ndarray:
+def lengthened(array: np.ndarray, length: int) -> np.ndarray:
     longer = np.empty((length, *array.shape[1:]), array.dtype)
     longer[: len(array)] = array
     return longer

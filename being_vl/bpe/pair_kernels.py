@@ -12,7 +12,7 @@ from __future__ import annotations
 import numpy as np
 
 from ._jit import kernel
-from .kernels import _group_of, _grow, _open_slot, _slot, view_of
+from .kernels import group_of, grow, open_slot, slot_of, view_of
 
 
 @kernel
@@ -48,11 +48,11 @@ def apply_pair(
     wide, mask_col = 2 * bits, (1 << bits) - 1
     low = (1 << wide) - 1
     stamp, mask, n_used = state[0] + 1, state[1], 0
-    lost = np.zeros(views.shape[0], np.int64)
+    lost = np.zeros(views.shape[0] + 1, np.int64)
     for i in range(views.shape[0]):
         if 2 * n_used >= mask:
-            table, mask, stamp, used = _grow(table, mask, stamp, used, n_used)
-        h, n_used = _open_slot(table, mask, stamp, views[i], used, n_used)
+            table, mask, stamp, used = grow(table, mask, stamp, used, n_used)
+        h, n_used = open_slot(table, mask, stamp, views[i], used, n_used)
         table[h, 2] |= (i + 1) << (32 * sides[i])
 
     around = np.empty(64, np.int64)
@@ -62,7 +62,7 @@ def apply_pair(
         v = np.int64(cells[p])
         if v >> wide != a:
             continue
-        stride = strides[_group_of(ends, p)]
+        stride = strides[group_of(ends, p)]
         around, n = neighbours(cells, ring, stride, sentinel, p, sentinel, around, 0)
         w = np.int64(-1)
         for j in range(n):
@@ -94,7 +94,7 @@ def apply_pair(
         merged += 1
 
         if 2 * (n_used + 3 * n) >= mask:
-            table, mask, stamp, used = _grow(table, mask, stamp, used, n_used)
+            table, mask, stamp, used = grow(table, mask, stamp, used, n_used)
         for j in range(n):
             u = around[j]
             t, here = u >> wide, u & low
@@ -102,24 +102,25 @@ def apply_pair(
             after_q = 1 if here > w & low else -1
             if t == c:
                 if j < n_a:
-                    h = _slot(table, mask, stamp, view_of(a, 0, -after_p))
+                    h = slot_of(table, mask, stamp, view_of(a, 0, -after_p))
                     table[h, 3] -= 1
                 if touches_b[j]:
-                    h = _slot(table, mask, stamp, view_of(b, 0, -after_q))
+                    h = slot_of(table, mask, stamp, view_of(b, 0, -after_q))
                     table[h, 3] -= 1
-                h, n_used = _open_slot(table, mask, stamp, view_of(c, 0, 1), used, n_used)
+                h, n_used = open_slot(table, mask, stamp, view_of(c, 0, 1), used, n_used)
                 table[h, 3] += 1
                 continue
-            h, n_used = _open_slot(table, mask, stamp, view_of(t, 0, after_p), used, n_used)
+            h, n_used = open_slot(table, mask, stamp, view_of(t, 0, after_p), used, n_used)
             table[h, 3] += 1
             if j < n_a and table[h, 2] & 0xFFFFFFFF:
                 lost[(table[h, 2] & 0xFFFFFFFF) - 1] += 1
             if touches_b[j]:
-                h = _slot(table, mask, stamp, view_of(t, 0, after_q))
+                h = slot_of(table, mask, stamp, view_of(t, 0, after_q))
                 if table[h, 1] == stamp and table[h, 2] >> 32:
                     lost[(table[h, 2] >> 32) - 1] += 1
     state[0], state[1], state[2] = stamp, mask, n_used
-    return table, used, lost, merged
+    lost[-1] = merged
+    return table, used, lost
 
 
 @kernel
@@ -155,7 +156,7 @@ def list_pairs(cells, ring, ends, strides, bits, sentinel, positions, c, table, 
     for i in range(positions.shape[0]):
         p = np.int64(positions[i])
         v = np.int64(cells[p])
-        stride = strides[_group_of(ends, p)]
+        stride = strides[group_of(ends, p)]
         row, col = (v >> bits) & mask_col, v & mask_col
         around, n = neighbours(cells, ring, stride, sentinel, p, sentinel, around, 0)
         for j in range(n):
@@ -163,7 +164,7 @@ def list_pairs(cells, ring, ends, strides, bits, sentinel, positions, c, table, 
             after = u & low > v & low
             if u >> wide == c and not after:
                 continue
-            h = _slot(table, mask, stamp, view_of(u >> wide, 0, 1 if after else -1))
+            h = slot_of(table, mask, stamp, view_of(u >> wide, 0, 1 if after else -1))
             if table[h, 1] == stamp and table[h, 3] >= 0:
                 other = p + (((u >> bits) & mask_col) - row) * stride + (u & mask_col) - col
                 pool[table[h, 3]] = p if after else other

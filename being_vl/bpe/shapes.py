@@ -7,8 +7,44 @@ from __future__ import annotations
 
 import numpy as np
 
+from ._jit import kernel
+
 _SINGLE = np.zeros((1, 2), np.int32)
 _CROSS = np.array([[-1, 0], [0, -1], [0, 1], [1, 0]], np.int32)
+
+
+@kernel
+def _join(one, other, row_offset, col_offset):
+    """The cells of two shapes, the other moved by an offset, in raster order; and the cells around them."""
+    top, bottom, left, right = 0, 0, 0, 0
+    for i in range(one.shape[0]):
+        bottom, left, right = max(bottom, one[i, 0]), min(left, one[i, 1]), max(right, one[i, 1])
+    for i in range(other.shape[0]):
+        row, col = other[i, 0] + row_offset, other[i, 1] + col_offset
+        bottom, left, right = max(bottom, row), min(left, col), max(right, col)
+    height, width = bottom - top + 3, right - left + 3
+    inside = np.zeros((height, width), np.bool_)
+    for i in range(one.shape[0]):
+        inside[one[i, 0] + 1, one[i, 1] - left + 1] = True
+    for i in range(other.shape[0]):
+        inside[other[i, 0] + row_offset + 1, other[i, 1] + col_offset - left + 1] = True
+    cells = np.empty((one.shape[0] + other.shape[0], 2), np.int32)
+    around = np.empty((2 * cells.shape[0] + 2, 2), np.int32)
+    n = m = 0
+    for row in range(height):
+        for col in range(width):
+            if inside[row, col]:
+                cells[n, 0], cells[n, 1] = row - 1, col + left - 1
+                n += 1
+            elif (
+                (row > 0 and inside[row - 1, col])
+                or (row + 1 < height and inside[row + 1, col])
+                or (col > 0 and inside[row, col - 1])
+                or (col + 1 < width and inside[row, col + 1])
+            ):
+                around[m, 0], around[m, 1] = row - 1, col + left - 1
+                m += 1
+    return cells, around[:m].copy()
 
 
 class Shapes:
@@ -58,17 +94,10 @@ class Shapes:
         self.num_cells[token] = self.num_cells[first] + self.num_cells[second]
         if self.merge_rule == "pair":
             return token
-        moved = self.cells(second) + np.array([row_offset, col_offset], np.int32)
-        cells = sorted(map(tuple, np.concatenate([self.cells(first), moved]).tolist()))
-        inside = set(cells)
-        around = {
-            cell
-            for row, col in cells
-            for cell in ((row - 1, col), (row, col - 1), (row, col + 1), (row + 1, col))
-        }
-        self._cells.append(np.array(cells, np.int32))
-        self._perimeters.append(np.array(sorted(around - inside), np.int32))
-        self.box[token] = self.boxes(np.asarray(rule).reshape(1, 4))[0]
+        cells, perimeter = _join(self.cells(first), self.cells(second), row_offset, col_offset)
+        self._cells.append(cells)
+        self._perimeters.append(perimeter)
+        self.box[token] = self.boxes(np.array([[first, second, row_offset, col_offset]]))[0]
         return token
 
     def boxes(self, keys: np.ndarray) -> np.ndarray:

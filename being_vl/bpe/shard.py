@@ -23,6 +23,7 @@ from .pair_kernels import apply_pair, list_pairs
 from .shapes import Shapes
 
 _SMALL_TABLE = 1 << 12
+_SPARE_POSITIONS = 1 << 16
 _NARROW_IDS, _NARROW_SIDE = 0xFFFF, 256
 _LIMIT_IDS, _LIMIT_SIDE = 1 << 24, 1 << 16
 
@@ -113,7 +114,7 @@ class Shard:
         """Forget all positions, and make room for so many of each key; returns a place not in use."""
         needed = int(counts.sum())
         self._merged = self.pool = np.empty(0, self._position_dtype)
-        self.pool = np.empty(needed + needed // 8 + (1 << 16), self._position_dtype)
+        self.pool = np.empty(needed + needed // 8 + _SPARE_POSITIONS, self._position_dtype)
         self._used_pool = needed
         self.starts = np.cumsum(counts) - counts
         self._lengths = counts.copy()
@@ -185,10 +186,8 @@ class Shard:
             self.codebook_size, *self._shapes.all_perimeters(), sketch, by_pair, rows, table, self.pool,
         )  # fmt: skip
 
-    def apply(
-        self, key: int, rule: np.ndarray, views: np.ndarray, sides: np.ndarray
-    ) -> tuple[np.ndarray, int]:
-        """Merge the occurrences of a key: how much each view's key lost, and the number of merges.
+    def apply(self, key: int, rule: np.ndarray, views: np.ndarray, sides: np.ndarray) -> np.ndarray:
+        """Merge the occurrences of a key: how much each view's key lost, then the number of merges.
 
         `rule` is (5,) int64: the key and the new token's id.
         """
@@ -209,9 +208,9 @@ class Shard:
                 self._cells, *grid, positions, rule, shapes.cells(a), shapes.cells(b),
                 shapes.perimeter(a), shapes.perimeter(b), *rest,
             )  # fmt: skip
-        self._table, self._used, lost, merged = done
-        self._merged = positions[:merged]
-        return lost, merged
+        self._table, self._used, lost = done
+        self._merged = positions[: lost[-1]]
+        return lost
 
     def _mask_for(self, rows: int) -> int:
         """A small table stays in the cache: start with what the rule may need, within the array."""
@@ -260,10 +259,10 @@ class Shard:
             return
         self._merged = self._merged.copy()
         self._used_pool = compact(
-            self.pool, self.starts, self._lengths, keys.counts, keys.theta, num_keys
-        )
+            self._cells, 2 * self._bits, self.pool, self.starts, self._lengths, keys.columns,
+            keys.counts, keys.theta, num_keys,
+        )  # fmt: skip
         total = self._used_pool + needed
-        if total > len(self.pool) - len(self.pool) // 8:
-            pool = np.empty(total + total // 4, self._position_dtype)
-            pool[: self._used_pool] = self.pool[: self._used_pool]
-            self.pool = pool
+        if total > len(self.pool) - len(self.pool) // 16:
+            # in place where the system can: two pools at once may be more than memory holds
+            self.pool.resize(total + total // 8, refcheck=False)

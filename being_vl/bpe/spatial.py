@@ -21,7 +21,7 @@ from __future__ import annotations
 import numpy as np
 
 from ._jit import kernel
-from .keys import KeyTable, _lengthened
+from .keys import KeyTable, lengthened
 
 
 @kernel
@@ -97,8 +97,8 @@ class SpatialKeyTable(KeyTable):
         begin = self.size
         self.add(columns, counts)
         if self.size > len(self._eligible):
-            self._eligible = _lengthened(self._eligible, 2 * self.size)
-            self._groups = _lengthened(self._groups, 2 * self.size)
+            self._eligible = lengthened(self._eligible, 2 * self.size)
+            self._groups = lengthened(self._groups, 2 * self.size)
         self._eligible[begin : self.size] = eligible
         starts = np.flatnonzero(np.append(True, (columns[1:, :2] != columns[:-1, :2]).any(axis=1)))
         lengths = np.diff(np.append(starts, len(columns)))

@@ -20,7 +20,7 @@ from jsonargparse.typing import NonNegativeFloat, NonNegativeInt, PositiveFloat,
 
 if TYPE_CHECKING:
     from ..bpe.processes import Processes
-    from ..bpe.trainer import Checkpoint, Progress
+    from ..bpe.state import Checkpoint, Progress
 
 _OPTIONS = (
     "codebook_size", "min_count", "max_cells", "max_token_extent", "scoring", "merge_rule",
@@ -104,7 +104,7 @@ def _train(args: Namespace, output: Path, processes: Processes) -> int:
     options = {name: args[name] for name in _OPTIONS}
     checkpoint = _common_checkpoint(output, options, processes)
     if processes.rank == 0:
-        write_atomic(output / "train-bpe.yaml", make_parser().dump(args, skip_unset=False).encode())
+        write_atomic(output / "train-bpe.yaml", make_parser().dump(args).encode())
     with _Report(output, options, args, checkpoint, silent=processes.rank > 0) as report:
         merges = train_merges(
             codes,
@@ -154,7 +154,7 @@ def _common_checkpoint(
     import numpy as np
 
     from ..bpe.checkpoints import load_checkpoint
-    from ..bpe.trainer import Checkpoint
+    from ..bpe.state import Checkpoint
 
     rows = np.empty((0, 5), np.int64)
     if processes.rank == 0:

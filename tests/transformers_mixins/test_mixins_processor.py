@@ -9,6 +9,7 @@ from checkpoint_fixtures import patch_vq, tiny_checkpoint
 from mixin_distribution import mixin_module
 
 from being_vl import BeingVLProcessor
+from being_vl.lazy_vq import LazyVQ
 
 processing = mixin_module("test_processing_common")
 
@@ -27,13 +28,13 @@ class BeingVLProcessorTest(processing.ProcessorTesterMixin, unittest.TestCase):
 
     def setUp(self):
         self.pixel_values = []
-        quantize = BeingVLProcessor._quantize_pixels
+        quantize = LazyVQ.quantize
 
-        def remember(processor, pixel_values):
+        def remember(vq, pixel_values):
             self.pixel_values = pixel_values
-            return quantize(processor, pixel_values)
+            return quantize(vq, pixel_values)
 
-        spy = patch.object(BeingVLProcessor, "_quantize_pixels", remember)
+        spy = patch.object(LazyVQ, "quantize", remember)
         spy.start()
         self.addCleanup(spy.stop)
 

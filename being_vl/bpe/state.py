@@ -1,0 +1,99 @@
+"""What a training is asked for, and where it stands."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+SCORINGS = ("frequency", "spatial")
+MERGE_RULES = ("shape", "pair")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options:
+    """The options of `trainer.train_merges` that the rules depend on, and the memory limit.
+
+    Raises:
+        ValueError: one is out of its range, or two exclude each other.
+    """
+
+    num_merges: int
+    codebook_size: int
+    min_count: int
+    max_cells: int | None
+    max_token_extent: int | None
+    scoring: str
+    merge_rule: str
+    spatial_weight: float
+    spatial_sigma: float
+    memory_limit: int | None
+
+    def __post_init__(self) -> None:
+        check_integer("num_merges", self.num_merges, 0)
+        for name in ("codebook_size", "min_count"):
+            check_integer(name, getattr(self, name), 1)
+        for name in ("max_cells", "max_token_extent", "memory_limit"):
+            if getattr(self, name) is not None:
+                check_integer(name, getattr(self, name), 1)
+        if self.scoring not in SCORINGS:
+            raise ValueError(f"scoring must be one of {SCORINGS}, got {self.scoring!r}")
+        if self.merge_rule not in MERGE_RULES:
+            raise ValueError(f"merge_rule must be one of {MERGE_RULES}, got {self.merge_rule!r}")
+        if self.merge_rule == "pair" and self.scoring == "spatial":
+            raise ValueError('scoring="spatial" needs the offsets that merge_rule="pair" forgets')
+        if self.merge_rule == "pair" and self.max_token_extent is not None:
+            raise ValueError('max_token_extent needs the shapes that merge_rule="pair" forgets')
+        if not 0 <= self.spatial_weight < float("inf"):
+            raise ValueError(
+                f"spatial_weight must be a number of at least 0, got {self.spatial_weight!r}"
+            )
+        if not 0 < self.spatial_sigma < float("inf"):
+            raise ValueError(
+                f"spatial_sigma must be a number of more than 0, got {self.spatial_sigma!r}"
+            )
+
+    @property
+    def vocab_size(self) -> int:
+        """K + M, if all merges are found."""
+        return self.codebook_size + self.num_merges
+
+
+def check_integer(name: str, value: Any, least: int) -> None:
+    if isinstance(value, bool) or not isinstance(value, (int, np.integer)) or value < least:
+        raise ValueError(f"{name} must be an integer of at least {least}, got {value!r}")
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A training up to some rank.
+
+    Attributes:
+        merges: (m, 4) int32, the rules so far.
+        counts: (m,) int64, how often each occurred when it was chosen.
+    """
+
+    merges: np.ndarray
+    counts: np.ndarray
+
+
+@dataclass(frozen=True)
+class Progress:
+    """Where a training stands.
+
+    Attributes:
+        checkpoint: the rules so far, and their counts (views into the trainer's arrays).
+        num_grids: the number of grids, of all processes.
+        num_cells: their cells.
+        num_tokens: the tokens that the rules so far leave.
+    """
+
+    checkpoint: Checkpoint
+    num_grids: int
+    num_cells: int
+    num_tokens: int
+
+    @property
+    def tokens_per_grid(self) -> float:
+        return self.num_tokens / self.num_grids

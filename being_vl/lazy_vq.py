@@ -1,0 +1,116 @@
+"""pixels ↔ codes, by a VQ model that is loaded when it is first needed.
+
+Source: the way transformers' processors hold an audio tokenizer. It differs in that the model stays on disk
+until an image comes: texts, and images whose codes are given, never need it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from transformers import AutoConfig, AutoModel, PreTrainedModel
+
+_BATCH_SIZE = 8  # images quantized at once: a 512-pixel encoder needs about 1 GB for each
+
+
+class LazyVQ:
+    """A VQ model, or where to load it from.
+
+    Args:
+        model: any model with `encode`, `decode` and a config; it is put into evaluation mode.
+        device: where it runs; by default where it is, and the CPU when it is loaded.
+        source: path or repository, and the options of `from_pretrained`, to load it from.
+    """
+
+    def __init__(
+        self,
+        model: PreTrainedModel | None = None,
+        device: str | torch.device | None = None,
+        source: tuple[str, dict[str, Any]] | None = None,
+    ):
+        self._model = model
+        self._device = device
+        self._source = source
+        if model is not None:
+            self._place()
+
+    @property
+    def available(self) -> bool:
+        """Whether there is a model, loaded or not."""
+        return self._model is not None or self._source is not None
+
+    @property
+    def loaded(self) -> bool:
+        return self._model is not None
+
+    @property
+    def model(self) -> PreTrainedModel:
+        """The model, loaded on first use.
+
+        Raises:
+            ValueError: there is none.
+        """
+        if self._model is None:
+            path, options = self._source_or_raise()
+            self._model = AutoModel.from_pretrained(path, **options)
+            self._place()
+        return self._model
+
+    @property
+    def config(self) -> Any:
+        """The model's config, read without its weights where they are not loaded yet."""
+        if self._model is not None:
+            return self._model.config
+        path, options = self._source_or_raise()
+        return AutoConfig.from_pretrained(path, **options)
+
+    @property
+    def device(self) -> torch.device:
+        """Where the model runs, or will."""
+        return (
+            self._model.device if self._model is not None else torch.device(self._device or "cpu")
+        )
+
+    def to(self, device: str | torch.device) -> None:
+        """Move the model, or choose where it will be loaded."""
+        self._device = device
+        if self._model is not None:
+            self._place()
+
+    @torch.inference_mode()
+    def quantize(self, pixel_values: Sequence[Any]) -> list[np.ndarray]:
+        """Images (3, height, width) float, of any sizes → grids of codes int32 (h, w), in order."""
+        pixels = [torch.as_tensor(image) for image in pixel_values]
+        by_shape: dict[torch.Size, list[int]] = {}
+        for index, image in enumerate(pixels):
+            by_shape.setdefault(image.shape, []).append(index)
+        grids: dict[int, np.ndarray] = {}
+        for indices in by_shape.values():
+            for start in range(0, len(indices), _BATCH_SIZE):
+                chunk = indices[start : start + _BATCH_SIZE]
+                batch = torch.stack([pixels[index] for index in chunk])
+                codes = self.model.encode(batch.to(self.model.device, self.model.dtype))
+                grids.update(zip(chunk, codes.cpu().numpy().astype(np.int32), strict=True))
+        return [grids[index] for index in range(len(pixels))]
+
+    @torch.inference_mode()
+    def reconstruct(self, codes: np.ndarray) -> torch.Tensor:
+        """Codes (h, w) → pixels (1, 3, height, width) float32 on the CPU."""
+        grid = torch.as_tensor(np.asarray(codes), dtype=torch.long)
+        return self.model.decode(grid[None].to(self.model.device)).float().cpu()
+
+    def _place(self) -> None:
+        self._model.eval().requires_grad_(False)
+        if self._device is not None:
+            self._model.to(self._device)
+
+    def _source_or_raise(self) -> tuple[str, dict[str, Any]]:
+        if self._source is None:
+            raise ValueError(
+                "this processor has no VQ model (built without vq_model, or loaded with vq=False): "
+                "pass image_codes instead of images; nothing can be decoded to pixels"
+            )
+        return self._source
