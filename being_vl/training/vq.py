@@ -35,7 +35,7 @@ def fit_vq_model(
     seconds: float | None = None,
     steps: int | None = None,
     batch_size: int = 4,
-    learning_rate: float = 2e-3,
+    learning_rate: float = 4e-3,
     autoencoder_fraction: float = 0.2,
     losses: VQLossConfig | None = None,
     processor: BeingVLImageProcessor | None = None,
