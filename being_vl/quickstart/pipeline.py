@@ -55,10 +55,10 @@ class Row:
 
 
 ROWS = (
-    Row("question only", "question-only", 700, sees_images=False, merges=False),
-    Row("LLM+VQ", "vq", 200, merges=False),
-    Row("LLM+VQ+BPE", "vq-bpe", 600),
-    Row("LLM+VQ+BPE, VQ steps", "vq-bpe-equal-steps", 200),
+    Row("question only", "question-only", 1100, sees_images=False, merges=False),
+    Row("LLM+VQ", "vq", 285, merges=False),
+    Row("LLM+VQ+BPE", "vq-bpe", 900),
+    Row("LLM+VQ+BPE, VQ steps", "vq-bpe-equal-steps", 285),
 )
 CHECKPOINT_ROW = ROWS[2]
 
