@@ -55,7 +55,7 @@ class Row:
 
 
 ROWS = (
-    Row("question only", "question-only", 1100, sees_images=False, merges=False),
+    Row("question only", "question-only", 1000, sees_images=False, merges=False),
     Row("LLM+VQ", "vq", 285, merges=False),
     Row("LLM+VQ+BPE", "vq-bpe", 900),
     Row("LLM+VQ+BPE, VQ steps", "vq-bpe-equal-steps", 285),

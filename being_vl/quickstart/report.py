@@ -10,7 +10,6 @@ import numpy as np
 import torch
 import transformers
 from PIL import Image
-from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 from transformers import AutoProcessor
@@ -37,9 +36,10 @@ def write_report(
 ) -> None:
     """Print the table; write the card `README.md` and the picture into the output folder and checkpoint."""
     table = Table(
-        title="easy-VQA, official test split: accuracy in %; tokens per image; training steps and seconds",
+        title="accuracy in % on the official test split; tokens per image; training steps, seconds",
         title_justify="left",
-        box=SIMPLE_HEAD,
+        box=None,
+        padding=(0, 2, 0, 0),
     )
     for column in COLUMNS:
         table.add_column(column, justify="right" if column else "left", no_wrap=True)
