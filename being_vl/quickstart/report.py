@@ -36,7 +36,7 @@ def write_report(
 ) -> None:
     """Print the table; write the card `README.md` and the picture into the output folder and checkpoint."""
     table = Table(
-        title="accuracy in % on the official test split; tokens per image; training steps, seconds",
+        title="test accuracy in %, tokens per image, training steps and seconds",
         title_justify="left",
         box=None,
         padding=(0, 2, 0, 0),
