@@ -10,7 +10,9 @@ from hypothesis import strategies as st
 from being_vl.training.sampling import LengthGroupedSampler
 
 
-@given(st.lists(st.integers(1, 100), min_size=1, max_size=200), st.integers(1, 9), st.integers(1, 5))
+@given(
+    st.lists(st.integers(1, 100), min_size=1, max_size=200), st.integers(1, 9), st.integers(1, 5)
+)
 def test_every_row_once_and_seeded(lengths, batch_size, chunks):
     sampler = LengthGroupedSampler(lengths, batch_size, seed=1, batches_per_chunk=chunks)
     order = list(sampler)

@@ -31,6 +31,10 @@ class Processes(Protocol):
         """The int64 arrays of all processes, (n, …) of any n, one after the other in rank order."""
         ...
 
+    def close(self) -> None:
+        """Wait for the others, then let go: a process that just ended would abort those still talking."""
+        ...
+
 
 class OneProcess:
     """Nobody to talk to."""
@@ -42,6 +46,9 @@ class OneProcess:
 
     def join(self, values: np.ndarray) -> np.ndarray:
         return values
+
+    def close(self) -> None:
+        pass
 
 
 class GlooProcesses:
@@ -80,3 +87,7 @@ class GlooProcesses:
         return np.concatenate(
             [part.numpy()[:length] for part, length in zip(parts, lengths, strict=True)]
         )
+
+    def close(self) -> None:
+        self._distributed.barrier(group=self._group)
+        self._distributed.destroy_process_group()

@@ -12,6 +12,7 @@ import json
 import os
 import sys
 import time
+from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -87,14 +88,13 @@ def main(args: Namespace) -> int:
 
     output = Path(args.output)
     processes = GlooProcesses() if int(os.environ.get("WORLD_SIZE", "1")) > 1 else OneProcess()
-    if processes.rank > 0:
+    with lock_folder(output) if processes.rank == 0 else nullcontext():
         _train(args, output, processes)
-        return 0
-    with lock_folder(output):
-        return _train(args, output, processes)
+    processes.close()
+    return 0
 
 
-def _train(args: Namespace, output: Path, processes: Processes) -> int:
+def _train(args: Namespace, output: Path, processes: Processes) -> None:
     from ..bpe.trainer import train_merges
     from ..code_shards import write_atomic
     from ..image_bpe import ImageBPE
@@ -117,7 +117,7 @@ def _train(args: Namespace, output: Path, processes: Processes) -> int:
             processes=processes,
         )
     if processes.rank > 0:
-        return 0
+        return
     ImageBPE(merges, args.codebook_size, merge_rule=args.merge_rule).save_pretrained(output)
     summary = {
         "output": str(output),
@@ -130,7 +130,6 @@ def _train(args: Namespace, output: Path, processes: Processes) -> int:
         print(json.dumps(summary))
     else:
         print(f"{output}: {len(merges)} merges", file=sys.stderr)
-    return 0
 
 
 def _open_codes(args: Namespace) -> tuple[Any, int]:
