@@ -16,7 +16,7 @@ from transformers import AutoProcessor
 
 from .. import __version__
 from ..drawing import draw_tokens, side_by_side, token_map
-from ..evaluation.easyvqa import QUESTION_TYPES, Question, Split
+from ..evaluation.easyvqa import QUESTION_TYPES, Split
 from ..image_loading import load_image
 from .runs import Result
 from .settings import Settings, Workspace
@@ -52,7 +52,7 @@ def write_report(
         work.make(
             f"checkpoint/{PICTURE}", lambda target: draw(checkpoint, test, codes["test"], target)
         )
-    text = card(settings, results, test.questions[0])
+    text = card(settings, results, test)
     for folder in (checkpoint, work.folder):
         path = folder / "README.md"
         path.with_suffix(".tmp").write_text(text)
@@ -131,10 +131,8 @@ print(processor.decode(ids[0, inputs["input_ids"].shape[1]:], skip_special_token
 """
 
 
-def card(settings: Settings, results: Sequence[Result], example: Question) -> str:
+def card(settings: Settings, results: Sequence[Result], test: Split) -> str:
     """The text of the card."""
-    from ..evaluation.easyvqa import load_easyvqa
-
     return CARD.format(
         seed=settings.seed,
         minutes=settings.minutes,
@@ -142,11 +140,11 @@ def card(settings: Settings, results: Sequence[Result], example: Question) -> st
         header=" | ".join(COLUMNS).strip(),
         rule="|".join("---" for _ in COLUMNS),
         rows="\n".join("| " + " | ".join(cells(result)) + " |" for result in results),
-        questions=f"{len(load_easyvqa('test').questions):,}",
+        questions=f"{len(test.questions):,}",
         machine=f"{platform.system()} {platform.machine()}, {torch.get_num_threads()} threads",
         torch=torch.__version__,
         transformers=transformers.__version__,
         version=__version__,
         picture=PICTURE,
-        question=example.text,
+        question=test.questions[0].text,
     )

@@ -62,10 +62,6 @@ def conversation(question: str, answer: str | None = None, *, image: bool) -> li
 def image_ids(processor: BeingVLProcessor, codes: Mapping[int, Any]) -> dict[int, list[int]]:
     """Image id → token ids of the image between boi and eoi."""
     tokenizer = processor.tokenizer
-    encoded = tokenizer.image_bpe.encode_batch(list(codes.values()))
-    first = tokenizer.layout.first_code_id
+    encoded = tokenizer.encode_codes(codes.values())
     boi, eoi = tokenizer.boi_token_id, tokenizer.eoi_token_id
-    return {
-        i: [boi, *(visual_ids + first).tolist(), eoi]
-        for i, visual_ids in zip(codes, encoded, strict=True)
-    }
+    return {i: [boi, *token_ids.tolist(), eoi] for i, token_ids in zip(codes, encoded, strict=True)}

@@ -55,7 +55,7 @@ class Result:
 def training_arguments(
     settings: Settings, folder: Path, steps: int, learning_rate: float = 2e-3, **options: Any
 ) -> TrainingArguments:
-    """What all stages of the quickstart share; see its README for where the values come from."""
+    """What all stages of the quickstart share; docs/quickstart.md tells where the values come from."""
     return TrainingArguments(
         output_dir=str(folder),
         max_steps=steps,
