@@ -18,7 +18,7 @@ from ..modeling_being_vl import BeingVLForCausalLM
 from ..processing_being_vl import BeingVLProcessor
 from ..training.checkpoints import last_whole_checkpoint
 from ..training.clock import TrainingClock
-from ..training.packing import SharedImageCollator
+from ..training.collation import SharedImageCollator
 from ..training.stages import prepare_stage
 from ..training.trainer import BeingVLTrainer
 from .rows import conversation
