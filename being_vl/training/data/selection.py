@@ -1,7 +1,7 @@
 """rows → rows of many concepts: caps on what is frequent.
 
-Source: Being-VL-0, section 4.1, which keeps images "based on class labels or noun-phrase statistics" to
-maintain the diversity of concepts, and LLaVA's selection from CC3M, which it follows for the noun phrases:
+Source: Being-VL-0, section 4.1, which filters images by class labels or noun-phrase statistics for the
+diversity of concepts, and LLaVA's selection from CC3M, whose rule for noun phrases this is:
 phrases seen fewer than 3 times are not counted, each other phrase brings in at most 100 rows, and a row
 stays if one of its phrases brings it in. The paper leaves open the caps, what a phrase is, and whether a
 row that one phrase brought in counts towards the cap of another; here it does not, as in LLaVA.
