@@ -88,7 +88,7 @@ def test_shares_are_exact_and_by_default_repeat_nothing(folders, processor) -> N
     sft = load_training_data(path, processor.tokenizer, stage="sft")
     assert len(sft) == 41 and sorted(Counter(sft["source"]).values()) == [10, 10, 21]
     fitting = load_training_data(path, processor.tokenizer, stage="all")
-    assert Counter(fitting["source"]) == {"base": 6, "extra": 20}
+    assert Counter(fitting["source"]) == {"base": 7, "extra": 19}
     assert len(set(zip(fitting["id"], fitting["source"], strict=True))) == 26
     assert len(load_training_data(path, processor.tokenizer, stage="pretrain")) == 30
 
