@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import datasets
@@ -15,6 +16,7 @@ from being_vl.training.arguments import (
     ModelArguments,
     StageArguments,
 )
+from being_vl.training.data.files import FEATURES, MANIFEST, VERSION, tokenizer_identity
 
 QUESTIONS = ("What is it?", "Is it red?", "Which shape is above the other one?")
 ANSWERS = ("a red square", "yes", "the small blue circle")
@@ -66,17 +68,18 @@ def _sample(processor, grid, name: str, rng) -> dict:
 
 def tokenized(processor, **options) -> datasets.Dataset:
     """`conversations` in the types that `being-vl tokenize` writes."""
-    features = datasets.Features(
-        {
-            "id": datasets.Value("string"),
-            "source": datasets.Value("string"),
-            "image_ids": datasets.List(datasets.Value("string")),
-            "input_ids": datasets.List(datasets.Value("int32")),
-            "assistant_masks": datasets.List(datasets.Value("int8")),
-            "length": datasets.Value("int32"),
-        }
-    )
-    return datasets.Dataset.from_list(conversations(processor, **options), features=features)
+    return datasets.Dataset.from_list(conversations(processor, **options), features=FEATURES)
+
+
+def tokenized_folder(folder: Path, data: datasets.Dataset, processor) -> None:
+    """`data` as a folder of `being-vl tokenize`."""
+    data.save_to_disk(folder)
+    manifest = {
+        "version": VERSION,
+        "tokenizer": tokenizer_identity(processor.tokenizer),
+        "counts": {"rows": len(data)},
+    }
+    (folder / MANIFEST).write_text(json.dumps(manifest))
 
 
 def arguments(checkpoint: Path, output: Path, *, model=(), data=(), stage=(), **training):

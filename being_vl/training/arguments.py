@@ -133,6 +133,9 @@ class BeingVLTrainingArguments(TrainingArguments):
         default=0.03, metadata={"help": "steps of warm-up; below 1, their share of all steps"}
     )
     logging_steps: float = field(default=10, metadata={"help": "steps between two logs"})
+    prediction_loss_only: bool = field(
+        default=True, metadata={"help": "keep no logits, which a large vocabulary fills memory with"}
+    )
     save_total_limit: int | None = field(default=2, metadata={"help": "checkpoints kept"})
     remove_unused_columns: bool = field(default=False, metadata={"help": "must be False"})
     dataloader_pin_memory: bool = field(

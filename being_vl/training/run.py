@@ -23,7 +23,6 @@ from ..code_shards import write_atomic
 from ..modeling_being_vl import BeingVLForCausalLM
 from ..processing_being_vl import BeingVLProcessor
 from .arguments import BeingVLTrainingArguments, DataArguments, ModelArguments, StageArguments
-from .checkpoints import last_whole_checkpoint
 from .collation import FlatCollator, PaddingCollator, SharedImageCollator
 from .rows import PackedSamples, SharedImageRows, TokenizedRows
 from .stages import prepare_stage
@@ -106,8 +105,7 @@ def run_stage(
         trainer = make_trainer(
             model, processor, train, held_out, data_args, stage_args, training_args, callbacks
         )
-        checkpoint = last_whole_checkpoint(output)
-        metrics = dict(trainer.train(resume_from_checkpoint=checkpoint).metrics)
+        metrics = dict(trainer.train(resume_from_checkpoint="auto").metrics)
         metrics["steps"] = trainer.state.global_step
         if held_out is not None:
             metrics.update(trainer.evaluate())
@@ -183,7 +181,6 @@ def make_trainer(
         collator = FlatCollator()
     else:
         collator = PaddingCollator(pad)
-    training_args.prediction_loss_only = True  # logits of a vocabulary this large fill any memory
     return BeingVLTrainer(
         model=model,
         args=training_args,

@@ -48,6 +48,9 @@ class BeingVLTrainer(Trainer):
                 f"one process must train on one device, got {self.args.n_gpu}: run under accelerate launch or "
                 "torchrun, or set CUDA_VISIBLE_DEVICES"
             )
+        if self.args.label_names is None:
+            # transformers takes every argument of the forward with "label" in its name for labels.
+            self.label_names = ["labels"]
         config = self.model.config
         self.layout = config.layout
         self.data_collator = CountingCollator(self.data_collator, config.layout, config.boi_token_id)
