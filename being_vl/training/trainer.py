@@ -14,10 +14,11 @@ from torch import nn
 from torch.utils.data import Sampler
 from transformers import Trainer, trainer_pt_utils
 
+from .exact_resume import ExactResumeMixin
 from .sampling import LengthGroupedSampler
 
 
-class BeingVLTrainer(Trainer):
+class BeingVLTrainer(ExactResumeMixin, Trainer):
     """A `Trainer` for [`BeingVLForCausalLM`]; its arguments are `Trainer`'s."""
 
     def get_decay_parameter_names(self, model: nn.Module) -> list[str]:
