@@ -67,7 +67,14 @@ def test_a_yaml_file_is_overridden_by_flags(tmp_path):
     (tmp_path / "run.yaml").write_text(
         "model_name_or_path: a\ndataset: b\nlearning_rate: 2.0e-3\nstage: pretrain\n"
     )
-    options = ["--config", str(tmp_path / "run.yaml"), "--learning_rate", "5e-4", "--use_cpu", "true"]
+    options = [
+        "--config",
+        str(tmp_path / "run.yaml"),
+        "--learning_rate",
+        "5e-4",
+        "--use_cpu",
+        "true",
+    ]
     model, _, stage, training = parse_arguments(make_parser().parse_args(options))
     assert (model.model_name_or_path, stage.stage) == ("a", "pretrain")
     assert training.learning_rate == 5e-4
@@ -124,7 +131,13 @@ def test_two_stages_from_folder_to_folder(tmp_path, checkpoint, data):
     assert not torch.equal(rows["start"][text:], rows["pt"][text:])
     assert not torch.equal(rows["pt"][:text], trained.get_input_embeddings().weight[:text])
     left = {path.name for path in Path(second.output_dir).iterdir()}
-    assert left >= {"train.yaml", "metrics.json", "trainer_state.json", "vq_model", "image_bpe.json"}
+    assert left >= {
+        "train.yaml",
+        "metrics.json",
+        "trainer_state.json",
+        "vq_model",
+        "image_bpe.json",
+    }
     assert not left & {"training_args.bin", ".finished"}
 
 
@@ -189,7 +202,10 @@ def test_the_command_end_to_end(tmp_path, checkpoint, data):
 @pytest.mark.parametrize(
     "options, message",
     [
-        ({"stage": {"stage": "sft", "train_layers": [0]}}, "train_layers is for the stage selective"),
+        (
+            {"stage": {"stage": "sft", "train_layers": [0]}},
+            "train_layers is for the stage selective",
+        ),
         ({"stage": {"stage": "pretrain", "freeze": "image"}}, "freeze is for the stage sft"),
         ({"stage": {"stage": "selective", "train_layers": [9]}}, r"must be in \[0, 2\), got 9"),
     ],

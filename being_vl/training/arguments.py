@@ -134,7 +134,8 @@ class BeingVLTrainingArguments(TrainingArguments):
     )
     logging_steps: float = field(default=10, metadata={"help": "steps between two logs"})
     prediction_loss_only: bool = field(
-        default=True, metadata={"help": "keep no logits, which a large vocabulary fills memory with"}
+        default=True,
+        metadata={"help": "keep no logits, which a large vocabulary fills memory with"},
     )
     save_total_limit: int | None = field(default=2, metadata={"help": "checkpoints kept"})
     remove_unused_columns: bool = field(default=False, metadata={"help": "must be False"})

@@ -174,4 +174,3 @@ class CountingCollator:
             merge_labels=merge_labels,
         )
         return batch
-

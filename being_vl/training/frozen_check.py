@@ -35,9 +35,7 @@ class FrozenRowsCheck:
 
     def __init__(self, model: nn.Module):
         self._model = model
-        self._taken = {
-            name: _fingerprints(layer) for name, layer in self._frozen_layers().items()
-        }
+        self._taken = {name: _fingerprints(layer) for name, layer in self._frozen_layers().items()}
 
     def _frozen_layers(self) -> dict[str, RowFreezingEmbedding | RowFreezingLinear]:
         layers = {}

@@ -18,15 +18,16 @@ from transformers import Trainer, TrainerCallback, trainer_pt_utils
 from transformers.trainer_utils import EvalLoopOutput
 
 from .collation import COUNTS, CountingCollator
+from .exact_resume import ExactResumeMixin
 from .frozen_check import FrozenRowsCheck
-from .labels import KINDS, kinds_of
+from .labels import kinds_of
 from .packing import IGNORE_INDEX, flex_block_mask
 from .rows import PackedSamples, SharedImageRows, TokenizedRows
 from .sampling import LengthGroupedSampler
 from .token_meter import TokenMeter
 
 
-class BeingVLTrainer(Trainer):
+class BeingVLTrainer(ExactResumeMixin, Trainer):
     """A `Trainer` for [`BeingVLForCausalLM`]; its arguments are `Trainer`'s and one more.
 
     Args:
@@ -53,12 +54,18 @@ class BeingVLTrainer(Trainer):
             self.label_names = ["labels"]
         config = self.model.config
         self.layout = config.layout
-        self.data_collator = CountingCollator(self.data_collator, config.layout, config.boi_token_id)
+        self.data_collator = CountingCollator(
+            self.data_collator, config.layout, config.boi_token_id
+        )
         self.label_weights = label_weights
         # By whether the model trains.
         self._meters = {training: TokenMeter(label_weights) for training in (True, False)}
         self._frozen_check: FrozenRowsCheck | None = None
         self.add_callback(_TakeFingerprints(self))
+
+    def settings_of_the_run(self) -> dict[str, Any]:
+        """What decides the weights beside the arguments: see `ExactResumeMixin`."""
+        return {**super().settings_of_the_run(), "label_weights": list(self.label_weights)}
 
     def get_decay_parameter_names(self, model: nn.Module) -> list[str]:
         """The names that weight decay applies to: `Trainer`'s, without both embedding matrices."""
