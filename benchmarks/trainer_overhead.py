@@ -22,8 +22,7 @@ import being_vl  # noqa: F401
 from being_vl import BeingVLForCausalLM, VocabularyLayout
 from being_vl.quickstart.runs import training_arguments
 from being_vl.quickstart.settings import Settings
-from being_vl.training.collation import SharedImageCollator
-from being_vl.training.packing import IGNORE_INDEX, pack_shared_image
+from being_vl.training.packing import IGNORE_INDEX, SharedImageCollator, pack_shared_image
 from being_vl.training.trainer import BeingVLTrainer
 
 TEXT, SPECIAL, CODES, MERGES = 400, 4, 128, 512

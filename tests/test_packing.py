@@ -7,8 +7,12 @@ import pytest
 import torch
 from model_fixtures import LAYOUT, being_vl_model
 
-from being_vl.training.collation import SharedImageCollator
-from being_vl.training.packing import IGNORE_INDEX, block_mask, pack_shared_image
+from being_vl.training.packing import (
+    IGNORE_INDEX,
+    SharedImageCollator,
+    block_mask,
+    pack_shared_image,
+)
 
 _ = IGNORE_INDEX
 

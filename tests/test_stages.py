@@ -8,8 +8,7 @@ import torch
 from model_fixtures import LAYOUT, being_vl_model
 from transformers import TrainingArguments
 
-from being_vl.training.collation import SharedImageCollator
-from being_vl.training.packing import pack_shared_image
+from being_vl.training.packing import SharedImageCollator, pack_shared_image
 from being_vl.training.stages import prepare_stage
 from being_vl.training.trainer import BeingVLTrainer
 
@@ -109,7 +108,7 @@ def test_embeddings_take_no_decay(tmp_path):
 @pytest.mark.parametrize(
     "options, message",
     [
-        ({"stage": "stage-1"}, "stage must be one of pretrain, sft, got 'stage-1'"),
+        ({"stage": "stage-1"}, "stage must be one of pretrain, selective, sft, got 'stage-1'"),
         ({"stage": "sft", "freeze": "text"}, "freeze must be one of none, image"),
         ({"stage": "pretrain", "train_embeddings": "text"}, "train_embeddings must be one of"),
     ],

@@ -17,7 +17,7 @@ from ..evaluation.easyvqa import Question, accuracy
 from ..modeling_being_vl import BeingVLForCausalLM
 from ..processing_being_vl import BeingVLProcessor
 from ..training.clock import TrainingClock
-from ..training.collation import SharedImageCollator
+from ..training.packing import SharedImageCollator
 from ..training.stages import prepare_stage
 from ..training.trainer import BeingVLTrainer
 from .rows import conversation

@@ -9,13 +9,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
 
 from ..vocabulary import VocabularyLayout
-from .packing import IGNORE_INDEX, PAD_SEGMENT, block_mask
+from .packing import IGNORE_INDEX, padded
 
 COUNTS = "counts"
 
@@ -36,8 +36,8 @@ class PaddingCollator:
 
     def __call__(self, rows: Sequence[dict[str, Any]]) -> dict[str, torch.Tensor]:
         batch = {
-            "input_ids": _padded(rows, "input_ids", self.pad_token_id),
-            "labels": _padded(rows, "labels", IGNORE_INDEX),
+            "input_ids": padded(rows, "input_ids", self.pad_token_id),
+            "labels": padded(rows, "labels", IGNORE_INDEX),
         }
         if "position_ids" in rows[0]:
             length = batch["input_ids"].shape[1]
@@ -74,45 +74,6 @@ class FlatCollator:
             batch[f"cu_seq_lens_{side}"] = torch.from_numpy(borders)
             batch[f"max_length_{side}"] = longest
         return batch
-
-
-@dataclass
-class SharedImageCollator:
-    """Rows of `packing.pack_shared_image` → a padded batch with its block mask.
-
-    Args:
-        pad_token_id: the id that fills a row on the right.
-        attention: `"dense"` for sdpa and eager attention: the mask is bool (batch, 1, length, length).
-            `"flex"` for FlexAttention: the batch holds `segment_ids`, long (batch, length), from which
-            [`BeingVLTrainer`] makes a block-sparse mask where the model is.
-
-    Returns:
-        `input_ids`, `labels`, `position_ids` long (batch, length), and `attention_mask` or `segment_ids`.
-    """
-
-    pad_token_id: int
-    attention: Literal["dense", "flex"] = "dense"
-
-    def __call__(self, rows: Sequence[dict[str, Any]]) -> dict[str, torch.Tensor]:
-        batch = {
-            "input_ids": _padded(rows, "input_ids", self.pad_token_id),
-            "labels": _padded(rows, "labels", IGNORE_INDEX),
-            "position_ids": _padded(rows, "position_ids", 0),
-        }
-        segments = _padded(rows, "segment_ids", PAD_SEGMENT)
-        if self.attention == "flex":
-            batch["segment_ids"] = segments
-        else:
-            batch["attention_mask"] = block_mask(segments)
-        return batch
-
-
-def _padded(rows: Sequence[dict[str, Any]], name: str, value: int) -> torch.Tensor:
-    """Long (batch, length of the longest)."""
-    padded = np.full((len(rows), max(len(row[name]) for row in rows)), value, np.int64)
-    for i, row in enumerate(rows):
-        padded[i, : len(row[name])] = row[name]
-    return torch.from_numpy(padded)
 
 
 @dataclass(frozen=True)

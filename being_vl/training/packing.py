@@ -9,7 +9,8 @@ and logits equal those of the separate rows.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -116,3 +117,42 @@ def flex_block_mask(segment_ids: torch.Tensor) -> BlockMask:
 
     batch, length = segment_ids.shape
     return create_block_mask(allowed, batch, None, length, length, device=segment_ids.device)
+
+
+@dataclass
+class SharedImageCollator:
+    """Rows of `packing.pack_shared_image` → a padded batch with its block mask.
+
+    Args:
+        pad_token_id: the id that fills a row on the right.
+        attention: `"dense"` for sdpa and eager attention: the mask is bool (batch, 1, length, length).
+            `"flex"` for FlexAttention: the batch holds `segment_ids`, long (batch, length), from which
+            [`BeingVLTrainer`] makes a block-sparse mask where the model is.
+
+    Returns:
+        `input_ids`, `labels`, `position_ids` long (batch, length), and `attention_mask` or `segment_ids`.
+    """
+
+    pad_token_id: int
+    attention: Literal["dense", "flex"] = "dense"
+
+    def __call__(self, rows: Sequence[dict[str, Any]]) -> dict[str, torch.Tensor]:
+        batch = {
+            "input_ids": padded(rows, "input_ids", self.pad_token_id),
+            "labels": padded(rows, "labels", IGNORE_INDEX),
+            "position_ids": padded(rows, "position_ids", 0),
+        }
+        segments = padded(rows, "segment_ids", PAD_SEGMENT)
+        if self.attention == "flex":
+            batch["segment_ids"] = segments
+        else:
+            batch["attention_mask"] = block_mask(segments)
+        return batch
+
+
+def padded(rows: Sequence[dict[str, Any]], name: str, value: int) -> torch.Tensor:
+    """A column of rows as long (batch, length of the longest), filled with `value` on the right."""
+    padded = np.full((len(rows), max(len(row[name]) for row in rows)), value, np.int64)
+    for i, row in enumerate(rows):
+        padded[i, : len(row[name])] = row[name]
+    return torch.from_numpy(padded)

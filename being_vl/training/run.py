@@ -23,7 +23,8 @@ from ..code_shards import write_atomic
 from ..modeling_being_vl import BeingVLForCausalLM
 from ..processing_being_vl import BeingVLProcessor
 from .arguments import BeingVLTrainingArguments, DataArguments, ModelArguments, StageArguments
-from .collation import FlatCollator, PaddingCollator, SharedImageCollator
+from .collation import FlatCollator, PaddingCollator
+from .packing import SharedImageCollator
 from .rows import PackedSamples, SharedImageRows, TokenizedRows
 from .stages import prepare_stage
 from .trainer import BeingVLTrainer
