@@ -88,6 +88,7 @@ def arguments(checkpoint: Path, output: Path, *, model=(), data=(), stage=(), **
         "max_steps": 4,
         "per_device_train_batch_size": 2,
         "learning_rate": 1e-2,
+        "warmup_steps": 0,
         "logging_steps": 1,
         "save_strategy": "no",
         "report_to": "none",

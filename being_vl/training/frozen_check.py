@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import NamedTuple
 
 import torch
 from torch import nn
@@ -34,39 +35,44 @@ class FrozenRowsCheck:
     """
 
     def __init__(self, model: nn.Module):
-        self._model = model
-        self._taken = {name: _fingerprints(layer) for name, layer in self._frozen_layers().items()}
-
-    def _frozen_layers(self) -> dict[str, RowFreezingEmbedding | RowFreezingLinear]:
-        layers = {}
-        seen: set[int] = set()
-        for name, module in self._model.named_modules():
-            if isinstance(module, RowFreezingEmbedding | RowFreezingLinear):
-                if module.frozen_rows is not None and id(module.weight) not in seen:
-                    seen.add(id(module.weight))  # a tied head is the same matrix
-                    layers[name] = module
-        return layers
+        self._taken: list[_Taken] = []
+        for name, module in model.named_modules():
+            if not isinstance(module, RowFreezingEmbedding | RowFreezingLinear):
+                continue
+            # A tied head is the same matrix.
+            if module.frozen_rows is None or any(
+                module.weight is taken.layer.weight for taken in self._taken
+            ):
+                continue
+            start, stop = module.frozen_rows
+            fingerprints = _fingerprints(module.weight, start, stop)
+            self._taken.append(_Taken(name, module, start, stop, fingerprints))
 
     def verify(self) -> None:
         """Raises FrozenRowsMoved, naming layer and rows, if a frozen row has changed by a bit."""
-        layers = self._frozen_layers()
-        for name, before in self._taken.items():
-            now = _fingerprints(layers[name])
-            moved = (now != before).nonzero().flatten()
+        for taken in self._taken:
+            now = _fingerprints(taken.layer.weight, taken.start, taken.stop)
+            moved = (now != taken.fingerprints).nonzero().flatten()
             if len(moved):
-                start = layers[name].frozen_rows[0]
-                shown = ", ".join(str(start + int(i)) for i in moved[:_NAMED_ROWS])
+                shown = ", ".join(str(taken.start + int(i)) for i in moved[:_NAMED_ROWS])
                 more = f" and {len(moved) - _NAMED_ROWS} more" if len(moved) > _NAMED_ROWS else ""
                 raise FrozenRowsMoved(
-                    f"{name}.weight: rows {shown}{more} are frozen and have moved; nothing was saved. Weight "
-                    "decay, an optimizer of its own or a fused loss that bypasses the layer does that"
+                    f"{taken.name}.weight: rows {shown}{more} are frozen and have moved; nothing was saved. "
+                    "Weight decay, an optimizer of its own or a fused loss that bypasses the layer does that"
                 )
 
 
-def _fingerprints(layer: RowFreezingEmbedding | RowFreezingLinear) -> torch.Tensor:
-    """int64 (frozen rows,), on the CPU."""
-    start, stop = layer.frozen_rows
-    with torch.no_grad(), gathered(layer.weight) as weight:
+class _Taken(NamedTuple):
+    name: str
+    layer: RowFreezingEmbedding | RowFreezingLinear
+    start: int
+    stop: int
+    fingerprints: torch.Tensor
+
+
+def _fingerprints(parameter: nn.Parameter, start: int, stop: int) -> torch.Tensor:
+    """int64 (stop - start,), on the CPU."""
+    with torch.no_grad(), gathered(parameter) as weight:
         parts = [
             _row_bits(weight[first : min(first + _ROWS_AT_ONCE, stop)])
             for first in range(start, stop, _ROWS_AT_ONCE)

@@ -24,6 +24,7 @@ from ..modeling_being_vl import BeingVLForCausalLM
 from ..processing_being_vl import BeingVLProcessor
 from .arguments import BeingVLTrainingArguments, DataArguments, ModelArguments, StageArguments
 from .collation import FlatCollator, PaddingCollator
+from .lora import add_lora, merge_lora
 from .packing import SharedImageCollator
 from .rows import PackedSamples, SharedImageRows, TokenizedRows
 from .stages import prepare_stage
@@ -31,9 +32,11 @@ from .trainer import BeingVLTrainer
 
 if TYPE_CHECKING:
     import datasets
+    from peft import PeftModel
 
 SETTINGS_FILE = "train.yaml"
 METRICS_FILE = "metrics.json"
+ADAPTER_FOLDER = "adapter"
 _FINISHED_FOLDER = ".finished"
 # Settings that change nothing about the weights that come out: a continued run may change them.
 _FREE = (
@@ -110,14 +113,14 @@ def run_stage(
         metrics["steps"] = trainer.state.global_step
         if held_out is not None:
             metrics.update(trainer.evaluate())
-        _finish(trainer, output, metrics)
+        _finish(trainer, output, metrics, has_adapters=model_args.use_peft)
     return StageResult(str(output), metrics)
 
 
 def load_for_training(
     model_args: ModelArguments, stage_args: StageArguments
-) -> tuple[BeingVLForCausalLM, BeingVLProcessor]:
-    """The checkpoint's model, frozen as the stage says, and its processor."""
+) -> tuple[BeingVLForCausalLM | PeftModel, BeingVLProcessor]:
+    """The checkpoint's model, frozen and wrapped as the arguments say, and its processor."""
     options: dict[str, Any] = {"dtype": model_args.dtype}
     if model_args.attn_implementation is not None:
         options["attn_implementation"] = model_args.attn_implementation
@@ -130,11 +133,13 @@ def load_for_training(
         train_layers=stage_args.train_layers,
         freeze=stage_args.freeze,
     )
+    if model_args.use_peft:
+        model = add_lora(model, model_args, stage_args)
     return model, processor
 
 
 def make_trainer(
-    model: BeingVLForCausalLM,
+    model: BeingVLForCausalLM | PeftModel,
     processor: BeingVLProcessor,
     train_dataset: datasets.Dataset,
     eval_dataset: datasets.Dataset | None,
@@ -242,16 +247,27 @@ def _load(
     return load_training_data(spec, processor.tokenizer, stage=data_args.mixture_stage, seed=seed)
 
 
-def _finish(trainer: BeingVLTrainer, output: Path, metrics: dict[str, Any]) -> None:
+def _finish(
+    trainer: BeingVLTrainer, output: Path, metrics: dict[str, Any], *, has_adapters: bool
+) -> None:
     """Write the checkpoint aside, put its files in place, the metrics last: they say that all is there."""
     aside = output / _FINISHED_FOLDER
     if trainer.is_world_process_zero():
         shutil.rmtree(aside, ignore_errors=True)
     trainer.accelerator.wait_for_everyone()
-    trainer.save_model(str(aside), _internal_call=True)
+    if has_adapters:
+        trainer.save_model(str(aside / ADAPTER_FOLDER), _internal_call=True)
+        trainer.model = merge_lora(trainer.accelerator.unwrap_model(trainer.model))
+        trainer.check_frozen_rows()
+        if trainer.is_world_process_zero():
+            trainer.model.save_pretrained(aside)
+            trainer.processing_class.save_pretrained(aside)
+    else:
+        trainer.save_model(str(aside), _internal_call=True)
     trainer.accelerator.wait_for_everyone()
     if trainer.is_world_process_zero():
-        (aside / TRAINING_ARGS_NAME).unlink()  # a pickle; train.yaml says the same
+        for pickled in aside.rglob(TRAINING_ARGS_NAME):
+            pickled.unlink()  # train.yaml says the same
         for path in sorted(aside.iterdir(), key=lambda path: path.name == "config.json"):
             target = output / path.name
             if target.is_dir():

@@ -70,8 +70,9 @@ class BeingVLTrainer(ExactResumeMixin, Trainer):
     def get_decay_parameter_names(self, model: nn.Module) -> list[str]:
         """The names that weight decay applies to: `Trainer`'s, without both embedding matrices."""
         embeddings = {
-            id(module.weight)
+            id(parameter)
             for module in (model.get_input_embeddings(), model.get_output_embeddings())
+            for parameter in module.parameters()
         }
         kept_out = {n for n, p in model.named_parameters() if id(p) in embeddings}
         return [n for n in super().get_decay_parameter_names(model) if n not in kept_out]
@@ -171,9 +172,13 @@ class BeingVLTrainer(ExactResumeMixin, Trainer):
         Raises:
             FrozenRowsMoved: a frozen row has moved since training began; it and its layer are named.
         """
+        self.check_frozen_rows()
+        super().save_model(output_dir, _internal_call)
+
+    def check_frozen_rows(self) -> None:
+        """Raises FrozenRowsMoved if a frozen row has moved since training began; for all processes together."""
         if self._frozen_check is not None:
             self._frozen_check.verify()
-        super().save_model(output_dir, _internal_call)
 
 
 class _TakeFingerprints(TrainerCallback):
