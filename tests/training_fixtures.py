@@ -102,3 +102,23 @@ def arguments(checkpoint: Path, output: Path, *, model=(), data=(), stage=(), **
         StageArguments(**dict(stage)),
         BeingVLTrainingArguments(output_dir=str(output), **training),
     )
+
+
+def rows_of(samples: list[dict]) -> datasets.Dataset:
+    """Samples `{"id", "input_ids", "spoken"}` in the types of `being-vl tokenize`; the last `spoken` ids are
+    the assistant's."""
+    rows = [
+        {
+            "id": sample["id"],
+            "source": "fixture",
+            "image_ids": [],
+            "input_ids": [int(i) for i in sample["input_ids"]],
+            "assistant_masks": [
+                int(i >= len(sample["input_ids"]) - sample["spoken"])
+                for i in range(len(sample["input_ids"]))
+            ],
+            "length": len(sample["input_ids"]),
+        }
+        for sample in samples
+    ]
+    return datasets.Dataset.from_list(rows, features=FEATURES)
