@@ -30,7 +30,7 @@ def make_rows(count: int = 22, seed: int = 0) -> list[dict[str, Any]]:
 
 
 def make_trainer(
-    folder: Path, *, stage: str = "sft", dropout: float = 0.1, model: Any = None, rows: Any = None,
+    folder: Path, *, stage: str = "sft", freeze: str = "none", dropout: float = 0.1, model: Any = None, rows: Any = None,
     eval_rows: Any = None, **arguments: Any,
 ) -> BeingVLTrainer:  # fmt: skip
     """11 steps of two batches each: two epochs and a part; dropout draws random numbers."""
@@ -38,7 +38,7 @@ def make_trainer(
     model.config.attention_dropout = dropout
     for layer in model.model.layers:
         layer.self_attn.attention_dropout = dropout
-    prepare_stage(model, stage)
+    prepare_stage(model, stage, freeze=freeze)
     values = {
         "max_steps": 11, "per_device_train_batch_size": 2, "gradient_accumulation_steps": 2,
         "learning_rate": 1e-2, "weight_decay": 0.1, "lr_scheduler_type": "cosine",
