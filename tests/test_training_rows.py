@@ -163,7 +163,9 @@ def test_shared_rows_need_labels_behind_the_image():
     with pytest.raises(ValueError, match="needs labels=assistant, got 'all'"):
         SharedImageRows(TokenizedRows(data, LAYOUT, labels="all"), eoi_token_id=EOI, max_length=9)
     rows = SharedImageRows(TokenizedRows(data, LAYOUT), eoi_token_id=EOI, max_length=9)
-    with pytest.raises(ValueError, match=r"the assistant speaks before its end in one of the rows \[0\]"):
+    with pytest.raises(
+        ValueError, match=r"the assistant speaks before its end in one of the rows \[0\]"
+    ):
         rows[0]
 
 
@@ -201,7 +203,10 @@ def test_packed_losses_equal_those_apart(attention, packing, positions):
     together = losses(model, PaddingCollator(PAD)([rows[i] for i in range(len(rows))]))
     torch.testing.assert_close(together, apart, atol=1e-5, rtol=1e-5)
     if packing == "shared":
-        dataset, collate = SharedImageRows(rows, eoi_token_id=EOI, max_length=90), SharedImageCollator(PAD)
+        dataset, collate = (
+            SharedImageRows(rows, eoi_token_id=EOI, max_length=90),
+            SharedImageCollator(PAD),
+        )
     else:
         dataset = PackedSamples(rows, 80)
         collate = PaddingCollator(PAD) if packing == "samples" else FlatCollator()
@@ -255,7 +260,9 @@ def test_counts_of_a_batch():
         {"input_ids": np.array([1, 5, 6, 7, 8])},
     ]
     for row in rows:
-        row["labels"] = make_labels(row["input_ids"], np.ones(9)[: len(row["input_ids"])], LAYOUT, "all")
+        row["labels"] = make_labels(
+            row["input_ids"], np.ones(9)[: len(row["input_ids"])], LAYOUT, "all"
+        )
     counts = CountingCollator(PaddingCollator(PAD), LAYOUT, BOI)(rows)["counts"]
     assert (counts.tokens, counts.images, counts.codes, counts.merges) == (14, 1, 1, 2)
     assert counts.labels == (9, 1, 2)

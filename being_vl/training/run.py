@@ -109,6 +109,11 @@ def run_stage(
         trainer = make_trainer(
             model, processor, train, held_out, data_args, stage_args, training_args, callbacks
         )
+        if model_args.use_peft and (trainer.is_deepspeed_enabled or trainer.is_fsdp_enabled):
+            raise ValueError(
+                "use_peft trains on one process, or on several with a whole model each: adapters are merged "
+                "into whole weights at the end; leave DeepSpeed and FSDP out"
+            )
         metrics = dict(trainer.train(resume_from_checkpoint="auto").metrics)
         metrics["steps"] = trainer.state.global_step
         if held_out is not None:
