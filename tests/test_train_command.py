@@ -12,8 +12,14 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
+from safetensors.torch import load_file
 from training_fixtures import arguments, checkpoint_folder, tokenized, tokenized_folder
-from transformers import AutoModelForImageTextToText, AutoProcessor, HfArgumentParser
+from transformers import (
+    AutoModelForImageTextToText,
+    AutoProcessor,
+    HfArgumentParser,
+    TrainerCallback,
+)
 
 from being_vl.cli import main
 from being_vl.cli.train import make_parser, parse_arguments
@@ -197,6 +203,41 @@ def test_the_command_end_to_end(tmp_path, checkpoint, data):
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout.splitlines()[-1])["steps"] == 2
     assert (tmp_path / "out" / "config.json").exists()
+
+
+class StopAt(TrainerCallback):
+    """The run ends as if killed, after a step."""
+
+    def __init__(self, step):
+        self.step = step
+
+    def on_step_end(self, args, state, control, **kwargs):
+        if state.global_step == self.step:
+            raise KeyboardInterrupt
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"data": {"packing": "shared_image"}, "gradient_accumulation_steps": 2},
+        {"data": {"packing": "samples", "max_length": 120}, "activation_checkpointing": True},
+        {
+            "model": {"use_peft": True, "lora_dropout": 0.5},
+            "train_sampling_strategy": "group_by_length",
+        },
+    ],
+    ids=["shared", "samples", "lora"],
+)
+def test_a_stopped_run_goes_on_to_the_same_weights(tmp_path, checkpoint, data, options):
+    options = {"max_steps": 6, "save_strategy": "steps", "save_steps": 2, **options}
+    whole = run_stage(*arguments(checkpoint[0], tmp_path / "whole", **options), train_dataset=data)
+    given = arguments(checkpoint[0], tmp_path / "stopped", **options)
+    with pytest.raises(KeyboardInterrupt):
+        run_stage(*given, train_dataset=data, callbacks=[StopAt(5)])
+    again = run_stage(*given, train_dataset=data)
+    assert again.metrics["steps"] == 6
+    weights = [load_file(Path(r.output_dir) / "model.safetensors") for r in (whole, again)]
+    assert all(torch.equal(value, weights[1][name]) for name, value in weights[0].items())
 
 
 @pytest.mark.parametrize(
