@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import os
+import socket
+
 import numpy as np
 import pytest
 import torch
 import torch.multiprocessing as mp
+from accelerate.state import AcceleratorState, PartialState
 from model_fixtures import BOI, EOI, LAYOUT, PAD, being_vl_model
 from torch.nn import functional as F
 from training_fixtures import rows_of
@@ -158,12 +162,11 @@ def test_what_is_refused(tmp_path):
 
 
 def _worker(rank: int, folder: str, world_size: int) -> None:
-    import os
-
-    torch.set_num_threads(1)
+    for state in (PartialState, AcceleratorState):  # of the process that was forked
+        state._reset_state()
     os.environ.update(
         RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE=str(world_size),
-        MASTER_ADDR="127.0.0.1", MASTER_PORT="29611",
+        MASTER_ADDR="127.0.0.1", MASTER_PORT=os.environ["BEING_VL_TEST_PORT"],
     )  # fmt: skip
     trainer = make_trainer(
         folder,
@@ -179,12 +182,15 @@ def _worker(rank: int, folder: str, world_size: int) -> None:
     torch.distributed.destroy_process_group()
 
 
-def test_two_processes_take_the_step_of_one(tmp_path):
+def test_two_processes_take_the_step_of_one(tmp_path, monkeypatch):
     """The same 8 rows shared out: same step, same figures, counts of both."""
     expected = being_vl_model().train()
     loss, by_kind = plain_loss(expected, data(), WEIGHTS)
     loss.backward()
-    mp.spawn(_worker, args=(str(tmp_path), 2), nprocs=2)
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        monkeypatch.setenv("BEING_VL_TEST_PORT", str(free.getsockname()[1]))
+    mp.start_processes(_worker, args=(str(tmp_path), 2), nprocs=2, start_method="fork")
     result = torch.load(tmp_path / "result.pt", weights_only=True)
     logs = result["logs"]
     assert logs["loss"] == pytest.approx(loss.item(), rel=1e-5)
