@@ -37,6 +37,30 @@ from .tasks import Task, generation_record
 _SETTINGS = "settings.json"
 
 
+def load_checkpoint(
+    checkpoint: str, *, device: str | None = None, dtype: str = "auto"
+) -> tuple[BeingVLForCausalLM, BeingVLProcessor]:
+    """A checkpoint's model, in evaluation mode, and its processor, whose quantizer is on the same device.
+
+    Args:
+        checkpoint: folder, or repository on the Hub.
+        device: by default accelerate's: a GPU for each process, or the CPU.
+        dtype: of the weights, or `"auto"`: as saved.
+
+    Raises:
+        OSError, ValueError: it does not load, or is no Being-VL checkpoint.
+    """
+    state = PartialState(cpu=device == "cpu")
+    place = state.device if device is None else torch.device(device)
+    processor = AutoProcessor.from_pretrained(checkpoint, vq_device=place)
+    if not isinstance(processor, BeingVLProcessor):
+        raise ValueError(
+            f"{checkpoint}: its processor is a {type(processor).__name__}, not Being-VL's"
+        )
+    model = AutoModelForImageTextToText.from_pretrained(checkpoint, dtype=dtype)
+    return model.to(place).eval(), processor
+
+
 @dataclass
 class Evaluator:
     """A checkpoint, ready to answer.
@@ -72,30 +96,21 @@ class Evaluator:
         cache: str | None = None,
         batch_size: int = 64,
     ) -> Evaluator:
-        """Load a folder or a repository on the Hub.
-
-        Args:
-            device: by default accelerate's: a GPU for each process, or the CPU.
-            dtype: of the weights, or `"auto"`: as saved.
+        """Load a folder or a repository on the Hub; see [`load_checkpoint`] for device and dtype.
 
         Raises:
-            OSError, ValueError: the checkpoint does not load.
+            OSError, ValueError: see [`load_checkpoint`].
         """
-        state = PartialState(cpu=device == "cpu")
-        place = torch.device(device) if device is not None else state.device
-        processor = AutoProcessor.from_pretrained(checkpoint, vq_device=place)
-        if not isinstance(processor, BeingVLProcessor):
-            raise ValueError(f"{checkpoint} is no Being-VL checkpoint: its processor is another")
-        model = AutoModelForImageTextToText.from_pretrained(checkpoint, dtype=dtype)
+        model, processor = load_checkpoint(checkpoint, device=device, dtype=dtype)
         return cls(
-            model=model.to(place).eval(),
+            model=model,
             processor=processor,
             name=Path(checkpoint).resolve().name if os.path.isdir(checkpoint) else checkpoint,
             identity=_identity(checkpoint, model),
             output=Path(output),
             cache=cache,
             batch_size=batch_size,
-            state=state,
+            state=PartialState(),
         )
 
     def run(self, task: Task, *, max_new_tokens: int | None = None) -> Result | None:
