@@ -184,14 +184,14 @@ def main() -> None:
     print(f"MME: {len(mme)} answers, perception {ours['perception']:.2f}, equal in every category")
 
     if args.write:
-        pope, mme = pope_cases(rng, 200), mme_cases(rng, 10)
+        pope, mme = pope_cases(rng, 100), mme_cases(rng, 4)
         fixture = {
             "source": __doc__.splitlines()[0] + " Written by tests/soak_official_scoring.py.",
-            "vqa": [c | {"accuracy": v} for c, v in zip(vqa[:300], expected, strict=False)],
+            "vqa": [c | {"accuracy": v} for c, v in zip(vqa[:150], expected, strict=False)],
             "pope": {**pope, "scores": official_pope(args.pope, pope)},
             "mme": {"rows": mme, "scores": official_mme(args.mme, mme)},
         }
-        FIXTURE.write_text(json.dumps(fixture, indent=1) + "\n")
+        FIXTURE.write_text(json.dumps(fixture) + "\n")
         print(f"wrote {FIXTURE}")
 
 
