@@ -416,7 +416,7 @@ def test_eval_command(checkpoint, tmp_path, capsys):
         "--output",
         str(tmp_path / "out"),
     ]
-    tasks = ["--tasks", "easyvqa,pope,reconstruction", "--data", f'["pope={data}"]', "--limit", "6"]
+    tasks = ["--tasks", "easyvqa,pope,reconstruction", "--data", f"pope={data}", "--limit", "6"]
     assert main(["eval", str(checkpoint), *tasks, *options, "--json"]) == 0
     printed = json.loads(capsys.readouterr().out)
     assert [row["task"] for row in printed] == ["easyvqa", "pope", "reconstruction"]
@@ -427,7 +427,7 @@ def test_eval_command(checkpoint, tmp_path, capsys):
         "pope.yaml",
         "reconstruction.yaml",
     }
-    again = ["eval", "--config", str(folder / "pope.yaml"), "--tasks", "easyvqa", "--data", "[]"]
+    again = ["eval", "--config", str(folder / "pope.yaml"), "--tasks", "easyvqa", "--data"]
     assert main(again) == 0
     assert "easyvqa: 6 examples" in capsys.readouterr().out
 
@@ -438,8 +438,8 @@ def test_eval_command(checkpoint, tmp_path, capsys):
         (["--tasks", "easyvqa,popé"], "no task 'popé'"),
         (["--tasks", ","], "names no task"),
         (["--tasks", "pope"], "--data pope=PATH"),
-        (["--tasks", "pope", "--data", "[/no/such]"], "no such file or folder"),
-        (["--tasks", "pope", "--data", "[mme=/]"], "must be TASK=PATH"),
+        (["--tasks", "pope", "--data", "/no/such"], "no such file or folder"),
+        (["--tasks", "pope", "--data", "mme=/"], "must be TASK=PATH"),
     ],
 )
 def test_eval_command_refuses(options, message, checkpoint, tmp_path, capsys):

@@ -15,8 +15,10 @@ from checkpoint_fixtures import tiny_checkpoint
 from PIL import Image
 
 from being_vl.checkpoint import save_checkpoint
+from being_vl.cli import main
 from being_vl.evaluation.lmms_eval import TASKS_FOLDER
 from being_vl.evaluation.lmms_eval.requests import cut_at, generation_options, read_messages
+from being_vl.evaluation.results import load_results
 
 ROOT = Path(__file__).parents[1]
 
@@ -89,6 +91,47 @@ def test_the_tasks_folder_is_printed():
     )
     assert Path(run.stdout.strip()) == TASKS_FOLDER
     assert (TASKS_FOLDER / "easyvqa.yaml").is_file()
+
+
+def lmms_eval_file(path: Path) -> Path:
+    """What lmms-eval 0.7.3 writes with --output_path, cut to what is read."""
+    config = {
+        "dataset_path": "lmms-lab-encoder/POPE",
+        "test_split": "test",
+        "generation_kwargs": {"max_new_tokens": 128, "do_sample": False},
+    }
+    scores = {
+        "alias": "pope",
+        "pope_accuracy,none": 0.875,
+        "pope_accuracy_stderr,none": "N/A",
+        "pope_yes_ratio_stderr,none": 0.1,
+        "mme_perception_score,none": 1200.5,
+    }
+    content = {
+        "results": {"pope": scores},
+        "configs": {"pope": config},
+        "n-samples": {"pope": {"original": 9000, "effective": 8}},
+        "lmms_eval_version": "0.7.3",
+        "total_evaluation_time_seconds": "12.5",
+    }
+    path.write_text(json.dumps(content))
+    return path
+
+
+def test_lmms_evals_results_become_result_files(tmp_path, capsys):
+    source = lmms_eval_file(tmp_path / "x_results.json")
+    command = ["results", "--lmms-eval", str(source), "--output", str(tmp_path)]
+    assert main([*command, "--hardware", "one GPU", "--json"]) == 0
+    (result,) = load_results(tmp_path)
+    assert result.metrics == {"pope_accuracy": 87.5, "mme_perception_score": 1200.5}
+    assert result.dataset == {"name": "pope", "id": "lmms-lab-encoder/POPE", "split": "test"}
+    assert (result.num_examples, result.seconds, result.hardware) == (8, 12.5, "one GPU")
+    assert result.harness == {"name": "lmms-eval", "version": "0.7.3"}
+    assert main(command) == 2
+    assert "--hardware" in capsys.readouterr().err
+    source.write_text('{"results": {}}')
+    assert main([*command, "--hardware", "x"]) == 2
+    assert "not a results file of lmms-eval" in capsys.readouterr().err
 
 
 def test_the_task_asks_as_our_own_does():

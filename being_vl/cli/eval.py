@@ -38,13 +38,15 @@ def make_parser() -> ArgumentParser:
     )
     parser.add_argument(
         "--data",
-        type=list[str],
+        type=str,
+        nargs="*",
         default=[],
         help="TASK=PATH for each task: the benchmark's own files (easyvqa needs none)",
     )
     parser.add_argument(
         "--images",
-        type=list[str],
+        type=str,
+        nargs="*",
         default=[],
         help="TASK=FOLDER of pictures that do not lie with the data",
     )

@@ -1,4 +1,4 @@
-"""`being-vl results`: result files → tables: tokens per image against accuracy, and a judge's verdicts."""
+"""`being-vl results`: result files → tables: tokens per image against accuracy; a judge's verdicts; lmms-eval's."""
 
 from __future__ import annotations
 
@@ -13,15 +13,19 @@ def make_parser() -> ArgumentParser:
     """The options of the command."""
     parser = ArgumentParser(
         description="Tabulate what being-vl eval wrote: for each checkpoint and task the tokens of an image "
-        "and the score. With --verdicts, a judge's wins, ties and losses instead."
+        "and the score. With --verdicts, a judge's wins, ties and losses. With --lmms-eval, result files are "
+        "made of what lmms-eval wrote."
     )
     parser.add_argument("--config", action="config", help="YAML file of these options")
     parser.add_argument(
-        "folders", type=list[str], nargs="*", default=[], help="checkpoints, or --output of eval"
+        "folders", type=str, nargs="*", default=[], help="checkpoints, or --output of eval"
     )
     parser.add_argument(
         "--verdicts", type=str, help="JSON lines with verdict (win, tie or lose) and level"
     )
+    parser.add_argument("--lmms-eval", type=str, help="a *_results.json of lmms-eval")
+    parser.add_argument("--output", type=str, help="with --lmms-eval: the checkpoint's folder")
+    parser.add_argument("--hardware", type=str, help="with --lmms-eval: what it ran on, in words")
     parser.add_argument("--json", action="store_true", help="print the rows as JSON")
     return parser
 
@@ -33,22 +37,47 @@ def main(args: Namespace) -> int:
         ValueError: nothing is named, or a file is malformed; it is named.
         FileNotFoundError: a folder has no results, or there is no such file.
     """
-    if bool(args.folders) == (args.verdicts is not None):
-        raise ValueError("name folders with results, or --verdicts, and not both")
+    given = [name for name in ("folders", "verdicts", "lmms_eval") if args[name]]
+    if len(given) != 1:
+        raise ValueError("name one of: folders with results, --verdicts, --lmms-eval")
     if args.verdicts is not None:
         rows = _verdict_rows(Path(args.verdicts))
+    elif args.lmms_eval is not None:
+        rows = _import_lmms_eval(args)
     else:
-        from ..evaluation.results import comparison_rows, load_results
-
-        for folder in args.folders:
-            if not load_results(folder):
-                raise FileNotFoundError(f"{folder}: no results in {folder}/evaluation")
-        rows = comparison_rows(args.folders)
+        rows = _comparison_rows(args.folders)
     if args.json:
         print(json.dumps(rows))
     else:
         _print_table(rows)
     return 0
+
+
+def _comparison_rows(folders: list[str]) -> list[dict[str, Any]]:
+    from ..evaluation.results import comparison_rows, load_results
+
+    for folder in folders:
+        if not load_results(folder):
+            raise FileNotFoundError(f"{folder}: no results in {folder}/evaluation")
+    return comparison_rows(folders)
+
+
+def _import_lmms_eval(args: Namespace) -> list[dict[str, Any]]:
+    """Write the result files; a row for each metric."""
+    from ..evaluation.lmms_eval.results import read_lmms_eval
+
+    if args.output is None or args.hardware is None:
+        raise ValueError(
+            "--lmms-eval needs --output FOLDER, and --hardware, which its file does not say"
+        )
+    results = read_lmms_eval(Path(args.lmms_eval), hardware=args.hardware)
+    for result in results:
+        result.save(args.output)
+    return [
+        {"task": result.task, "metric": name, "value": value, "num_examples": result.num_examples}
+        for result in results
+        for name, value in result.metrics.items()
+    ]
 
 
 def _verdict_rows(path: Path) -> list[dict[str, Any]]:
