@@ -169,10 +169,10 @@ def lmms_eval(
     command += ["--include_path", str(TASKS_FOLDER), "--output_path", str(output), "--log_samples"]
     command += ["--limit", str(limit)] if limit else []
     run = subprocess.run(command, env=environment, capture_output=True, text=True)
-    if run.returncode:
-        sys.exit(f"{' '.join(command)}\n{run.stdout[-3000:]}\n{run.stderr[-3000:]}")
-    (path,) = output.rglob("*_results.json")
-    return json.loads(path.read_text())["results"]
+    found = list(output.rglob("*_results.json"))
+    if run.returncode or len(found) != 1:  # lmms-eval exits with 0 after errors too
+        sys.exit(f"{' '.join(command)}\n{run.stdout[-3000:]}\n{run.stderr[-6000:]}")
+    return json.loads(found[0].read_text())["results"]
 
 
 def being_vl_eval(
@@ -241,7 +241,11 @@ def main() -> None:
             make(work / name.lower(), questions, split.image_paths)
             hub.add_repository(f"lmms-lab-encoder/{name}", work / name.lower() / "hub", "dataset")
         environment = {**os.environ, **hub.environment(work / "home")}
-        environment["BEING_VL_CACHE"] = str(work / "cache")
+        environment |= {
+            "BEING_VL_CACHE": str(work / "cache"),
+            "HF_HUB_OFFLINE": "0",  # the stand-in is asked, and nothing else
+            "HF_DATASETS_OFFLINE": "0",
+        }
         theirs = lmms_eval(checkpoint, "pope,vqav2_val,mme", work / "stock", 0, environment)
         theirs |= lmms_eval(checkpoint, "easyvqa", work / "own-task", args.easyvqa, environment)
         data = [f"{name}={work / name / 'local'}" for name in map(str.lower, STOCK)]
