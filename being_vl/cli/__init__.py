@@ -24,6 +24,9 @@ COMMANDS = {
     "train": "train a stage of a checkpoint on tokenized rows",
     "tokenize": "turn conversations about images into a data set of ids to train on",
     "ablate": "train and score the paper's grid: with and without merges, one stage and two",
+    "eval": "score a checkpoint on benchmarks",
+    "results": "tabulate result files: tokens per image against accuracy",
+    "env": "print versions and devices, and check what is known to break",
     "export": "write a checkpoint as a plain Llama, for engines that know no other",
 }
 
