@@ -21,6 +21,8 @@ COMMANDS = {
     "stats": "measure how a vocabulary compresses grids of codes",
     "convert": "turn the authors' released vocabulary into a table that can be read safely",
     "init": "extend a text model by an image vocabulary: a checkpoint to train",
+    "card": "describe a checkpoint, from what its files say",
+    "push": "send a checkpoint, or codes, to the Hub",
     "export": "write a checkpoint as a plain Llama, for engines that know no other",
 }
 
