@@ -26,6 +26,8 @@ LAYERS: list[dict[str, tuple[str, ...]]] = [
             "image_processing_being_vl",
             "image_loading",
             "vq_checkpoints",
+            "vq_metrics",
+            "quantizer_identity",
         ),
     },
     {"tokenization": ("tokenization_being_vl",), "configuration": ("configuration_being_vl",)},
@@ -44,6 +46,7 @@ LAYERS: list[dict[str, tuple[str, ...]]] = [
     {
         "training": ("training", "quantizing"),
         "evaluation": ("evaluation",),
+        "environment": ("environment",),
         "analysis": ("analysis",),
         "hub": ("checkpoint", "chat_templates", "remote_code", "hub"),
     },

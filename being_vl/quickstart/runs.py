@@ -12,7 +12,7 @@ from safetensors.torch import load_model, save_model
 from transformers import AutoModelForImageTextToText, AutoProcessor, TrainingArguments
 from transformers.trainer_callback import PrinterCallback
 
-from ..evaluation.answering import generate_answers
+from ..evaluation.answering import generate_answers, render_prompts
 from ..evaluation.easyvqa import Question, accuracy
 from ..modeling_being_vl import BeingVLForCausalLM
 from ..processing_being_vl import BeingVLProcessor
@@ -21,7 +21,6 @@ from ..training.clock import TrainingClock
 from ..training.packing import SharedImageCollator
 from ..training.stages import prepare_stage
 from ..training.trainer import BeingVLTrainer
-from .rows import conversation
 from .settings import Settings, Workspace
 
 IMAGES_PER_STEP = 8
@@ -169,16 +168,13 @@ def test(
     """
     processor: BeingVLProcessor = AutoProcessor.from_pretrained(checkpoint)
     model = AutoModelForImageTextToText.from_pretrained(checkpoint).to(device).eval()
-    prompts = {
-        text: processor.apply_chat_template(
-            conversation(text, image=codes is not None), tokenize=False, add_generation_prompt=True
-        )
-        for text in {question.text for question in questions}
-    }
+    prompts = render_prompts(
+        processor, [question.text for question in questions], image=codes is not None
+    )
     answers = generate_answers(
         model,
         processor,
-        [prompts[question.text] for question in questions],
+        prompts,
         None if codes is None else [question.image_id for question in questions],
         codes,
         max_new_tokens=MAX_ANSWER_TOKENS,
