@@ -48,6 +48,7 @@ LAYERS: list[dict[str, tuple[str, ...]]] = [
         "evaluation": ("evaluation",),
         "environment": ("environment",),
         "analysis": ("analysis",),
+        "demo": ("demo",),
         "hub": ("checkpoint", "chat_templates", "remote_code", "hub"),
     },
     {"quickstart": ("quickstart",)},

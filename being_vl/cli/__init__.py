@@ -21,14 +21,13 @@ COMMANDS = {
     "stats": "measure how a vocabulary compresses grids of codes",
     "convert": "turn the authors' released vocabulary into a table that can be read safely",
     "init": "extend a text model by an image vocabulary: a checkpoint to train",
-<<<<<<< HEAD
-    "card": "describe a checkpoint, from what its files say",
-    "push": "send a checkpoint, or codes, to the Hub",
-=======
     "eval": "score a checkpoint on benchmarks",
     "results": "tabulate result files: tokens per image against accuracy",
+    "card": "describe a checkpoint, from what its files say",
+    "chat": "talk with a checkpoint in the terminal, about images and in images",
+    "demo": "the same in a browser, with an image's tokens",
+    "push": "send a checkpoint, or codes, to the Hub",
     "env": "print versions and devices, and check what is known to break",
->>>>>>> eval
     "export": "write a checkpoint as a plain Llama, for engines that know no other",
 }
 
