@@ -13,6 +13,7 @@ import importlib
 import os
 import re
 import tempfile
+import time
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -27,7 +28,10 @@ from huggingface_hub import (
     HfApi,
     snapshot_download,
 )
-from huggingface_hub.errors import HTTPError
+from huggingface_hub.errors import HfHubHTTPError, HTTPError
+from huggingface_hub.utils import logging
+
+logger = logging.get_logger(__name__)
 
 CARD = "README.md"
 VQ_FOLDER = "vq_model"
@@ -48,6 +52,10 @@ PATTERNS = (
     *MEASURED_PATTERNS,
     "LICENSE*", "NOTICE*", ".gitattributes",
 )  # fmt: skip
+# Of a whole commit, beside what huggingface_hub tries again by itself: it does not send a commit twice, but
+# here a second one that finds everything in place changes nothing.
+_TRIES = 3
+_WAIT = 2.0  # seconds, growing with each try
 _OPTIONS = (
     "repo_id", "private", "token", "revision", "create_pr", "commit_message", "commit_description",
 )  # fmt: skip
@@ -105,12 +113,20 @@ def commit_files(
     Raises:
         OSError: the Hub refuses or cannot be reached (`HfHubHTTPError` among them).
     """
-    try:
-        return _commit(own, target, companions or {})
-    except HTTPError as error:
-        if isinstance(error, OSError):  # the Hub's own answer
-            raise
-        raise ConnectionError(f"{HfApi().endpoint} cannot be reached: {error}") from error
+    remaining = 1 if target.create_pr else _TRIES  # again would open a second pull request
+    while True:
+        remaining -= 1
+        try:
+            return _commit(own, target, companions or {})
+        except HTTPError as error:
+            status = error.response.status_code if isinstance(error, HfHubHTTPError) else None
+            if remaining and (status is None or status >= 500):
+                logger.warning("%s; trying again", error)
+                time.sleep(_WAIT * (_TRIES - remaining))
+            elif status is None:
+                raise ConnectionError(f"{HfApi().endpoint} cannot be reached: {error}") from error
+            else:
+                raise
 
 
 def _commit(own: Mapping[str, Path], target: Target, companions: Mapping[str, Path]) -> CommitInfo:

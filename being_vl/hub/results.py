@@ -116,7 +116,7 @@ def eval_results(results: Sequence[TaskResult]) -> list[EvalResult]:
             dataset_name=str(result.dataset["name"]),
             dataset_split=result.dataset.get("split"),
             metric_type=metric_type(name),
-            metric_name=name.replace("/", ", ").replace("_", " "),
+            metric_name=name.replace("/", ", ", 1).replace("_", " "),
             metric_value=value,
         )
         for result in results
