@@ -6,6 +6,7 @@ quantized once, when it comes, and not again for each turn.
 
 from __future__ import annotations
 
+import os
 import threading
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -97,6 +98,8 @@ class Speaker:
         Raises:
             ValueError, OSError: the image cannot be read, or fetched.
         """
+        if isinstance(image, (str, os.PathLike)):
+            image = self.processor.image_processor.fetch_images(image)
         return self.processor.quantize([image])[0]
 
     def _inputs(self, conversation: Conversation, text: str) -> dict[str, torch.Tensor]:
