@@ -26,6 +26,10 @@ COMMANDS = {
     "ablate": "train and score the paper's grid: with and without merges, one stage and two",
     "eval": "score a checkpoint on benchmarks",
     "results": "tabulate result files: tokens per image against accuracy",
+    "card": "describe a checkpoint, from what its files say",
+    "chat": "talk with a checkpoint in the terminal, about images and in images",
+    "demo": "the same in a browser, with an image's tokens",
+    "push": "send a checkpoint, or codes, to the Hub",
     "env": "print versions and devices, and check what is known to break",
     "export": "write a checkpoint as a plain Llama, for engines that know no other",
 }

@@ -37,6 +37,7 @@ class Result:
         tokens_per_image: mean over the test images, begin and end tokens left out; 0 without images.
         pretrain_steps, sft_steps: optimizer steps of the two stages.
         seconds: wall clock of both stages.
+        test_seconds: wall clock of loading the checkpoint and answering the test questions.
     """
 
     name: str
@@ -45,6 +46,7 @@ class Result:
     pretrain_steps: int
     sft_steps: int
     seconds: float
+    test_seconds: float
 
     def to_json(self) -> str:
         return json.dumps(asdict(self), indent=2) + "\n"
