@@ -109,17 +109,19 @@ def _point(
     progress: Callable[[int], Any] | None,
 ) -> dict[str, Any]:
     shorter = ImageBPE(bpe.merges[:merges], bpe.codebook_size, merge_rule=bpe.merge_rule)
-    tokens = 0
+    uses = np.zeros(shorter.vocab_size, dtype=np.int64)
     for part in _slices(grids, count):
-        tokens += sum(
-            len(ids) for ids in shorter.encode_batch(part, num_threads, segmentation=segmentation)
-        )
+        ids = np.concatenate(shorter.encode_batch(part, num_threads, segmentation=segmentation))
+        uses += np.bincount(ids, minlength=len(uses))
         if progress:
             progress(len(part))
+    tokens = int(uses.sum())
     return {
         "merges": merges,
         "tokens_per_grid": tokens / count,
         "compression_ratio": cells / tokens,
+        "bits_per_token": _entropy(uses),
+        "bits_per_cell": _entropy(uses) * tokens / cells,
     }
 
 
