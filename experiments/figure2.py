@@ -35,6 +35,7 @@ CODEBOOK_SIZE = 2
 BOI = 0  # the text vocabulary is this token alone
 IGNORE_INDEX = -100
 WARMUP = 50
+TOKENS = ("raw", "bpe", "row-bpe")
 SIZES = {"small": (10, 1, 1), "large": (40, 4, 4)}  # dimensions, layers, heads
 
 
@@ -124,10 +125,15 @@ def make_model(setting: Setting, num_merges: int) -> BeingVLForCausalLM:
 
 
 def train_bpe(setting: Setting, rng: np.random.Generator) -> ImageBPE:
-    """A dictionary of so many tokens, codes included; of the codes alone for raw cells."""
+    """A dictionary of so many tokens, codes included; of the codes alone for raw cells.
+
+    "bpe" is the 2D vocabulary. "row-bpe" learns from rows alone, so that its tokens lie along them.
+    """
     if setting.tokens == "raw":
         return ImageBPE([], CODEBOOK_SIZE)
     grids = SOURCES[setting.source].sample(2000, setting.side, setting.side, rng)
+    if setting.tokens == "row-bpe":
+        grids = grids.reshape(-1, 1, setting.side)
     num_merges = setting.dictionary - CODEBOOK_SIZE
     return ImageBPE.train(grids, num_merges, CODEBOOK_SIZE, num_threads=1)
 
@@ -194,7 +200,7 @@ def run(setting: Setting) -> dict[str, Any]:
 def figure_parser() -> ArgumentParser:
     parser = make_parser(__doc__)
     parser.add_argument("--sources", type=list[str], default=list(SOURCES))
-    parser.add_argument("--tokens", type=list[str], default=["raw", "bpe"])
+    parser.add_argument("--tokens", type=list[str], default=list(TOKENS))
     parser.add_argument("--positions", type=list[str], default=["plain", "cell"])
     parser.add_argument("--sizes", type=list[str], default=list(SIZES))
     parser.add_argument("--learning_rates", type=list[float], default=[2e-3])
@@ -208,7 +214,7 @@ def all_settings(args: Namespace) -> list[Setting]:
     return [
         Setting(source, tokens, positions, size, learning_rate, seed, **quick)
         for seed, size, learning_rate, source, tokens, positions in itertools.product(
-            range(args.seeds),
+            range(1 if args.quick else args.seeds),
             args.sizes,
             args.learning_rates,
             args.sources,
@@ -249,9 +255,9 @@ def draw(results: Sequence[dict[str, Any]], path: Path) -> None:
     from matplotlib.figure import Figure
 
     sources = [name for name in SOURCES if any(row["source"] == name for row in results)]
-    figure = Figure(figsize=(3.2 * len(sources), 3.6), layout="constrained")
+    figure = Figure(figsize=(3.8 * len(sources), 3.8), layout="constrained")
     panels = figure.subplots(1, len(sources), sharey=True, squeeze=False)[0]
-    kinds = list(itertools.product(("raw", "bpe"), ("plain", "cell")))
+    kinds = list(itertools.product(TOKENS, ("plain", "cell")))
     decoders = sorted({(row["size"], row["learning_rate"]) for row in results}, reverse=True)
     for panel, source in zip(panels, sources, strict=True):
         rows = [row for row in results if row["source"] == source]

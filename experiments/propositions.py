@@ -32,7 +32,7 @@ CASES = {
 
 def run(name: str, seed: int, quick: bool) -> dict[str, Any]:
     source, rng = CASES[name], np.random.default_rng(seed)
-    count, side = (20, 16) if quick else (1000, 64)
+    count, side = (20, 16) if quick else (300, 64)
     sizes = DICTIONARY_SIZES[:4] if quick else DICTIONARY_SIZES
     training, held_out = (source.sample(count, side, side, rng) for _ in range(2))
     bpe = ImageBPE.train(training, sizes[-1] - 2, codebook_size=2)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import numpy as np
 import pytest
 
@@ -31,17 +33,20 @@ def test_unigram_loss_by_hand():
     assert unigram_loss(bpe, grids, grids) == pytest.approx(2 * np.log(7 / 3) / 3)
 
 
-@pytest.mark.parametrize("probability", [0.05, 0.2])
-def test_losses_stand_in_the_order_of_the_propositions(probability):
-    """H∞ < unigram of BPE tokens, falling with D, < unigram of cells = H(π); and below the bound."""
-    source = GridSource("rows", p=probability, q=probability)
+@pytest.mark.parametrize("dependence", ["mixed", "rows"])
+def test_losses_stand_in_the_order_of_the_propositions(dependence):
+    """H∞ < unigram of BPE tokens, falling with D, < unigram of cells = H(π); and below the bound.
+
+    For sources that are far from independent cells; docs/findings.md tells of others.
+    """
+    source = GridSource(dependence, p=0.05, q=0.05)
     rng = np.random.default_rng(0)
     training, held_out = (source.sample(300, 32, 32, rng) for _ in range(2))
     bpe = ImageBPE.train(training, 198, 2)
     sizes = [2, 10, 50, 200]
     losses = unigram_losses(bpe, sizes, training, held_out)
     assert losses[0] == pytest.approx(source.stationary_entropy(), abs=2e-3)
-    assert all(more > less for more, less in zip(losses, losses[1:], strict=False))
+    assert all(more > less for more, less in itertools.pairwise(losses))
     assert losses[-1] > source.grid_entropy(32, 32) / 32**2
     for size, loss in zip(sizes, losses, strict=True):
         assert loss < loss_bound(source.entropy_rate(), source.least_probability, size)
@@ -123,7 +128,7 @@ def test_offsets_rebuild_the_ids_and_bound_the_loss():
         made = merge_offsets(bpe, grid)
         assert grid.size - len(made) == len(bpe.encode(grid))
         assert all((row, col) > (0, 0) for _, row, col in made)
-    every = all_grids(3, 4, 2)
+    every = all_grids(3, 3, 2)
     bound = offset_bits(bpe, every)["offset_bits"]  # the uniform law
     assert 0 < lost_bits(bpe, every)["lost_bits"] <= bound
     with pytest.raises(ValueError, match='merge_rule must be "pair"'):
