@@ -32,7 +32,7 @@ from being_vl import BeingVLConfig, BeingVLForCausalLM, ImageBPE
 from being_vl.image_bpe_files import write_atomically
 
 CODEBOOK_SIZE = 2
-BOI = 0  # the text vocabulary is this token alone
+BOI, FIRST_CODE = 0, 1  # the text vocabulary is one token
 IGNORE_INDEX = -100
 WARMUP = 50
 TOKENS = ("raw", "bpe", "row-bpe")
@@ -78,7 +78,7 @@ class Reader:
         positions = np.full((*shape, 2), -1)
         for row, tokens in enumerate(many):
             place = slice(1, 1 + len(tokens))
-            ids[row, place] = labels[row, place] = tokens + 1
+            ids[row, place] = labels[row, place] = tokens + FIRST_CODE
             if self.has_positions:
                 positions[row, place] = self.anchors(tokens.tolist())
         batch = {"input_ids": ids, "labels": labels}

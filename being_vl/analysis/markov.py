@@ -94,7 +94,7 @@ class GridSource:
             return self._chain_rate()
         square = (1 - self.p - self.q) ** 2
         if square == 0:
-            return self._entropy_given_parents(0.0)
+            return float(self._entropy_given_parents(0.0))
         half = 2 / square - 1
         z = half - np.sqrt(half**2 - 1)
         return float(self._entropy_given_parents(self.one * (1 - self.one) * z))
@@ -148,9 +148,11 @@ class GridSource:
             last = min(height - 1, diagonal)
             weights = np.zeros((last - first + 1, len(covariance)))
             for row in range(first, last + 1):
-                parents = [
-                    parent for parent in (row - 1, row) if self._in_grid(parent, row, diagonal)
-                ]
+                above, left = (
+                    (row - 1, row > 0),
+                    (row, row < diagonal),
+                )  # rows, and whether in the grid
+                parents = [parent for parent, in_grid in (above, left) if in_grid]
                 for parent in parents:
                     weights[row - first, parent - above_first] = 1 / len(parents)
                 if len(parents) == 1:
@@ -161,11 +163,6 @@ class GridSource:
             covariance = (1 - self.p - self.q) ** 2 * weights @ covariance @ weights.T
             np.fill_diagonal(covariance, variance)
         return total
-
-    @staticmethod
-    def _in_grid(parent_row: int, row: int, diagonal: int) -> bool:
-        """Is the parent above (parent_row = row − 1) or on the left (parent_row = row) in the grid?"""
-        return parent_row >= 0 if parent_row < row else diagonal - row >= 1
 
 
 def binary_entropy(p: np.ndarray | float) -> np.ndarray | float:
