@@ -30,15 +30,11 @@ def make_rows(count: int = 22, seed: int = 0) -> list[dict[str, Any]]:
 
 
 def make_trainer(
-    folder: Path, *, stage: str = "sft", freeze: str = "none", dropout: float = 0.1, model: Any = None, rows: Any = None,
-    eval_rows: Any = None, **arguments: Any,
+    folder: Path, *, stage: str = "sft", freeze: str = "none", dropout: float = 0.1,
+    make_model: Callable[[], Any] = being_vl_model, rows: Any = None, eval_rows: Any = None,
+    **arguments: Any,
 ) -> BeingVLTrainer:  # fmt: skip
     """11 steps of two batches each: two epochs and a part; dropout draws random numbers."""
-    model = being_vl_model() if model is None else model
-    model.config.attention_dropout = dropout
-    for layer in model.model.layers:
-        layer.self_attn.attention_dropout = dropout
-    prepare_stage(model, stage, freeze=freeze)
     values = {
         "max_steps": 11, "per_device_train_batch_size": 2, "gradient_accumulation_steps": 2,
         "learning_rate": 1e-2, "weight_decay": 0.1, "lr_scheduler_type": "cosine",
@@ -46,9 +42,14 @@ def make_trainer(
         "train_sampling_strategy": "group_by_length", "remove_unused_columns": False,
         "report_to": "none", "disable_tqdm": True, "use_cpu": True, "seed": 3,
     }  # fmt: skip
+    args = TrainingArguments(output_dir=str(folder), **{**values, **arguments})
+    model = make_model()  # after the arguments: they say whether it is made in pieces
+    for layer in model.model.layers:
+        layer.self_attn.attention_dropout = dropout
+    prepare_stage(model, stage, freeze=freeze)
     return BeingVLTrainer(
         model=model.train(),
-        args=TrainingArguments(output_dir=str(folder), **{**values, **arguments}),
+        args=args,
         train_dataset=make_rows() if rows is None else rows,
         eval_dataset=eval_rows,
         data_collator=SharedImageCollator(0),

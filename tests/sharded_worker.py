@@ -12,20 +12,25 @@ import multiprocessing
 import os
 import socket
 import sys
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 import torch.distributed as dist
-from model_fixtures import being_vl_model
+from model_fixtures import LAYOUT, being_vl_model
 from resume_fixtures import make_trainer
 from transformers import TrainerCallback
+
+from being_vl import BeingVLForCausalLM
 
 CONFIGS = Path(__file__).parents[1] / "hub_configs" / "deepspeed"
 STAGES = {
     "pretrain": {"stage": "pretrain"},
     "sft": {"stage": "sft", "freeze": "image"},
     "tied": {"stage": "pretrain"},
+    "loaded": {"stage": "pretrain"},
+    "refused": {"deepspeed": {"zero_optimization": {"stage": 3}, "train_batch_size": "auto"}},
     "resume": {"stage": "sft", "save_steps": 3},
 }
 STEPS = 8
@@ -52,6 +57,11 @@ def let_fsdp_run_on_cpus() -> None:
 
 def arguments_of(strategy: str) -> dict[str, Any]:
     if strategy in ("zero2", "zero3"):
+        import deepspeed
+
+        # Its own all-reduce for CPUs would be compiled for two minutes; without it, gloo's is used.
+        deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+        deepspeed.init_distributed("gloo")  # which Trainer leaves out with use_cpu
         return {"deepspeed": str(CONFIGS / f"{strategy}.json")}
     if strategy == "fsdp2":
         config = {
@@ -68,16 +78,32 @@ def arguments_of(strategy: str) -> dict[str, Any]:
     return {}
 
 
+def load_and_resize(folder: Path) -> BeingVLForCausalLM:
+    """A model without two of its merges, loaded in pieces if the trainer's arguments say so, and grown."""
+    if int(os.environ["RANK"]) == 0:
+        small = being_vl_model()
+        small.resize_image_embeddings(LAYOUT.num_image_tokens - 2)
+        small.save_pretrained(folder)
+    dist.barrier()
+    model = BeingVLForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    generator = torch.Generator().manual_seed(1)
+    model.resize_image_embeddings(LAYOUT.num_image_tokens, generator=generator)
+    return model
+
+
 def run(folder: Path, case: str) -> None:
     strategy, stage, processes = case.split("-")
     options = {
         "dropout": 0.0, "optim": "adamw_torch", "max_steps": STEPS, "save_steps": STEPS,
         "per_device_train_batch_size": 2 // int(processes), "train_sampling_strategy": "random",
-        "logging_steps": 1, "save_total_limit": None, **STAGES[stage], **arguments_of(strategy),
+        "logging_steps": 1, "save_total_limit": None, **arguments_of(strategy), **STAGES[stage],
     }  # fmt: skip
 
     def trainer(name: str) -> Any:
-        return make_trainer(folder / name, model=being_vl_model(tied=stage == "tied"), **options)
+        make_model = partial(being_vl_model, tied=stage == "tied")
+        if stage == "loaded":
+            make_model = partial(load_and_resize, folder / f"{case}-model")
+        return make_trainer(folder / name, make_model=make_model, **options)
 
     if stage == "resume":
         stopped = trainer(f"{case}-stopped")
@@ -89,6 +115,12 @@ def run(folder: Path, case: str) -> None:
         resumed = trainer(f"{case}-stopped")
         resumed.train(resume_from_checkpoint=True)
     trained = trainer(case)
+    if stage == "refused":
+        try:
+            trained.train()
+        except ValueError as error:
+            (folder / "refused.txt").write_text(str(error))
+        return
     trained.train()
     if trained.args.process_index == 0:
         losses = [log["loss"] for log in trained.state.log_history if "loss" in log]

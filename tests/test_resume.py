@@ -7,6 +7,7 @@ import os
 import pickle
 import shutil
 import warnings
+from functools import partial
 
 import pytest
 import torch
@@ -120,8 +121,8 @@ def test_damage_is_named_and_the_checkpoint_before_is_used(tmp_path, whole_run, 
         ({"rows": make_rows(21)}, "data.rows is 22, now 21"),
         ({"rows": make_rows(seed=1)}, "data.digest is"),
         ({"stage": "pretrain"}, "model.names_shapes_and_freezing is"),
-        ({"model": being_vl_model(tied=True)}, "model.num_parameters is"),
-        ({"model": being_vl_model(seed=1)}, "model.initial_weights is"),
+        ({"make_model": partial(being_vl_model, tied=True)}, "model.num_parameters is"),
+        ({"make_model": partial(being_vl_model, seed=1)}, "model.initial_weights is"),
     ],
 )
 def test_a_checkpoint_of_another_run_is_refused(whole_run, changes, said):

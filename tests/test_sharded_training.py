@@ -42,7 +42,14 @@ def deepspeed_runs(tmp_path_factory):
     if importlib.util.find_spec("deepspeed") is None:
         pytest.skip("deepspeed is not installed")
     folder = tmp_path_factory.mktemp("deepspeed")
-    return train(folder, ["zero2", "zero3"], "zero2-pretrain-1", "ddp-pretrain-1")
+    return train(
+        folder,
+        ["zero2", "zero3"],
+        "zero2-pretrain-1",
+        "ddp-pretrain-1",
+        "ddp-loaded-1",
+        "zero3-loaded-2",
+    )
 
 
 @pytest.fixture
@@ -113,3 +120,20 @@ def test_a_stopped_run_goes_on_and_damage_is_named(tmp_path, runs, strategy):
         os.truncate(copy / name, files[name]["size"] // 2)
         with pytest.raises(DamagedCheckpointError, match=f"{name}. has .* bytes"):
             read_manifest(copy)
+
+
+def test_a_model_that_zero3_loads_in_pieces_can_be_resized(deepspeed_runs):
+    """As in one process: the losses, the rows that stay, and the new ones."""
+    assert losses(deepspeed_runs / "zero3-loaded-2", "zero3-refused-1") == pytest.approx(
+        losses(deepspeed_runs / "ddp-loaded-1"), rel=1e-5
+    )
+    wanted = final_weights(deepspeed_runs / "ddp-loaded-1")
+    for name, value in final_weights(deepspeed_runs / "zero3-loaded-2", "zero3-refused-1").items():
+        torch.testing.assert_close(value, wanted[name], rtol=1e-4, atol=1e-5, msg=name)
+        if name in EMBEDDINGS:
+            assert torch.equal(value[:TEXT_SIZE], wanted[name][:TEXT_SIZE]), name
+
+
+def test_a_trainer_refuses_before_it_trains(deepspeed_runs):
+    said = (deepspeed_runs / "refused.txt").read_text()
+    assert "stage3_gather_16bit_weights_on_model_save must be true" in said

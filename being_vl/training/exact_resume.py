@@ -29,6 +29,7 @@ from .checkpoints import (
     read_manifest,
     rotate,
 )
+from .distributed_settings import check_deepspeed_settings, check_fsdp_settings
 from .run_identity import identity_differences, run_identity
 
 
@@ -60,8 +61,14 @@ class ExactResumeMixin(Trainer):
 
         Raises:
             ValueError: no checkpoint is whole; or the one that is belongs to a run with other settings,
-                another model or other data, or cannot be resumed from. What is wrong is named.
+                another model or other data, or cannot be resumed from. What is wrong is named. Or
+                DeepSpeed or FSDP are set to what `distributed_settings` refuses.
         """
+        state = self.accelerator.state
+        if self.is_deepspeed_enabled:
+            check_deepspeed_settings(state.deepspeed_plugin.deepspeed_config)
+        elif self.is_fsdp_enabled:
+            check_fsdp_settings(state.fsdp_plugin)
         self._identity = self._log_window = None
         checkpoint = None
         if resume_from_checkpoint or self.args.save_strategy != "no":

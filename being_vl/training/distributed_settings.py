@@ -1,8 +1,8 @@
-"""A DeepSpeed configuration → the reason why it cannot be used, if there is one.
+"""Settings of DeepSpeed or FSDP → the reason why they cannot be used, if there is one.
 
-Source: the JSON files of DeepSpeed and of transformers' integration. Two kinds are refused that those take:
-an optimizer of DeepSpeed's own, which sees no groups of parameters, so that its weight decay moves frozen
-rows; and ZeRO-3 that keeps the weights in pieces at a save, from which no safetensors file is written.
+Source: DeepSpeed's JSON files and accelerate's FSDP plugin. What those take and this refuses: an optimizer
+of DeepSpeed's own, which sees no groups of parameters, so that its weight decay moves frozen rows; a
+scheduler of its own; and weights that stay in pieces at a save, from which no safetensors file is written.
 """
 
 from __future__ import annotations
@@ -12,6 +12,9 @@ import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
+
+from accelerate.utils import FullyShardedDataParallelPlugin
+from torch.distributed.fsdp import StateDictType
 
 
 def check_deepspeed_settings(config: Mapping[str, Any] | str | os.PathLike) -> None:
@@ -51,6 +54,20 @@ def check_deepspeed_settings(config: Mapping[str, Any] | str | os.PathLike) -> N
         raise ValueError(
             f"{name}: zero_optimization.stage3_gather_16bit_weights_on_model_save must be true under stage 3. "
             "Without it a save writes the pieces of each process, and no model.safetensors"
+        )
+
+
+def check_fsdp_settings(plugin: FullyShardedDataParallelPlugin) -> None:
+    """Refuse FSDP that keeps the weights in pieces at a save.
+
+    Raises:
+        ValueError: `state_dict_type` is not FULL_STATE_DICT.
+    """
+    kind = plugin.state_dict_type
+    if kind != StateDictType.FULL_STATE_DICT:
+        raise ValueError(
+            f"fsdp state_dict_type must be FULL_STATE_DICT, got {kind.name}: without it a save writes the pieces of "
+            "each process, and no model.safetensors"
         )
 
 
