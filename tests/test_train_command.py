@@ -93,6 +93,7 @@ def test_a_yaml_file_is_overridden_by_flags(tmp_path):
         ("learning_rate: fast", "learning_rate"),
         ("code_weight: -1", "code_weight must not be negative, got -1"),
         ("remove_unused_columns: true", "remove_unused_columns must be false"),
+        ("push_to_hub: true", "push_to_hub must be false: being-vl push uploads"),
     ],
 )
 def test_bad_options_are_one_line_and_status_2(tmp_path, capsys, line, message):
@@ -192,7 +193,7 @@ def test_the_command_end_to_end(tmp_path, checkpoint, data, capsys):
     }
     (tmp_path / "run.yaml").write_text(yaml.safe_dump(options))
     assert main(["train", "--config", str(tmp_path / "run.yaml"), "--json"]) == 0
-    printed = json.loads(capsys.readouterr().out.splitlines()[-1])
+    printed = json.loads(capsys.readouterr().out)
     assert printed["steps"] == 2 and printed["eval_loss"] > 0
     assert (tmp_path / "out" / "config.json").exists()
 
