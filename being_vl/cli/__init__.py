@@ -21,6 +21,9 @@ COMMANDS = {
     "stats": "measure how a vocabulary compresses grids of codes",
     "convert": "turn the authors' released vocabulary into a table that can be read safely",
     "init": "extend a text model by an image vocabulary: a checkpoint to train",
+    "train": "train a stage of a checkpoint on tokenized rows",
+    "tokenize": "turn conversations about images into a data set of ids to train on",
+    "ablate": "train and score the paper's grid: with and without merges, one stage and two",
     "export": "write a checkpoint as a plain Llama, for engines that know no other",
 }
 
