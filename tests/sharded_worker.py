@@ -114,13 +114,13 @@ def run(folder: Path, case: str) -> None:
             pass
         resumed = trainer(f"{case}-stopped")
         resumed.train(resume_from_checkpoint=True)
-    trained = trainer(case)
     if stage == "refused":
         try:
-            trained.train()
+            trainer(case)
         except ValueError as error:
             (folder / "refused.txt").write_text(str(error))
         return
+    trained = trainer(case)
     trained.train()
     if trained.args.process_index == 0:
         losses = [log["loss"] for log in trained.state.log_history if "loss" in log]

@@ -134,6 +134,6 @@ def test_a_model_that_zero3_loads_in_pieces_can_be_resized(deepspeed_runs):
             assert torch.equal(value[:TEXT_SIZE], wanted[name][:TEXT_SIZE]), name
 
 
-def test_a_trainer_refuses_before_it_trains(deepspeed_runs):
+def test_a_trainer_refuses_at_once(deepspeed_runs):
     said = (deepspeed_runs / "refused.txt").read_text()
     assert "stage3_gather_16bit_weights_on_model_save must be true" in said
