@@ -14,6 +14,7 @@ import json
 import os
 import shutil
 import signal
+import sys
 import tempfile
 import time
 from pathlib import Path
@@ -60,7 +61,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         make_checkpoint(folder / "checkpoint")
-        rows = make_rows([*make_codes(folder / "codes", 40), "missing.png"], 3000)
+        rows = make_rows([*make_codes(folder / "codes", 40), "missing.png"], 1600)
         write_rows(folder / "rows.jsonl", rows)
         started = time.perf_counter()
         assert tokenize(folder, 0) == 0
@@ -71,10 +72,11 @@ def main() -> None:
         kills, runs, half_written, found = 0, 0, 0, []
         while kills < args.kills:
             workers = 0 if kills % 3 else 2
-            longest = seconds / 2 if workers == 0 else seconds + 15  # processes take time to start
+            longest = seconds / 2 if workers == 0 else seconds + 8  # processes take time to start
             kills += killed(folder, workers, float(rng.uniform(0, longest)))
             half_written += len(list((folder / "out").glob("*.tmp")))
             found.append(len(list((folder / "out").glob("*.arrow"))))
+            print(f"{kills} kills, {found[-1]} of {shards} shards", file=sys.stderr, flush=True)
             if found[-1] == shards or kills == args.kills:
                 assert tokenize(folder, 0) == 0
                 assert folder_bytes(folder / "out") == wanted

@@ -10,6 +10,7 @@ from urllib.error import HTTPError
 from urllib.request import Request, urlopen
 
 import pytest
+from hub_http import TOKEN
 from hub_server import HubServer
 
 WEIGHTS = bytes(range(256)) * 8
@@ -38,7 +39,8 @@ def hub() -> Iterator[HubServer]:
 
 def ask(hub, method, path, body=None, headers=None) -> tuple[int, dict[str, str], bytes]:
     content = body if isinstance(body, bytes) or body is None else json.dumps(body).encode()
-    request = Request(hub.endpoint + path, content, headers or {}, method=method)
+    headers = {"Authorization": f"Bearer {TOKEN}", **(headers or {})}
+    request = Request(hub.endpoint + path, content, headers, method=method)
     try:
         with urlopen(request) as answer:
             return answer.status, dict(answer.headers), answer.read()

@@ -17,7 +17,7 @@ _PACKAGE = Path(being_vl.__file__).parent
 # From the bottom up; the parts of one layer know nothing of each other. Each part lists its modules, by
 # full name or by folder; a part may import itself, and any part of a layer below.
 LAYERS: list[dict[str, tuple[str, ...]]] = [
-    {"vocabulary": ("vocabulary",), "code files": ("code_shards",)},
+    {"vocabulary": ("vocabulary",), "code files": ("code_shards",), "pushing": ("pushing",)},
     {
         "bpe": ("bpe", "image_bpe", "image_grid_tracking", "legacy_image_bpe", "plain_pickle"),
         "vq": (
@@ -26,6 +26,8 @@ LAYERS: list[dict[str, tuple[str, ...]]] = [
             "image_processing_being_vl",
             "image_loading",
             "vq_checkpoints",
+            "vq_metrics",
+            "quantizer_identity",
         ),
     },
     {"tokenization": ("tokenization_being_vl",), "configuration": ("configuration_being_vl",)},
@@ -44,7 +46,9 @@ LAYERS: list[dict[str, tuple[str, ...]]] = [
     {
         "training": ("training", "quantizing"),
         "evaluation": ("evaluation",),
+        "environment": ("environment",),
         "analysis": ("analysis",),
+        "demo": ("demo",),
         "hub": ("checkpoint", "chat_templates", "remote_code", "hub"),
     },
     {"quickstart": ("quickstart",)},

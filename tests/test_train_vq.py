@@ -34,8 +34,8 @@ from being_vl.training.vq_losses import (
     generator_loss,
     load_perceptual_loss,
 )
-from being_vl.training.vq_metrics import PixelScale, ReconstructionMetrics, inception_network
 from being_vl.training.vq_module import VQLossConfig, VQTrainingModule
+from being_vl.vq_metrics import PixelScale, ReconstructionMetrics, inception_network
 
 PRESETS = sorted((Path(__file__).parents[1] / "hub_configs" / "vq").glob("*.yaml"))
 SCALE = PixelScale.of(BeingVLImageProcessor())

@@ -182,8 +182,8 @@ def _make_trainer(args: Namespace, output: Path) -> tuple[VQTrainer, BeingVLImag
     from ..modeling_being_vl_vq import BeingVLVQConfig, BeingVLVQModel
     from ..training.vq import ProgressBar, VQTrainer
     from ..training.vq_losses import load_perceptual_loss
-    from ..training.vq_metrics import PixelScale, ReconstructionMetrics, inception_network
     from ..training.vq_module import VQLossConfig, VQTrainingModule
+    from ..vq_metrics import PixelScale, ReconstructionMetrics, inception_network
 
     config = BeingVLVQConfig(**args.model.as_dict())
     processor = default_image_processor(config)

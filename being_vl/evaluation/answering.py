@@ -1,13 +1,14 @@
 """questions about images → answers, with the image of many questions read once.
 
-Greedy generation from a cache: each image's part of the prompt goes through the model once, its keys and
-values are copied to its questions, and `generate` goes on from there. The answers are those of `generate`
+Generation from a cache: each image's part of the prompt goes through the model once, its keys and values are
+copied to its questions, and `generate` goes on from there. The answers are those of `generate`
 on the whole prompts.
 """
 
 from __future__ import annotations
 
 from collections.abc import Hashable, Iterator, Mapping, Sequence
+from functools import cache
 from typing import Any
 
 import torch
@@ -17,7 +18,20 @@ from ..modeling_being_vl import BeingVLForCausalLM
 from ..processing_being_vl import BeingVLProcessor
 
 
-@torch.inference_mode()
+def render_prompts(
+    processor: BeingVLProcessor, questions: Sequence[str], *, image: bool
+) -> list[str]:
+    """Questions → prompts of the chat template, each with its image before it if `image`."""
+    content = [{"type": "image"}] if image else []
+
+    @cache
+    def render(question: str) -> str:
+        messages = [{"role": "user", "content": [*content, {"type": "text", "text": question}]}]
+        return processor.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+
+    return [render(question) for question in questions]
+
+
 def generate_answers(
     model: BeingVLForCausalLM,
     processor: BeingVLProcessor,
@@ -26,24 +40,56 @@ def generate_answers(
     image_codes: Mapping[Hashable, Any] | None = None,
     *,
     batch_size: int = 256,
-    max_new_tokens: int = 16,
     description: str = "answering",
+    **generation: Any,
 ) -> list[str]:
-    """Answer prompts greedily; prompts about one image should stand next to each other.
+    """Answer prompts; those about one image should stand next to each other. See [`iter_answers`].
 
     Args:
-        model: in evaluation mode, on any device.
-        processor: of the same checkpoint.
-        prompts: texts of the chat template, each with one image placeholder, or with none if there are no
-            images.
-        image_ids: the image of each prompt.
-        image_codes: image id → int (h, w) codes.
-        batch_size: prompts at a time.
-        max_new_tokens: after which an answer is cut.
         description: of the progress bar.
 
     Returns:
         a text for each prompt, special tokens left out.
+    """
+    answers: list[str] = []
+    batches = iter_answers(
+        model, processor, prompts, image_ids, image_codes, batch_size=batch_size, **generation
+    )
+    with tqdm(total=len(prompts), desc=description, unit="question") as bar:
+        for batch in batches:
+            answers += batch
+            bar.update(len(batch))
+    return answers
+
+
+def iter_answers(
+    model: BeingVLForCausalLM,
+    processor: BeingVLProcessor,
+    prompts: Sequence[str],
+    image_ids: Sequence[Hashable] | None = None,
+    image_codes: Mapping[Hashable, Any] | None = None,
+    *,
+    batch_size: int = 256,
+    max_new_tokens: int = 16,
+    do_sample: bool = False,
+    **generation: Any,
+) -> Iterator[list[str]]:
+    """Answer prompts batch by batch, greedily unless told otherwise.
+
+    Args:
+        model: in evaluation mode, on any device.
+        processor: of the same checkpoint.
+        prompts: texts of the chat template.
+        image_ids: what names the images of each prompt in `image_codes`.
+        image_codes: int (h, w) codes of the prompt's one image, or a list of such, in the order of its
+            placeholders; none of both where no prompt has images.
+        batch_size: prompts at a time.
+        max_new_tokens: after which an answer is cut.
+        do_sample: sample instead of taking the likeliest token.
+        generation: further options of `generate`.
+
+    Yields:
+        the texts of a batch, in order, special tokens left out.
 
     Raises:
         ValueError: `image_ids` has not one entry for each prompt, or comes without `image_codes`.
@@ -52,58 +98,53 @@ def generate_answers(
         raise ValueError("image_ids and image_codes go together, got one of them")
     if image_ids is not None and len(image_ids) != len(prompts):
         raise ValueError(f"image_ids has {len(image_ids)} entries for {len(prompts)} prompts")
-    answers: list[str] = []
-    with tqdm(total=len(prompts), desc=description, unit="question") as bar:
-        for start in range(0, len(prompts), batch_size):
-            stop = min(start + batch_size, len(prompts))
-            rows = processor(
-                text=list(prompts[start:stop]),
-                image_codes=None
-                if image_ids is None or image_codes is None
-                else [[image_codes[i]] for i in image_ids[start:stop]],
-            )["input_ids"]
-            owners = [None] * len(rows) if image_ids is None else list(image_ids[start:stop])
-            ids, new_from = _continue(model, processor, rows, owners, max_new_tokens)
-            answers += processor.batch_decode(ids[:, new_from:], skip_special_tokens=True)
-            bar.update(stop - start)
-    return answers
+    generation |= {"max_new_tokens": max_new_tokens, "do_sample": do_sample}
+    for start in range(0, len(prompts), batch_size):
+        stop = min(start + batch_size, len(prompts))
+        grids = None
+        if image_ids is not None and image_codes is not None:
+            found = [image_codes[i] for i in image_ids[start:stop]]
+            grids = [codes if isinstance(codes, list) else [codes] for codes in found]
+        rows = processor(text=list(prompts[start:stop]), image_codes=grids)["input_ids"]
+        ids, new_from = _generate(model, processor, rows, generation)
+        yield processor.batch_decode(ids[:, new_from:], skip_special_tokens=True)
 
 
-def _continue(
+@torch.inference_mode()
+def _generate(
     model: BeingVLForCausalLM,
     processor: BeingVLProcessor,
     rows: Sequence[list[int]],
-    owners: Sequence[Hashable],
-    max_new_tokens: int,
+    generation: Mapping[str, Any],
 ) -> tuple[torch.Tensor, int]:
     """Generated ids (rows, length), and where in them the answers begin."""
     pad = processor.tokenizer.pad_token_id
+    if generation.get("num_beams", 1) > 1:  # beams reorder the cache of whole prompts alone
+        ids, mask = _left_padded(rows, pad, model.device)
+        return model.generate(input_ids=ids, attention_mask=mask, **generation), ids.shape[1]
     splits = [_prefix_length(row, processor.eoi_token_id) for row in rows]
-    numbers = {owner: n for n, owner in enumerate(dict.fromkeys(owners))}
-    prefixes: dict[Hashable, list[int]] = {}
-    for row, split, owner in zip(rows, splits, owners, strict=True):
-        prefixes.setdefault(owner, row[:split])
-    prefix, prefix_mask = _left_padded(prefixes.values(), pad, model.device)
+    prefixes = [tuple(row[:split]) for row, split in zip(rows, splits, strict=True)]
+    numbers = {prefix: n for n, prefix in enumerate(dict.fromkeys(prefixes))}
+    prefix, prefix_mask = _left_padded(list(map(list, numbers)), pad, model.device)
     suffix, suffix_mask = _left_padded(
-        (row[split:] for row, split in zip(rows, splits, strict=True)), pad, model.device
+        [row[split:] for row, split in zip(rows, splits, strict=True)], pad, model.device
     )
     positions = (prefix_mask.cumsum(1) - 1).clamp(min=0)
-    cache = model(
+    past = model(
         input_ids=prefix,
         attention_mask=prefix_mask,
         position_ids=positions,
         use_cache=True,
         logits_to_keep=1,
     ).past_key_values
-    copies = torch.tensor([numbers[owner] for owner in owners], device=model.device)
-    cache.batch_select_indices(copies)
+    copies = torch.tensor([numbers[prefix] for prefix in prefixes], device=model.device)
+    past.batch_select_indices(copies)
     input_ids = torch.cat([prefix[copies], suffix], 1)
     ids = model.generate(
         input_ids=input_ids,
         attention_mask=torch.cat([prefix_mask[copies], suffix_mask], 1),
-        past_key_values=cache,
-        max_new_tokens=max_new_tokens,
-        do_sample=False,
+        past_key_values=past,
+        **generation,
     )
     return ids, input_ids.shape[1]
 
@@ -117,10 +158,9 @@ def _prefix_length(row: Sequence[int], eoi_token_id: int) -> int:
 
 
 def _left_padded(
-    rows: Iterator[list[int]] | Any, pad: int, device: torch.device
+    rows: Sequence[list[int]], pad: int, device: torch.device
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Ids and attention mask, long (rows, length)."""
-    rows = list(rows)
     length = max(map(len, rows))
     ids = torch.tensor([[pad] * (length - len(row)) + row for row in rows], device=device)
     mask = torch.tensor([[0] * (length - len(row)) + [1] * len(row) for row in rows], device=device)

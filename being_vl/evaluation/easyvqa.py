@@ -6,13 +6,14 @@ validation split; one is carved here out of the training images, so that nothing
 
 from __future__ import annotations
 
-import re
 from collections import defaultdict
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+
+from .scoring.exact import normalize_answer
 
 SHAPES = ("circle", "rectangle", "triangle")
 QUESTION_TYPES = ("yes/no", "shape", "color")
@@ -97,11 +98,6 @@ def _split(
         {i: paths[i] for i in keep},
         [Question(i, q, a) for q, a, i in zip(*questions, strict=True) if i in chosen],
     )
-
-
-def normalize_answer(text: str) -> str:
-    """Lower case, without punctuation and surrounding blanks: how answers are compared."""
-    return re.sub(r"[^\w\s]", "", text.lower()).strip()
 
 
 def accuracy(questions: Iterable[Question], answers: Iterable[str]) -> dict[str, float]:

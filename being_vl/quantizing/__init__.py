@@ -1,7 +1,8 @@
 """images → shards of codes, at scale: where images come from, and how they become files."""
 
+from ..quantizer_identity import quantizer_identity
 from .dataset_sources import DatasetSource, StreamSource, load_dataset_source
-from .engine import Quantizer, Summary, quantize_source, quantizer_identity
+from .engine import Quantizer, Summary, quantize_source
 from .manifest import write_manifest
 from .sources import FolderSource, Record, Source, TarSource
 

@@ -9,7 +9,6 @@ so what a shard holds does not depend on how many processes made it or how often
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,7 +17,6 @@ from typing import Any, Literal, Protocol
 import numpy as np
 import torch
 from filelock import FileLock, Timeout
-from transformers import PreTrainedModel
 
 from ..code_shards import ShardInfo, code_type, write_shard
 from ..image_processing_being_vl import BeingVLImageProcessor
@@ -26,10 +24,6 @@ from .decoding import Decoded, Task, make_loader
 from .manifest import claim, shard_path
 from .sources import Source
 from .tasks import Summary, Tasks, add_to_digest
-
-_VOLATILE_CONFIG = frozenset(
-    ("_name_or_path", "transformers_version", "dtype", "torch_dtype", "architectures")
-)
 
 
 class Quantizer(Protocol):
@@ -40,20 +34,6 @@ class Quantizer(Protocol):
     def encode(self, pixel_values: torch.Tensor) -> torch.Tensor:
         """pixels (B, 3, H, W) → codes (B, h, w)."""
         ...
-
-
-def quantizer_identity(
-    model: PreTrainedModel, processor: BeingVLImageProcessor, dtype: torch.dtype = torch.float32
-) -> str:
-    """A digest of what decides the codes: weights, configuration, preprocessing, precision."""
-    digest = hashlib.sha256()
-    for part in (model.config.to_dict(), processor.to_dict(), {"precision": str(dtype)}):
-        stable = {name: value for name, value in part.items() if name not in _VOLATILE_CONFIG}
-        digest.update(json.dumps(stable, sort_keys=True, default=str).encode())
-    for name, tensor in sorted(model.state_dict().items()):
-        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
-        digest.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy())
-    return f"sha256:{digest.hexdigest()}"
 
 
 def quantize_source(

@@ -12,7 +12,7 @@ from safetensors.torch import load_model, save_model
 from transformers import AutoModelForImageTextToText, AutoProcessor, TrainingArguments
 from transformers.trainer_callback import PrinterCallback
 
-from ..evaluation.answering import generate_answers
+from ..evaluation.answering import generate_answers, render_prompts
 from ..evaluation.easyvqa import Question, accuracy
 from ..modeling_being_vl import BeingVLForCausalLM
 from ..processing_being_vl import BeingVLProcessor
@@ -20,7 +20,6 @@ from ..training.clock import TrainingClock
 from ..training.packing import SharedImageCollator
 from ..training.stages import prepare_stage
 from ..training.trainer import BeingVLTrainer
-from .rows import conversation
 from .settings import Settings, Workspace
 
 IMAGES_PER_STEP = 8
@@ -38,6 +37,7 @@ class Result:
         tokens_per_image: mean over the test images, begin and end tokens left out; 0 without images.
         pretrain_steps, sft_steps: optimizer steps of the two stages.
         seconds: wall clock of both stages.
+        test_seconds: wall clock of loading the checkpoint and answering the test questions.
     """
 
     name: str
@@ -46,6 +46,7 @@ class Result:
     pretrain_steps: int
     sft_steps: int
     seconds: float
+    test_seconds: float
 
     def to_json(self) -> str:
         return json.dumps(asdict(self), indent=2) + "\n"
@@ -168,16 +169,13 @@ def test(
     """
     processor: BeingVLProcessor = AutoProcessor.from_pretrained(checkpoint)
     model = AutoModelForImageTextToText.from_pretrained(checkpoint).to(device).eval()
-    prompts = {
-        text: processor.apply_chat_template(
-            conversation(text, image=codes is not None), tokenize=False, add_generation_prompt=True
-        )
-        for text in {question.text for question in questions}
-    }
+    prompts = render_prompts(
+        processor, [question.text for question in questions], image=codes is not None
+    )
     answers = generate_answers(
         model,
         processor,
-        [prompts[question.text] for question in questions],
+        prompts,
         None if codes is None else [question.image_id for question in questions],
         codes,
         max_new_tokens=MAX_ANSWER_TOKENS,

@@ -16,8 +16,8 @@ from transformers import TrainerCallback, set_seed
 
 from ..image_processing_being_vl import BeingVLImageProcessor
 from ..modeling_being_vl_vq import BeingVLVQConfig, BeingVLVQModel
+from ..vq_metrics import PixelScale
 from .vq_data import CachedImages, pixels_from_uint8
-from .vq_metrics import PixelScale
 from .vq_module import VQLossConfig, VQTrainingModule
 from .vq_trainer import ProgressBar, VQTrainer, VQTrainingArguments
 

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
-from ..image_processing_being_vl import BeingVLImageProcessor
+from .image_processing_being_vl import BeingVLImageProcessor
 
 _PEAK = 255.0
 

@@ -1,0 +1,202 @@
+"""`being-vl eval`: a checkpoint → scores on benchmarks, in result files beside it.
+
+On one device or, under `accelerate launch`, on many. A run that was stopped goes on where it was.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from jsonargparse import ArgumentParser, Namespace
+from jsonargparse.typing import PositiveInt
+
+if TYPE_CHECKING:
+    from ..evaluation.results import Result
+
+RECONSTRUCTION = "reconstruction"
+_DTYPES = Literal["auto", "float32", "bfloat16", "float16"]
+
+
+def make_parser() -> ArgumentParser:
+    """The options of the command."""
+    parser = ArgumentParser(
+        description="Score a checkpoint. Results go into evaluation/TASK.json, answers beside them.",
+        epilog="Many devices: accelerate launch -m being_vl eval …",
+    )
+    parser.add_argument("--config", action="config", help="YAML file of these options")
+    parser.add_argument("checkpoint", type=str, help="folder or Hub id")
+    parser.add_argument(
+        "--tasks",
+        type=str,
+        required=True,
+        help="names with commas between: easyvqa, pope, vqav2, mme, llava, caption, mllm_bench, "
+        "reconstruction",
+    )
+    parser.add_argument(
+        "--data",
+        type=str,
+        nargs="*",
+        default=[],
+        help="TASK=PATH for each task: the benchmark's own files (easyvqa needs none)",
+    )
+    parser.add_argument(
+        "--images",
+        type=str,
+        nargs="*",
+        default=[],
+        help="TASK=FOLDER of pictures that do not lie with the data",
+    )
+    parser.add_argument("--output", type=str, help="folder; default: the checkpoint's")
+    parser.add_argument("--limit", type=PositiveInt, help="the first questions of each task only")
+    parser.add_argument("--batch-size", type=PositiveInt, default=64, help="questions at a time")
+    parser.add_argument("--max-new-tokens", type=PositiveInt, help="default: the task's own")
+    parser.add_argument("--device", type=str, help="default: a GPU if there is one")
+    parser.add_argument("--dtype", type=_DTYPES, default="auto", help="of the weights")
+    parser.add_argument("--cache", type=str, help="folder of codes; default: $BEING_VL_CACHE")
+    parser.add_argument(
+        "--rfid-weights", type=str, help="reconstruction: Inception weights of torch-fidelity"
+    )
+    parser.add_argument("--spice-jar", type=str, help="caption: spice-1.0.jar, for SPICE")
+    parser.add_argument("--json", action="store_true", help="print the results as JSON")
+    return parser
+
+
+def main(args: Namespace) -> int:
+    """Run the command.
+
+    Raises:
+        ValueError, OSError, ImportError: a task, its data or the checkpoint is missing or malformed, or a
+            package that a task needs.
+    """
+    from ..evaluation.tasks import TASKS, load_task
+
+    names = [name.strip() for name in args.tasks.split(",") if name.strip()]
+    known = [*TASKS, RECONSTRUCTION]
+    for name in names:
+        if name not in known:
+            raise ValueError(f"--tasks: no task {name!r}; there are: {', '.join(known)}")
+    if not names:
+        raise ValueError("--tasks: names no task")
+    data, images = _paths(args, "data", names), _paths(args, "images", names)
+    output = _output(args)
+    tasks = [
+        load_task(name, data.get(name), images.get(name), spice_jar=args.spice_jar).limited(
+            args.limit
+        )
+        for name in names
+        if name != RECONSTRUCTION
+    ]
+    results = _answered(args, tasks, output) if tasks else []
+    if RECONSTRUCTION in names:
+        results.append(_reconstructed(args, data.get(RECONSTRUCTION), output))
+    if results[0] is not None:  # the first process
+        _report(args, results, output)
+    return 0
+
+
+def _answered(args: Namespace, tasks: list[Any], output: Path) -> list[Result | None]:
+    """The results of tasks with questions; None on all processes but the first."""
+    from ..evaluation.runner import Evaluator
+
+    evaluator = Evaluator.from_pretrained(
+        args.checkpoint,
+        output=output,
+        device=args.device,
+        dtype=args.dtype,
+        cache=args.cache,
+        batch_size=args.batch_size,
+    )
+    return [evaluator.run(task, max_new_tokens=args.max_new_tokens) for task in tasks]
+
+
+def _reconstructed(args: Namespace, data: Path | None, output: Path) -> Result | None:
+    """Of the pictures of a folder, or of easy-VQA's test split; one process does it."""
+    from accelerate import PartialState
+    from tqdm import tqdm
+    from transformers import AutoProcessor
+
+    import being_vl  # noqa: F401  (the Auto classes know our models)
+
+    from ..evaluation.easyvqa import load_easyvqa
+    from ..evaluation.reconstruction import evaluate_reconstruction, pictures_below
+
+    state = PartialState(cpu=args.device == "cpu")
+    if not state.is_main_process:
+        return None
+    if data is None:
+        pictures = list(load_easyvqa("test").image_paths.values())
+        dataset = {"name": "easy-VQA", "id": None, "split": "test"}
+    else:
+        pictures = pictures_below(data)
+        dataset = {"name": data.name, "id": None, "split": None}
+    pictures = pictures[: args.limit]
+    processor = AutoProcessor.from_pretrained(
+        args.checkpoint, vq_device=args.device or state.device
+    )
+    with tqdm(total=len(pictures), desc=RECONSTRUCTION, unit="image") as bar:
+        result = evaluate_reconstruction(
+            processor,
+            pictures,
+            dataset=dataset,
+            rfid_weights=args.rfid_weights,
+            batch_size=args.batch_size,
+            progress=bar.update,
+        )
+    result.save(output)
+    return result
+
+
+def _paths(args: Namespace, option: str, names: list[str]) -> dict[str, Path]:
+    """TASK=PATH, or one path where there is one task."""
+    paths = {}
+    for entry in args[option]:
+        name, equals, path = entry.partition("=")
+        if not equals and len(names) == 1:
+            name, path = names[0], entry
+        if name not in names:
+            raise ValueError(
+                f"--{option} {entry}: must be TASK=PATH, of one of the tasks {', '.join(names)}"
+            )
+        paths[name] = Path(path)
+        if not paths[name].exists():
+            raise FileNotFoundError(f"--{option} {name}={path}: no such file or folder")
+    return paths
+
+
+def _output(args: Namespace) -> Path:
+    """The folder of the results, which can be written."""
+    if args.output is None and not os.path.isdir(args.checkpoint):
+        raise ValueError(f"{args.checkpoint} is no folder: name one for the results with --output")
+    output = Path(args.output or args.checkpoint)
+    output.mkdir(parents=True, exist_ok=True)
+    if not os.access(output, os.W_OK | os.X_OK):
+        raise PermissionError(f"{output} cannot be written: name a folder with --output")
+    return output
+
+
+def _report(args: Namespace, results: list[Result], output: Path) -> None:
+    from dataclasses import asdict
+
+    from ..evaluation.results import FOLDER
+    from ..image_bpe_files import write_atomically
+
+    resolved = make_parser().dump(args)
+    for result in results:
+        write_atomically(output / FOLDER / f"{result.task}.yaml", resolved)
+    if args.json:
+        print(json.dumps([asdict(result) for result in results]))
+        return
+    for result in results:
+        print(
+            f"{result.task}: {result.num_examples} examples in {result.seconds:.0f} s, "
+            f"{result.images['codes_per_image']:.1f} codes and "
+            f"{result.images['tokens_per_image']:.1f} tokens a picture"
+        )
+        width = max(map(len, result.metrics), default=0)
+        for name, value in result.metrics.items():
+            print(f"  {name:<{width}}  {value:.2f}")
+    print(f"written to {output / FOLDER}", file=sys.stderr)

@@ -1,0 +1,113 @@
+"""`being-vl results`: result files → tables: tokens per image against accuracy; a judge's verdicts; lmms-eval's."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from jsonargparse import ArgumentParser, Namespace
+
+
+def make_parser() -> ArgumentParser:
+    """The options of the command."""
+    parser = ArgumentParser(
+        description="Tabulate what being-vl eval wrote: for each checkpoint and task the tokens of an image "
+        "and the score. With --verdicts, a judge's wins, ties and losses. With --lmms-eval, result files are "
+        "made of what lmms-eval wrote."
+    )
+    parser.add_argument("--config", action="config", help="YAML file of these options")
+    parser.add_argument(
+        "folders", type=str, nargs="*", default=[], help="checkpoints, or --output of eval"
+    )
+    parser.add_argument(
+        "--verdicts", type=str, help="JSON lines with verdict (win, tie or lose) and level"
+    )
+    parser.add_argument("--lmms-eval", type=str, help="a *_results.json of lmms-eval")
+    parser.add_argument("--output", type=str, help="with --lmms-eval: the checkpoint's folder")
+    parser.add_argument("--hardware", type=str, help="with --lmms-eval: what it ran on, in words")
+    parser.add_argument("--json", action="store_true", help="print the rows as JSON")
+    return parser
+
+
+def main(args: Namespace) -> int:
+    """Run the command.
+
+    Raises:
+        ValueError: nothing is named, or a file is malformed; it is named.
+        FileNotFoundError: a folder has no results, or there is no such file.
+    """
+    given = [name for name in ("folders", "verdicts", "lmms_eval") if args[name]]
+    if len(given) != 1:
+        raise ValueError("name one of: folders with results, --verdicts, --lmms-eval")
+    if args.verdicts is not None:
+        rows = _verdict_rows(Path(args.verdicts))
+    elif args.lmms_eval is not None:
+        rows = _import_lmms_eval(args)
+    else:
+        rows = _comparison_rows(args.folders)
+    if args.json:
+        print(json.dumps(rows))
+    else:
+        _print_table(rows)
+    return 0
+
+
+def _comparison_rows(folders: list[str]) -> list[dict[str, Any]]:
+    from ..evaluation.results import comparison_rows, load_results
+
+    for folder in folders:
+        if not load_results(folder):
+            raise FileNotFoundError(f"{folder}: no results in {folder}/evaluation")
+    return comparison_rows(folders)
+
+
+def _import_lmms_eval(args: Namespace) -> list[dict[str, Any]]:
+    """Write the result files; a row for each metric."""
+    from ..evaluation.lmms_eval.results import read_lmms_eval
+
+    if args.output is None or args.hardware is None:
+        raise ValueError(
+            "--lmms-eval needs --output FOLDER, and --hardware, which its file does not say"
+        )
+    results = read_lmms_eval(Path(args.lmms_eval), hardware=args.hardware)
+    for result in results:
+        result.save(args.output)
+    return [
+        {"task": result.task, "metric": name, "value": value, "num_examples": result.num_examples}
+        for result in results
+        for name, value in result.metrics.items()
+    ]
+
+
+def _verdict_rows(path: Path) -> list[dict[str, Any]]:
+    from ..evaluation.scoring.pairwise import pairwise_table
+
+    verdicts = []
+    for number, line in enumerate(path.read_text("utf-8").splitlines(), 1):
+        if line.strip():
+            try:
+                verdicts.append(json.loads(line))
+            except json.JSONDecodeError as error:
+                raise ValueError(f"{path}: line {number} is not JSON: {error}") from None
+    try:
+        table = pairwise_table(verdicts)
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from None
+    return [{"level": level, **counts} for level, counts in table.items()]
+
+
+def _print_table(rows: list[dict[str, Any]]) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    if not rows:
+        print("no result knows its tokens per image")
+        return
+    table = Table(box=None, padding=(0, 2, 0, 0))
+    for name, value in rows[0].items():
+        numeric = isinstance(value, (int, float))
+        table.add_column(name.replace("_", " "), justify="right" if numeric else "left")
+    for row in rows:
+        table.add_row(*(f"{v:.2f}" if isinstance(v, float) else str(v) for v in row.values()))
+    Console().print(table)

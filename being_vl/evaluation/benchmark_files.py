@@ -1,0 +1,252 @@
+"""a benchmark's files on disk → rows: question, picture, what is right.
+
+Source: the formats in which POPE, VQA v2, MME, LLaVA, COCO captions and MLLM-Bench are published. Nothing is
+downloaded. What is malformed is an error that names the file, the row, the field, the rule and the value.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+_PICTURES = (".jpg", ".jpeg", ".png", ".webp", ".bmp")
+
+
+@dataclass(frozen=True)
+class Row:
+    """A question.
+
+    Args:
+        id: tells the rows of a task apart.
+        image: path of its picture.
+        question: what the model is asked.
+        target: what the scorer compares the answer with.
+        group: category that is scored by itself, or "".
+        extra: fields that an export repeats.
+    """
+
+    id: str
+    image: str
+    question: str
+    target: Any
+    group: str = ""
+    extra: dict[str, Any] = field(default_factory=dict)
+
+
+def read_pope(data: Path, images: Path | None) -> list[Row]:
+    """`*_pope_CATEGORY.json`, a line each: `question_id`, `image`, `text`, `label`."""
+    files = [data] if data.is_file() else sorted(data.glob("*pope*.json*"))
+    if not files:
+        raise FileNotFoundError(f"{data}: no file *pope*.json, such as coco_pope_random.json")
+    folder = images or (data if data.is_dir() else data.parent)
+    rows = []
+    for path in files:
+        category = path.stem.rpartition("_")[2]
+        for number, entry in enumerate(_json_lines(path), 1):
+            where = f"{path}: line {number}"
+            label = _get(entry, "label", str, where)
+            if label not in ("yes", "no"):
+                raise ValueError(f"{where}: 'label' must be yes or no, got {label!r}")
+            image = _picture(folder, _get(entry, "image", str, where), where)
+            name = f"{category}/{entry.get('question_id', number)}"
+            rows.append(Row(name, image, _get(entry, "text", str, where), label, category))
+    return rows
+
+
+def read_vqav2(data: Path, images: Path | None) -> tuple[list[Row], str]:
+    """`*questions.json` and `*annotations.json`; pictures `COCO_SUBTYPE_000000000000.jpg`.
+
+    Returns:
+        the rows, and the subtype, such as val2014.
+    """
+    paths = [_only(data, f"*{kind}.json") for kind in ("questions", "annotations")]
+    questions, annotations = map(_json, paths)
+    subtype = str(questions.get("data_subtype", "val2014"))
+    folder = images or (data / subtype if (data / subtype).is_dir() else data)
+    by_id = {
+        _get(entry, "question_id", int, f"{paths[1]}: annotations[{n}]"): (n, entry)
+        for n, entry in enumerate(_get(annotations, "annotations", list, str(paths[1])))
+    }
+    rows = []
+    for number, entry in enumerate(_get(questions, "questions", list, str(paths[0]))):
+        where = f"{paths[0]}: questions[{number}]"
+        question_id = _get(entry, "question_id", int, where)
+        if question_id not in by_id:
+            raise ValueError(f"{where}: question_id {question_id} is not in {paths[1]}")
+        place, annotation = by_id[question_id]
+        there = f"{paths[1]}: annotations[{place}]"
+        answers = _get(annotation, "answers", list, there)
+        truths = [_get(answer, "answer", str, there) for answer in answers]
+        name = f"COCO_{subtype}_{_get(entry, 'image_id', int, where):012d}.jpg"
+        rows.append(
+            Row(
+                str(question_id),
+                _picture(folder, name, where),
+                _get(entry, "question", str, where),
+                truths,
+                str(annotation.get("answer_type", "")),
+            )
+        )
+    return rows, subtype
+
+
+def read_mme(data: Path, images: Path | None) -> list[Row]:
+    """A folder for each category, with a text file for each picture: two lines, question, tab, answer.
+
+    Pictures and texts lie side by side, or in `images/` and `questions_answers_YN/`.
+    """
+    rows = []
+    for folder in sorted(path for path in _listed(data) if path.is_dir()):
+        inner = folder / "questions_answers_YN"
+        for path in sorted((inner if inner.is_dir() else folder).glob("*.txt")):
+            lines = [line for line in _text(path).splitlines() if line.strip()]
+            if len(lines) != 2:
+                raise ValueError(f"{path}: must hold two questions, a line each, got {len(lines)}")
+            around = images / folder.name if images else folder
+            image = _beside(path.stem, (around / "images", around), path)
+            for number, line in enumerate(lines, 1):
+                question, tab, answer = line.rpartition("\t")
+                if not tab or answer.strip().lower() not in ("yes", "no"):
+                    raise ValueError(
+                        f"{path}: line {number} must be a question, a tab, and Yes or No, got {line!r}"
+                    )
+                name = f"{folder.name}/{path.stem}/{number}"
+                rows.append(Row(name, image, question.strip(), answer.strip(), folder.name))
+    if not rows:
+        raise FileNotFoundError(f"{data}: no folder of a category with *.txt in it")
+    return rows
+
+
+def read_llava(data: Path, images: Path | None) -> list[Row]:
+    """A list of conversations, each with `image` and turns `from` human and gpt; every pair is a row."""
+    rows = []
+    for number, entry in enumerate(_list(data)):
+        where = f"{data}: [{number}]"
+        image = _picture(images or data.parent, _get(entry, "image", str, where), where)
+        turns = _get(entry, "conversations", list, where)
+        said = [(_get(turn, "from", str, where), _get(turn, "value", str, where)) for turn in turns]
+        speakers = [speaker for speaker, _ in said]
+        if not said or speakers != ["human", "gpt"] * (len(said) // 2):
+            raise ValueError(
+                f"{where}: 'conversations' must be human and gpt in turn, got {speakers}"
+            )
+        for turn in range(0, len(said), 2):
+            question = said[turn][1].replace("<image>", "").strip()
+            rows.append(
+                Row(f"{entry.get('id', number)}/{turn}", image, question, said[turn + 1][1])
+            )
+    return rows
+
+
+def read_captions(data: Path, images: Path | None, prompt: str) -> list[Row]:
+    """COCO's format: `images` with `id` and `file_name`, `annotations` with `image_id` and `caption`."""
+    content = _json(data)
+    captions: dict[Any, list[str]] = {}
+    for number, entry in enumerate(_get(content, "annotations", list, str(data))):
+        where = f"{data}: annotations[{number}]"
+        image_id = _get(entry, "image_id", (int, str), where)
+        captions.setdefault(image_id, []).append(_get(entry, "caption", str, where))
+    rows = []
+    for number, entry in enumerate(_get(content, "images", list, str(data))):
+        where = f"{data}: images[{number}]"
+        image_id = _get(entry, "id", (int, str), where)
+        if image_id not in captions:
+            raise ValueError(f"{where}: 'id' {image_id!r} has no caption in 'annotations'")
+        image = _picture(images or data.parent, _get(entry, "file_name", str, where), where)
+        rows.append(Row(str(image_id), image, prompt, captions[image_id]))
+    return rows
+
+
+def read_mllm_bench(data: Path, images: Path | None) -> list[Row]:
+    """The list of MLLM-Bench: `unique_idx`, `image`, `question`, `meta` with `level`."""
+    rows = []
+    for number, entry in enumerate(_list(data)):
+        where = f"{data}: [{number}]"
+        unique_idx = _get(entry, "unique_idx", (int, str), where)
+        name = _get(entry, "image", str, where)
+        image = _picture(images, Path(name).name, where) if images else _near(data, name, where)
+        meta = entry.get("meta") or {}
+        extra = {"unique_idx": unique_idx, "meta": meta}
+        question = _get(entry, "question", str, where)
+        rows.append(Row(str(unique_idx), image, question, None, str(meta.get("level", "")), extra))
+    return rows
+
+
+def _near(data: Path, name: str, where: str) -> str:
+    """MLLM-Bench writes paths from the folder above its `data/`."""
+    folders = [folder for folder in (data.parent, data.parent.parent) if (folder / name).is_file()]
+    return _picture(folders[0] if folders else data.parent, name, where)
+
+
+def _picture(folder: Path, name: str, where: str) -> str:
+    path = folder / name
+    if not path.is_file():
+        raise FileNotFoundError(f"{where}: no picture {path} (--images names their folder)")
+    return str(path)
+
+
+def _beside(stem: str, folders: Iterable[Path], path: Path) -> str:
+    for folder in folders:
+        for suffix in _PICTURES:
+            if (folder / f"{stem}{suffix}").is_file():
+                return str(folder / f"{stem}{suffix}")
+    raise FileNotFoundError(f"{path}: no picture {stem} beside it (--images names their folder)")
+
+
+def _get(entry: Any, name: str, kind: type | tuple[type, ...], where: str) -> Any:
+    if not isinstance(entry, dict) or name not in entry:
+        raise ValueError(f"{where}: the field {name!r} is missing")
+    value = entry[name]
+    if not isinstance(value, kind) or isinstance(value, bool):
+        names = " or ".join(k.__name__ for k in (kind if isinstance(kind, tuple) else (kind,)))
+        raise ValueError(f"{where}: {name!r} must be {names}, got {value!r}")
+    return value
+
+
+def _text(path: Path) -> str:
+    try:
+        return path.read_text("utf-8")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path}: not a text in UTF-8: {error}") from None
+
+
+def _json(path: Path) -> Any:
+    try:
+        return json.loads(_text(path))
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{path}: not JSON: {error}") from None
+
+
+def _list(path: Path) -> list[Any]:
+    content = _json(path)
+    if not isinstance(content, list) or not content:
+        raise ValueError(f"{path}: must be a list with entries, got {type(content).__name__}")
+    return content
+
+
+def _json_lines(path: Path) -> list[Any]:
+    entries = []
+    for number, line in enumerate(_text(path).splitlines(), 1):
+        if line.strip():
+            try:
+                entries.append(json.loads(line))
+            except json.JSONDecodeError as error:
+                raise ValueError(f"{path}: line {number} is not JSON: {error}") from None
+    return entries
+
+
+def _listed(folder: Path) -> Sequence[Path]:
+    if not folder.is_dir():
+        raise FileNotFoundError(f"{folder}: no such folder")
+    return list(folder.iterdir())
+
+
+def _only(folder: Path, pattern: str) -> Path:
+    found = sorted(path for path in _listed(folder) if path.match(pattern))
+    if len(found) != 1:
+        names = ", ".join(path.name for path in found) or "none"
+        raise ValueError(f"{folder}: must hold one file {pattern}, got {names}")
+    return found[0]

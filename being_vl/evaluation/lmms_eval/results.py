@@ -1,0 +1,86 @@
+"""what lmms-eval wrote → result files.
+
+Source: the `*_results.json` of lmms-eval 0.7 (`--output_path`). It differs in that shares become percentages.
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+from ..results import Result
+
+# Metrics that lmms-eval gives as shares of 1; others (MME's points, CIDEr, …) are kept as they are.
+_SHARES = (
+    "accuracy",
+    "exact_match",
+    "pope_accuracy",
+    "pope_f1_score",
+    "pope_precision",
+    "pope_recall",
+    "pope_yes_ratio",
+)
+
+
+def read_lmms_eval(path: Path, *, hardware: str) -> list[Result]:
+    """A result for each task of a file.
+
+    Args:
+        path: `…_results.json`.
+        hardware: of the run, in words: the file does not say.
+
+    Raises:
+        ValueError: it is no such file; what is wrong is named.
+        OSError: it cannot be read.
+    """
+    try:
+        content = json.loads(path.read_text("utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{path}: not JSON: {error}") from None
+    try:
+        return [_result(content, task, hardware) for task in content["configs"]]
+    except KeyError as error:
+        raise ValueError(f"{path}: not a results file of lmms-eval: no field {error}") from None
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"{path}: {error}") from None
+
+
+def _result(content: dict[str, Any], task: str, hardware: str) -> Result:
+    config = content["configs"][task]
+    metrics = {}
+    for key, value in content["results"][task].items():
+        name = key.partition(",")[0]
+        is_number = isinstance(value, (int, float)) and math.isfinite(value)
+        if is_number and "," in key and not name.endswith(("_stderr", "_clt", "_clustered")):
+            shares = name in _SHARES or name.startswith("accuracy_")
+            metrics[name] = 100 * value if shares else float(value)
+    dataset = config["dataset_path"]
+    return Result(
+        task=task,
+        dataset={
+            "name": task,
+            "id": dataset if "/" in dataset else None,
+            "split": config.get("test_split") or config.get("validation_split"),
+        },
+        metrics=metrics,
+        num_examples=content["n-samples"][task]["effective"],
+        decoding=dict(config["generation_kwargs"]),
+        harness={"name": "lmms-eval", "version": _version(content["lmms_eval_version"])},
+        seconds=float(content["total_evaluation_time_seconds"]),
+        hardware=hardware,
+    )
+
+
+def _version(written: str) -> str:
+    """The version that a file names; lmms-eval 0.7.3, installed from a wheel, writes "unknown@unknown"."""
+    if not written.startswith("unknown"):
+        return written
+    try:
+        return importlib.metadata.version("lmms-eval")
+    except importlib.metadata.PackageNotFoundError:
+        raise ValueError(
+            f"lmms_eval_version is {written!r}, and lmms-eval is not installed here: run this where it is"
+        ) from None

@@ -1,0 +1,121 @@
+"""pictures → codes → pictures: how much the quantizer keeps, and how few tokens the image BPE makes of it.
+
+Source: PSNR, SSIM and rFID as in `vq_metrics`; tokens per image for growing vocabularies as in Figure 3 of
+"From Pixels to Tokens".
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from .. import __version__
+from ..image_bpe import ImageBPE
+from ..image_loading import load_image
+from ..processing_being_vl import BeingVLProcessor
+from ..vq_metrics import PixelScale, ReconstructionMetrics, inception_network
+from .results import Result, hardware
+
+_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff")
+
+
+def pictures_below(folder: Path) -> list[str]:
+    """Paths of the pictures of a folder, searched recursively, in order.
+
+    Raises:
+        FileNotFoundError: there are none.
+    """
+    paths = sorted(str(path) for path in folder.rglob("*") if path.suffix.lower() in _SUFFIXES)
+    if not paths:
+        raise FileNotFoundError(f"{folder}: no pictures ({', '.join(_SUFFIXES)})")
+    return paths
+
+
+@torch.inference_mode()
+def evaluate_reconstruction(
+    processor: BeingVLProcessor,
+    pictures: Sequence[str],
+    *,
+    dataset: dict[str, str | None],
+    rfid_weights: str | None = None,
+    batch_size: int = 32,
+    progress: Callable[[int], Any] = lambda count: None,
+) -> Result:
+    """Quantize pictures, reconstruct them, and encode their codes with 0, 1, 2, 4, … and all merges.
+
+    Args:
+        processor: of a checkpoint, its quantizer on its device.
+        pictures: paths. They are compared after the processor's resizing and cropping.
+        dataset: for the result.
+        rfid_weights: file of torch-fidelity's Inception weights, for rFID.
+        batch_size: pictures at a time.
+        progress: called with the number of pictures just done.
+
+    Returns:
+        `psnr` (dB), `psnr_per_image`, `ssim`, `code_usage` (share), `perplexity`, `rfid` where weights are given;
+        `tokens_per_image/N` with the first N merges.
+
+    Raises:
+        UnreadableImageError: a picture cannot be read.
+        ImportError: torchmetrics is not installed, or torch-fidelity for rFID.
+    """
+    started = time.perf_counter()
+    vq, bpe = processor.vq_model, processor.tokenizer.image_bpe
+    metrics = ReconstructionMetrics(
+        vq.config.num_embeddings,
+        PixelScale.of(processor.image_processor),
+        fid_network=None if rfid_weights is None else inception_network(rfid_weights),
+        device=vq.device,
+    )
+    grids: list[np.ndarray] = []
+    for start in range(0, len(pictures), batch_size):
+        images = [load_image(path) for path in pictures[start : start + batch_size]]
+        for pixels in _of_one_size(processor.image_processor(images)["pixel_values"]):
+            batch = pixels.to(vq.device, vq.dtype)
+            codes = vq.encode(batch)
+            metrics.update(batch, vq.decode(codes), codes)
+            grids += list(codes.cpu().numpy().astype(np.int32))
+        progress(len(images))
+    curve = tokens_by_merges(bpe, grids)
+    values = metrics.compute() | {f"tokens_per_image/{n}": mean for n, mean in curve.items()}
+    return Result(
+        task="reconstruction",
+        dataset=dataset,
+        metrics=values,
+        num_examples=len(pictures),
+        decoding={},
+        harness={"name": "being_vl", "version": __version__},
+        seconds=round(time.perf_counter() - started, 3),
+        hardware=hardware(vq.device),
+        images={"codes_per_image": curve[0], "tokens_per_image": curve[bpe.num_merges]},
+    )
+
+
+def tokens_by_merges(bpe: ImageBPE, grids: Sequence[np.ndarray]) -> dict[int, float]:
+    """Number of merges → mean tokens of a grid, for none, powers of two, and all of a vocabulary.
+
+    The first N merges of a vocabulary are the vocabulary that training would have stopped at.
+    """
+    counts = {0, bpe.num_merges} | {2**n for n in range(bpe.num_merges.bit_length())}
+    return {
+        count: float(np.mean([len(ids) for ids in _first(bpe, count).encode_batch(list(grids))]))
+        for count in sorted(counts)
+        if count <= bpe.num_merges
+    }
+
+
+def _first(bpe: ImageBPE, count: int) -> ImageBPE:
+    return ImageBPE(bpe.merges[:count], bpe.codebook_size, merge_rule=bpe.merge_rule)
+
+
+def _of_one_size(pixel_values: Sequence[Any]) -> list[torch.Tensor]:
+    """Pictures (3, H, W) in batches of equal sizes."""
+    groups: dict[tuple[int, ...], list[torch.Tensor]] = {}
+    for pixels in map(torch.as_tensor, pixel_values):
+        groups.setdefault(tuple(pixels.shape), []).append(pixels)
+    return [torch.stack(group) for group in groups.values()]

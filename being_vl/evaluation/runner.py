@@ -1,0 +1,318 @@
+"""checkpoint and task → answers and a result: on one device or, under `accelerate launch`, on many.
+
+Source: our own. Each process answers a share of the questions and writes every batch down, so that a run that
+was stopped goes on where it was; the first process puts the shares together and scores them.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import transformers
+from accelerate import PartialState
+from accelerate.utils import gather_object
+from tqdm.auto import tqdm
+from transformers import AutoModelForImageTextToText, AutoProcessor
+
+from .. import __version__
+from ..image_bpe_files import write_atomically
+from ..modeling_being_vl import BeingVLForCausalLM
+from ..processing_being_vl import BeingVLProcessor
+from .answering import iter_answers, render_prompts
+from .benchmark_files import Row
+from .code_cache import CodeCache
+from .results import FOLDER, Result, hardware
+from .tasks import Task, generation_record
+
+_SETTINGS = "settings.json"
+
+
+def load_checkpoint(
+    checkpoint: str, *, device: str | None = None, dtype: str = "auto"
+) -> tuple[BeingVLForCausalLM, BeingVLProcessor]:
+    """A checkpoint's model, in evaluation mode, and its processor, whose quantizer is on the same device.
+
+    Args:
+        checkpoint: folder, or repository on the Hub.
+        device: by default accelerate's: a GPU for each process, or the CPU.
+        dtype: of the weights, or `"auto"`: as saved.
+
+    Raises:
+        OSError, ValueError: it does not load, or is no Being-VL checkpoint.
+    """
+    state = PartialState(cpu=device == "cpu")
+    place = state.device if device is None else torch.device(device)
+    processor = AutoProcessor.from_pretrained(checkpoint, vq_device=place)
+    if not isinstance(processor, BeingVLProcessor):
+        raise ValueError(
+            f"{checkpoint}: its processor is a {type(processor).__name__}, not Being-VL's"
+        )
+    model = AutoModelForImageTextToText.from_pretrained(checkpoint, dtype=dtype)
+    return model.to(place).eval(), processor
+
+
+@dataclass
+class Evaluator:
+    """A checkpoint, ready to answer.
+
+    Args:
+        model: in evaluation mode, on its device.
+        processor: of the same checkpoint.
+        name: what exports call the model.
+        identity: names the weights; answers of another identity are not gone on with.
+        output: results go into `evaluation/` below it.
+        cache: folder of the codes; see [`CodeCache`].
+        batch_size: questions at a time.
+        state: of accelerate.
+    """
+
+    model: BeingVLForCausalLM
+    processor: BeingVLProcessor
+    name: str
+    identity: str
+    output: Path
+    cache: str | None
+    batch_size: int
+    state: PartialState
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        checkpoint: str,
+        *,
+        output: str | os.PathLike,
+        device: str | None = None,
+        dtype: str = "auto",
+        cache: str | None = None,
+        batch_size: int = 64,
+    ) -> Evaluator:
+        """Load a folder or a repository on the Hub; see [`load_checkpoint`] for device and dtype.
+
+        Raises:
+            OSError, ValueError: see [`load_checkpoint`].
+        """
+        model, processor = load_checkpoint(checkpoint, device=device, dtype=dtype)
+        return cls(
+            model=model,
+            processor=processor,
+            name=Path(checkpoint).resolve().name if os.path.isdir(checkpoint) else checkpoint,
+            identity=_identity(checkpoint, model),
+            output=Path(output),
+            cache=cache,
+            batch_size=batch_size,
+            state=PartialState(),
+        )
+
+    def run(self, task: Task, *, max_new_tokens: int | None = None) -> Result | None:
+        """Answer and score a task; files are written by the first process, which alone gets the result.
+
+        Args:
+            task: the questions.
+            max_new_tokens: in place of the task's own.
+
+        Returns:
+            the result; its metrics are empty where the answers are for an outside judge.
+        """
+        started = time.perf_counter()
+        decoding = {"do_sample": False, "max_new_tokens": max_new_tokens or task.max_new_tokens}
+        prompts = render_prompts(self.processor, [row.question for row in task.rows], image=True)
+        mine = _share(task.rows, self.state.process_index, self.state.num_processes)
+        codes = self._quantize([row.image for row in task.rows[mine]], task.name)
+        journal = _Journal(
+            self.output / FOLDER / f".{task.name}.partial",
+            self._settings(task.rows, prompts, decoding),
+            self.state,
+        )
+        rows = task.rows[mine]
+        answers = self._answer(rows, prompts[mine], codes, journal, decoding, task.name)
+        lengths = self._lengths(codes)
+        answers = self._gather(answers)
+        lengths = dict(self._gather(list(lengths.items())))
+        if not self.state.is_main_process:
+            return None
+        result = Result(
+            task=task.name,
+            dataset=task.dataset,
+            metrics={} if task.score is None else task.score(task.rows, answers),
+            num_examples=len(task.rows),
+            decoding=decoding,
+            harness={"name": "being_vl", "version": __version__},
+            seconds=round(time.perf_counter() - started, 3),
+            hardware=hardware(self.model.device, self.state.num_processes),
+            images={
+                "codes_per_image": float(np.mean([cells for cells, _ in lengths.values()])),
+                "tokens_per_image": float(np.mean([tokens for _, tokens in lengths.values()])),
+            },
+        )
+        self._write(task, answers, decoding)
+        result.save(self.output)
+        journal.remove()
+        return result
+
+    def _quantize(self, images: Sequence[str], name: str) -> dict[str, np.ndarray]:
+        """Path → codes."""
+        paths = list(dict.fromkeys(images))
+        cache = CodeCache(self.processor, self.cache)
+        with self._bar(len(paths), f"{name}: quantizing", "image") as bar:
+            return dict(zip(paths, cache.codes(paths, progress=bar.update), strict=True))
+
+    def _answer(
+        self,
+        rows: Sequence[Row],
+        prompts: Sequence[str],
+        codes: dict[str, np.ndarray],
+        journal: _Journal,
+        decoding: dict[str, Any],
+        name: str,
+    ) -> list[str]:
+        answers = journal.found
+        open_rows = [n for n, row in enumerate(rows) if row.id not in answers]
+        batches = iter_answers(
+            self.model,
+            self.processor,
+            [prompts[n] for n in open_rows],
+            [rows[n].image for n in open_rows],
+            codes,
+            batch_size=self.batch_size,
+            **decoding,
+        )
+        done = 0
+        with self._bar(len(rows), f"{name}: answering", "question") as bar, journal:
+            bar.update(len(rows) - len(open_rows))
+            for batch in batches:
+                ids = [rows[n].id for n in open_rows[done : done + len(batch)]]
+                journal.add(dict(zip(ids, batch, strict=True)))
+                done += len(batch)
+                bar.update(len(batch))
+        return [answers[row.id] for row in rows]
+
+    def _lengths(self, codes: dict[str, np.ndarray]) -> dict[str, tuple[int, int]]:
+        """Path → cells and tokens of its picture."""
+        if not codes:  # more processes than pictures
+            return {}
+        tokens = self.processor.tokenizer.encode_codes(list(codes.values()))
+        return {
+            path: (int(grid.size), len(ids))
+            for (path, grid), ids in zip(codes.items(), tokens, strict=True)
+        }
+
+    def _settings(
+        self, rows: Sequence[Row], prompts: Sequence[str], decoding: dict[str, Any]
+    ) -> dict[str, Any]:
+        """What must be the same for answers of an earlier run to count."""
+        asked = hashlib.sha256()
+        for row, prompt in zip(rows, prompts, strict=True):
+            asked.update(json.dumps([row.id, row.image, prompt]).encode())
+        return {
+            "checkpoint": self.identity,
+            "dtype": str(self.model.dtype),
+            "questions": asked.hexdigest(),
+            "decoding": decoding,
+            "versions": [__version__, torch.__version__, transformers.__version__],
+        }
+
+    def _write(self, task: Task, answers: Sequence[str], decoding: dict[str, Any]) -> None:
+        """The answers, a line each; for an outside judge in the judge's form."""
+        if task.score is None:
+            name = f"{task.name}.generations.jsonl"
+            records = [
+                generation_record(row, answer, model=self.name, options=decoding)
+                for row, answer in zip(task.rows, answers, strict=True)
+            ]
+        else:
+            name = f"{task.name}.answers.jsonl"
+            records = [
+                {"id": row.id, "question": row.question, "answer": answer, "target": row.target}
+                for row, answer in zip(task.rows, answers, strict=True)
+            ]
+        lines = (json.dumps(record, ensure_ascii=False) + "\n" for record in records)
+        write_atomically(self.output / FOLDER / name, "".join(lines))
+
+    def _gather(self, values: list[Any]) -> list[Any]:
+        """The values of all processes, in the order of the processes."""
+        return gather_object(values) if self.state.num_processes > 1 else values
+
+    def _bar(self, total: int, description: str, unit: str) -> tqdm:
+        hidden = not self.state.is_main_process
+        return tqdm(total=total, desc=description, unit=unit, disable=hidden)
+
+
+class _Journal:
+    """Answers of a run under way, a file for each process; a context manager that is open for writing.
+
+    Args:
+        folder: of the files.
+        settings: answers found under others are thrown away.
+        state: of accelerate.
+    """
+
+    def __init__(self, folder: Path, settings: dict[str, Any], state: PartialState):
+        self._folder = folder
+        text = json.dumps(settings, sort_keys=True)
+        if state.is_main_process:
+            path = folder / _SETTINGS
+            if not path.is_file() or path.read_text("utf-8") != text:
+                shutil.rmtree(folder, ignore_errors=True)
+                write_atomically(path, text)
+        state.wait_for_everyone()
+        self.found: dict[str, str] = {}
+        for path in sorted(folder.glob("*.jsonl")):
+            for line in path.read_text("utf-8", errors="replace").splitlines():
+                self._take(line)
+        state.wait_for_everyone()
+        self._path = folder / f"{state.process_index:05d}.jsonl"
+
+    def _take(self, line: str) -> None:
+        try:
+            self.found.update(json.loads(line))
+        except ValueError:
+            pass  # the process was killed while it wrote this batch, which is answered again
+
+    def __enter__(self) -> _Journal:
+        self._file = open(self._path, "a", encoding="utf-8")
+        self._file.write("\n")  # ends a line that a killed process left
+        return self
+
+    def add(self, answers: dict[str, str]) -> None:
+        """Write a batch down."""
+        self.found.update(answers)
+        self._file.write(json.dumps(answers) + "\n")
+        self._file.flush()
+
+    def __exit__(self, *_: Any) -> None:
+        self._file.close()
+
+    def remove(self) -> None:
+        """The run is over."""
+        shutil.rmtree(self._folder)
+
+
+def _share(rows: Sequence[Row], index: int, count: int) -> slice:
+    """A process's part of the rows: contiguous, and never parting those about one picture."""
+
+    def bound(number: int) -> int:
+        place = len(rows) * number // count
+        while 0 < place < len(rows) and rows[place].image == rows[place - 1].image:
+            place += 1
+        return place
+
+    return slice(bound(index), bound(index + 1))
+
+
+def _identity(checkpoint: str, model: BeingVLForCausalLM) -> str:
+    """Names the weights without reading them: the commit on the Hub, or what the files look like."""
+    if not os.path.isdir(checkpoint):
+        return f"{checkpoint}@{model.config._commit_hash}"
+    files = sorted(path for path in Path(checkpoint).rglob("*.safetensors"))
+    looks = [(str(path), path.stat().st_size, path.stat().st_mtime_ns) for path in files]
+    return hashlib.sha256(json.dumps(looks).encode()).hexdigest()

@@ -1,0 +1,49 @@
+"""answers → share of exact matches.
+
+Source: the usual comparison of short answers, after lower-casing and without punctuation.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
+
+
+def normalize_answer(text: str) -> str:
+    """Lower case, without punctuation and surrounding blanks: how answers are compared."""
+    return re.sub(r"[^\w\s]", "", text.lower()).strip()
+
+
+def exact_match_scores(
+    answers: Iterable[str], truths: Iterable[str], groups: Iterable[str] | None = None
+) -> dict[str, float]:
+    """`accuracy` in percent, and `accuracy/GROUP` for each group of questions.
+
+    Raises:
+        ValueError: the arguments are not of one length, or empty.
+    """
+    hits = [
+        normalize_answer(answer) == normalize_answer(truth)
+        for answer, truth in zip(answers, truths, strict=True)
+    ]
+    return {f"accuracy{name}": 100 * share for name, share in means_by_group(hits, groups).items()}
+
+
+def means_by_group(
+    values: Sequence[float], groups: Iterable[str] | None = None
+) -> dict[str, float]:
+    """The mean of values under `""`, and of those of each group under `/GROUP`, groups in order.
+
+    Raises:
+        ValueError: there are no values, or not one group for each.
+    """
+    if not values:
+        raise ValueError("scores need at least one question, got none")
+    means = {"": sum(values) / len(values)}
+    if groups is not None:
+        members: dict[str, list[float]] = defaultdict(list)
+        for value, group in zip(values, groups, strict=True):
+            members[group].append(value)
+        means |= {f"/{name}": sum(members[name]) / len(members[name]) for name in sorted(members)}
+    return means

@@ -1,0 +1,33 @@
+"""quantizer → a digest that says whose codes these are.
+
+Source: our own. Codes made before are good for one set of weights, one preprocessing and one precision; the
+digest names them all, so that shards and caches of codes are never taken for another quantizer's.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+
+import torch
+from transformers import PreTrainedModel
+
+from .image_processing_being_vl import BeingVLImageProcessor
+
+_VOLATILE_CONFIG = frozenset(
+    ("_name_or_path", "transformers_version", "dtype", "torch_dtype", "architectures")
+)
+
+
+def quantizer_identity(
+    model: PreTrainedModel, processor: BeingVLImageProcessor, dtype: torch.dtype = torch.float32
+) -> str:
+    """A digest of what decides the codes: weights, configuration, preprocessing, precision."""
+    digest = hashlib.sha256()
+    for part in (model.config.to_dict(), processor.to_dict(), {"precision": str(dtype)}):
+        stable = {name: value for name, value in part.items() if name not in _VOLATILE_CONFIG}
+        digest.update(json.dumps(stable, sort_keys=True, default=str).encode())
+    for name, tensor in sorted(model.state_dict().items()):
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        digest.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy())
+    return f"sha256:{digest.hexdigest()}"
