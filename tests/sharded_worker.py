@@ -31,9 +31,9 @@ STAGES = {
     "tied": {"stage": "pretrain"},
     "loaded": {"stage": "pretrain"},
     "refused": {"deepspeed": {"zero_optimization": {"stage": 3}, "train_batch_size": "auto"}},
-    "resume": {"stage": "sft", "save_steps": 3},
+    "resume": {"stage": "sft", "save_steps": 7},
 }
-STEPS = 8
+STEPS = 9
 
 
 class Stop(Exception):
