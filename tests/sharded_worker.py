@@ -31,7 +31,7 @@ STAGES = {
     "tied": {"stage": "pretrain"},
     "loaded": {"stage": "pretrain"},
     "refused": {"deepspeed": {"zero_optimization": {"stage": 3}, "train_batch_size": "auto"}},
-    "resume": {"stage": "sft", "save_steps": 7},
+    "resume": {"stage": "sft", "save_steps": 7, "train_sampling_strategy": "group_by_length"},
 }
 STEPS = 9
 

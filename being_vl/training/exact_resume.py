@@ -3,8 +3,8 @@
 Source: `Trainer`'s own resuming, which this mixin keeps and makes strict. It differs in what a plain
 `Trainer` does without a word: go on with a new optimizer, a new schedule or other random numbers where
 their file is missing; go on from the checkpoint of another run; leave half a checkpoint under a whole
-one's name; take one more step when it resumes at its last; and, on several processes, repeat the order of
-the first epoch for the rest of the epoch in which it resumes.
+one's name; take one more step when it resumes at its last; and, on several processes and with a sampler
+of one's own, follow the order of the first epoch for the rest of the epoch in which it resumes.
 """
 
 from __future__ import annotations
@@ -136,8 +136,8 @@ class ExactResumeMixin(Trainer):
         if self.state.global_step >= self.state.max_steps:
             self.control.should_training_stop = True
             return
-        # The loop sets the epoch of the sampler through one wrapper. Sharing batches out among processes
-        # and skipping those of a resumed epoch are two, and the order would be that of epoch 0.
+        # The loop sets a sampler's epoch through one wrapper. Sharing batches out among processes and
+        # skipping those of a resumed epoch are two, and the order would be that of epoch 0.
         part = train_dataloader
         while part is not None:
             part = getattr(part, "batch_sampler", None) or getattr(part, "sampler", None)
