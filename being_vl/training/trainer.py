@@ -35,7 +35,8 @@ class BeingVLTrainer(ExactResumeMixin, Trainer):
             weighted mean over the labels of all batches of a step, on all processes.
 
     Raises:
-        ValueError: a loss function is given, or one process drives several devices.
+        ValueError: a loss function is given, one process drives several devices, or settings of DeepSpeed
+            or FSDP are refused by `distributed_settings`.
     """
 
     def __init__(
