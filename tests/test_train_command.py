@@ -15,6 +15,7 @@ from transformers import (
     AutoModelForImageTextToText,
     AutoProcessor,
     HfArgumentParser,
+    LlamaConfig,
     TrainerCallback,
 )
 
@@ -26,7 +27,8 @@ from being_vl.training.arguments import (
     ModelArguments,
     StageArguments,
 )
-from being_vl.training.run import load_for_training, run_stage
+from being_vl.training.run import run_stage
+from being_vl.training.setup import load_for_training
 
 CLASSES = (ModelArguments, DataArguments, StageArguments, BeingVLTrainingArguments)
 
@@ -196,6 +198,12 @@ def test_the_command_end_to_end(tmp_path, checkpoint, data, capsys):
     printed = json.loads(capsys.readouterr().out)
     assert printed["steps"] == 2 and printed["eval_loss"] > 0
     assert (tmp_path / "out" / "config.json").exists()
+
+
+def test_a_plain_llama_is_refused(tmp_path):
+    LlamaConfig().save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match="is a model of type 'llama'; being-vl init makes"):
+        load_for_training(ModelArguments(model_name_or_path=str(tmp_path)), StageArguments())
 
 
 class StopAt(TrainerCallback):
