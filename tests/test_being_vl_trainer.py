@@ -68,6 +68,7 @@ def make_trainer(
         "report_to": "none",
         "disable_tqdm": True,
         "use_cpu": True,
+        "dataloader_pin_memory": False,
         **options,
     }
     return BeingVLTrainer(
