@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import os
 import pickle
@@ -9,6 +10,7 @@ import shutil
 import warnings
 from functools import partial
 
+import numpy as np
 import pytest
 import torch
 from model_fixtures import being_vl_model
@@ -24,6 +26,7 @@ from transformers import TrainerCallback
 
 from being_vl.training import checkpoints
 from being_vl.training.checkpoints import DamagedCheckpointError, read_manifest
+from being_vl.training.run_identity import _data_identity
 
 
 class Stop(Exception):
@@ -245,3 +248,33 @@ def test_no_pickle_is_executed(tmp_path, whole_run):
         with pytest.raises(pickle.UnpicklingError):
             make_trainer(folder).train(resume_from_checkpoint=str(folder / "checkpoint-10"))
         assert not (tmp_path / "executed").exists()
+
+
+def test_the_identity_of_rows():
+    """Equal rows have equal digests, whatever holds them; other rows, other ones."""
+    rows = [
+        {"ids": np.arange(3), "text": "a", "list": [1, 2], "nested": [{"x": 1.5}, None]},
+        {"ids": torch.arange(3), "text": "b", "list": [1, 2], "nested": []},
+    ]
+    wanted = _data_identity(rows)
+    assert wanted == _data_identity(tuple(copy.deepcopy(rows))) and wanted["rows"] == 2
+    for name, value in (
+        ("ids", np.arange(3, dtype=np.int32)),
+        ("text", "c"),
+        ("list", [1, 3]),
+        ("list", [12]),
+        ("nested", [{"x": 1.25}, None]),
+        ("new", 0),
+    ):
+        assert _data_identity([{**rows[0], name: value}, rows[1]]) != wanted, (name, value)
+    many = [{"x": i} for i in range(1000)]
+    assert _data_identity(many) != _data_identity([*many[:-1], {"x": 0}])
+
+
+def test_rows_that_are_others_at_each_reading_have_no_digest():
+    class Random(list):
+        def __getitem__(self, index):
+            return {"pixels": torch.rand(2)}
+
+    assert _data_identity(Random(range(3))) == {"rows": 3}
+    assert _data_identity(iter([])) == {"rows": None}
