@@ -8,6 +8,7 @@ import os
 import pickle
 import shutil
 import warnings
+import zlib
 from functools import partial
 
 import numpy as np
@@ -157,6 +158,15 @@ def test_what_does_not_decide_the_weights_may_change(tmp_path, whole_run):
 def test_nothing_to_resume(tmp_path):
     with pytest.raises(ValueError, match="no checkpoint to resume from"):
         make_trainer(tmp_path).train(resume_from_checkpoint=True)
+    for content, said in (
+        ("[]", "has another content"),
+        ('{"step": 2}', "has another content"),
+        (json.dumps({"version": 2, "crc32": zlib.crc32(b'{"version": 2}')}), "is of version 2"),
+    ):
+        (tmp_path / "other").mkdir(exist_ok=True)
+        (tmp_path / "other" / "checkpoint_manifest.json").write_text(content)
+        with pytest.raises(DamagedCheckpointError, match=said):
+            read_manifest(tmp_path / "other")
     with pytest.raises(DamagedCheckpointError, match="no such folder"):
         read_manifest(tmp_path / "checkpoint-2")
     make_trainer(tmp_path, max_steps=2, save_only_model=True).train()
@@ -237,14 +247,17 @@ def test_no_pickle_is_executed(tmp_path, whole_run):
         def __reduce__(self):
             return os.mkdir, (str(tmp_path / "executed"),)
 
+    entries = ("resumable", "run", "log_window")
     for name in ("optimizer.pt", "scheduler.pt", "rng_state.pth"):
         folder = tmp_path / name
         shutil.copytree(whole_run.args.output_dir, folder)
         (folder / "checkpoint-10" / name).write_bytes(pickle.dumps(Evil()))
-        manifest = json.loads((folder / "checkpoint-10" / "checkpoint_manifest.json").read_text())
-        manifest["files"] = checkpoints._file_entries(folder / "checkpoint-10")
-        del manifest["files"]["checkpoint_manifest.json"]
-        (folder / "checkpoint-10" / "checkpoint_manifest.json").write_text(json.dumps(manifest))
+        manifest = checkpoints.read_manifest(folder / "checkpoint-11")
+        (folder / "checkpoint-10" / "checkpoint_manifest.json").unlink()
+        partial = checkpoints.partial_folder(folder / "checkpoint-10")
+        partial.parent.mkdir()
+        os.rename(folder / "checkpoint-10", partial)
+        checkpoints.publish(folder / "checkpoint-10", {k: manifest[k] for k in entries})
         with pytest.raises(pickle.UnpicklingError):
             make_trainer(folder).train(resume_from_checkpoint=str(folder / "checkpoint-10"))
         assert not (tmp_path / "executed").exists()
