@@ -107,6 +107,10 @@ DAMAGES["truncated checkpoint_manifest.json"] = (
     _truncated("checkpoint_manifest.json"),
     r"manifest \(checkpoint_manifest.json\) cannot be read",
 )
+DAMAGES["one_bit checkpoint_manifest.json"] = (
+    _one_bit("checkpoint_manifest.json"),
+    r"manifest \(checkpoint_manifest.json\) (has another content|cannot be read)",
+)
 DAMAGES["an empty folder"] = (
     lambda checkpoint: [path.unlink() for path in checkpoint.iterdir()],
     r"manifest \(checkpoint_manifest.json\) is missing",

@@ -29,6 +29,7 @@ STAGES = {
     "pretrain": {"stage": "pretrain"},
     "sft": {"stage": "sft", "freeze": "image"},
     "tied": {"stage": "pretrain"},
+    "bf16": {"stage": "pretrain", "bf16": True},
     "loaded": {"stage": "pretrain"},
     "refused": {"deepspeed": {"zero_optimization": {"stage": 3}, "train_batch_size": "auto"}},
     "resume": {"stage": "sft", "save_steps": 7, "train_sampling_strategy": "group_by_length"},
@@ -53,6 +54,8 @@ def let_fsdp_run_on_cpus() -> None:
 
     PartialState._prepare_backend = lambda *args, **kwargs: ("gloo", DistributedType.MULTI_GPU)
     os.environ["ACCELERATE_TORCH_DEVICE"] = "cpu"
+    if not dist.is_initialized():
+        dist.init_process_group("gloo")
 
 
 def arguments_of(strategy: str) -> dict[str, Any]:
@@ -70,7 +73,6 @@ def arguments_of(strategy: str) -> dict[str, Any]:
             "state_dict_type": "FULL_STATE_DICT",
         }
         return {
-            "use_cpu": False,
             "dataloader_pin_memory": False,
             "fsdp": True,
             "fsdp_config": config,

@@ -58,11 +58,16 @@ def check_deepspeed_settings(config: Mapping[str, Any] | str | os.PathLike) -> N
 
 
 def check_fsdp_settings(plugin: FullyShardedDataParallelPlugin) -> None:
-    """Refuse FSDP that keeps the weights in pieces at a save.
+    """Refuse FSDP whose parameters have no rows, or that keeps the weights in pieces at a save.
 
     Raises:
-        ValueError: `state_dict_type` is not FULL_STATE_DICT.
+        ValueError: `fsdp_version` is not 2, or `state_dict_type` is not FULL_STATE_DICT.
     """
+    if plugin.fsdp_version != 2:
+        raise ValueError(
+            f"fsdp version must be 2, got {plugin.fsdp_version}: version 1 flattens parameters, so that frozen rows "
+            "cannot be compared with what they were"
+        )
     kind = plugin.state_dict_type
     if kind != StateDictType.FULL_STATE_DICT:
         raise ValueError(
