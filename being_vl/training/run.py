@@ -24,7 +24,7 @@ from ..modeling_being_vl import BeingVLForCausalLM
 from ..processing_being_vl import BeingVLProcessor
 from .arguments import BeingVLTrainingArguments, DataArguments, ModelArguments, StageArguments
 from .collation import FlatCollator, PaddingCollator
-from .distributed_settings import check_deepspeed_settings
+from .distributed_settings import prepare_deepspeed
 from .lora import add_lora, merge_lora
 from .packing import SharedImageCollator
 from .rows import PackedSamples, SharedImageRows, TokenizedRows
@@ -86,8 +86,7 @@ def run_stage(
         OSError: a checkpoint or data set does not load; another process trains into the folder.
         FrozenRowsMoved: at a save, a row that must stay has moved.
     """
-    if training_args.deepspeed:  # now, and not when a large model has been loaded
-        check_deepspeed_settings(training_args.hf_deepspeed_config.config)
+    prepare_deepspeed(training_args)
     output = Path(training_args.output_dir)
     output.mkdir(parents=True, exist_ok=True)
     lock = FileLock(output / f".rank-{training_args.process_index:05d}.lock")
