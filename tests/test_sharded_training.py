@@ -15,7 +15,9 @@ import torch
 from model_fixtures import LAYOUT, TEXT_SIZE, being_vl_model
 from resume_fixtures import steps_on_disk
 from safetensors.torch import load_file
+from transformers import AutoConfig
 
+import being_vl  # noqa: F401  (registers the configuration)
 from being_vl.training.checkpoints import DamagedCheckpointError, read_manifest
 
 TESTS = Path(__file__).parent
@@ -50,6 +52,7 @@ def deepspeed_runs(tmp_path_factory):
         "ddp-loaded-1",
         "zero3-loaded-2",
         "zero3-refused-1",
+        "zero3-command-2",
     )
 
 
@@ -140,3 +143,18 @@ def test_a_model_that_zero3_loads_in_pieces_can_be_resized(deepspeed_runs):
 def test_a_trainer_refuses_at_once(deepspeed_runs):
     said = (deepspeed_runs / "refused.txt").read_text()
     assert "stage3_gather_16bit_weights_on_model_save must be true" in said
+
+
+def test_the_command_trains_in_pieces(deepspeed_runs):
+    """One process saves the quantizer; it must not wait for the others to load it."""
+    start, output = deepspeed_runs / "start", deepspeed_runs / "zero3-command-2"
+    assert json.loads((output / "metrics.json").read_text())["steps"] == 4
+    before, after = load_file(start / "model.safetensors"), load_file(output / "model.safetensors")
+    layout = AutoConfig.from_pretrained(start).layout
+    for name in EMBEDDINGS:
+        moved = (before[name] != after[name]).any(dim=1)
+        assert not moved[: layout.text_size].any(), name
+        assert moved[layout.text_size :].any(), name
+    quantizer = load_file(output / "vq_model" / "model.safetensors")
+    for name, value in load_file(start / "vq_model" / "model.safetensors").items():
+        assert torch.equal(value, quantizer[name]), name

@@ -13,8 +13,30 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import torch.distributed as dist
 from accelerate.utils import FullyShardedDataParallelPlugin
 from torch.distributed.fsdp import StateDictType
+from transformers import TrainingArguments
+
+
+def prepare_deepspeed(args: TrainingArguments) -> None:
+    """What must be done before the model is loaded: refuse settings, and let DeepSpeed know of the processes.
+
+    Without the latter ZeRO-3 loads a model as if there were one process. transformers sees to it on GPUs.
+
+    Args:
+        args: of this process; without `deepspeed` nothing is done.
+
+    Raises:
+        ValueError: see `check_deepspeed_settings`.
+    """
+    if not args.deepspeed:
+        return
+    check_deepspeed_settings(args.hf_deepspeed_config.config)
+    if args.device.type == "cpu" and dist.is_initialized():
+        import deepspeed
+
+        deepspeed.init_distributed(dist.get_backend())
 
 
 def check_deepspeed_settings(config: Mapping[str, Any] | str | os.PathLike) -> None:

@@ -23,7 +23,7 @@ from ..code_shards import write_atomic
 from ..processing_being_vl import BeingVLProcessor
 from .arguments import BeingVLTrainingArguments, DataArguments, ModelArguments, StageArguments
 from .data import load_training_data
-from .distributed_settings import check_deepspeed_settings
+from .distributed_settings import prepare_deepspeed
 from .lora import merge_lora
 from .setup import load_for_training, make_trainer
 from .trainer import BeingVLTrainer
@@ -82,8 +82,7 @@ def run_stage(
         OSError: a checkpoint or data set does not load; another process trains into the folder.
         FrozenRowsMoved: at a save, a row that must stay has moved.
     """
-    if training_args.deepspeed:  # now, and not when a large model has been loaded
-        check_deepspeed_settings(training_args.hf_deepspeed_config.config)
+    prepare_deepspeed(training_args)
     output = Path(training_args.output_dir)
     output.mkdir(parents=True, exist_ok=True)
     lock = FileLock(output / f".rank-{training_args.process_index:05d}.lock")
