@@ -158,13 +158,15 @@ class BeingVLGenerationMixin:
         self,
         save_directory: str | os.PathLike,
         is_main_process: bool = True,
-        *args: Any,
+        state_dict: dict[str, torch.Tensor] | None = None,
         **kwargs: Any,
     ) -> Any:
         """Llama's, with `image_bpe.json` beside the weights where the model knows its merge rules."""
         if self._image_bpe is not None and is_main_process:
             self._image_bpe.save_pretrained(save_directory)
-        return super().save_pretrained(save_directory, is_main_process, *args, **kwargs)
+        return super().save_pretrained(
+            save_directory, is_main_process=is_main_process, state_dict=state_dict, **kwargs
+        )
 
     def generate(
         self,

@@ -10,6 +10,8 @@ from __future__ import annotations
 
 import importlib
 import os
+import re
+import tempfile
 from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
@@ -88,6 +90,7 @@ class ImageBPE:
         )
         self._merges = rules.astype(np.int32)
         self._merges.setflags(write=False)
+        self._source: tuple[str, str | None] | None = None  # where from, for push_to_hub
 
     @classmethod
     def train(
@@ -315,19 +318,55 @@ class ImageBPE:
         save_vocabulary(path, self._merges, self._codebook_size, self._merge_rule)
         return [str(path)]
 
+    def push_to_hub(self, repo_id: str, **options: Any) -> Any:
+        """Upload image_bpe.json, and the checkpoint that it was loaded from, in one commit.
+
+        Args:
+            repo_id: `name` or `namespace/name`; made if it does not exist.
+            options: `private`, `token`, `revision`, `create_pr`, `commit_message`, `commit_description`,
+                as of every `push_to_hub`.
+
+        Returns:
+            huggingface_hub's `CommitInfo`.
+
+        Raises:
+            OSError: the Hub refuses or cannot be reached.
+        """
+        from .pushing import Target, commit_files, source_files
+
+        target = Target(repo_id, **options)
+        with tempfile.TemporaryDirectory() as folder:
+            own = {FILE_NAME: Path(self.save_pretrained(folder)[0])}
+            return commit_files(own, target, companions=source_files(self._source, own, target))
+
     @classmethod
-    def from_pretrained(cls, folder_or_file: str | os.PathLike[str]) -> ImageBPE:
-        """Load image_bpe.json from a folder, or the file itself.
+    def from_pretrained(
+        cls, folder_or_file: str | os.PathLike[str], *, revision: str | None = None
+    ) -> ImageBPE:
+        """Load image_bpe.json from a folder, or the file itself, or a repository on the Hub.
+
+        Args:
+            folder_or_file: a path; where nothing lies there, `namespace/name` is asked of the Hub.
+            revision: branch, tag or commit of a repository.
 
         Raises:
             ValueError: naming the file, the field, the rule and the value got.
-            FileNotFoundError: there is no such file.
+            OSError: there is no such file, or (as FileNotFoundError) no such repository.
         """
-        fields = load_vocabulary(folder_or_file)
+        name = os.fspath(folder_or_file)
+        path: str | os.PathLike[str] = folder_or_file
+        if re.fullmatch(r"[\w-][\w.-]*/[\w-][\w.-]*", name) and not os.path.exists(name):
+            path = _download(name, revision)
+        fields = load_vocabulary(path)
         try:
-            return cls(**fields)
+            bpe = cls(**fields)
         except ValueError as error:
             raise ValueError(f"{FILE_NAME}: {error}") from None
+        folder = (
+            name if path is not folder_or_file or os.path.isdir(name) else os.path.dirname(name)
+        )
+        bpe._source = (folder or ".", revision)
+        return bpe
 
     def __eq__(self, other: object) -> bool:
         if not isinstance(other, ImageBPE):
@@ -383,3 +422,19 @@ class ImageBPE:
 
 def _rebuild(merges: np.ndarray, codebook_size: int, merge_rule: str) -> ImageBPE:
     return ImageBPE(merges, codebook_size, merge_rule=merge_rule)
+
+
+def _download(repo_id: str, revision: str | None) -> str:
+    """The path of image_bpe.json of a repository, in the cache.
+
+    Raises:
+        FileNotFoundError: there is no such repository, or it cannot be reached.
+    """
+    from huggingface_hub import hf_hub_download
+
+    try:
+        return hf_hub_download(repo_id, FILE_NAME, revision=revision)
+    except OSError as error:
+        raise FileNotFoundError(
+            f"{repo_id} is no folder here, and its {FILE_NAME} cannot be had from the Hub: {error}"
+        ) from error

@@ -30,6 +30,7 @@ from .image_loading import (
     scale_uint16,
     to_rgb,
 )
+from .pushing import PushesCheckpoint
 
 
 class BeingVLImageProcessorKwargs(ImagesKwargs, total=False):
@@ -49,7 +50,7 @@ class BeingVLImageProcessorKwargs(ImagesKwargs, total=False):
     aspect_ratio_buckets: list[list[int]] | list[tuple[int, int]] | None
 
 
-class BeingVLImageProcessor(PilBackend):
+class BeingVLImageProcessor(PushesCheckpoint, PilBackend):
     """Chameleon's preprocessing by default, and its inverse.
 
     Pictures come as PIL images, numpy or torch arrays, paths, URLs, data URIs, or (nested) lists of
@@ -80,8 +81,29 @@ class BeingVLImageProcessor(PilBackend):
     size_divisor = 16
     aspect_ratio_buckets = None
 
+    _source: tuple[str, str | None] | None = None
+
     def __init__(self, **kwargs: Unpack[BeingVLImageProcessorKwargs]) -> None:
         super().__init__(**kwargs)
+
+    @classmethod
+    def from_pretrained(
+        cls, pretrained_model_name_or_path: str | os.PathLike, **kwargs: Any
+    ) -> BeingVLImageProcessor:
+        """As every image processor; remembers where from, for `push_to_hub`."""
+        loaded = super().from_pretrained(pretrained_model_name_or_path, **kwargs)
+        processor = loaded[0] if isinstance(loaded, tuple) else loaded  # return_unused_kwargs=True
+        processor._source = (str(pretrained_model_name_or_path), kwargs.get("revision"))
+        return loaded
+
+    def to_dict(self) -> dict[str, Any]:
+        """The options; where they were loaded from is none."""
+        options = super().to_dict()
+        options.pop("_source", None)
+        return options
+
+    def _checkpoint_source(self) -> tuple[str, str | None] | None:
+        return self._source
 
     def _validate_preprocess_kwargs(self, **kwargs: Any) -> None:
         super()._validate_preprocess_kwargs(**kwargs)

@@ -25,6 +25,7 @@ from .image_bpe import ImageBPE
 from .image_grid_positions import GridPositionEmbedding
 from .image_grid_positions import image_token_positions as positions_in_grids
 from .image_rows import ImageInit, check_image_init
+from .pushing import PushesCheckpoint, model_source
 from .text_model_extension import extended_config, extended_state
 from .vocabulary import VocabularyLayout
 
@@ -91,7 +92,7 @@ class BeingVLModel(LlamaModel):
         )
 
 
-class BeingVLForCausalLM(BeingVLGenerationMixin, LlamaForCausalLM):
+class BeingVLForCausalLM(BeingVLGenerationMixin, PushesCheckpoint, LlamaForCausalLM):
     """Llama's causal language model over the vocabulary of text, special and image tokens."""
 
     config: BeingVLConfig
@@ -104,6 +105,9 @@ class BeingVLForCausalLM(BeingVLGenerationMixin, LlamaForCausalLM):
         self.lm_head = RowFreezingLinear(config.hidden_size, config.vocab_size, bias=False)
         self._frozen_rows: str | None = None
         self.post_init()
+
+    def _checkpoint_source(self) -> tuple[str, str | None] | None:
+        return model_source(self)
 
     @can_return_tuple
     def forward(

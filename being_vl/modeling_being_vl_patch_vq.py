@@ -12,6 +12,8 @@ import torch
 from torch import nn
 from transformers import PreTrainedConfig, PreTrainedModel
 
+from .pushing import PushesVQModel
+
 
 class BeingVLPatchVQConfig(PreTrainedConfig):
     """Configuration of [`BeingVLPatchVQModel`].
@@ -53,7 +55,7 @@ class BeingVLPatchVQConfig(PreTrainedConfig):
         return self.patch_size
 
 
-class BeingVLPatchVQModel(PreTrainedModel):
+class BeingVLPatchVQModel(PushesVQModel, PreTrainedModel):
     """A quantizer whose codebook holds patches of pixels.
 
     It has the interface of every quantizer of this library: `encode`, `decode`, `get_codebook`, a config

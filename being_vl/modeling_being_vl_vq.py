@@ -21,6 +21,7 @@ from transformers import initialization as init
 from transformers.utils import ModelOutput
 
 from .modeling_being_vl_vq_layers import Decoder, Encoder
+from .pushing import PushesVQModel
 
 # Pixels in one pass of encode or decode: one 512×512 picture on a CPU, whose caches a bigger batch
 # would only spill, 16 of them elsewhere.
@@ -196,7 +197,7 @@ class VectorQuantizer(nn.Module):
         return torch.cat(codes).view(batch, height, width)
 
 
-class BeingVLVQModel(PreTrainedModel):
+class BeingVLVQModel(PushesVQModel, PreTrainedModel):
     """A VQ-GAN: `encode` pixels to codes, `decode` codes to pixels, `forward` for training.
 
     `from_pretrained` also reads the VQ-GAN out of a Chameleon or Being-VL checkpoint of transformers;

@@ -24,6 +24,7 @@ from transformers.utils.hub import resolve_revision
 
 from .grid_inputs import flatten, is_nested, nested_grids
 from .lazy_vq import LazyVQ
+from .pushing import PushesCheckpoint
 from .vocabulary import VocabularyLayout
 
 VQ_FOLDER = "vq_model"
@@ -37,7 +38,7 @@ _HUB_OPTIONS = (
 )
 
 
-class BeingVLProcessor(ProcessorMixin):
+class BeingVLProcessor(PushesCheckpoint, ProcessorMixin):
     """Image processor, VQ model, image BPE and tokenizer behind one call.
 
     Each `<image>` of a text becomes `boi_token`, the image's tokens, `eoi_token`. Images come as `images`
@@ -443,13 +444,12 @@ class BeingVLProcessor(ProcessorMixin):
         self, save_directory: str | os.PathLike, push_to_hub: bool = False, **kwargs: Any
     ) -> list[str]:
         """Save the processor, and the VQ model in the subfolder `vq_model/` if there is one."""
-        files = super().save_pretrained(save_directory, **({} if push_to_hub else kwargs))
-        if self._vq.available:
+        if self._vq.available:  # before the push, which takes the whole folder
             self.vq_model.save_pretrained(os.path.join(save_directory, VQ_FOLDER))
-        if push_to_hub:
-            kwargs.setdefault("repo_id", os.path.basename(os.path.abspath(save_directory)))
-            self.push_to_hub(**kwargs)
-        return files
+        return super().save_pretrained(save_directory, push_to_hub=push_to_hub, **kwargs)
+
+    def _checkpoint_source(self) -> tuple[str, str | None] | None:
+        return self.tokenizer._checkpoint_source()
 
     def to_dict(self) -> dict[str, Any]:
         """The configuration; the VQ model is no part of it."""

@@ -19,6 +19,7 @@ from tokenizers import AddedToken, Tokenizer
 from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from .image_bpe import ImageBPE
+from .pushing import PushesCheckpoint, commit_of
 from .vocabulary import VocabularyLayout
 
 IMAGE_BPE_FILE = "image_bpe.json"
@@ -55,7 +56,7 @@ def visual_token(visual_id: int) -> str:
     return f"<|visual_{visual_id}|>"
 
 
-class BeingVLTokenizer(PreTrainedTokenizerFast):
+class BeingVLTokenizer(PushesCheckpoint, PreTrainedTokenizerFast):
     """A fast text tokenizer with special tokens for images and one token for each visual id.
 
     Ids: `[0, T)` the text tokenizer's own, `[T, T+S)` special tokens, then codes, then merges; see `layout`.
@@ -201,6 +202,11 @@ class BeingVLTokenizer(PreTrainedTokenizerFast):
         tokenizer = super()._from_pretrained(*args, **kwargs)
         tokenizer._check_image_tokens()
         return tokenizer
+
+    def _checkpoint_source(self) -> tuple[str, str | None] | None:
+        if not self.name_or_path:
+            return None
+        return self.name_or_path, commit_of(self.init_kwargs.get("image_bpe_file"))
 
     def _save_pretrained(
         self,

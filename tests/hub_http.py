@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import re
+import time
 from dataclasses import dataclass
 from http.server import BaseHTTPRequestHandler
 from typing import TYPE_CHECKING, Any
@@ -94,6 +95,8 @@ class HubRequest(BaseHTTPRequestHandler):
             while received < limit and (part := self.rfile.read(min(_CHUNK, limit - received))):
                 parts.append(part)
                 received += len(part)
+                if self.hub.bytes_per_second is not None and self.command == "PUT":
+                    time.sleep(len(part) / self.hub.bytes_per_second)
         if path.startswith("/lfs/") and self.command == "PUT":
             with self.hub.lock:
                 self.hub.uploads.append(Upload(path[len("/lfs/") :], received, length))

@@ -34,6 +34,7 @@ class HubServer:
         requests: (method, path) of all that was asked.
         uploads: what came over LFS, whole or not.
         faults: what will go wrong; spent ones stay in the list.
+        bytes_per_second: how fast uploads are read; None for as fast as they come.
     """
 
     def __init__(self, port: int = 0) -> None:
@@ -42,6 +43,7 @@ class HubServer:
         self.requests: list[tuple[str, str]] = []
         self.uploads: list[Upload] = []
         self.faults: list[Fault] = []
+        self.bytes_per_second: int | None = None
         self.lock = threading.RLock()
         handler = type("Handler", (HubApi,), {"hub": self})
         self._server = ThreadingHTTPServer(("127.0.0.1", port), handler)

@@ -17,7 +17,7 @@ _PACKAGE = Path(being_vl.__file__).parent
 # From the bottom up; the parts of one layer know nothing of each other. Each part lists its modules, by
 # full name or by folder; a part may import itself, and any part of a layer below.
 LAYERS: list[dict[str, tuple[str, ...]]] = [
-    {"vocabulary": ("vocabulary",), "code files": ("code_shards",)},
+    {"vocabulary": ("vocabulary",), "code files": ("code_shards",), "pushing": ("pushing",)},
     {
         "bpe": ("bpe", "image_bpe", "image_grid_tracking", "legacy_image_bpe", "plain_pickle"),
         "vq": (
@@ -48,9 +48,11 @@ LAYERS: list[dict[str, tuple[str, ...]]] = [
         "evaluation": ("evaluation",),
         "environment": ("environment",),
         "analysis": ("analysis",),
+        "demo": ("demo",),
         "hub": ("checkpoint", "chat_templates", "remote_code", "hub"),
     },
     {"quickstart": ("quickstart",)},
+    {"ablation": ("ablation",)},
     {"cli": ("cli",)},
 ]
 # The package's own face: it names modules of every layer, and loads none of them by itself.

@@ -17,14 +17,21 @@ COMMANDS = {
     "convert-vq": "turn a published VQ-GAN checkpoint into a folder that loads here",
     "encode": "quantize images into parquet shards of codes",
     "train-bpe": "train the image BPE on grids of codes",
+    "convert": "turn the authors' released vocabulary into a table that can be read safely",
     "inspect": "draw a vocabulary's tokens, or an image with its tokens",
     "stats": "measure how a vocabulary compresses grids of codes",
-    "convert": "turn the authors' released vocabulary into a table that can be read safely",
     "init": "extend a text model by an image vocabulary: a checkpoint to train",
+    "tokenize": "turn conversations about images into a data set of ids to train on",
+    "train": "train a stage of a checkpoint on tokenized rows",
+    "ablate": "train and score the paper's grid: with and without merges, one stage and two",
     "eval": "score a checkpoint on benchmarks",
     "results": "tabulate result files: tokens per image against accuracy",
-    "env": "print versions and devices, and check what is known to break",
+    "chat": "talk with a checkpoint in the terminal, about images and in images",
+    "demo": "the same in a browser, with an image's tokens",
+    "card": "describe a checkpoint, from what its files say",
+    "push": "send a checkpoint, or codes, to the Hub",
     "export": "write a checkpoint as a plain Llama, for engines that know no other",
+    "env": "print versions and devices, and check what is known to break",
 }
 
 _INTERRUPTED = 130

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -87,7 +88,16 @@ def run(settings: Settings) -> list[Result]:
         console.rule("4 of 5: four models learn, then answer the test questions")
         results = [run_row(settings, work, data, codes, row) for row in ROWS]
         console.rule("5 of 5: the report")
-        write_report(settings, work, results, data["test"], codes, console)
+        grids = codes["test"].values()
+        write_report(
+            settings,
+            work,
+            results,
+            results[ROWS.index(CHECKPOINT_ROW)],
+            data["test"],
+            float(np.mean([grid.size for grid in grids])),
+            console,
+        )
     return results
 
 
@@ -269,9 +279,11 @@ def run_row(
 
     def build_result(target: Path) -> None:
         grids = codes["test"] if row.sees_images else None
+        started = time.perf_counter()
         scores, answers = test(
             checkpoint, data["test"].questions, grids, device=settings.device, name=row.name
         )
+        test_seconds = time.perf_counter() - started
         tokens = (
             0.0
             if grids is None
@@ -279,7 +291,9 @@ def run_row(
         )
         seconds = json.loads((checkpoint / "training.json").read_text())["seconds"]
         target.mkdir()
-        result = Result(row.name, scores, tokens, steps["pretrain"], steps["sft"], seconds)
+        result = Result(
+            row.name, scores, tokens, steps["pretrain"], steps["sft"], seconds, test_seconds
+        )
         (target / "result.json").write_text(result.to_json())
         (target / "answers.jsonl").write_text("".join(json.dumps(text) + "\n" for text in answers))
 

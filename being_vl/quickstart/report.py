@@ -3,38 +3,45 @@
 from __future__ import annotations
 
 import platform
-from collections.abc import Mapping, Sequence
-from pathlib import Path
+from collections.abc import Sequence
 
 import numpy as np
 import torch
 import transformers
-from PIL import Image
 from rich.console import Console
 from rich.table import Table
-from transformers import AutoProcessor
 
 from .. import __version__
-from ..drawing import draw_tokens, side_by_side, token_map
+from ..evaluation import results as result_files
 from ..evaluation.easyvqa import QUESTION_TYPES, Split
-from ..image_loading import load_image
-from .runs import Result
+from ..hub.card import PICTURE, draw_example, write_card
+from ..hub.facts import CardFacts
+from ..pushing import CARD
+from .runs import MAX_ANSWER_TOKENS, Result
 from .settings import Settings, Workspace
 
 COLUMNS = ("", "overall", *QUESTION_TYPES, "tokens", "steps", "seconds")
-PICTURE = "tokens.png"
-ZOOM = 5
 
 
 def write_report(
     settings: Settings,
     work: Workspace,
     results: Sequence[Result],
+    of_checkpoint: Result,
     test: Split,
-    codes: Mapping[str, Mapping[int, np.ndarray]],
+    cells_per_image: float,
     console: Console,
 ) -> None:
-    """Print the table; write the card `README.md` and the picture into the output folder and checkpoint."""
+    """Print the table; write result file, card and picture into the checkpoint, and copies beside it.
+
+    Args:
+        settings, work: of the run.
+        results: the rows of the table.
+        of_checkpoint: the row whose checkpoint is kept.
+        test: the questions.
+        cells_per_image: mean codes of a test image.
+        console: to print on.
+    """
     table = Table(
         title="test accuracy in %, tokens per image, training steps and seconds",
         title_justify="left",
@@ -49,18 +56,18 @@ def write_report(
 
     checkpoint = work / "checkpoint"
     if not (checkpoint / PICTURE).exists():
-        work.make(
-            f"checkpoint/{PICTURE}", lambda target: draw(checkpoint, test, codes["test"], target)
-        )
-    text = card(settings, results, test)
-    for folder in (checkpoint, work.folder):
-        path = folder / "README.md"
-        path.with_suffix(".tmp").write_text(text)
-        path.with_suffix(".tmp").replace(path)
-    if not (work / PICTURE).exists():
-        work.make(PICTURE, lambda target: target.write_bytes((checkpoint / PICTURE).read_bytes()))
+        draw_example(checkpoint, test.image_paths[test.questions[0].image_id])
+    result_file(settings, of_checkpoint, test, cells_per_image).save(checkpoint)
+    write_card(checkpoint, card_facts(settings, results, test))
+    for name in (CARD, PICTURE):
+        content = (checkpoint / name).read_bytes()
+        if name == CARD:  # its snippet loads the checkpoint from here
+            content = content.replace(b'checkpoint = "."', b'checkpoint = "checkpoint"')
+        (work / name).unlink(missing_ok=True)
+        work.make(name, lambda target, content=content: target.write_bytes(content))
     console.print(
-        f"checkpoint: {checkpoint}\ncard: {work / 'README.md'}\npicture: {work / PICTURE}"
+        f"checkpoint: {checkpoint}\ncard: {work / CARD}\npicture: {work / PICTURE}\n"
+        f"try it: being-vl chat {checkpoint}"
     )
 
 
@@ -77,74 +84,61 @@ def cells(result: Result) -> list[str]:
     ]
 
 
-def draw(checkpoint: Path, test: Split, codes: Mapping[int, np.ndarray], target: Path) -> None:
-    """A test image, its VQ reconstruction and its BPE tokens, side by side, as PNG."""
-    processor = AutoProcessor.from_pretrained(checkpoint)
-    bpe = processor.tokenizer.image_bpe
-    image_id = test.questions[0].image_id
-    grid = codes[image_id]
-    ids = bpe.encode(grid)
-    image = load_image(test.image_paths[image_id])
-    reconstruction = processor.reconstruct(grid)
-    size = (image.width * ZOOM, image.height * ZOOM)
-    panels = [picture.resize(size, Image.Resampling.NEAREST) for picture in (image, reconstruction)]
-    panels.append(draw_tokens(panels[1], token_map(bpe, ids, *grid.shape)))
-    titles = ("image", f"{grid.size} codes", f"{len(ids)} tokens")
-    side_by_side(panels, titles).save(target, format="PNG")
+def result_file(
+    settings: Settings, result: Result, test: Split, cells_per_image: float
+) -> result_files.Result:
+    """A row of the table as `being-vl eval` would write it."""
+    metrics = {"accuracy": 100 * result.accuracy["overall"]}
+    metrics |= {f"accuracy/{kind}": 100 * result.accuracy[kind] for kind in QUESTION_TYPES}
+    return result_files.Result(
+        task="easyvqa",
+        dataset={"name": "easy-VQA", "id": None, "split": "test"},
+        metrics=metrics,
+        num_examples=len(test.questions),
+        decoding={"do_sample": False, "max_new_tokens": MAX_ANSWER_TOKENS},
+        harness={"name": "being_vl", "version": __version__},
+        seconds=round(result.test_seconds, 3),
+        hardware=result_files.hardware(torch.device(settings.device)),
+        images={"codes_per_image": cells_per_image, "tokens_per_image": result.tokens_per_image},
+    )
 
 
-CARD = """\
----
-library_name: being_vl
-pipeline_tag: image-text-to-text
-tags: [being_vl, vq, image-bpe]
----
-# being_vl quickstart: easy-VQA
-
-A Llama of 2 layers and 64 dimensions that learned to answer questions about 64×64 drawings from scratch,
-by `being-vl quickstart --seed {seed} --minutes {minutes:g} --quantizer {quantizer}`. It is an example of the
-library at work; it knows nothing but easy-VQA.
-
-| {header} |
-|{rule}|
-{rows}
-
-Accuracy in % on all {questions} questions of the official test split, from greedily generated text of the saved
-checkpoint, loaded again, compared exactly after lower-casing. All rows start from the same text model and train
-for about the same time; the steps are fixed in advance, so that a seed repeats, and the seconds are measured.
-Nothing was chosen on the test split. One seed; machine: {machine}, torch {torch}, transformers {transformers},
-being_vl {version}.
-
-![an image, its reconstruction, its tokens]({picture})
-
-```python
-import being_vl
-from transformers import AutoModelForImageTextToText, AutoProcessor
-
-processor = AutoProcessor.from_pretrained(".")
-model = AutoModelForImageTextToText.from_pretrained(".")
-messages = [{{"role": "user", "content": [{{"type": "image", "path": "image.png"}}, {{"type": "text", "text": "{question}"}}]}}]
-inputs = processor.apply_chat_template(messages, add_generation_prompt=True, tokenize=True, return_dict=True, return_tensors="pt")
-ids = model.generate(**inputs, max_new_tokens=8)
-print(processor.decode(ids[0, inputs["input_ids"].shape[1]:], skip_special_tokens=True))
-```
-"""
-
-
-def card(settings: Settings, results: Sequence[Result], test: Split) -> str:
-    """The text of the card."""
-    return CARD.format(
-        seed=settings.seed,
-        minutes=settings.minutes,
-        quantizer=settings.quantizer,
-        header=" | ".join(COLUMNS).strip(),
-        rule="|".join("---" for _ in COLUMNS),
-        rows="\n".join("| " + " | ".join(cells(result)) + " |" for result in results),
-        questions=f"{len(test.questions):,}",
-        machine=f"{platform.system()} {platform.machine()}, {torch.get_num_threads()} threads",
-        torch=torch.__version__,
-        transformers=transformers.__version__,
-        version=__version__,
-        picture=PICTURE,
+def card_facts(settings: Settings, results: Sequence[Result], test: Split) -> CardFacts:
+    """What the card says beside the checkpoint's own files."""
+    header = "|".join(f" {column} " for column in COLUMNS)
+    rule = "|".join("---" for _ in COLUMNS)
+    rows = "\n".join("| " + " | ".join(cells(result)) + " |" for result in results)
+    command = (
+        f"being-vl quickstart --seed {settings.seed} --minutes {settings.minutes:g} "
+        f"--quantizer {settings.quantizer}"
+    )
+    device = "CPU" if settings.device == "cpu" else settings.device
+    return CardFacts(
+        title="being_vl quickstart: easy-VQA",
+        summary="A small Llama that learned to answer questions about 64×64 drawings from scratch, in minutes. "
+        "It is an example of the library at work.",
+        language=["en"],
         question=test.questions[0].text,
+        max_new_tokens=MAX_ANSWER_TOKENS,
+        vq_source={
+            "patch": "trained by this run: k-means of the patches of easy-VQA's training images",
+            "vqgan": "trained by this run: a small VQ-GAN, on easy-VQA's training images",
+        }[settings.quantizer],
+        training=f"`{command}`: the text model, the quantizer and the merges are trained first, on the training "
+        "images and questions of [easy-VQA](https://github.com/vzhou842/easy-VQA) alone, a tenth of them held "
+        "out. Then the new rows alone (`pretrain`), then everything (`sft`), eight images a step.",
+        hardware=f"{platform.system()} {platform.machine()}, {device}, {torch.get_num_threads()} threads; "
+        f"torch {torch.__version__}, transformers {transformers.__version__}, numpy {np.__version__}",
+        limits="It knows nothing but the thirteen answers of easy-VQA, and sees drawings of 64×64 pixels; what "
+        "it says of any other picture means nothing. One seed.",
+        sections={
+            "Beside the same model without merges": (
+                f"|{header}|\n|{rule}|\n{rows}\n\n"
+                f"Accuracy in % on all {len(test.questions):,} questions of the official test split, from "
+                "greedily generated text of the saved checkpoints, loaded again, compared exactly after "
+                "lower-casing. All rows start from the same text model; the first three train for about the "
+                "same time, by steps fixed in advance, so that a seed repeats; the seconds are measured. "
+                "Nothing was chosen on the test split."
+            )
+        },
     )

@@ -16,7 +16,6 @@ from ..evaluation.answering import generate_answers, render_prompts
 from ..evaluation.easyvqa import Question, accuracy
 from ..modeling_being_vl import BeingVLForCausalLM
 from ..processing_being_vl import BeingVLProcessor
-from ..training.checkpoints import last_whole_checkpoint
 from ..training.clock import TrainingClock
 from ..training.packing import SharedImageCollator
 from ..training.stages import prepare_stage
@@ -38,6 +37,7 @@ class Result:
         tokens_per_image: mean over the test images, begin and end tokens left out; 0 without images.
         pretrain_steps, sft_steps: optimizer steps of the two stages.
         seconds: wall clock of both stages.
+        test_seconds: wall clock of loading the checkpoint and answering the test questions.
     """
 
     name: str
@@ -46,6 +46,7 @@ class Result:
     pretrain_steps: int
     sft_steps: int
     seconds: float
+    test_seconds: float
 
     def to_json(self) -> str:
         return json.dumps(asdict(self), indent=2) + "\n"
@@ -105,7 +106,7 @@ def train_stage(
         callbacks=[TrainingClock(f"{name}: {stage}")],
     )
     trainer.remove_callback(PrinterCallback)  # the clock shows the progress
-    trainer.train(resume_from_checkpoint=last_whole_checkpoint(args.output_dir))
+    trainer.train(resume_from_checkpoint="auto")
     # A resumed Trainer has put a restored clock in the place of ours.
     callbacks = trainer.callback_handler.callbacks
     return next(c for c in callbacks if isinstance(c, TrainingClock)).seconds

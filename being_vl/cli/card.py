@@ -1,0 +1,55 @@
+"""`being-vl card`: a folder → its model or data set card, from what its files say."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from jsonargparse import ArgumentParser, Namespace
+
+
+def make_parser() -> ArgumentParser:
+    """The options of the command."""
+    from ..hub.facts import CardFacts
+
+    parser = ArgumentParser(
+        description="Write README.md and .eval_results/ of a checkpoint, a VQ model, a vocabulary or code "
+        "shards. Numbers come from the folder's own files; what they do not say comes from these options, "
+        "which are kept in card.yaml; what neither says is left out."
+    )
+    parser.add_argument("--config", action="config", help="YAML file of these options")
+    parser.add_argument("folder", type=str, help="what to describe")
+    parser.add_argument(
+        "--image", type=str, help="picture to draw with its reconstruction and tokens"
+    )
+    parser.add_argument("--json", action="store_true", help="print the names of the files as JSON")
+    parser.add_class_arguments(CardFacts, "facts")
+    return parser
+
+
+def main(args: Namespace) -> int:
+    """Run the command.
+
+    Raises:
+        ValueError, OSError: the folder holds nothing of ours, or a file in it is malformed.
+    """
+    import being_vl  # noqa: F401  (the Auto classes know our models)
+
+    from ..hub.card import draw_example, write_card
+    from ..hub.facts import read_facts
+
+    folder = Path(args.folder)
+    given: dict[str, Any] = {
+        name: value
+        for name, value in vars(args.facts).items()
+        if value != make_parser().get_default(f"facts.{name}")
+    }
+    facts = read_facts(folder).updated(given)
+    names = draw_example(folder, args.image) if args.image is not None else []
+    names += write_card(folder, facts)
+    if args.json:
+        print(json.dumps({"folder": str(folder), "files": names}))
+    else:
+        print(f"wrote {', '.join(str(folder / name) for name in names)}")
+    return 0

@@ -1,0 +1,67 @@
+"""`being-vl chat`: questions about images → answers, and pictures, in the terminal."""
+
+from __future__ import annotations
+
+import sys
+
+from jsonargparse import ArgumentParser, Namespace
+from jsonargparse.typing import ClosedUnitInterval, NonNegativeFloat, NonNegativeInt, PositiveInt
+
+
+def make_parser() -> ArgumentParser:
+    """The options of the command."""
+    parser = ArgumentParser(
+        description="Talk with a checkpoint. In the session /image PATH shows it a picture, /draw FILE TEXT "
+        "writes the picture that it generates, /reset starts anew, /help lists the rest. Lines may also come "
+        "from a pipe: answers go to standard output, errors to standard error, and the exit status is 1 if "
+        "there were any."
+    )
+    parser.add_argument("--config", action="config", help="YAML file of these options")
+    parser.add_argument("checkpoint", type=str, help="folder or Hub id")
+    parser.add_argument("--image", type=str, help="picture that the first question is about")
+    parser.add_argument("--system", type=str, help="what the model is told first")
+    parser.add_argument("--max-new-tokens", type=PositiveInt, default=256, help="of an answer")
+    parser.add_argument(
+        "--temperature", type=NonNegativeFloat, default=0.0, help="0: always the likeliest token"
+    )
+    parser.add_argument(
+        "--top-p", type=ClosedUnitInterval, default=1.0, help="share that is sampled from"
+    )
+    parser.add_argument("--seed", type=NonNegativeInt, default=0, help="of the sampling")
+    parser.add_argument("--device", type=str, help="default: a GPU where there is one")
+    return parser
+
+
+def main(args: Namespace) -> int:
+    """Run the command.
+
+    Raises:
+        ValueError, OSError: the checkpoint does not load, or --image cannot be read.
+    """
+    from rich.console import Console
+    from transformers import set_seed
+    from transformers.utils import logging
+
+    from ..demo.conversation import load_speaker
+    from ..demo.terminal import Session, typed_lines
+
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    set_seed(args.seed)
+    console = Console(highlight=False)
+    speaker = load_speaker(
+        args.checkpoint,
+        device=args.device,
+        max_new_tokens=args.max_new_tokens,
+        temperature=args.temperature,
+        top_p=args.top_p,
+    )
+    session = Session(speaker, args.system, console)
+    if args.image is not None:
+        session.add_image(args.image)
+    if sys.stdin.isatty():
+        console.print(f"{args.checkpoint}: /help lists the commands, Ctrl-D leaves.", style="dim")
+        session.run(typed_lines(console))
+        return 0
+    session.run(iter(sys.stdin))
+    return 1 if session.failures else 0

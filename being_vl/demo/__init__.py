@@ -1,0 +1,1 @@
+"""ids ↔ people: a conversation with a checkpoint, in the terminal and on a page."""

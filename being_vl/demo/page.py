@@ -1,0 +1,134 @@
+"""a browser → tokens and answers: the page of `being-vl demo`.
+
+Source: gradio's blocks. Nothing of the page comes from elsewhere: no analytics, no fonts, no share link.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import closing
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"  # read when gradio is imported
+try:
+    import gradio as gr
+except ImportError as missing:
+    raise ImportError('the demo needs gradio: pip install "being-vl[demo]"') from missing
+
+from ..image_loading import load_image
+from ..processing_being_vl import BeingVLProcessor
+from .conversation import Conversation, Speaker
+from .tokens import LABELS, enlarged, view_tokens
+
+# Of growing tokens: from grey to red. Fixed, so that a size has one colour whatever the picture.
+_COLOURS = dict(
+    zip(
+        LABELS,
+        ("#9e9e9e", "#5c9ded", "#3fb9a3", "#7bc043", "#f2c335", "#ef8a3c", "#d94545"),
+        strict=True,
+    )
+)
+_THEME_FONTS = {"font": ["system-ui", "sans-serif"], "font_mono": ["monospace"]}
+
+
+def build_page(speaker: Speaker, title: str) -> gr.Blocks:
+    """The page: a tab for an image's tokens, a tab for talking."""
+    with gr.Blocks(title=title, analytics_enabled=False) as page:
+        gr.Markdown(f"# {title}")
+        with gr.Tab("Tokens"):
+            _tokens_tab(speaker.processor)
+        with gr.Tab("Chat"):
+            _chat_tab(speaker)
+    return page
+
+
+def launch_page(page: gr.Blocks, *, host: str, port: int | None, open_browser: bool) -> None:
+    """Serve a page until it is interrupted."""
+    page.launch(
+        server_name=host,
+        server_port=port,
+        inbrowser=open_browser,
+        share=False,
+        theme=gr.themes.Default(**_THEME_FONTS),
+    )
+
+
+def _tokens_tab(processor: BeingVLProcessor) -> None:
+    bpe = processor.tokenizer.image_bpe
+
+    def look(picture: Image.Image | None, num_merges: float) -> tuple[Any, ...]:
+        """A new picture: quantize it, reconstruct it, draw its tokens."""
+        if picture is None:
+            return None, None, None, ""
+        (codes,) = processor.quantize([picture])
+        reconstruction = processor.reconstruct(codes)
+        return codes, enlarged(reconstruction), *show(codes, reconstruction, num_merges)
+
+    def show(
+        codes: np.ndarray | None, reconstruction: Image.Image | None, num_merges: float
+    ) -> tuple[Any, str]:
+        """The same picture with another number of merges."""
+        if codes is None:
+            return None, ""
+        if reconstruction is None:
+            reconstruction = processor.reconstruct(codes)
+        view = view_tokens(bpe, codes, int(num_merges), reconstruction)
+        ratio = view.num_codes / view.num_tokens
+        text = (
+            f"**{view.num_codes}** codes, **{view.num_tokens}** tokens, {ratio:.2f} codes a token"
+        )
+        return (view.picture, view.areas), text
+
+    codes = gr.State()
+    with gr.Row():
+        picture = gr.Image(
+            type="pil", image_mode="RGB", label="Image", sources=["upload", "clipboard"]
+        )
+        reconstruction = gr.Image(label="Reconstruction from its codes", interactive=False)
+        tokens = gr.AnnotatedImage(label="Tokens, by their number of codes", color_map=_COLOURS)
+    merges = gr.Slider(0, bpe.num_merges, value=bpe.num_merges, step=1, label="Merges")
+    numbers = gr.Markdown(elem_id="numbers")
+    picture.change(look, [picture, merges], [codes, reconstruction, tokens, numbers])
+    merges.release(
+        lambda codes, count: show(codes, None, count),
+        [codes, merges],
+        [tokens, numbers],
+        api_name="show",
+    )
+
+
+def _chat_tab(speaker: Speaker) -> None:
+    def answer(
+        message: dict[str, Any], shown: list[dict[str, Any]], talk: Conversation | None
+    ) -> Iterator[tuple[Any, ...]]:
+        """One turn: the answer grows in the chat as it comes."""
+        talk = talk or Conversation()
+        text = message["text"].strip() or "What is in the picture?"
+        pictures = [load_image(path) for path in message["files"]]
+        talk.waiting = [speaker.look(picture) for picture in pictures]
+        shown = [
+            *shown,
+            *({"role": "user", "content": gr.Image(picture)} for picture in pictures),
+            {"role": "user", "content": text},
+        ]
+        said = ""
+        try:
+            with closing(speaker.ask(talk, text)) as pieces:
+                for piece in pieces:
+                    said += piece
+                    yield None, [*shown, {"role": "assistant", "content": said}], talk
+        except ValueError as error:
+            raise gr.Error(str(error)) from error
+        yield None, [*shown, {"role": "assistant", "content": said}], talk
+
+    talk = gr.State()
+    chat = gr.Chatbot(label="Chat", height=480)
+    box = gr.MultimodalTextbox(
+        file_types=["image"], placeholder="Ask; attach an image", show_label=False
+    )
+    box.submit(answer, [box, chat, talk], [box, chat, talk])
+    chat.clear(lambda: None, None, talk)

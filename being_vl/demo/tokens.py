@@ -1,0 +1,75 @@
+"""codes and the first merges → what a page shows of them: tokens over a picture, and numbers."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import lru_cache
+
+import numpy as np
+from PIL import Image
+
+from ..drawing import draw_tokens, token_map
+from ..image_bpe import ImageBPE
+
+# Tokens are coloured by their number of cells: (the most cells, label).
+_CLASSES = ((1, "1 code"), (2, "2"), (4, "3–4"), (8, "5–8"), (16, "9–16"), (32, "17–32"))
+_LARGEST = "33 and more"
+LABELS = (*(label for _, label in _CLASSES), _LARGEST)
+MIN_SIDE = 384
+
+
+@dataclass(frozen=True)
+class TokenView:
+    """A picture with its tokens drawn over it.
+
+    Args:
+        picture: with the borders of the tokens.
+        areas: (bool mask (height, width) over the picture, label), for each size of tokens that occurs.
+        num_tokens, num_codes: of the image.
+    """
+
+    picture: Image.Image
+    areas: list[tuple[np.ndarray, str]]
+    num_tokens: int
+    num_codes: int
+
+
+@lru_cache(maxsize=8)
+def first_merges(bpe: ImageBPE, count: int) -> ImageBPE:
+    """The vocabulary that training had after `count` merges."""
+    return ImageBPE(bpe.merges[:count], bpe.codebook_size)
+
+
+def view_tokens(
+    bpe: ImageBPE, codes: np.ndarray, num_merges: int, reconstruction: Image.Image
+) -> TokenView:
+    """The tokens of an image by the first merges of a vocabulary.
+
+    Args:
+        bpe: the whole vocabulary.
+        codes: (h, w).
+        num_merges: how many of its merges to use, in rank order.
+        reconstruction: the picture to draw over.
+
+    Raises:
+        ValueError: `num_merges` is not in [0, bpe.num_merges], or a code is out of range.
+    """
+    if not 0 <= num_merges <= bpe.num_merges:
+        raise ValueError(f"num_merges must be in [0, {bpe.num_merges}], got {num_merges}")
+    part = first_merges(bpe, num_merges)
+    ids = part.encode(codes)
+    owner = token_map(part, ids, *codes.shape)  # (h, w): which token covers a cell
+    cells = np.bincount(owner.reshape(-1), minlength=len(ids))[owner]  # (h, w): its number of cells
+    picture = enlarged(reconstruction)
+    kinds = np.searchsorted([most for most, _ in _CLASSES], cells)
+    rows = np.arange(picture.height) * codes.shape[0] // picture.height
+    cols = np.arange(picture.width) * codes.shape[1] // picture.width
+    areas = [((kinds == kind)[rows][:, cols], LABELS[kind]) for kind in np.unique(kinds).tolist()]
+    return TokenView(draw_tokens(picture, owner), areas, len(ids), codes.size)
+
+
+def enlarged(picture: Image.Image) -> Image.Image:
+    """A small picture in whole multiples of its size, so that cells stay sharp."""
+    scale = max(1, -(-MIN_SIDE // min(picture.size)))
+    size = (picture.width * scale, picture.height * scale)
+    return picture.resize(size, Image.Resampling.NEAREST)

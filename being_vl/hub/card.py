@@ -1,0 +1,286 @@
+"""folder → its card: metadata, tables, picture and snippet, from what its files and `card.yaml` say.
+
+Source: huggingface_hub's `ModelCard` and the sections of its template. It differs in that every number is
+read from a file of the folder, and that what is not known is left out.
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import yaml
+from huggingface_hub import DatasetCard, DatasetCardData, ModelCard, ModelCardData
+from PIL import Image
+from transformers import AutoConfig
+
+from .. import __version__
+from ..code_shards import CodeShards
+from ..configuration_being_vl import BeingVLConfig
+from ..drawing import draw_tokens, side_by_side, token_map
+from ..image_bpe import ImageBPE
+from ..image_bpe_files import write_atomically
+from ..image_loading import load_image
+from ..processing_being_vl import BeingVLProcessor
+from ..pushing import CARD, CARD_MARK, VQ_FOLDER
+from ..remote_code import read_json
+from ..tokenization_being_vl import BeingVLTokenizer
+from .facts import FACTS_FILE, CardFacts, read_facts
+from .folder import folder_kind, read_weights
+from .results import (
+    TaskResult,
+    eval_result_files,
+    eval_results,
+    load_results,
+    metric_type,
+    slug,
+)
+
+EXAMPLE = "example.png"
+PICTURE = "tokens.png"
+_TEMPLATES = Path(__file__).parent / "templates"
+_PAPERS = ("2410.02155", "2506.23639")
+# Fields of a training's settings that a reader compares; paths and bookkeeping stay out.
+_RECIPE = (
+    "stage", "learning_rate", "max_steps", "num_train_epochs", "per_device_train_batch_size",
+    "gradient_accumulation_steps", "lr_scheduler_type", "warmup_steps", "warmup_ratio", "weight_decay",
+    "optim", "adam_beta1", "adam_beta2", "max_grad_norm", "max_length", "packing", "bf16", "seed",
+    "use_peft", "lora_r", "lora_alpha", "pretrain", "sft", "seconds",
+)  # fmt: skip
+
+
+def card_text(folder: Path, facts: CardFacts | None = None) -> str:
+    """The card of a folder, whatever it holds.
+
+    Args:
+        folder: a checkpoint, a VQ model, a vocabulary, parts of a checkpoint, or code shards.
+        facts: what its files do not say; by default what its `card.yaml` says.
+
+    Raises:
+        ValueError: the folder holds nothing of ours, or a file in it is malformed; it is named.
+    """
+    facts = read_facts(folder) if facts is None else facts
+    kind = folder_kind(folder)
+    if kind == "checkpoint":
+        return _checkpoint_card(folder, facts)
+    if kind == "codes":
+        return _codes_card(folder, facts)
+    return _parts_card(folder, facts, kind)
+
+
+def write_card(folder: Path, facts: CardFacts | None = None) -> list[str]:
+    """Write `README.md`, `.eval_results/` and, where facts are given, `card.yaml`; the names are returned.
+
+    Files of `.eval_results/` whose result is gone are removed.
+    """
+    files = {}
+    if facts is not None and facts != CardFacts():
+        files[FACTS_FILE] = facts.to_yaml()
+    facts = read_facts(folder) if facts is None else facts
+    files[CARD] = card_text(folder, facts)
+    if folder_kind(folder) == "checkpoint":
+        entries = eval_result_files(_results(folder, facts))
+        for path in folder.glob(".eval_results/*.yaml"):
+            if f".eval_results/{path.name}" not in entries:
+                path.unlink()
+        files |= entries
+    for name, text in files.items():
+        write_atomically(folder / name, text)
+    return list(files)
+
+
+def _results(folder: Path, facts: CardFacts) -> list[TaskResult]:
+    """The results of a folder, with the data sets' ids on the Hub that the facts add."""
+    return [
+        result
+        if result.dataset.get("id") or result.task not in facts.dataset_ids
+        else replace(result, dataset={**result.dataset, "id": facts.dataset_ids[result.task]})
+        for result in load_results(folder)
+    ]
+
+
+def _metadata(facts: CardFacts, tags: list[str]) -> dict[str, Any]:
+    return {
+        "license": facts.license,
+        "license_name": facts.license_name,
+        "license_link": facts.license_link,
+        "language": facts.language or None,
+        "tags": [*tags, *facts.tags],
+    }
+
+
+def _checkpoint_card(folder: Path, facts: CardFacts) -> str:
+    results = _results(folder, facts)
+    title = facts.title or folder.resolve().name
+    has_code = (folder / "modeling_being_vl.py").exists()
+    data = ModelCardData(
+        **_metadata(
+            facts, ["being_vl", "vq", "image-bpe", *(f"arxiv:{paper}" for paper in _PAPERS)]
+        ),
+        library_name="transformers" if has_code else "being_vl",
+        pipeline_tag="image-text-to-text",
+        base_model=facts.base_model,
+        datasets=facts.datasets or None,
+        metrics=list(dict.fromkeys(metric_type(name) for r in results for name in r.metrics))
+        or None,
+        model_name=slug(title),
+        eval_results=eval_results(results) or None,
+    )
+    if not results:
+        data.model_name = None  # it only names the model-index
+    config = BeingVLConfig.from_pretrained(folder)
+    weights = read_weights(folder)
+    context = {
+        "mark": CARD_MARK,
+        "title": title,
+        "facts": facts,
+        "version": __version__,
+        "has_code": has_code,
+        "example": EXAMPLE if (folder / EXAMPLE).exists() else None,
+        "picture": PICTURE if (folder / PICTURE).exists() else None,
+        "prompt": _prompt(folder, facts) if (folder / "tokenizer_config.json").exists() else None,
+        "tokens": _tokens_per_image(config, facts, results),
+        "results": results,
+        "config": config,
+        "layout": config.layout,
+        "weights": weights,
+        "vq": AutoConfig.from_pretrained(folder / VQ_FOLDER)
+        if (folder / VQ_FOLDER).exists()
+        else None,
+        "recipe": _recipe(folder),
+    }
+    return _render(ModelCard, data, "model_card.md.jinja", context)
+
+
+def _render(kind: Any, data: Any, template: str, context: dict[str, Any]) -> str:
+    card = kind.from_template(data, template_path=str(_TEMPLATES / template), **context)
+    return str(card).rstrip("\n") + "\n"
+
+
+def _prompt(folder: Path, facts: CardFacts) -> str:
+    """What the chat template makes of a question about an image; the image is still one placeholder."""
+    tokenizer = BeingVLTokenizer.from_pretrained(folder)
+    content = [{"type": "image"}, {"type": "text", "text": facts.question}]
+    messages = [{"role": "user", "content": content}]
+    return tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+
+
+def _tokens_per_image(
+    config: BeingVLConfig, facts: CardFacts, results: list[TaskResult]
+) -> list[tuple[str, float, float]]:
+    """Rows (images, codes, tokens) of what was measured."""
+    size = config.image_grid_size
+    rows = []
+    if facts.tokens_per_image is not None and size is not None:
+        rows.append(
+            (facts.tokens_measured_on or "", float(size[0] * size[1]), facts.tokens_per_image)
+        )
+    for result in results:
+        if {"codes_per_image", "tokens_per_image"} <= result.images.keys():
+            images = result.images
+            rows.append((result.data, images["codes_per_image"], images["tokens_per_image"]))
+    return list(dict.fromkeys(rows))
+
+
+def _recipe(folder: Path) -> dict[str, Any]:
+    """The settings of the training, from the files that it leaves in a checkpoint."""
+    found: dict[str, Any] = {}
+    for name in ("training.json", "train.yaml"):
+        if (folder / name).exists():
+            content = yaml.safe_load((folder / name).read_text("utf-8")) or {}
+            sections = [content, *(part for part in content.values() if isinstance(part, dict))]
+            for section in sections:
+                found |= {key: section[key] for key in _RECIPE if section.get(key) is not None}
+    return {key: found[key] for key in _RECIPE if key in found and not isinstance(found[key], dict)}
+
+
+def _parts_card(folder: Path, facts: CardFacts, kind: str) -> str:
+    data = ModelCardData(
+        **_metadata(facts, ["being_vl", "vq", "image-bpe"]), library_name="being_vl"
+    )
+    config = read_json(folder / "config.json")
+    bpe = ImageBPE.from_pretrained(folder) if (folder / "image_bpe.json").exists() else None
+    context = {
+        "mark": CARD_MARK,
+        "title": facts.title or folder.resolve().name,
+        "facts": facts,
+        "version": __version__,
+        "kind": kind,
+        "vq": AutoConfig.from_pretrained(folder) if config is not None else None,
+        "weights": read_weights(folder) if config is not None else None,
+        "bpe": bpe,
+        "names": sorted(path.name for path in folder.iterdir() if path.suffix != ".md"),
+    }
+    return _render(ModelCard, data, "parts_card.md.jinja", context)
+
+
+def _codes_card(folder: Path, facts: CardFacts) -> str:
+    shards = CodeShards(folder)
+    data = DatasetCardData(
+        **{k: v for k, v in _metadata(facts, ["being_vl", "vq", "codes"]).items() if v},
+        pretty_name=facts.title,
+        size_categories=[_size_category(len(shards))],
+        configs=[{"config_name": "default", "data_files": "codes-*.parquet"}],
+    )
+    manifest = read_json(folder / "manifest.json") or {}
+    context = {
+        "mark": CARD_MARK,
+        "title": facts.title or folder.resolve().name,
+        "facts": facts,
+        "version": __version__,
+        "shards": shards,
+        "dtype": str(shards.dtype),
+        "num_images": len(shards),
+        "num_files": len(shards.files),
+        "skipped": manifest.get("skipped"),
+        "sizes": sorted(
+            {(int(h), int(w)) for h, w in zip(shards.heights, shards.widths, strict=True)}
+        ),
+    }
+    return _render(DatasetCard, data, "codes_card.md.jinja", context)
+
+
+def _size_category(count: int) -> str:
+    """The Hub's name for a number of rows."""
+    if count < 1000:
+        return "n<1K"
+    names = ["1K", "10K", "100K", "1M", "10M", "100M", "1B", "10B", "100B", "1T"]
+    power = min(len(str(count)) - 4, len(names) - 2)
+    return f"{names[power]}<n<{names[power + 1]}"
+
+
+def draw_example(folder: Path, image: str | os.PathLike, zoom: int = 320) -> list[str]:
+    """Write `example.png` and `tokens.png`: an image, its reconstruction, its tokens drawn over it.
+
+    Args:
+        folder: a checkpoint.
+        image: path of a picture.
+        zoom: the least side in pixels of a panel.
+
+    Returns:
+        the names of the files.
+
+    Raises:
+        ValueError: the picture is unreadable, or the folder has no VQ model.
+    """
+    processor = BeingVLProcessor.from_pretrained(folder)
+    picture = load_image(image)
+    (grid,) = processor.quantize([picture])
+    bpe = processor.tokenizer.image_bpe
+    ids = bpe.encode(grid)
+    pixels = processor.image_processor([picture])["pixel_values"]
+    seen = processor.image_processor.postprocess(np.asarray(pixels))[0]
+    scale = max(1, -(-zoom // min(seen.size)))
+    size = (seen.width * scale, seen.height * scale)
+    reconstruction = processor.reconstruct(grid).resize(size, Image.Resampling.NEAREST)
+    tokens = draw_tokens(reconstruction, token_map(bpe, ids, *grid.shape))
+    panels = [seen.resize(size, Image.Resampling.NEAREST), reconstruction, tokens]
+    titles = ("the image, as it is quantized", f"{grid.size} codes", f"{len(ids)} tokens")
+    for name, panel in ((EXAMPLE, picture), (PICTURE, side_by_side(panels, titles))):
+        partial = folder / f".{name}"
+        panel.save(partial, format="PNG")
+        os.replace(partial, folder / name)
+    return [EXAMPLE, PICTURE]

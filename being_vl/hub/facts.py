@@ -1,0 +1,117 @@
+"""`card.yaml` → what a person knows of a checkpoint and its files do not say.
+
+Source: the metadata of huggingface_hub's `ModelCardData`, and the sections of its model card template.
+It differs in that what is not given is left out of the card, never filled in.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+FACTS_FILE = "card.yaml"
+
+
+@dataclass(frozen=True)
+class CardFacts:
+    """All optional; texts are Markdown.
+
+    Args:
+        title: heading of the card; the folder's name by default.
+        summary: what the model is, in a few sentences.
+        license: an identifier of the Hub, such as `apache-2.0`.
+        license_name, license_link: where `license` is `other`.
+        base_model: id on the Hub of the text model that was extended.
+        datasets: ids on the Hub of the training data.
+        language: codes such as `en`.
+        tags: beside `being_vl`.
+        vq_source: where the VQ model's weights come from, with their licence.
+        training: the recipe.
+        hardware: what it was trained on, and for how long.
+        limits: what the model cannot do, and must not be used for.
+        citation: BibTeX of this checkpoint, beside the papers'.
+        question: asked of the example image in the card's snippet.
+        max_new_tokens: of the snippet.
+        tokens_per_image: mean tokens of the image BPE; from the results by default.
+        tokens_measured_on: the images of that mean, in words.
+        dataset_ids: task → id on the Hub of its data, for results that do not say it.
+        sections: heading → text of further sections, after the evaluation.
+    """
+
+    title: str | None = None
+    summary: str | None = None
+    license: str | None = None
+    license_name: str | None = None
+    license_link: str | None = None
+    base_model: str | None = None
+    datasets: list[str] = field(default_factory=list)
+    language: list[str] = field(default_factory=list)
+    tags: list[str] = field(default_factory=list)
+    vq_source: str | None = None
+    training: str | None = None
+    hardware: str | None = None
+    limits: str | None = None
+    citation: str | None = None
+    question: str = "What is in the picture?"
+    max_new_tokens: int = 64
+    tokens_per_image: float | None = None
+    tokens_measured_on: str | None = None
+    dataset_ids: dict[str, str] = field(default_factory=dict)
+    sections: dict[str, str] = field(default_factory=dict)
+
+    def updated(self, values: Mapping[str, Any]) -> CardFacts:
+        """These facts with others in their place, where those are given (not None and not empty)."""
+        given = {name: value for name, value in values.items() if value not in (None, [], {})}
+        return dataclasses.replace(self, **given)
+
+    def to_yaml(self) -> str:
+        """What differs from the defaults, as `read_facts` reads it."""
+        values = {
+            entry.name: getattr(self, entry.name)
+            for entry in dataclasses.fields(self)
+            if getattr(self, entry.name) not in (entry.default, None, [], {})
+        }
+        return yaml.safe_dump(values, sort_keys=False, allow_unicode=True)
+
+
+def read_facts(folder: Path) -> CardFacts:
+    """The facts in `card.yaml` of a folder; none of them where there is no such file.
+
+    Raises:
+        ValueError: the file is no mapping, has an unknown field, or one of another type.
+    """
+    path = folder / FACTS_FILE
+    if not path.exists():
+        return CardFacts()
+    try:
+        values = yaml.safe_load(path.read_text("utf-8"))
+    except yaml.YAMLError as error:
+        raise ValueError(f"{path}: not YAML: {error}") from None
+    if not isinstance(values, dict):
+        raise ValueError(f"{path}: must be a mapping, got {values!r:.80}")
+    expected = {entry.name: entry.type for entry in dataclasses.fields(CardFacts)}
+    for name, value in values.items():
+        if name not in expected:
+            raise ValueError(f"{path}: unknown field {name!r}; there are {', '.join(expected)}")
+        if not _fits(value, str(expected[name])):
+            raise ValueError(f"{path}: {name} must be {expected[name]}, got {value!r:.80}")
+    return CardFacts(**values)
+
+
+def _fits(value: Any, annotation: str) -> bool:
+    """Whether a value of a YAML file is of a field's type; the annotations of `CardFacts` are few."""
+    if annotation.startswith("list"):
+        return isinstance(value, list) and all(isinstance(entry, str) for entry in value)
+    if annotation.startswith("dict"):
+        return isinstance(value, dict) and all(
+            isinstance(entry, str) for pair in value.items() for entry in pair
+        )
+    if annotation.startswith("str"):
+        return isinstance(value, str)
+    number = int if annotation == "int" else (int, float)
+    return isinstance(value, number) and not isinstance(value, bool)

@@ -1,0 +1,163 @@
+"""folder → what it is, whether it is whole, and the sizes that its files state.
+
+Source: the layout of checkpoints in `being_vl.checkpoint`, and of code shards in `being_vl.code_shards`.
+Nothing is loaded but headers: a checkpoint of any size is checked in a moment.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from safetensors import SafetensorError, safe_open
+from transformers import AutoConfig
+
+from ..code_shards import CodeShards
+from ..configuration_being_vl import BeingVLConfig
+from ..image_bpe import ImageBPE
+from ..pushing import VQ_FOLDER
+from ..remote_code import read_json
+
+Kind = Literal["checkpoint", "vq_model", "image_bpe", "parts", "codes"]
+_VQ_TYPES = ("being_vl_vq", "being_vl_patch_vq")
+_WEIGHTS = "model.safetensors"
+_INDEX = "model.safetensors.index.json"
+
+
+def folder_kind(folder: Path) -> Kind:
+    """What a folder holds: a checkpoint, a VQ model, a vocabulary, other parts of a checkpoint, codes.
+
+    Raises:
+        ValueError: it holds none of these.
+        FileNotFoundError: there is no such folder.
+    """
+    if not folder.is_dir():
+        raise FileNotFoundError(f"{folder} is not a folder")
+    config = read_json(folder / "config.json")
+    if config is not None:
+        model_type = config.get("model_type")
+        if model_type == "being_vl":
+            return "checkpoint"
+        if model_type in _VQ_TYPES:
+            return "vq_model"
+        raise ValueError(
+            f"{folder / 'config.json'}: model_type is {model_type!r}, expected 'being_vl' or one of {_VQ_TYPES}"
+        )
+    if (folder / "tokenizer.json").exists() or (folder / "processor_config.json").exists():
+        return "parts"
+    if (folder / "image_bpe.json").exists():
+        return "image_bpe"
+    if any(folder.glob("codes-*.parquet")):
+        return "codes"
+    if (folder / "preprocessor_config.json").exists():
+        return "parts"
+    raise ValueError(
+        f"{folder} holds no checkpoint (config.json), vocabulary (image_bpe.json) or codes (codes-*.parquet)"
+    )
+
+
+@dataclass(frozen=True)
+class Weights:
+    """What the headers of a model's safetensors files say."""
+
+    num_parameters: int
+    dtypes: tuple[str, ...]
+    shapes: dict[str, tuple[int, ...]]
+
+
+def read_weights(folder: Path) -> Weights:
+    """Names and sizes of a model's tensors, from the headers of its files.
+
+    Raises:
+        ValueError: a file is missing or damaged, or the index names a tensor that is in none.
+    """
+    index = read_json(folder / _INDEX)
+    names = [_WEIGHTS] if index is None else sorted(set(index["weight_map"].values()))
+    shapes: dict[str, tuple[int, ...]] = {}
+    dtypes: dict[str, int] = {}
+    for name in names:
+        path = folder / name
+        if not path.is_file():
+            raise ValueError(f"{folder}: {name} is missing")
+        try:
+            with safe_open(path, "np") as file:
+                for key in file.keys():
+                    part = file.get_slice(key)
+                    shapes[key] = tuple(part.get_shape())
+                    dtypes[part.get_dtype()] = dtypes.get(part.get_dtype(), 0) + 1
+        except SafetensorError as error:
+            raise ValueError(f"{path}: damaged or cut: {error}") from None
+    missing = [] if index is None else [key for key in index["weight_map"] if key not in shapes]
+    if missing:
+        raise ValueError(f"{folder / _INDEX}: {missing[0]!r} is in none of the files")
+    return Weights(
+        sum(map(math.prod, shapes.values())),
+        tuple(sorted(dtypes, key=lambda kind: -dtypes[kind])),
+        shapes,
+    )
+
+
+def check_whole(folder: Path) -> None:
+    """Fails on what could not be loaded from a repository as it can be here.
+
+    A checkpoint must have all its parts, and these must belong together: sizes of the vocabulary in
+    configuration, weights, tokenizer and image BPE, and the codebook of the VQ model. A VQ model, a
+    vocabulary and code shards are checked by themselves.
+
+    Raises:
+        ValueError: naming the file, what is expected and what is there.
+    """
+    match folder_kind(folder):
+        case "checkpoint":
+            _check_checkpoint(folder)
+        case "vq_model":
+            read_weights(folder)
+        case "image_bpe":
+            ImageBPE.from_pretrained(folder)
+        case "codes":
+            CodeShards(folder)
+        case "parts":
+            raise ValueError(
+                f"{folder} has parts of a checkpoint but no config.json: push the whole checkpoint, or the "
+                "part with its own push_to_hub"
+            )
+
+
+def _check_checkpoint(folder: Path) -> None:
+    needed = (
+        "tokenizer.json",
+        "tokenizer_config.json",
+        "image_bpe.json",
+        "processor_config.json",
+        f"{VQ_FOLDER}/config.json",
+    )
+    missing = [name for name in needed if not (folder / name).is_file()]
+    if missing:
+        raise ValueError(f"{folder} is no whole checkpoint: {', '.join(missing)} missing")
+    config = BeingVLConfig.from_pretrained(folder)
+    layout = config.layout
+    vq_config = AutoConfig.from_pretrained(folder / VQ_FOLDER)
+    bpe = ImageBPE.from_pretrained(folder)
+    tokenizer = read_json(folder / "tokenizer.json")
+    ids = [
+        *tokenizer["model"]["vocab"].values(),
+        *(token["id"] for token in tokenizer["added_tokens"]),
+    ]
+    weights = read_weights(folder)
+    read_weights(folder / VQ_FOLDER)
+    rows = weights.shapes.get("model.embed_tokens.weight", (0,))[0]
+    for what, expected, found in (
+        ("image_bpe.json: the number of codes", layout.codebook_size, bpe.codebook_size),
+        ("image_bpe.json: the number of merges", layout.num_merges, bpe.num_merges),
+        ("tokenizer.json: the number of ids", layout.size, max(ids) + 1),
+        ("model.embed_tokens.weight: the number of rows", config.vocab_size, rows),
+        (
+            f"{VQ_FOLDER}/config.json: num_embeddings",
+            layout.codebook_size,
+            vq_config.num_embeddings,
+        ),
+    ):
+        if found != expected:
+            raise ValueError(f"{folder}: {what} is {found}, but config.json says {expected}")
