@@ -201,7 +201,7 @@ def compare(theirs: dict[str, dict[str, Any]], ours: dict[str, Result]) -> None:
         for kind in ("yes_no", "shape", "color")
     ]
     pairs += [
-        ("pope", f"pope_{name}", "pope", f"lmms_eval/{own}")
+        ("pope", f"pope_{name}", "pope", f"{own}/lmms_eval")
         for name, own in (
             ("accuracy", "accuracy"),
             ("precision", "precision"),
@@ -209,7 +209,7 @@ def compare(theirs: dict[str, dict[str, Any]], ours: dict[str, Result]) -> None:
             ("f1_score", "f1"),
         )
     ]
-    pairs += [("vqav2_val", "exact_match", "vqav2", "lmms_eval/accuracy")]
+    pairs += [("vqav2_val", "exact_match", "vqav2", "accuracy/lmms_eval")]
     pairs += [("mme", f"mme_{kind}_score", "mme", kind) for kind in ("perception", "cognition")]
     for task, metric, own_task, own_metric in pairs:
         value = theirs[task].get(f"{metric},none")
