@@ -42,14 +42,15 @@ def load_checkpoint(
 
     Args:
         checkpoint: folder, or repository on the Hub.
-        device: by default accelerate's: a GPU for each process, or the CPU.
+        device: by default accelerate's, a GPU or the CPU; where there are several processes, always.
         dtype: of the weights, or `"auto"`: as saved.
 
     Raises:
         OSError, ValueError: it does not load, or is no Being-VL checkpoint.
     """
     state = PartialState(cpu=device == "cpu")
-    place = state.device if device is None else torch.device(device)
+    shared = state.num_processes > 1  # accelerate gives each process a device of its own
+    place = state.device if device is None or shared else torch.device(device)
     processor = AutoProcessor.from_pretrained(checkpoint, vq_device=place)
     if not isinstance(processor, BeingVLProcessor):
         raise ValueError(
