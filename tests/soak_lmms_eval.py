@@ -165,7 +165,14 @@ def lmms_eval(
 ) -> dict[str, dict[str, Any]]:
     """Run lmms-eval as a user does; task → its metrics."""
     command = [sys.executable, "-m", "lmms_eval", "--model", "being_vl", "--tasks", tasks]
-    command += ["--model_args", f"pretrained={checkpoint}", "--batch_size", "64", "--device", "cpu"]
+    command += [
+        "--model_args",
+        f"pretrained={checkpoint}",
+        "--batch_size",
+        "128",
+        "--device",
+        "cpu",
+    ]
     command += ["--include_path", str(TASKS_FOLDER), "--output_path", str(output), "--log_samples"]
     command += ["--limit", str(limit)] if limit else []
     run = subprocess.run(command, env=environment, capture_output=True, text=True)
@@ -179,7 +186,17 @@ def being_vl_eval(
     checkpoint: str, output: Path, environment: dict[str, str], *options: str
 ) -> dict[str, Result]:
     """Run being-vl eval; task → result."""
-    command = [sys.executable, "-m", "being_vl", "eval", checkpoint, "--device", "cpu"]
+    command = [
+        sys.executable,
+        "-m",
+        "being_vl",
+        "eval",
+        checkpoint,
+        "--device",
+        "cpu",
+        "--batch-size",
+        "128",
+    ]
     subprocess.run([*command, "--output", str(output), *options], env=environment, check=True)
     return {result.task: result for result in load_results(output)}
 
