@@ -30,6 +30,7 @@ from hub_server import HubServer
 from being_vl.evaluation.easyvqa import Question, load_easyvqa
 from being_vl.evaluation.lmms_eval import TASKS_FOLDER
 from being_vl.evaluation.results import Result, load_results
+from being_vl.evaluation.tasks import load_task
 
 CATEGORIES = ("random", "popular", "adversarial")
 
@@ -205,7 +206,8 @@ def easyvqa_answers(output: Path, own: Path) -> tuple[dict[str, str], dict[str, 
     """Question → answer, of lmms-eval's samples and of being-vl eval's answers."""
     (path,) = output.rglob("*_samples_easyvqa.jsonl")
     samples = [json.loads(line) for line in path.read_text().splitlines()]
-    theirs = {str(s["doc"]["question_id"]): s["filtered_resps"][0] for s in samples}
+    rows = load_task("easyvqa").rows  # a doc_id is a place in these
+    theirs = {rows[sample["doc_id"]].id: sample["filtered_resps"] for sample in samples}
     lines = (own / "evaluation" / "easyvqa.answers.jsonl").read_text().splitlines()
     return theirs, {row["id"]: row["answer"].strip() for row in map(json.loads, lines)}
 
