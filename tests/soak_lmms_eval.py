@@ -1,6 +1,6 @@
 """lmms-eval's stock tasks beside our own scorer, offline, with a quickstart checkpoint.
 
-    pip install -c constraints.txt ".[eval]" && pip uninstall -y torchvision
+    pip install -c constraints.txt ".[eval]" && pip uninstall -y torchvision timm
     being-vl quickstart
     python tests/soak_lmms_eval.py being-vl-quickstart/checkpoint [--easyvqa 500]
 
