@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from hub_server import HubServer
 
 TOKEN = "hf_stand_in"
-_CHUNK = 1 << 16
+_CHUNK = 1 << 13
 
 
 @dataclass(frozen=True)
@@ -95,6 +95,8 @@ class HubRequest(BaseHTTPRequestHandler):
             while received < limit and (part := self.rfile.read(min(_CHUNK, limit - received))):
                 parts.append(part)
                 received += len(part)
+                with self.hub.lock:
+                    self.hub.bytes_arrived += len(part) if self.command == "PUT" else 0
                 if self.hub.bytes_per_second is not None and self.command == "PUT":
                     time.sleep(len(part) / self.hub.bytes_per_second)
         if path.startswith("/lfs/") and self.command == "PUT":

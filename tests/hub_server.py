@@ -34,6 +34,7 @@ class HubServer:
         requests: (method, path) of all that was asked.
         uploads: what came over LFS, whole or not.
         faults: what will go wrong; spent ones stay in the list.
+        bytes_arrived: of uploads, those under way included.
         bytes_per_second: how fast uploads are read; None for as fast as they come.
     """
 
@@ -43,6 +44,7 @@ class HubServer:
         self.requests: list[tuple[str, str]] = []
         self.uploads: list[Upload] = []
         self.faults: list[Fault] = []
+        self.bytes_arrived = 0
         self.bytes_per_second: int | None = None
         self.lock = threading.RLock()
         handler = type("Handler", (HubApi,), {"hub": self})

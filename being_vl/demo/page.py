@@ -36,7 +36,7 @@ _THEME_FONTS = {"font": ["system-ui", "sans-serif"], "font_mono": ["monospace"]}
 
 
 def build_page(speaker: Speaker, title: str) -> gr.Blocks:
-    """The page: a tab for an image's tokens, a tab for talking."""
+    """The page: a tab for an image's tokens, a tab for talking. No button of it shares anything."""
     with gr.Blocks(title=title, analytics_enabled=False) as page:
         gr.Markdown(f"# {title}")
         with gr.Tab("Tokens"):
@@ -86,9 +86,17 @@ def _tokens_tab(processor: BeingVLProcessor) -> None:
     codes = gr.State()
     with gr.Row():
         picture = gr.Image(
-            type="pil", image_mode="RGB", label="Image", sources=["upload", "clipboard"]
+            type="pil",
+            image_mode="RGB",
+            label="Image",
+            sources=["upload", "clipboard"],
+            buttons=["fullscreen"],
         )
-        reconstruction = gr.Image(label="Reconstruction from its codes", interactive=False)
+        reconstruction = gr.Image(
+            label="Reconstruction from its codes",
+            interactive=False,
+            buttons=["download", "fullscreen"],
+        )
         tokens = gr.AnnotatedImage(label="Tokens, by their number of codes", color_map=_COLOURS)
     merges = gr.Slider(0, bpe.num_merges, value=bpe.num_merges, step=1, label="Merges")
     numbers = gr.Markdown(elem_id="numbers")
@@ -126,7 +134,7 @@ def _chat_tab(speaker: Speaker) -> None:
         yield None, [*shown, {"role": "assistant", "content": said}], talk
 
     talk = gr.State()
-    chat = gr.Chatbot(label="Chat", height=480)
+    chat = gr.Chatbot(label="Chat", height=480, buttons=["copy"])
     box = gr.MultimodalTextbox(
         file_types=["image"], placeholder="Ask; attach an image", show_label=False
     )

@@ -28,7 +28,7 @@ from ..processing_being_vl import BeingVLProcessor
 from ..pushing import CARD, CARD_MARK, VQ_FOLDER
 from ..remote_code import read_json
 from ..tokenization_being_vl import BeingVLTokenizer
-from .facts import FACTS_FILE, CardFacts, read_facts
+from .facts import FACTS_FILE, CardFacts, read_facts, read_mapping
 from .folder import folder_kind, read_weights
 from .results import (
     TaskResult,
@@ -190,7 +190,7 @@ def _recipe(folder: Path) -> dict[str, Any]:
     found: dict[str, Any] = {}
     for name in ("training.json", "train.yaml"):
         if (folder / name).exists():
-            content = yaml.safe_load((folder / name).read_text("utf-8")) or {}
+            content = read_mapping(folder / name)
             sections = [content, *(part for part in content.values() if isinstance(part, dict))]
             for section in sections:
                 found |= {key: section[key] for key in _RECIPE if section.get(key) is not None}
