@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import yaml
 from huggingface_hub import DatasetCard, DatasetCardData, ModelCard, ModelCardData
 from PIL import Image
 from transformers import AutoConfig
