@@ -62,7 +62,18 @@ class BeingVLConfig(LlamaConfig):
 
     @classmethod
     def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> "BeingVLConfig":
-        """transformers', but a size given to override one is checked, and `vocab_size` follows it."""
+        """transformers', but a size given to override one is checked, and `vocab_size` follows it.
+
+        Raises:
+            ValueError: the configuration is of another kind of model; transformers would build a new
+                model of the default sizes from it.
+        """
+        found = config_dict.get("model_type", cls.model_type)
+        if found != cls.model_type:
+            raise ValueError(
+                f"config.json: model_type must be {cls.model_type!r} to load as {cls.__name__}, got "
+                f"{found!r}; `being-vl init` makes a Being-VL checkpoint of a Llama"
+            )
         given = {name: kwargs.pop(name) for name in _SIZES if name in kwargs}
         if given:
             config_dict = {**config_dict, "vocab_size": None, **given}

@@ -39,7 +39,7 @@ def measure(bpe: ImageBPE, grids: np.ndarray, threads: list[int], repeats: int) 
     warm = bpe.encode_batch(grids[:2]) + bpe.encode_batch(grids[:2], segmentation="compact")
     bpe.decode_batch(warm, height, width)
     ids, encode_cpu, encode_wall = best(lambda: bpe.encode_batch(grids, 1), repeats)
-    back, decode_cpu, decode_wall = best(lambda: bpe.decode_batch(ids, height, width, 1), repeats)
+    back, decode_cpu, _ = best(lambda: bpe.decode_batch(ids, height, width, 1), repeats)
     if not np.array_equal(np.stack(back), grids):
         sys.exit("the grids did not come back")
     few = grids[:500]
@@ -57,11 +57,14 @@ def measure(bpe: ImageBPE, grids: np.ndarray, threads: list[int], repeats: int) 
         "compact_grids_per_cpu_second": round(len(few) / compact_cpu),
         "legal_next_microseconds": legal * 1e4,
     }
+    # A call of a third of a second, beside which the start of the threads is nothing.
+    many = ids * max(1, 40_000 // count)
+    _, _, many_wall = best(lambda: bpe.decode_batch(many, height, width, 1), repeats)
     for n in threads:
         _, _, wall = best(lambda n=n: bpe.encode_batch(grids, n), repeats)
         result[f"encode_gain_of_{n}_threads"] = encode_wall / wall
-        _, _, wall = best(lambda n=n: bpe.decode_batch(ids, height, width, n), repeats)
-        result[f"decode_gain_of_{n}_threads"] = decode_wall / wall
+        _, _, wall = best(lambda n=n: bpe.decode_batch(many, height, width, n), repeats)
+        result[f"decode_gain_of_{n}_threads"] = many_wall / wall
     return result
 
 

@@ -4,8 +4,8 @@
     being-vl quickstart
     python tests/soak_lmms_eval.py being-vl-quickstart/checkpoint [--easyvqa 500]
 
-Small data sets are made of easy-VQA's test split and served under the names that the stock tasks `pope` and
-`vqav2_val` ask for by the tests' stand-in for the Hub; the same questions lie on disk in the benchmarks' own
+Small data sets are made of easy-VQA's test split and served under the names that the stock tasks `pope`,
+`vqav2_val` and `mme` ask for by the tests' stand-in for the Hub; the same questions lie on disk in the benchmarks' own
 files for `being-vl eval`. lmms-eval runs as a user runs it. Every number must be the same on both sides, and so
 must every answer of easy-VQA (`--easyvqa 0` asks the whole test split).
 """
@@ -19,6 +19,7 @@ import random
 import subprocess
 import sys
 import tempfile
+from collections import defaultdict
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -117,10 +118,46 @@ def make_vqav2(folder: Path, questions: Sequence[Question], paths: dict[int, str
         (folder / "local" / f"v2_mscoco_val2014_{kind}.json").write_text(text)
 
 
+def make_mme(folder: Path, questions: Sequence[Question], paths: dict[int, str]) -> None:
+    """Two yes/no questions about each picture, in a category of perception and one of cognition."""
+    pairs: dict[int, list[Question]] = defaultdict(list)
+    for question in questions:
+        if question.type == "yes/no" and len(pairs[question.image_id]) < 2:
+            pairs[question.image_id].append(question)
+    rows = []
+    for number, (image_id, pair) in enumerate(pairs.items()):
+        if len(pair) < 2:
+            continue
+        category = ("existence", "code_reasoning")[number % 2]
+        place = folder / "local" / category
+        place.mkdir(parents=True, exist_ok=True)
+        (place / f"{image_id}.png").symlink_to(paths[image_id])
+        texts = [f"{question.text} Please answer yes or no." for question in pair]
+        answers = [question.answer.capitalize() for question in pair]
+        lines = [f"{text}\t{answer}\n" for text, answer in zip(texts, answers, strict=True)]
+        (place / f"{image_id}.txt").write_text("".join(lines))
+        rows += [
+            {
+                "question_id": f"{category}/{image_id}.png",
+                "image": paths[image_id],
+                "question": text,
+                "answer": answer,
+                "category": category,
+            }
+            for text, answer in zip(texts, answers, strict=True)
+        ]
+    names = ("question_id", "question", "answer", "category")
+    features = Features({**{name: Value("string") for name in names}, "image": Image()})
+    write_dataset(rows, features, folder / "hub", "test")
+
+
 def write_dataset(rows: list[dict[str, Any]], features: Features, folder: Path, split: str) -> None:
     (folder / "data").mkdir(parents=True)
     dataset = Dataset.from_list(rows, features=features)
     dataset.to_parquet(folder / "data" / f"{split}-00000-of-00001.parquet")
+
+
+STOCK = {"POPE": make_pope, "VQAv2": make_vqav2, "MME": make_mme}  # names of the repositories
 
 
 def lmms_eval(
@@ -132,10 +169,10 @@ def lmms_eval(
     command += ["--include_path", str(TASKS_FOLDER), "--output_path", str(output), "--log_samples"]
     command += ["--limit", str(limit)] if limit else []
     run = subprocess.run(command, env=environment, capture_output=True, text=True)
-    if run.returncode:
-        sys.exit(f"{' '.join(command)}\n{run.stdout[-3000:]}\n{run.stderr[-3000:]}")
-    (path,) = output.rglob("*_results.json")
-    return json.loads(path.read_text())["results"]
+    found = list(output.rglob("*_results.json"))
+    if run.returncode or len(found) != 1:  # lmms-eval exits with 0 after errors too
+        sys.exit(f"{' '.join(command)}\n{run.stdout[-3000:]}\n{run.stderr[-6000:]}")
+    return json.loads(found[0].read_text())["results"]
 
 
 def being_vl_eval(
@@ -173,13 +210,15 @@ def compare(theirs: dict[str, dict[str, Any]], ours: dict[str, Result]) -> None:
         )
     ]
     pairs += [("vqav2_val", "exact_match", "vqav2", "lmms_eval/accuracy")]
+    pairs += [("mme", f"mme_{kind}_score", "mme", kind) for kind in ("perception", "cognition")]
     for task, metric, own_task, own_metric in pairs:
         value = theirs[task].get(f"{metric},none")
         own = ours[own_task].metrics.get(own_metric)
         if value is None and own is None:
             continue  # a type of question that the limit left out
-        print(f"{task} {metric}: lmms-eval {100 * value:.4f}, being-vl eval {own:.4f}")
-        assert abs(100 * value - own) < 1e-9, (task, metric, value, own)
+        value *= 1 if task == "mme" else 100
+        print(f"{task} {metric}: lmms-eval {value:.4f}, being-vl eval {own:.4f}")
+        assert abs(value - own) < 1e-9, (task, metric, value, own)
     for task in ("pope", "vqav2"):
         official = {k: round(v, 2) for k, v in ours[task].metrics.items() if "/" not in k}
         print(f"{task}, official script's rule: {official}")
@@ -198,19 +237,24 @@ def main() -> None:
     questions = split.questions[: args.questions]
     with tempfile.TemporaryDirectory() as folder, HubServer() as hub:
         work = Path(folder)
-        make_pope(work / "pope", questions, split.image_paths)
-        make_vqav2(work / "vqav2", questions, split.image_paths)
-        hub.add_repository("lmms-lab-encoder/POPE", work / "pope" / "hub", "dataset")
-        hub.add_repository("lmms-lab-encoder/VQAv2", work / "vqav2" / "hub", "dataset")
+        for name, make in STOCK.items():
+            make(work / name.lower(), questions, split.image_paths)
+            hub.add_repository(f"lmms-lab-encoder/{name}", work / name.lower() / "hub", "dataset")
         environment = {**os.environ, **hub.environment(work / "home")}
-        environment["BEING_VL_CACHE"] = str(work / "cache")
-        theirs = lmms_eval(checkpoint, "pope,vqav2_val", work / "stock", 0, environment)
+        environment |= {
+            "BEING_VL_CACHE": str(work / "cache"),
+            "HF_HUB_OFFLINE": "0",  # the stand-in is asked, and nothing else
+            "HF_DATASETS_OFFLINE": "0",
+        }
+        theirs = lmms_eval(checkpoint, "pope,vqav2_val,mme", work / "stock", 0, environment)
         theirs |= lmms_eval(checkpoint, "easyvqa", work / "own-task", args.easyvqa, environment)
-        data = [f"{name}={work / name / 'local'}" for name in ("pope", "vqav2")]
+        data = [f"{name}={work / name / 'local'}" for name in map(str.lower, STOCK)]
         limit = ["--limit", str(args.easyvqa)] if args.easyvqa else []
         own = work / "ours"
         being_vl_eval(checkpoint, own, environment, "--tasks", "easyvqa", *limit)
-        ours = being_vl_eval(checkpoint, own, environment, "--tasks", "pope,vqav2", "--data", *data)
+        ours = being_vl_eval(
+            checkpoint, own, environment, "--tasks", "pope,vqav2,mme", "--data", *data
+        )
         answers, own_answers = easyvqa_answers(work / "own-task", own)
         assert answers == own_answers
         print(f"easyvqa: {len(answers)} questions, the same answer to each")

@@ -43,6 +43,8 @@ def test_stats_by_hand():
     assert stats["codes_used"] == stats["merges_used"] == 1
     assert stats["cells_in_merges"] == pytest.approx(6 / 12)
     assert stats["merge_uses"] == [1, 1]
+    assert stats["merge_directions"] == {"horizontal": 1, "vertical": 1, "both": 0}
+    assert stats["rank_exponent"] > 0
     assert [row["tokens"] for row in stats["tokens_by_cells"]] == [6, 1, 1]
     assert [point["tokens_per_grid"] for point in stats["compression_by_rank"]] == [6, 4.5, 4]
 
@@ -69,7 +71,8 @@ def test_stats_command(folder, capsys):
     assert main(["stats", "--config", str(folder / "out" / "stats.yaml")]) == 0
     capsys.readouterr()
     assert main([*arguments, "--max_grids", "1"]) == 0
-    assert "1 grids, 6 cells, 3 tokens" in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert "1 grids, 6 cells, 3 tokens" in printed and "1 horizontal, 1 vertical" in printed
 
 
 def test_stats_command_reads_parquet(folder, capsys):

@@ -52,6 +52,7 @@ LAYERS: list[dict[str, tuple[str, ...]]] = [
         "hub": ("checkpoint", "chat_templates", "remote_code", "hub"),
     },
     {"quickstart": ("quickstart",)},
+    {"ablation": ("ablation",)},
     {"cli": ("cli",)},
 ]
 # The package's own face: it names modules of every layer, and loads none of them by itself.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.metadata
 import importlib.util
 import json
 import os
@@ -118,7 +119,7 @@ def lmms_eval_file(path: Path) -> Path:
     return path
 
 
-def test_lmms_evals_results_become_result_files(tmp_path, capsys):
+def test_lmms_evals_results_become_result_files(tmp_path, capsys, monkeypatch):
     source = lmms_eval_file(tmp_path / "x_results.json")
     command = ["results", "--lmms-eval", str(source), "--output", str(tmp_path)]
     assert main([*command, "--hardware", "one GPU", "--json"]) == 0
@@ -129,6 +130,10 @@ def test_lmms_evals_results_become_result_files(tmp_path, capsys):
     assert result.harness == {"name": "lmms-eval", "version": "0.7.3"}
     assert main(command) == 2
     assert "--hardware" in capsys.readouterr().err
+    source.write_text(source.read_text().replace('"0.7.3"', '"unknown@unknown"'))
+    monkeypatch.setattr(importlib.metadata, "version", lambda package: f"installed {package}")
+    assert main([*command, "--hardware", "x"]) == 0
+    assert load_results(tmp_path)[0].harness["version"] == "installed lmms-eval"
     source.write_text('{"results": {}}')
     assert main([*command, "--hardware", "x"]) == 2
     assert "not a results file of lmms-eval" in capsys.readouterr().err

@@ -20,6 +20,7 @@ from transformers import (
     AutoModelForCausalLM,
     AutoModelForImageTextToText,
     AutoModelForMultimodalLM,
+    LlamaConfig,
     LlamaForCausalLM,
 )
 
@@ -392,3 +393,11 @@ def test_a_size_given_to_from_pretrained_is_checked_and_moves_the_vocabulary(tmp
     assert padded.vocab_size == 192 and padded.layout.num_merges == 9
     with pytest.raises(ValueError, match="vocab_size must be at least"):
         BeingVLConfig.from_pretrained(tmp_path, vocab_size=100)
+
+
+def test_another_kind_of_checkpoint_is_refused(tmp_path):
+    # transformers would build a new model of the default sizes, several billion parameters, from it.
+    LlamaConfig(vocab_size=32, hidden_size=16).save_pretrained(tmp_path)
+    for load in (BeingVLConfig.from_pretrained, BeingVLForCausalLM.from_pretrained):
+        with pytest.raises(ValueError, match=r"model_type must be 'being_vl'.*got 'llama'"):
+            load(tmp_path)

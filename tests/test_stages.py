@@ -108,7 +108,7 @@ def test_embeddings_take_no_decay(tmp_path):
 @pytest.mark.parametrize(
     "options, message",
     [
-        ({"stage": "stage-1"}, "stage must be one of pretrain, sft, got 'stage-1'"),
+        ({"stage": "stage-1"}, "stage must be one of pretrain, selective, sft, got 'stage-1'"),
         ({"stage": "sft", "freeze": "text"}, "freeze must be one of none, image"),
         ({"stage": "pretrain", "train_embeddings": "text"}, "train_embeddings must be one of"),
     ],

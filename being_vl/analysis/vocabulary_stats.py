@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from ..image_bpe import ImageBPE
+from .vocabulary_shapes import DIRECTIONS, merge_directions, rank_frequency
 
 _SLICE = 4096
 
@@ -40,9 +41,10 @@ def vocabulary_stats(
 
     Returns:
         JSON-ready: `grids`, `cells`, `tokens`, `tokens_per_grid`, `compression_ratio`,
-        `bits_per_token`, `bits_per_cell`, `code_bits_per_cell` (entropies), `codes_used`, `merges_used`,
-        `cells_in_merges` (fractions), `compression_by_rank`, `merge_uses` (by rank) and, for merge_rule
-        "shape", `tokens_by_cells`.
+        `bits_per_token`, `bits_per_cell`, `code_bits_per_cell` (entropies), `rank_exponent` (of Zipf's
+        law; None where fewer than three tokens occur), `codes_used`, `merges_used`, `cells_in_merges`
+        (fractions), `compression_by_rank`, `merge_uses` (by rank) and, for merge_rule "shape",
+        `tokens_by_cells` and `merge_directions` (rules by how their parts touch).
 
     Raises:
         ValueError: no grids, or as of `ImageBPE.encode`.
@@ -71,12 +73,15 @@ def vocabulary_stats(
         "bits_per_token": _entropy(uses),
         "bits_per_cell": _entropy(uses) * tokens / cells,
         "code_bits_per_cell": _entropy(codes),
+        "rank_exponent": rank_frequency(uses)["exponent"] if (uses > 0).sum() > 2 else None,
         "codes_used": float((codes > 0).mean()),
         "merges_used": float((uses[bpe.codebook_size :] > 0).mean()) if bpe.num_merges else 0.0,
         "cells_in_merges": 1 - in_codes / cells,
     }
     if bpe.merge_rule == "shape":
         stats["tokens_by_cells"] = _by_cells(bpe, uses)
+        directions = np.bincount(merge_directions(bpe), minlength=len(DIRECTIONS))
+        stats["merge_directions"] = dict(zip(DIRECTIONS, directions.tolist(), strict=True))
     stats["compression_by_rank"] = [
         _point(bpe, merges, grids, count, cells, segmentation, num_threads, progress)
         for merges in (default_curve(bpe.num_merges) if curve is None else curve)
@@ -109,17 +114,19 @@ def _point(
     progress: Callable[[int], Any] | None,
 ) -> dict[str, Any]:
     shorter = ImageBPE(bpe.merges[:merges], bpe.codebook_size, merge_rule=bpe.merge_rule)
-    tokens = 0
+    uses = np.zeros(shorter.vocab_size, dtype=np.int64)
     for part in _slices(grids, count):
-        tokens += sum(
-            len(ids) for ids in shorter.encode_batch(part, num_threads, segmentation=segmentation)
-        )
+        ids = np.concatenate(shorter.encode_batch(part, num_threads, segmentation=segmentation))
+        uses += np.bincount(ids, minlength=len(uses))
         if progress:
             progress(len(part))
+    tokens = int(uses.sum())
     return {
         "merges": merges,
         "tokens_per_grid": tokens / count,
         "compression_ratio": cells / tokens,
+        "bits_per_token": _entropy(uses),
+        "bits_per_cell": _entropy(uses) * tokens / cells,
     }
 
 

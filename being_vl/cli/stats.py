@@ -91,6 +91,7 @@ def read_codes(path: str, codebook_size: int) -> Any:
 
 def report(stats: dict[str, Any]) -> list[str]:
     """The figures as lines for a person."""
+    exponent = stats["rank_exponent"]
     lines = [
         f"{stats['grids']} grids, {stats['cells']} cells, {stats['tokens']} tokens",
         f"{stats['tokens_per_grid']:.1f} tokens a grid, compression ratio {stats['compression_ratio']:.3f}",
@@ -98,11 +99,14 @@ def report(stats: dict[str, Any]) -> list[str]:
         f"(codes alone: {stats['code_bits_per_cell']:.3f} a cell)",
         f"used: {stats['codes_used']:.1%} of the codes, {stats['merges_used']:.1%} of the merges; "
         f"{stats['cells_in_merges']:.1%} of the cells lie in merged tokens",
+        "rank against frequency: "
+        + ("too few tokens" if exponent is None else f"count ~ rank^-{exponent:.2f}"),
         "",
-        "merges   tokens a grid   compression ratio",
+        "merges   tokens a grid   compression ratio   bits a cell",
     ]
     lines += [
         f"{point['merges']:6d}   {point['tokens_per_grid']:13.1f}   {point['compression_ratio']:17.3f}"
+        f"   {point['bits_per_cell']:11.3f}"
         for point in stats["compression_by_rank"]
     ]
     if "tokens_by_cells" in stats:
@@ -111,6 +115,8 @@ def report(stats: dict[str, Any]) -> list[str]:
             f"{row['cells']:5d}   {row['ids']:21d}   {row['tokens']:19d}"
             for row in stats["tokens_by_cells"]
         ]
+        kinds = (f"{count} {kind}" for kind, count in stats["merge_directions"].items())
+        lines += ["", f"parts of a rule touch: {', '.join(kinds)}"]
     lines += ["", *rank_plot(stats["merge_uses"])]
     return lines
 

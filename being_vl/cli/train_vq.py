@@ -119,8 +119,6 @@ def main(args: Namespace) -> int:
     from accelerate import PartialState
     from filelock import FileLock, Timeout
 
-    from ..training.vq import last_checkpoint
-
     output = Path(args.output)
     output.mkdir(parents=True, exist_ok=True)
     state = PartialState(cpu=args.device == "cpu")
@@ -134,9 +132,8 @@ def main(args: Namespace) -> int:
             _claim(args, output)
         state.wait_for_everyone()
         trainer, processor = _make_trainer(args, output)
-        checkpoint = last_checkpoint(output) if args.resume else None
         started = time.perf_counter()
-        trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
+        trainer.train(resume_from_checkpoint="auto" if args.resume else None)
         seconds = time.perf_counter() - started
         metrics = trainer.evaluate() if trainer.eval_dataset is not None else {}
         if state.is_main_process:

@@ -114,22 +114,41 @@ def load_dataset_source(
         ValueError: no such split or column.
         FileNotFoundError: no such data set.
     """
-    path = Path(name)
-    if (path / "state.json").exists() or (path / "dataset_dict.json").exists():
-        loaded = datasets.load_from_disk(name)
-        if isinstance(loaded, datasets.DatasetDict):
-            if split not in loaded:
-                raise ValueError(f"{name}: no split {split!r}; there are {sorted(loaded)}")
-            loaded = loaded[split]
-        if streaming:
-            loaded = loaded.to_iterable_dataset(num_shards=-(-len(loaded) // shard_size))
-    else:
-        loaded = datasets.load_dataset(name, config_name, split=split, streaming=streaming)
+    loaded = load_dataset_by_name(
+        name, split=split, config_name=config_name, streaming=streaming, shard_size=shard_size
+    )
     if isinstance(loaded, datasets.IterableDataset):
         return StreamSource(loaded, image_column=image_column, id_column=id_column)
     return DatasetSource(
         loaded, shard_size=shard_size, image_column=image_column, id_column=id_column
     )
+
+
+def load_dataset_by_name(
+    name: str,
+    *,
+    split: str = "train",
+    config_name: str | None = None,
+    streaming: bool = False,
+    shard_size: int = 4096,
+) -> datasets.Dataset | datasets.IterableDataset:
+    """A split of a saved data set, of a folder that `load_dataset` reads, or of a Hub id.
+
+    Raises:
+        ValueError: no such split.
+        FileNotFoundError: no such data set.
+    """
+    path = Path(name)
+    if not (path / "state.json").exists() and not (path / "dataset_dict.json").exists():
+        return datasets.load_dataset(name, config_name, split=split, streaming=streaming)
+    loaded = datasets.load_from_disk(name)
+    if isinstance(loaded, datasets.DatasetDict):
+        if split not in loaded:
+            raise ValueError(f"{name}: no split {split!r}; there are {sorted(loaded)}")
+        loaded = loaded[split]
+    if streaming:
+        return loaded.to_iterable_dataset(num_shards=-(-len(loaded) // shard_size))
+    return loaded
 
 
 def _columns(

@@ -16,7 +16,6 @@ from ..evaluation.answering import generate_answers, render_prompts
 from ..evaluation.easyvqa import Question, accuracy
 from ..modeling_being_vl import BeingVLForCausalLM
 from ..processing_being_vl import BeingVLProcessor
-from ..training.checkpoints import last_whole_checkpoint
 from ..training.clock import TrainingClock
 from ..training.packing import SharedImageCollator
 from ..training.stages import prepare_stage
@@ -107,7 +106,7 @@ def train_stage(
         callbacks=[TrainingClock(f"{name}: {stage}")],
     )
     trainer.remove_callback(PrinterCallback)  # the clock shows the progress
-    trainer.train(resume_from_checkpoint=last_whole_checkpoint(args.output_dir))
+    trainer.train(resume_from_checkpoint="auto")
     # A resumed Trainer has put a restored clock in the place of ours.
     callbacks = trainer.callback_handler.callbacks
     return next(c for c in callbacks if isinstance(c, TrainingClock)).seconds

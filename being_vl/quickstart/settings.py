@@ -87,14 +87,18 @@ class Workspace:
 
     def make(self, name: str, build: Callable[[Path], object]) -> Path:
         """Run `build` on a temporary path, unless the part `name` is there; the part's path is returned."""
-        target = self.folder / name
-        if target.exists():
-            return target
-        target.parent.mkdir(parents=True, exist_ok=True)
-        aside = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
-        try:
-            build(aside / target.name)
-            os.replace(aside / target.name, target)
-        finally:
-            shutil.rmtree(aside, ignore_errors=True)
+        return make_part(self.folder / name, build)
+
+
+def make_part(target: Path, build: Callable[[Path], object]) -> Path:
+    """Run `build` on a temporary path beside `target`, unless `target` is there; returns `target`."""
+    if target.exists():
         return target
+    target.parent.mkdir(parents=True, exist_ok=True)
+    aside = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
+    try:
+        build(aside / target.name)
+        os.replace(aside / target.name, target)
+    finally:
+        shutil.rmtree(aside, ignore_errors=True)
+    return target

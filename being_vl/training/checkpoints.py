@@ -1,7 +1,9 @@
-"""Where a stopped training goes on.
+"""a training's state → folders on disk that are whole or are not there, and back.
 
-`Trainer` writes a checkpoint's parts one after the other and its state last, so a checkpoint whose state
-can be read is whole as far as a killed process is concerned.
+Source: the folders `checkpoint-N` of transformers' `Trainer`. They differ in how they come to be: a
+checkpoint is written under another name, gets a manifest with the size and the CRC-32 of every file, is
+flushed to the disk, and only then takes its name. So what bears the name was once whole, and what has
+happened to it since can be told, file by file, before anything is loaded.
 """
 
 from __future__ import annotations
@@ -9,25 +11,236 @@ from __future__ import annotations
 import json
 import os
 import re
+import shutil
+import zlib
+from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
+from fnmatch import fnmatch
 from pathlib import Path
+from typing import Any
 
-from transformers.trainer import TRAINER_STATE_NAME
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
+
+MANIFEST_NAME = "checkpoint_manifest.json"
+_VERSION = 1
+_PARTIAL, _REPLACED, _DELETED = ".partial", ".replaced", ".deleted"  # folders beside checkpoint-N
+_BLOCK = 1 << 22
+# What a reader of a message calls a file, the first pattern that fits.
+_PARTS = (
+    ("trainer state", ("trainer_state.json",)),
+    ("RNG state", ("rng_state*.pth",)),
+    ("scheduler state", ("scheduler.pt",)),
+    ("gradient scaler state", ("scaler.pt",)),
+    ("optimizer state", ("optimizer*", "*optim_states.pt")),
+    (
+        "model weights",
+        ("model*.safetensors*", "adapter_model*", "pytorch_model*", "*model_states.pt"),
+    ),
+)
 
 
-def last_whole_checkpoint(folder: str | os.PathLike) -> str | None:
-    """The newest whole `checkpoint-N` in a `Trainer`'s output folder, or None."""
-    folder = Path(folder)
+class DamagedCheckpointError(ValueError):
+    """A checkpoint, or every checkpoint of a folder, is not as it was written."""
+
+
+def checkpoint_step(folder: Path) -> int | None:
+    """N of a folder `checkpoint-N`, None for any other name."""
+    match = re.fullmatch(rf"{PREFIX_CHECKPOINT_DIR}-(\d+)", folder.name)
+    return int(match.group(1)) if match else None
+
+
+def checkpoint_folders(output_dir: str | os.PathLike) -> list[Path]:
+    """The folders `checkpoint-N` of a run, the highest step first, whole or not."""
+    output_dir = Path(output_dir)
     found = {}
-    for path in folder.iterdir() if folder.is_dir() else []:
-        match = re.fullmatch(r"checkpoint-(\d+)", path.name)
-        if match and _has_state(path):
-            found[int(match.group(1))] = path
-    return str(found[max(found)]) if found else None
+    for path in output_dir.iterdir() if output_dir.is_dir() else ():
+        step = checkpoint_step(path)
+        if step is not None and path.is_dir():
+            found[step] = path
+    return [found[step] for step in sorted(found, reverse=True)]
 
 
-def _has_state(checkpoint: Path) -> bool:
+def partial_folder(checkpoint: Path) -> Path:
+    """Where `checkpoint` is written before it is whole: a folder of its name inside another."""
+    return _aside(checkpoint, _PARTIAL)
+
+
+def publish(checkpoint: Path, content: dict[str, Any]) -> None:
+    """Give a checkpoint that has been written aside its place.
+
+    Args:
+        checkpoint: `OUTPUT/checkpoint-N`; what lies in `partial_folder(checkpoint)` becomes it. A folder
+            that has its place already is deleted once the new one stands.
+        content: further entries of the manifest.
+
+    Raises:
+        OSError: the disk is full, or the folder cannot be written.
+    """
+    partial = partial_folder(checkpoint)
+    manifest = {
+        "version": _VERSION,
+        "step": checkpoint_step(checkpoint),
+        **content,
+        "files": _file_entries(partial),
+    }
+    (partial / MANIFEST_NAME).write_text(json.dumps(manifest, indent=2) + "\n")
+    for path in partial.rglob("*"):
+        _flush(path)
+    _flush(partial)
+    if checkpoint.exists():
+        replaced = _aside(checkpoint, _REPLACED)
+        replaced.parent.mkdir(exist_ok=True)
+        os.rename(checkpoint, replaced)
+    os.replace(partial, checkpoint)
+    _flush(checkpoint.parent)
+    clean_up(checkpoint.parent)
+
+
+def rotate(newest: Path, limit: int | None, keep: Iterable[str | os.PathLike] = ()) -> None:
+    """Delete the oldest checkpoints beside `newest` until `limit` are left.
+
+    Args:
+        newest: the one that has just been written; never deleted.
+        limit: `save_total_limit`; None or 0 deletes nothing.
+        keep: others that are never deleted.
+    """
+    if not limit or limit < 0:
+        return
+    kept = {newest.resolve(), *(Path(path).resolve() for path in keep)}
+    others = [path for path in checkpoint_folders(newest.parent) if path.resolve() not in kept]
+    others.sort(key=lambda path: path.stat().st_mtime)
+    for path in others[: max(0, len(others) + len(kept) - limit)]:
+        doomed = _aside(
+            path, _DELETED
+        )  # a kill amid the deletion leaves no half checkpoint in place
+        doomed.parent.mkdir(exist_ok=True)
+        os.rename(path, doomed)
+    clean_up(newest.parent)
+
+
+def clean_up(output_dir: str | os.PathLike) -> None:
+    """Remove what a killed run was writing or deleting, and put back what it was replacing."""
+    output_dir = Path(output_dir)
+    for replaced in checkpoint_folders(output_dir / _REPLACED):
+        if not (output_dir / replaced.name).exists():
+            os.rename(replaced, output_dir / replaced.name)
+    for name in (_PARTIAL, _REPLACED, _DELETED):
+        if (output_dir / name).exists():
+            shutil.rmtree(output_dir / name)
+
+
+def read_manifest(checkpoint: str | os.PathLike) -> dict[str, Any]:
+    """The manifest of a checkpoint whose every file is as it was written.
+
+    Raises:
+        DamagedCheckpointError: a file is missing, has another size or other bytes, or the manifest is
+            missing or cannot be read; all such files are named.
+    """
+    checkpoint = Path(checkpoint)
+    manifest = _parse_manifest(checkpoint)
+    step = checkpoint_step(checkpoint)
+    problems = []
+    if step is not None and step != manifest["step"]:
+        problems.append(f"its manifest is that of step {manifest['step']}")
+    with ThreadPoolExecutor() as pool:
+        entries = manifest["files"].items()
+        checked = pool.map(lambda entry: _file_problem(checkpoint, *entry), entries)
+        problems += [problem for problem in checked if problem is not None]
+    if problems:
+        raise DamagedCheckpointError(f"{checkpoint}: {'; '.join(problems)}")
+    return manifest
+
+
+def newest_whole_checkpoint(
+    output_dir: str | os.PathLike,
+) -> tuple[Path, dict[str, Any], list[str]] | None:
+    """The newest checkpoint of a folder that is whole.
+
+    Returns:
+        the checkpoint, its manifest, and for each newer one what is wrong with it; None where the folder
+        holds no checkpoint at all.
+
+    Raises:
+        DamagedCheckpointError: there are checkpoints, and none is whole; says what is wrong with each.
+    """
+    damaged: list[str] = []
+    for folder in checkpoint_folders(output_dir):
+        try:
+            return folder, read_manifest(folder), damaged
+        except DamagedCheckpointError as error:
+            damaged.append(str(error))
+    if damaged:
+        raise DamagedCheckpointError(
+            f"no checkpoint is whole, delete them to start anew. {'. '.join(damaged)}"
+        )
+    return None
+
+
+def _aside(checkpoint: Path, name: str) -> Path:
+    return checkpoint.parent / name / checkpoint.name
+
+
+def _parse_manifest(checkpoint: Path) -> dict[str, Any]:
+    if not checkpoint.is_dir():
+        raise DamagedCheckpointError(f"{checkpoint}: no such folder")
     try:
-        json.loads((checkpoint / TRAINER_STATE_NAME).read_text())
-    except (OSError, ValueError):
-        return False
-    return True
+        manifest = json.loads((checkpoint / MANIFEST_NAME).read_bytes())
+        version, files = manifest["version"], manifest["files"]
+        known = isinstance(manifest["step"], int) and isinstance(files, dict)
+        known = known and all(set(entry) == {"size", "crc32"} for entry in files.values())
+    except FileNotFoundError:
+        problem = f"its manifest ({MANIFEST_NAME}) is missing"
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        problem = f"its manifest ({MANIFEST_NAME}) cannot be read: {error!r}"
+    else:
+        if version == _VERSION and known:
+            return manifest
+        problem = f"its manifest ({MANIFEST_NAME}) is not one of version {_VERSION}"
+    raise DamagedCheckpointError(f"{checkpoint}: {problem}")
+
+
+def _file_entries(folder: Path) -> dict[str, dict[str, int]]:
+    paths = sorted(path for path in folder.rglob("*") if path.is_file())
+    with ThreadPoolExecutor() as pool:
+        sums = list(pool.map(_crc32, paths))
+    return {
+        path.relative_to(folder).as_posix(): {"size": path.stat().st_size, "crc32": value}
+        for path, value in zip(paths, sums, strict=True)
+    }
+
+
+def _file_problem(checkpoint: Path, name: str, entry: dict[str, int]) -> str | None:
+    path = checkpoint / name
+    label = next(
+        (part for part, patterns in _PARTS if any(fnmatch(path.name, p) for p in patterns)), "file"
+    )
+    try:
+        size = path.stat().st_size
+        if size != entry["size"]:
+            return f"{label} ({name}) has {size} bytes, {entry['size']} were written"
+        if _crc32(path) != entry["crc32"]:
+            return f"{label} ({name}) has other bytes than were written"
+    except FileNotFoundError:
+        return f"{label} ({name}) is missing"
+    except OSError as error:
+        return f"{label} ({name}) cannot be read: {error.strerror}"
+    return None
+
+
+def _crc32(path: Path) -> int:
+    value = 0
+    with open(path, "rb") as file:
+        while block := file.read(_BLOCK):
+            value = zlib.crc32(block, value)
+    return value
+
+
+def _flush(path: Path) -> None:
+    """fsync of a file, or of a folder's entries where the system knows such a thing."""
+    if path.is_dir() and os.name != "posix":
+        return
+    descriptor = os.open(path, os.O_RDONLY if os.name == "posix" else os.O_RDWR)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

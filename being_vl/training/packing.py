@@ -1,22 +1,55 @@
-"""ids → rows: many questions about one image in one row, each as if it stood alone.
+"""ids → rows: several samples in one row, each as if it stood alone.
 
-The image stands once, at the front; every question-answer pair sees the image and itself, not the other
-pairs, and its positions go on from the end of the image. Losses and logits equal those of the separate
-rows. Source: the block masks of sequence packing (Krell et al. 2021), with a shared prefix.
+Source: sequence packing without contamination (Krell et al. 2021). Two kinds: samples that share nothing,
+whose positions begin anew; and samples that share an image, which stands once, at the front: every
+question-answer pair sees the image and itself, and its positions go on from the end of the image. Losses
+and logits equal those of the separate rows.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
+from torch.nn.attention.flex_attention import BlockMask, create_block_mask
 
 IGNORE_INDEX = -100
 PAD_SEGMENT = -1
 SHARED_SEGMENT = 0
+
+
+def pack_samples(samples: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """One row of samples that do not see each other.
+
+    transformers keeps them apart by their positions, on sdpa, eager and flash attention, when there is no
+    attention mask and no cache.
+
+    Args:
+        samples: each with `input_ids` and `labels`, int (length,); the first label of each is -100.
+
+    Returns:
+        `input_ids`, `labels` and `position_ids`, int32 (total length,), and `length`.
+
+    Raises:
+        ValueError: there are no samples, or the first token of one is a label.
+    """
+    if not samples:
+        raise ValueError("a row needs at least one sample, got none")
+    for number, sample in enumerate(samples):
+        if sample["labels"][0] != IGNORE_INDEX:
+            raise ValueError(
+                f"sample {number}: its first token cannot be a label, nothing stands before it"
+            )
+    row = {
+        name: np.concatenate([sample[name] for sample in samples]).astype(np.int32)
+        for name in ("input_ids", "labels")
+    }
+    positions = [np.arange(len(sample["input_ids"]), dtype=np.int32) for sample in samples]
+    row["position_ids"] = np.concatenate(positions)
+    return {**row, "length": len(row["input_ids"])}
 
 
 def pack_shared_image(
@@ -74,33 +107,52 @@ def block_mask(segment_ids: torch.Tensor) -> torch.Tensor:
     return allowed.tril().unsqueeze(1)
 
 
+def flex_block_mask(segment_ids: torch.Tensor) -> BlockMask:
+    """`block_mask` for FlexAttention, which skips the blocks that are all masked."""
+
+    def allowed(batch: Any, head: Any, query: torch.Tensor, key: torch.Tensor) -> torch.Tensor:
+        query_segment, key_segment = segment_ids[batch, query], segment_ids[batch, key]
+        shared = (key_segment == SHARED_SEGMENT) & (query_segment != PAD_SEGMENT)
+        return (query >= key) & ((query_segment == key_segment) | shared)
+
+    batch, length = segment_ids.shape
+    return create_block_mask(allowed, batch, None, length, length, device=segment_ids.device)
+
+
 @dataclass
 class SharedImageCollator:
-    """Rows of `pack_shared_image` → a padded batch with its block mask.
+    """Rows of `packing.pack_shared_image` → a padded batch with its block mask.
 
     Args:
         pad_token_id: the id that fills a row on the right.
+        attention: `"dense"` for sdpa and eager attention: the mask is bool (batch, 1, length, length).
+            `"flex"` for FlexAttention: the batch holds `segment_ids`, long (batch, length), from which
+            [`BeingVLTrainer`] makes a block-sparse mask where the model is.
 
     Returns:
-        `input_ids`, `labels`, `position_ids` long (batch, length) and `attention_mask` bool
-        (batch, 1, length, length). The mask is understood by sdpa and eager attention.
+        `input_ids`, `labels`, `position_ids` long (batch, length), and `attention_mask` or `segment_ids`.
     """
 
     pad_token_id: int
+    attention: Literal["dense", "flex"] = "dense"
 
     def __call__(self, rows: Sequence[dict[str, Any]]) -> dict[str, torch.Tensor]:
-        length = max(len(row["input_ids"]) for row in rows)
-        fill = {
-            "input_ids": self.pad_token_id,
-            "labels": IGNORE_INDEX,
-            "position_ids": 0,
-            "segment_ids": PAD_SEGMENT,
+        batch = {
+            "input_ids": padded(rows, "input_ids", self.pad_token_id),
+            "labels": padded(rows, "labels", IGNORE_INDEX),
+            "position_ids": padded(rows, "position_ids", 0),
         }
-        batch = {}
-        for name, value in fill.items():
-            padded = np.full((len(rows), length), value, np.int64)
-            for i, row in enumerate(rows):
-                padded[i, : len(row[name])] = row[name]
-            batch[name] = torch.from_numpy(padded)
-        batch["attention_mask"] = block_mask(batch.pop("segment_ids"))
+        segments = padded(rows, "segment_ids", PAD_SEGMENT)
+        if self.attention == "flex":
+            batch["segment_ids"] = segments
+        else:
+            batch["attention_mask"] = block_mask(segments)
         return batch
+
+
+def padded(rows: Sequence[dict[str, Any]], name: str, value: int) -> torch.Tensor:
+    """A column of rows as long (batch, length of the longest), filled with `value` on the right."""
+    padded = np.full((len(rows), max(len(row[name]) for row in rows)), value, np.int64)
+    for i, row in enumerate(rows):
+        padded[i, : len(row[name])] = row[name]
+    return torch.from_numpy(padded)

@@ -1,34 +1,48 @@
 """Which parameters move in which stage.
 
 Source: Being-VL-0, section 4.2: `pretrain` (the paper's PT) learns the embeddings of the image tokens on a
-frozen language model, `sft` trains everything.
+frozen language model, `sft` trains everything. Being-VL-0.5 puts a stage between them, `selective`.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from ..modeling_being_vl import BeingVLForCausalLM
 
-STAGES = ("pretrain", "sft")
+STAGES = ("pretrain", "selective", "sft")
 
 
 def prepare_stage(
-    model: BeingVLForCausalLM, stage: str, *, train_embeddings: str = "image", freeze: str = "none"
+    model: BeingVLForCausalLM,
+    stage: str,
+    *,
+    train_embeddings: str = "image",
+    train_layers: Sequence[int] | None = None,
+    freeze: str = "none",
 ) -> None:
     """Freeze and unfreeze the model's parameters for a stage, whatever they were before.
 
+    `selective` is Being-VL-0.5's "selective fine-tuning": embeddings and some decoder layers. Its released
+    script names "early transformer layers" and not how many; its released training code freezes nothing
+    in that stage. The first quarter is our default. Whether text rows move is not said either: here they
+    stay unless `train_embeddings="all"`. The final norm stays.
+
     Args:
         model: changed in place.
-        stage: `"pretrain"` or `"sft"`.
-        train_embeddings: in `pretrain`, `"image"` (only the rows after the text vocabulary move, the
-            paper's PT(freeze)) or `"all"` (every parameter moves, PT(full)).
-        freeze: in `sft`, `"none"` or `"image"` (the rows after the text vocabulary stay, the paper's
-            ablation).
+        stage: `"pretrain"`, `"selective"` or `"sft"`.
+        train_embeddings: `"image"` (of the embeddings, only the rows after the text vocabulary move; in
+            `pretrain` nothing else moves, the paper's PT(freeze)) or `"all"` (in `pretrain` every
+            parameter moves, PT(full); in `selective` all rows of the embeddings).
+        train_layers: in `selective`, the decoder layers that move, from 0; by default the first quarter,
+            at least one.
+        freeze: in `sft`, `"none"` or `"image"` (the rows of codes and merges stay, the paper's ablation).
 
     Raises:
-        ValueError: one of the names is unknown.
+        ValueError: one of the names is unknown, a layer does not exist, or an option is given to a stage
+            that has no use for it.
     """
     for name, value, known in (
         ("stage", stage, STAGES),
@@ -37,14 +51,33 @@ def prepare_stage(
     ):
         if value not in known:
             raise ValueError(f"{name} must be one of {', '.join(known)}, got {value!r}")
+    if train_layers is not None and stage != "selective":
+        raise ValueError(f"train_layers is for the stage selective, got it for {stage}")
+    if freeze != "none" and stage != "sft":
+        raise ValueError(f"freeze is for the stage sft, got {freeze!r} for {stage}")
     model.requires_grad_(True)
     model.unfreeze()
     if stage == "sft":
         if freeze == "image":
             model.freeze_image_embeddings()
         return
+    if stage == "pretrain" and train_embeddings == "all":
+        return
+    model.requires_grad_(False)
+    for module in (model.get_input_embeddings(), model.get_output_embeddings()):
+        module.weight.requires_grad_(True)
     if train_embeddings == "image":
-        model.requires_grad_(False)
-        for module in (model.get_input_embeddings(), model.get_output_embeddings()):
-            module.weight.requires_grad_(True)
         model.freeze_text_embeddings()
+    if stage == "selective":
+        for layer in _chosen_layers(model, train_layers):
+            layer.requires_grad_(True)
+
+
+def _chosen_layers(model: BeingVLForCausalLM, train_layers: Sequence[int] | None) -> list:
+    layers = model.model.layers
+    if train_layers is None:
+        return list(layers[: max(1, len(layers) // 4)])
+    for number in train_layers:
+        if not 0 <= number < len(layers):
+            raise ValueError(f"train_layers must be in [0, {len(layers)}), got {number}")
+    return [layers[number] for number in train_layers]

@@ -19,13 +19,7 @@ from ..modeling_being_vl_vq import BeingVLVQConfig, BeingVLVQModel
 from ..vq_metrics import PixelScale
 from .vq_data import CachedImages, pixels_from_uint8
 from .vq_module import VQLossConfig, VQTrainingModule
-from .vq_trainer import (
-    ProgressBar,
-    VQTrainer,
-    VQTrainingArguments,
-    last_checkpoint,
-    missing_checkpoint_files,
-)
+from .vq_trainer import ProgressBar, VQTrainer, VQTrainingArguments
 
 
 def fit_vq_model(
@@ -118,11 +112,4 @@ class _Stopwatch(TrainerCallback):
             control.should_training_stop = True
 
 
-__all__ = [
-    "ProgressBar",
-    "VQTrainer",
-    "VQTrainingArguments",
-    "fit_vq_model",
-    "last_checkpoint",
-    "missing_checkpoint_files",
-]
+__all__ = ["ProgressBar", "VQTrainer", "VQTrainingArguments", "fit_vq_model"]

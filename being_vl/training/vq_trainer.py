@@ -8,12 +8,10 @@ quantized step.
 
 from __future__ import annotations
 
-import json
 import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -26,16 +24,15 @@ from transformers import (
     TrainerCallback,
     TrainingArguments,
 )
-from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from ..modeling_being_vl_vq import BeingVLVQModel
+from .exact_resume import ExactResumeMixin
 from ..vq_metrics import PixelScale, ReconstructionMetrics, evaluate_reconstruction
 from .vq_codebook import fit_codebook
 from .vq_data import augment
 from .vq_module import VQTrainingModule
 
 _CODEBOOK_ROWS_PER_CODE = 32
-_CHECKPOINT_FILES = ("model.safetensors", "optimizer.pt", "scheduler.pt", "trainer_state.json")
 
 
 @dataclass
@@ -71,7 +68,7 @@ class VQTrainingArguments(TrainingArguments):
             )
 
 
-class VQTrainer(Trainer):
+class VQTrainer(ExactResumeMixin, Trainer):
     """Trains a [`VQTrainingModule`]; `evaluate` measures reconstruction, not a loss.
 
     Args:
@@ -131,22 +128,9 @@ class VQTrainer(Trainer):
         """The model in training."""
         return self._module.model
 
-    def train(  # type: ignore[override]
-        self, resume_from_checkpoint: str | None = None, **kwargs: Any
-    ) -> Any:
-        """As `Trainer.train`, with a checkpoint that must be whole.
-
-        Raises:
-            ValueError: a file of the checkpoint is missing.
-        """
-        if resume_from_checkpoint is not None:
-            missing = missing_checkpoint_files(Path(resume_from_checkpoint))
-            if missing:
-                raise ValueError(
-                    f"{resume_from_checkpoint}: not a whole checkpoint, no {missing[0]}"
-                )
+    def train(self, *args: Any, **kwargs: Any) -> Any:
         self._started = None
-        return super().train(resume_from_checkpoint=resume_from_checkpoint, **kwargs)
+        return super().train(*args, **kwargs)
 
     def progress(self) -> float:
         """The share of the training that is behind, 0…1."""
@@ -306,37 +290,8 @@ class ProgressBar(TrainerCallback):
         self._bar.close()
 
 
-def missing_checkpoint_files(folder: Path) -> list[str]:
-    """What a checkpoint lacks to be resumed from; [] for a whole one."""
-    missing = [name for name in _CHECKPOINT_FILES if not (folder / name).is_file()]
-    if not any(folder.glob("rng_state*.pth")):
-        missing.append("rng_state.pth")
-    if not missing:
-        try:
-            json.loads((folder / "trainer_state.json").read_text())
-        except ValueError:
-            missing.append("whole trainer_state.json")
-    return missing
-
-
-def last_checkpoint(folder: Path) -> Path | None:
-    """The newest whole checkpoint in a run's folder: one that was being written is passed over."""
-    found = []
-    for path in folder.glob(f"{PREFIX_CHECKPOINT_DIR}-*"):
-        step = path.name.rpartition("-")[2]
-        if step.isdigit() and not missing_checkpoint_files(path):
-            found.append((int(step), path))
-    return max(found)[1] if found else None
-
-
 def _cosine(done: float) -> float:
     return 0.5 * (1 + math.cos(math.pi * done))
 
 
-__all__ = [
-    "ProgressBar",
-    "VQTrainer",
-    "VQTrainingArguments",
-    "last_checkpoint",
-    "missing_checkpoint_files",
-]
+__all__ = ["ProgressBar", "VQTrainer", "VQTrainingArguments"]

@@ -5,6 +5,7 @@ Source: the `*_results.json` of lmms-eval 0.7 (`--output_path`). It differs in t
 
 from __future__ import annotations
 
+import importlib.metadata
 import json
 import math
 from pathlib import Path
@@ -41,8 +42,10 @@ def read_lmms_eval(path: Path, *, hardware: str) -> list[Result]:
         raise ValueError(f"{path}: not JSON: {error}") from None
     try:
         return [_result(content, task, hardware) for task in content["configs"]]
-    except (KeyError, TypeError) as error:
-        raise ValueError(f"{path}: not a results file of lmms-eval: {error!r} is missing") from None
+    except KeyError as error:
+        raise ValueError(f"{path}: not a results file of lmms-eval: no field {error}") from None
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"{path}: {error}") from None
 
 
 def _result(content: dict[str, Any], task: str, hardware: str) -> Result:
@@ -65,7 +68,19 @@ def _result(content: dict[str, Any], task: str, hardware: str) -> Result:
         metrics=metrics,
         num_examples=content["n-samples"][task]["effective"],
         decoding=dict(config["generation_kwargs"]),
-        harness={"name": "lmms-eval", "version": content["lmms_eval_version"]},
+        harness={"name": "lmms-eval", "version": _version(content["lmms_eval_version"])},
         seconds=float(content["total_evaluation_time_seconds"]),
         hardware=hardware,
     )
+
+
+def _version(written: str) -> str:
+    """The version that a file names; lmms-eval 0.7.3, installed from a wheel, writes "unknown@unknown"."""
+    if not written.startswith("unknown"):
+        return written
+    try:
+        return importlib.metadata.version("lmms-eval")
+    except importlib.metadata.PackageNotFoundError:
+        raise ValueError(
+            f"lmms_eval_version is {written!r}, and lmms-eval is not installed here: run this where it is"
+        ) from None

@@ -1,0 +1,171 @@
+"""`being-vl ablate`: the paper's grid of trainings, scored, with its table and Figures 3a and 3b.
+
+On easy-VQA, from scratch, or on any data of the pipeline. Run again after an interruption it continues; seeds,
+ways of training and vocabularies may be added to a folder later.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from jsonargparse import ArgumentParser, Namespace
+from jsonargparse.typing import NonNegativeInt, PositiveInt
+
+if TYPE_CHECKING:
+    from ..ablation.inputs import Inputs
+
+# What docs/ablation.md reports was run with these; not in the paper.
+_STAGE = {
+    "packing": "shared_image",
+    "per_device_train_batch_size": 8,
+    "learning_rate": 2e-3,
+    "adam_beta2": 0.98,
+    "warmup_steps": 0.05,
+}
+_REGIMES = ("sft", "sft-long", "pt-full+sft", "pt-freeze+sft", "pt-freeze+sft-freeze")
+_FILES = ("base", "vq", "codes", "sft_data", "test_data")
+
+
+def make_parser() -> ArgumentParser:
+    """The options of the command."""
+    parser = ArgumentParser(
+        description="Train and score {VQ, VQ+BPE} × {SFT, PT(full)+SFT, PT(freeze)+SFT, PT(freeze)+SFT(freeze "
+        "visual)}, and PT(freeze)+SFT for more vocabularies: OUTPUT/rows/*.json, table.csv, table.md and "
+        "figures. Without --base, on easy-VQA with a small text model that is made here.",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--config", action="config", help="YAML file of these options")
+    parser.add_argument("--output", type=str, required=True, help="folder of the results")
+    grid = parser.add_argument_group("grid")
+    grid.add_argument("--merges", type=PositiveInt, default=512, help="of VQ+BPE")
+    grid.add_argument(
+        "--curve-merges",
+        type=list[int],
+        default=[],
+        help="more vocabularies, by PT(freeze)+SFT alone",
+    )
+    grid.add_argument("--regimes", type=list[str], default=list(_REGIMES), help="ways of training")
+    grid.add_argument(
+        "--seeds", type=list[int], default=[0, 1, 2], help="a run of the grid for each"
+    )
+    stages = parser.add_argument_group("stages", "options of being-vl train; both need max_steps")
+    stages.add_argument(
+        "--pretrain", type=dict[str, Any], default={**_STAGE, "max_steps": 100}, help="first stage"
+    )
+    stages.add_argument(
+        "--sft", type=dict[str, Any], default={**_STAGE, "max_steps": 400}, help="second stage"
+    )
+    stages.add_argument(
+        "--image-init", type=Literal["normal", "mean_text", "codebook", "constituents"],
+        default="normal", help="how the rows of image tokens start",
+    )  # fmt: skip
+    stages.add_argument("--image-init-std", type=float, help="default: that of the text rows")
+    stages.add_argument("--device", type=str, default="cpu", help="of training and answers")
+    own = parser.add_argument_group("own data", "give all of them, or none for easy-VQA")
+    own.add_argument("--base", type=str, help="text model: folder or Hub id of a Llama")
+    own.add_argument("--vq", type=str, help="quantizer: folder or Hub id")
+    own.add_argument("--codes", type=str, nargs="+", help="folders of being-vl encode")
+    own.add_argument("--sft-data", type=str, help="rows, as of being-vl tokenize --data")
+    own.add_argument(
+        "--pretrain-data", type=str, help="rows of the first stage; default: --sft-data"
+    )
+    own.add_argument("--test-data", type=str, help="rows with one image, ending in a short answer")
+    own.add_argument(
+        "--bpe", type=str, help="vocabulary; default: learned on the images of --sft-data"
+    )
+    easy = parser.add_argument_group("easy-VQA")
+    easy.add_argument("--train-images", type=PositiveInt, help="default: all")
+    easy.add_argument("--test-images", type=PositiveInt, help="default: all")
+    easy.add_argument(
+        "--test-split", type=Literal["validation", "test"], default="test", help="to score on"
+    )
+    easy.add_argument(
+        "--data-seed", type=NonNegativeInt, default=0, help="of quantizer and text model"
+    )
+    score = parser.add_argument_group("score")
+    score.add_argument("--max-new-tokens", type=PositiveInt, default=8, help="of an answer")
+    score.add_argument("--test-limit", type=PositiveInt, help="the first so many rows")
+    score.add_argument("--json", action="store_true", help="print the rows as JSON")
+    return parser
+
+
+def main(args: Namespace) -> int:
+    """Run the command.
+
+    Raises:
+        ValueError, OSError, ImportError: as of `being_vl.ablation`.
+    """
+    import transformers
+
+    from ..ablation.grid import grid_cells
+    from ..ablation.inputs import check_inputs
+    from ..ablation.reporting import draw_figures, markdown, table_csv
+    from ..ablation.running import AblationSettings, run_grid
+    from ..code_shards import write_atomic
+
+    cells = grid_cells(args.merges, args.regimes, args.seeds, args.curve_merges)
+    settings = AblationSettings(
+        pretrain=args.pretrain,
+        sft=args.sft,
+        image_init=args.image_init,
+        image_init_std=args.image_init_std,
+        max_new_tokens=args.max_new_tokens,
+        test_limit=args.test_limit,
+        device=args.device,
+    )
+    transformers.utils.logging.set_verbosity_error()
+    output = Path(args.output)
+    output.mkdir(parents=True, exist_ok=True)
+    most = max(cell.merges for cell in cells)
+    inputs = _inputs(args, output, most)
+    check_inputs(inputs, most)
+    rows = run_grid(inputs, cells, settings, output)
+    page = markdown(rows, args.merges)
+    write_atomic(output / "table.csv", table_csv(rows).encode())
+    write_atomic(output / "table.md", page.encode())
+    write_atomic(output / "ablate.yaml", make_parser().dump(args).encode())
+    try:
+        drawn = draw_figures(rows, output)
+    except ImportError as error:
+        print(f"no figures: {error}", file=sys.stderr)
+        drawn = []
+    if args.json:
+        fields = ("merges", "regime", "seed", "metrics", "tokens_per_image", "steps", "seconds")
+        print(json.dumps([{name: getattr(row, name) for name in fields} for row in rows]))
+    else:
+        print(page)
+    for path in drawn:
+        print(path, file=sys.stderr)
+    return 0
+
+
+def _inputs(args: Namespace, output: Path, merges: int) -> Inputs:
+    from ..ablation.inputs import Inputs, easyvqa_inputs, train_vocabulary
+
+    given = [name for name in _FILES if args[name] is not None]
+    if not given:
+        return easyvqa_inputs(
+            output / "inputs",
+            train_images=args.train_images,
+            test_images=args.test_images,
+            merges=merges,
+            test=args.test_split,
+            seed=args.data_seed,
+        )
+    missing = [f"--{name.replace('_', '-')}" for name in _FILES if name not in given]
+    if missing:
+        raise ValueError(f"own data needs {', '.join(missing)} too; without any, easy-VQA is used")
+    bpe = args.bpe or train_vocabulary(args.codes, args.sft_data, merges, output / "inputs")
+    return Inputs(
+        base=args.base,
+        vq=args.vq,
+        codes=tuple(args.codes),
+        bpe=bpe,
+        pretrain=args.pretrain_data or args.sft_data,
+        sft=args.sft_data,
+        test=args.test_data,
+    )

@@ -1,0 +1,80 @@
+"""Settings of DeepSpeed or FSDP → the reason why they cannot be used, if there is one.
+
+Source: DeepSpeed's JSON files and accelerate's FSDP plugin. What those take and this refuses: an optimizer
+of DeepSpeed's own, which sees no groups of parameters, so that its weight decay moves frozen rows; a
+scheduler of its own; and weights that stay in pieces at a save, from which no safetensors file is written.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from accelerate.utils import FullyShardedDataParallelPlugin
+from torch.distributed.fsdp import StateDictType
+
+
+def check_deepspeed_settings(config: Mapping[str, Any] | str | os.PathLike) -> None:
+    """Refuse what would train other weights than the recipe says, or not save them.
+
+    Args:
+        config: the configuration, or the path of its JSON file.
+
+    Raises:
+        ValueError: it is refused; names the entry, and why.
+        OSError: the file cannot be read.
+    """
+    name = "the DeepSpeed configuration"
+    if not isinstance(config, Mapping):
+        name = str(config)
+        try:
+            config = json.loads(Path(config).read_text("utf-8"))
+        except ValueError as error:
+            raise ValueError(f"{name}: not JSON: {error}") from error
+        if not isinstance(config, dict):
+            raise ValueError(f"{name}: must hold an object, got {type(config).__name__}")
+    if "optimizer" in config:
+        raise ValueError(
+            f"{name}: has an optimizer block. DeepSpeed's own optimizer puts all parameters into one group, "
+            "and weight decay would move frozen rows. Remove the block; optim, learning_rate and the like "
+            "are training arguments"
+        )
+    if "scheduler" in config:
+        raise ValueError(
+            f"{name}: has a scheduler block, which would replace lr_scheduler_type and warmup_steps of the "
+            "training arguments. Remove the block"
+        )
+    zero = config.get("zero_optimization", {})
+    if not isinstance(zero, Mapping):
+        raise ValueError(f"{name}: zero_optimization must be an object, got {zero!r}")
+    if zero.get("stage") == 3 and not _gathers(zero):
+        raise ValueError(
+            f"{name}: zero_optimization.stage3_gather_16bit_weights_on_model_save must be true under stage 3. "
+            "Without it a save writes the pieces of each process, and no model.safetensors"
+        )
+
+
+def check_fsdp_settings(plugin: FullyShardedDataParallelPlugin) -> None:
+    """Refuse FSDP that keeps the weights in pieces at a save.
+
+    Raises:
+        ValueError: `state_dict_type` is not FULL_STATE_DICT.
+    """
+    kind = plugin.state_dict_type
+    if kind != StateDictType.FULL_STATE_DICT:
+        raise ValueError(
+            f"fsdp state_dict_type must be FULL_STATE_DICT, got {kind.name}: without it a save writes the pieces of "
+            "each process, and no model.safetensors"
+        )
+
+
+def _gathers(zero: Mapping[str, Any]) -> bool:
+    """DeepSpeed still reads the entry's older name."""
+    names = (
+        "stage3_gather_16bit_weights_on_model_save",
+        "stage3_gather_fp16_weights_on_model_save",
+    )
+    return any(zero.get(name) is True for name in names)

@@ -1,0 +1,189 @@
+"""a stopped training → the same training, going on.
+
+Source: `Trainer`'s own resuming, which this mixin keeps and makes strict. It differs in what a plain
+`Trainer` does without a word: go on with a new optimizer, a new schedule or other random numbers where
+their file is missing; go on from the checkpoint of another run; leave half a checkpoint under a whole
+one's name; take one more step when it resumes at its last; and, on several processes, repeat the order of
+the first epoch for the rest of the epoch in which it resumes.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from accelerate.utils import broadcast_object_list
+from torch import nn
+from transformers import Trainer
+from transformers.trainer import TRAINER_STATE_NAME
+from transformers.trainer_pt_utils import nested_gather
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
+
+from .checkpoints import (
+    clean_up,
+    newest_whole_checkpoint,
+    partial_folder,
+    publish,
+    read_manifest,
+    rotate,
+)
+from .distributed_settings import check_deepspeed_settings, check_fsdp_settings
+from .run_identity import identity_differences, run_identity
+
+
+class ExactResumeMixin(Trainer):
+    """A `Trainer` whose checkpoints are whole or absent, and that goes on from them exactly.
+
+    On one process and a CPU, a run that was killed anywhere and resumed ends with the weights, bit for
+    bit, that it would have had undisturbed, provided that the collator and the data set draw no random
+    numbers of their own. Several processes need a file system that all of them see.
+    """
+
+    _identity: dict[str, Any] | None = None
+    _partial: Path | None = None  # `Trainer`'s folder while it writes a checkpoint
+    _log_window: tuple[float, int] | None = None
+
+    def settings_of_the_run(self) -> Mapping[str, Any]:
+        """What decides the run and is in no `TrainingArguments`, as JSON; for subclasses."""
+        return {}
+
+    def train(  # type: ignore[override]
+        self, resume_from_checkpoint: str | bool | None = None, **kwargs: Any
+    ) -> Any:
+        """As `Trainer.train`, with a checkpoint that must be whole and of this run.
+
+        Args:
+            resume_from_checkpoint: a folder; True for the newest whole checkpoint in `output_dir`;
+                `"auto"` for the same, or a start where there is no checkpoint; None or False for a start.
+                A newer one that is damaged is named in a warning.
+
+        Raises:
+            ValueError: no checkpoint is whole; or the one that is belongs to a run with other settings,
+                another model or other data, or cannot be resumed from. What is wrong is named. Or
+                DeepSpeed or FSDP are set to what `distributed_settings` refuses.
+        """
+        state = self.accelerator.state
+        if self.is_deepspeed_enabled:
+            check_deepspeed_settings(state.deepspeed_plugin.deepspeed_config)
+        elif self.is_fsdp_enabled:
+            check_fsdp_settings(state.fsdp_plugin)
+        self._identity = self._log_window = None
+        checkpoint = None
+        if resume_from_checkpoint or self.args.save_strategy != "no":
+            self._identity = run_identity(self, self.settings_of_the_run())
+            checkpoint = self._chosen_on_main_process(resume_from_checkpoint)
+        return super().train(resume_from_checkpoint=checkpoint, **kwargs)
+
+    def _chosen_on_main_process(self, wanted: str | bool | None) -> str | None:
+        """The checkpoint to go on from; one process looks, and all of them do what it says."""
+        answer: list[Any] = [None, None, None]
+        if self.accelerator.is_main_process:
+            try:
+                answer[:2] = self._choose_checkpoint(wanted)
+            except (ValueError, OSError) as error:
+                answer[2] = str(error)
+        broadcast_object_list(answer)
+        checkpoint, self._log_window, refusal = answer
+        if refusal is not None:
+            raise ValueError(refusal)
+        return checkpoint
+
+    def _choose_checkpoint(self, wanted: str | bool | None) -> tuple[str | None, Any]:
+        """The checkpoint and its unlogged loss, or two None for a start."""
+        clean_up(self.args.output_dir)
+        if wanted is True or wanted == "auto":
+            found = newest_whole_checkpoint(self.args.output_dir)
+            if found is None and wanted is True:
+                raise ValueError(f"{self.args.output_dir}: no checkpoint to resume from")
+        else:
+            found = (Path(wanted), read_manifest(wanted), []) if wanted else None
+        if found is None:
+            return None, None
+        checkpoint, manifest, damaged = found
+        if not manifest["resumable"]:
+            raise ValueError(
+                f"{checkpoint}: saved with save_only_model, so there is no optimizer to go on with"
+            )
+        differences = identity_differences(manifest["run"], self._identity)
+        if differences:
+            raise ValueError(
+                f"{checkpoint}: of another run: {'; '.join(differences)}. A run goes on with what it began "
+                "with; choose another output_dir for this one"
+            )
+        for problem in damaged:
+            warnings.warn(
+                f"damaged checkpoint passed over: {problem}. Going on from {checkpoint}",
+                stacklevel=4,
+            )
+        return str(checkpoint), manifest["log_window"]
+
+    def _run_epoch(
+        self,
+        *,
+        epoch: int,
+        train_dataloader: Any,
+        resume_from_checkpoint: str | None,
+        **kwargs: Any,
+    ) -> None:
+        """`Trainer`'s, with the order of this epoch, and nothing to do where all steps are done."""
+        if self.state.global_step >= self.state.max_steps:
+            self.control.should_training_stop = True
+            return
+        # The loop sets the epoch of the sampler through one wrapper. Sharing batches out among processes
+        # and skipping those of a resumed epoch are two, and the order would be that of epoch 0.
+        part = train_dataloader
+        while part is not None:
+            part = getattr(part, "batch_sampler", None) or getattr(part, "sampler", None)
+            if hasattr(part, "set_epoch"):
+                part.set_epoch(epoch)
+        if self._log_window is not None:
+            loss, self._globalstep_last_logged = self._log_window
+            self._tr_loss += loss
+            self._log_window = None
+        super()._run_epoch(
+            epoch=epoch,
+            train_dataloader=train_dataloader,
+            resume_from_checkpoint=resume_from_checkpoint,
+            **kwargs,
+        )
+
+    def _get_output_dir(self, trial: Any) -> str:
+        return super()._get_output_dir(trial) if self._partial is None else str(self._partial)
+
+    def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
+        """`Trainer`'s, which uploads in the background, once the folder has its place."""
+        if self._partial is None:
+            super()._push_from_checkpoint(checkpoint_folder)
+
+    def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
+        """`Trainer`'s parts, written aside, then put in place."""
+        name = f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}"
+        checkpoint = Path(self._get_output_dir(trial)) / name
+        partial = partial_folder(checkpoint)
+        if self.args.should_save:
+            clean_up(checkpoint.parent)
+        self.accelerator.wait_for_everyone()
+        self._partial = partial.parent
+        try:
+            super()._save_checkpoint(model, trial)
+        finally:
+            self._partial = None
+        loss = nested_gather(self._tr_loss, self.args.parallel_mode).mean().item()
+        if self.state.best_model_checkpoint == str(partial):
+            self.state.best_model_checkpoint = str(checkpoint)
+        self.accelerator.wait_for_everyone()
+        if self.args.should_save:
+            self.state.save_to_json(str(partial / TRAINER_STATE_NAME))
+            content = {
+                "resumable": not self.args.save_only_model,
+                "run": self._identity,
+                "log_window": [loss, self._globalstep_last_logged],
+            }
+            publish(checkpoint, content)
+            best = self.state.best_model_checkpoint
+            rotate(checkpoint, self.args.save_total_limit, keep=[] if best is None else [best])
+        self.accelerator.wait_for_everyone()
+        if self.args.push_to_hub:
+            self._push_from_checkpoint(str(checkpoint))

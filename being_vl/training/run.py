@@ -1,0 +1,284 @@
+"""checkpoint + tokenized rows → the checkpoint after one stage: what `being-vl train` does.
+
+Source: the training scripts of transformers' examples. It differs in that a run has one folder with one
+setting: started again it goes on where it was, or returns when it is done, and refuses other settings.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import yaml
+from filelock import FileLock, Timeout
+from transformers import TrainerCallback, set_seed
+from transformers.trainer import TRAINING_ARGS_NAME
+
+from ..code_shards import write_atomic
+from ..modeling_being_vl import BeingVLForCausalLM
+from ..processing_being_vl import BeingVLProcessor
+from .arguments import BeingVLTrainingArguments, DataArguments, ModelArguments, StageArguments
+from .collation import FlatCollator, PaddingCollator
+from .lora import add_lora, merge_lora
+from .packing import SharedImageCollator
+from .rows import PackedSamples, SharedImageRows, TokenizedRows
+from .stages import prepare_stage
+from .trainer import BeingVLTrainer
+
+if TYPE_CHECKING:
+    import datasets
+    from peft import PeftModel
+
+SETTINGS_FILE = "train.yaml"
+METRICS_FILE = "metrics.json"
+ADAPTER_FOLDER = "adapter"
+_FINISHED_FOLDER = ".finished"
+# Settings that change nothing about the weights that come out: a continued run may change them.
+_FREE = (
+    "output_dir", "dataloader_", "ddp_timeout", "disable_tqdm", "eval_", "hub_", "log_", "logging_",
+    "per_device_eval_batch_size", "project", "push_to_hub", "report_to", "run_name", "save_", "trackio_",
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class StageResult:
+    """What a stage made.
+
+    Args:
+        output_dir: the checkpoint: model, tokenizer, processor, VQ model.
+        metrics: `train_loss`, `train_runtime`, `steps`, and with an evaluation set `eval_loss` and others.
+    """
+
+    output_dir: str
+    metrics: dict[str, Any]
+
+
+def run_stage(
+    model_args: ModelArguments,
+    data_args: DataArguments,
+    stage_args: StageArguments,
+    training_args: BeingVLTrainingArguments,
+    *,
+    train_dataset: datasets.Dataset | None = None,
+    eval_dataset: datasets.Dataset | None = None,
+    callbacks: Sequence[TrainerCallback] = (),
+) -> StageResult:
+    """Train one stage; `training_args.output_dir` becomes a whole checkpoint.
+
+    The folder also gets `train.yaml` (the settings: `being-vl train --config` takes it), `metrics.json`,
+    `trainer_state.json` (the log) and `Trainer`'s checkpoints. A run that was stopped goes on from its last
+    checkpoint; one that is done returns at once.
+
+    Args:
+        model_args, data_args, stage_args, training_args: see the classes.
+        train_dataset, eval_dataset: tokenized rows, instead of those that `data_args` names.
+        callbacks: of the `Trainer`.
+
+    Raises:
+        ValueError: settings that do not fit each other, the model or the data; a folder that holds a run
+            with other settings.
+        OSError: a checkpoint or data set does not load; another process trains into the folder.
+        FrozenRowsMoved: at a save, a row that must stay has moved.
+    """
+    output = Path(training_args.output_dir)
+    output.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(output / f".rank-{training_args.process_index:05d}.lock")
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        raise OSError(f"{output}: another process is training into it") from None
+    with lock:
+        with training_args.main_process_first():
+            settings = resolved_settings(model_args, data_args, stage_args, training_args)
+            if training_args.process_index == 0:
+                _claim(output, settings)
+            finished = _finished_metrics(output)
+        if finished is not None:
+            return StageResult(str(output), finished)
+        set_seed(training_args.seed)
+        model, processor = load_for_training(model_args, stage_args)
+        train = train_dataset or _load(data_args.dataset, data_args, processor, training_args)
+        held_out = eval_dataset
+        if held_out is None and data_args.eval_dataset is not None:
+            held_out = _load(data_args.eval_dataset, data_args, processor, training_args)
+        trainer = make_trainer(
+            model, processor, train, held_out, data_args, stage_args, training_args, callbacks
+        )
+        if model_args.use_peft and (trainer.is_deepspeed_enabled or trainer.is_fsdp_enabled):
+            raise ValueError(
+                "use_peft trains on one process, or on several with a whole model each: adapters are merged "
+                "into whole weights at the end; leave DeepSpeed and FSDP out"
+            )
+        metrics = dict(trainer.train(resume_from_checkpoint="auto").metrics)
+        metrics["steps"] = trainer.state.global_step
+        if held_out is not None:
+            metrics.update(trainer.evaluate())
+        _finish(trainer, output, metrics, has_adapters=model_args.use_peft)
+    return StageResult(str(output), metrics)
+
+
+def load_for_training(
+    model_args: ModelArguments, stage_args: StageArguments
+) -> tuple[BeingVLForCausalLM | PeftModel, BeingVLProcessor]:
+    """The checkpoint's model, frozen and wrapped as the arguments say, and its processor."""
+    options: dict[str, Any] = {"dtype": model_args.dtype}
+    if model_args.attn_implementation is not None:
+        options["attn_implementation"] = model_args.attn_implementation
+    model = BeingVLForCausalLM.from_pretrained(model_args.model_name_or_path, **options)
+    processor = BeingVLProcessor.from_pretrained(model_args.model_name_or_path)
+    prepare_stage(
+        model,
+        stage_args.stage,
+        train_embeddings=stage_args.train_embeddings,
+        train_layers=stage_args.train_layers,
+        freeze=stage_args.freeze,
+    )
+    if model_args.use_peft:
+        model = add_lora(model, model_args, stage_args)
+    return model, processor
+
+
+def make_trainer(
+    model: BeingVLForCausalLM | PeftModel,
+    processor: BeingVLProcessor,
+    train_dataset: datasets.Dataset,
+    eval_dataset: datasets.Dataset | None,
+    data_args: DataArguments,
+    stage_args: StageArguments,
+    training_args: BeingVLTrainingArguments,
+    callbacks: Sequence[TrainerCallback] = (),
+) -> BeingVLTrainer:
+    """A trainer over tokenized rows, packed and labelled as the arguments say.
+
+    Args:
+        model: prepared for its stage.
+        processor: saved with every checkpoint.
+        train_dataset, eval_dataset: tokenized rows, see `rows.TokenizedRows`.
+        data_args, stage_args, training_args, callbacks: see `run_stage`.
+    """
+    attention = model.config._attn_implementation
+    if attention.startswith("flash") and data_args.packing == "shared_image":
+        raise ValueError(
+            "packing=shared_image needs a block mask, which flash attention has not; take attn_implementation "
+            "sdpa or flex_attention"
+        )
+
+    def rows(dataset: datasets.Dataset) -> TokenizedRows | PackedSamples | SharedImageRows:
+        longest = data_args.max_length or model.config.max_position_embeddings
+        samples = TokenizedRows(
+            dataset,
+            model.config.layout,
+            labels=stage_args.labels,
+            max_length=longest,
+            drop_long=data_args.drop_long,
+        )
+        if data_args.packing == "samples":
+            return PackedSamples(samples, longest)
+        if data_args.packing == "shared_image":
+            eoi = model.config.eoi_token_id
+            return SharedImageRows(samples, eoi_token_id=eoi, max_length=longest)
+        return samples
+
+    pad = model.config.pad_token_id
+    if data_args.packing == "shared_image":
+        mask = "flex" if attention == "flex_attention" else "dense"
+        collator: Any = SharedImageCollator(pad, mask)
+    elif data_args.packing == "samples" and attention.startswith("flash"):
+        collator = FlatCollator()
+    else:
+        collator = PaddingCollator(pad)
+    return BeingVLTrainer(
+        model=model,
+        args=training_args,
+        train_dataset=rows(train_dataset),
+        eval_dataset=None if eval_dataset is None else rows(eval_dataset),
+        data_collator=collator,
+        processing_class=processor,
+        callbacks=list(callbacks),
+        label_weights=(1.0, stage_args.code_weight, stage_args.merge_weight),
+    )
+
+
+def resolved_settings(*arguments: Any) -> dict[str, Any]:
+    """All options by name, as a YAML file of `being-vl train` has them; what is None is left out."""
+    settings: dict[str, Any] = {}
+    for part in arguments:
+        if isinstance(part, BeingVLTrainingArguments):
+            secret = {name for name in part.to_dict() if name.endswith("_token")}
+            values = {k: v for k, v in part.to_dict().items() if k not in secret}
+        else:
+            values = asdict(part)
+        settings.update({name: value for name, value in values.items() if value is not None})
+    return json.loads(json.dumps(settings))
+
+
+def _claim(output: Path, settings: Mapping[str, Any]) -> None:
+    """Save the settings; refuse a folder with a run of others in it."""
+    path = output / SETTINGS_FILE
+    if path.exists():
+        found = yaml.safe_load(path.read_text("utf-8"))
+        for name in sorted({*found, *settings}):
+            if not name.startswith(_FREE) and found.get(name) != settings.get(name):
+                raise ValueError(
+                    f"{path}: {name} is {found.get(name)}, but this run's is {settings.get(name)}: a run goes "
+                    "on with what it began with; choose another output_dir"
+                )
+    elif (output / "config.json").exists():
+        raise ValueError(
+            f"{output} holds a checkpoint that no run of this command made; choose another output_dir"
+        )
+    write_atomic(path, yaml.safe_dump(dict(settings), sort_keys=False).encode())
+
+
+def _finished_metrics(output: Path) -> dict[str, Any] | None:
+    path = output / METRICS_FILE
+    return json.loads(path.read_text("utf-8")) if path.exists() else None
+
+
+def _load(
+    spec: str,
+    data_args: DataArguments,
+    processor: BeingVLProcessor,
+    training_args: BeingVLTrainingArguments,
+) -> datasets.Dataset:
+    from .data import load_training_data
+
+    seed = training_args.seed if training_args.data_seed is None else training_args.data_seed
+    return load_training_data(spec, processor.tokenizer, stage=data_args.mixture_stage, seed=seed)
+
+
+def _finish(
+    trainer: BeingVLTrainer, output: Path, metrics: dict[str, Any], *, has_adapters: bool
+) -> None:
+    """Write the checkpoint aside, put its files in place, the metrics last: they say that all is there."""
+    aside = output / _FINISHED_FOLDER
+    if trainer.is_world_process_zero():
+        shutil.rmtree(aside, ignore_errors=True)
+    trainer.accelerator.wait_for_everyone()
+    if has_adapters:
+        trainer.save_model(str(aside / ADAPTER_FOLDER), _internal_call=True)
+        trainer.model = merge_lora(trainer.accelerator.unwrap_model(trainer.model))
+        trainer.check_frozen_rows()
+        if trainer.is_world_process_zero():
+            trainer.model.save_pretrained(aside)
+            trainer.processing_class.save_pretrained(aside)
+    else:
+        trainer.save_model(str(aside), _internal_call=True)
+    trainer.accelerator.wait_for_everyone()
+    if trainer.is_world_process_zero():
+        for pickled in aside.rglob(TRAINING_ARGS_NAME):
+            pickled.unlink()  # train.yaml says the same
+        for path in sorted(aside.iterdir(), key=lambda path: path.name == "config.json"):
+            target = output / path.name
+            if target.is_dir():
+                shutil.rmtree(target)
+            os.replace(path, target)
+        aside.rmdir()
+        trainer.state.save_to_json(str(output / "trainer_state.json"))
+        write_atomic(output / METRICS_FILE, (json.dumps(metrics, indent=1) + "\n").encode())
+    trainer.accelerator.wait_for_everyone()

@@ -1,0 +1,96 @@
+"""batches → the figures of a log: loss by kind of token, share of merges, tokens and images a second."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import astuple, fields
+
+import torch
+from accelerate import Accelerator
+
+from .collation import BatchCounts
+from .labels import KINDS
+
+_COUNTS = tuple(field.name for field in fields(BatchCounts))
+
+
+class TokenMeter:
+    """Sums over batches since the last reading, over all processes when it is read.
+
+    Counts come from the collator and are kept on the CPU; losses are summed where they are, so that nothing
+    waits for a GPU between two readings.
+
+    Args:
+        label_weights: of the kinds of labels, for the mean of all.
+    """
+
+    def __init__(self, label_weights: Sequence[float]):
+        self._label_weights = label_weights
+        self._clear()
+
+    def _clear(self) -> None:
+        self._counts = torch.zeros(len(_COUNTS), dtype=torch.long)
+        self._losses: torch.Tensor | None = None
+        self._label_counts: torch.Tensor | None = None
+        self._since: float | None = None
+        self._paused = 0.0
+
+    def start(self) -> None:
+        """The clock runs from the first call after a reading."""
+        if self._since is None:
+            self._since = time.perf_counter()
+
+    @contextmanager
+    def pause(self) -> Iterator[None]:
+        """Leave the time of the block out: saving, evaluating."""
+        began = time.perf_counter()
+        try:
+            yield
+        finally:
+            if self._since is not None:
+                self._paused += time.perf_counter() - began
+
+    def add_counts(self, counts: BatchCounts) -> None:
+        self._counts += torch.tensor(astuple(counts))
+
+    def add_losses(self, losses: torch.Tensor, kinds: torch.Tensor) -> None:
+        """Losses of labels, float (num_labels,) without gradient, and their kinds, long (num_labels,)."""
+        one_hot = torch.nn.functional.one_hot(kinds, len(KINDS)).to(losses.dtype)
+        sums, counts = losses @ one_hot, one_hot.sum(dim=0)
+        self._losses = sums if self._losses is None else self._losses + sums
+        self._label_counts = counts if self._label_counts is None else self._label_counts + counts
+
+    def read(self, accelerator: Accelerator) -> dict[str, float]:
+        """The figures since the last reading; called by all processes together.
+
+        Returns:
+            `loss` (weighted mean in nats over the labels), `loss_text`, `loss_code`, `loss_merge` (mean over
+            the labels of the kind; a kind without labels is left out), `merge_share` (merges among the
+            image tokens), and, if the clock ran, `tokens_per_second` and `images_per_second`.
+        """
+        spent = 0.0 if self._since is None else time.perf_counter() - self._since - self._paused
+        device = accelerator.device
+        zeros = torch.zeros(len(KINDS), device=device)
+        sums = torch.cat(
+            [
+                zeros if self._losses is None else self._losses.float(),
+                zeros if self._label_counts is None else self._label_counts.float(),
+                self._counts.to(device, torch.float32),
+            ]
+        )
+        sums = accelerator.reduce(sums, "sum").tolist()
+        self._clear()
+        losses, labels = sums[: len(KINDS)], sums[len(KINDS) : 2 * len(KINDS)]
+        counts = dict(zip(_COUNTS, sums[2 * len(KINDS) :], strict=True))
+        kinds = list(zip(KINDS, losses, labels, self._label_weights, strict=True))
+        figures = {f"loss_{kind}": loss / number for kind, loss, number, _ in kinds if number}
+        if weight_sum := sum(weight * number for _, _, number, weight in kinds):
+            figures["loss"] = sum(weight * loss for _, loss, _, weight in kinds) / weight_sum
+        if counts["codes"] + counts["merges"]:
+            figures["merge_share"] = counts["merges"] / (counts["codes"] + counts["merges"])
+        if spent > 0 and counts["tokens"]:
+            figures["tokens_per_second"] = counts["tokens"] / spent
+            figures["images_per_second"] = counts["images"] / spent
+        return figures

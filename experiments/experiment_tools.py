@@ -1,0 +1,59 @@
+"""What the experiments share: their options, their result files, their images."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from jsonargparse import ArgumentParser
+from jsonargparse.typing import PositiveInt
+
+from being_vl.analysis.markov import GridSource
+from being_vl.image_bpe_files import write_atomically
+
+SOURCES = {
+    "mixed-1": GridSource("mixed"),
+    "rows-1": GridSource("rows"),
+    "mixed-2": GridSource("mixed", order=2),
+    "rows-2": GridSource("rows", order=2),
+}
+
+
+def make_parser(description: str) -> ArgumentParser:
+    """The options of every experiment."""
+    parser = ArgumentParser(description=description.partition("\n")[0])
+    parser.add_argument("--output", type=str, default="docs/figures", help="folder of the results")
+    parser.add_argument("--seeds", type=PositiveInt, default=3, help="0 to so many less one")
+    parser.add_argument(
+        "--quick", action="store_true", help="seconds in all; the figures mean nothing"
+    )
+    return parser
+
+
+def write_results(rows: Sequence[dict[str, Any]] | dict[str, Any], path: Path) -> None:
+    """JSON, one row a line, whole or not at all."""
+    if isinstance(rows, dict):
+        text = json.dumps(rows, indent=1)
+    else:
+        text = "[\n" + ",\n".join(json.dumps(row) for row in rows) + "\n]"
+    write_atomically(path, text + "\n")
+
+
+def mean_and_spread(values: Sequence[float]) -> str:
+    """Mean ± standard deviation over the seeds."""
+    spread = np.std(values, ddof=1) if len(values) > 1 else 0.0
+    return f"{np.mean(values):.4f} ± {spread:.4f}"
+
+
+def image_grids(name: str, count: int, codebook_size: int, side: int, seed: int) -> tuple[Any, Any]:
+    """Training and held-out grids of codes of real images, from the benchmarks' data."""
+    sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))
+    import bpe_data
+
+    if name == "photographs":
+        return bpe_data.photographs(count, codebook_size, side, seed)
+    return bpe_data.drawings(codebook_size, seed)

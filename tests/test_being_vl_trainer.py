@@ -1,0 +1,197 @@
+"""The loss and its normalisation, and the figures in the logs, against plain arithmetic."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+import torch.multiprocessing as mp
+from model_fixtures import BOI, EOI, LAYOUT, PAD, being_vl_model
+from torch.nn import functional as F
+from training_fixtures import rows_of
+
+from being_vl.training.arguments import BeingVLTrainingArguments
+from being_vl.training.collation import PaddingCollator
+from being_vl.training.rows import TokenizedRows
+from being_vl.training.trainer import BeingVLTrainer
+
+CODE, MERGE = LAYOUT.first_code_id, LAYOUT.first_merge_id
+WEIGHTS = (1.0, 0.25, 3.0)
+
+
+def data(count: int = 8, seed: int = 0) -> TokenizedRows:
+    """Samples of other lengths, each with an image of 3 codes and 2 merges; everything is a label."""
+    rng = np.random.default_rng(seed)
+    samples = []
+    for number in range(count):
+        image = [*rng.integers(CODE, MERGE, 3), *rng.integers(MERGE, LAYOUT.size, 2)]
+        text = rng.integers(3, LAYOUT.text_size, 2 + number)
+        samples.append({"id": str(number), "input_ids": [1, BOI, *image, EOI, *text], "spoken": 1})
+    return TokenizedRows(rows_of(samples), LAYOUT, labels="all")
+
+
+def make_trainer(folder, *, model=None, rows=None, label_weights=(1.0, 1.0, 1.0), **options):
+    options = {
+        "max_steps": 1,
+        "per_device_train_batch_size": 4,
+        "optim": "sgd",
+        "learning_rate": 1.0,
+        "warmup_steps": 0,
+        "lr_scheduler_type": "constant",
+        "max_grad_norm": 0.0,
+        "logging_steps": 1,
+        "save_strategy": "no",
+        "report_to": "none",
+        "disable_tqdm": True,
+        "use_cpu": True,
+        **options,
+    }
+    return BeingVLTrainer(
+        model=model or being_vl_model(),
+        args=BeingVLTrainingArguments(output_dir=str(folder), **options),
+        train_dataset=rows or data(),
+        data_collator=PaddingCollator(PAD),
+        label_weights=label_weights,
+    )
+
+
+def plain_loss(model, rows, weights=(1.0, 1.0, 1.0)) -> tuple[torch.Tensor, dict[str, float]]:
+    """Σ w·ce / Σ w over all labels, row by row through a plain forward; and the means by kind."""
+    total, weight_sum, by_kind = 0.0, 0.0, {}
+    for number in range(len(rows)):
+        ids = torch.from_numpy(rows[number]["input_ids"]).long()[None]
+        logits = model(input_ids=ids).logits[0, :-1]
+        for loss, target in zip(
+            F.cross_entropy(logits, ids[0, 1:], reduction="none"), ids[0, 1:].tolist(), strict=True
+        ):
+            kind = 0 if target < CODE else 1 if target < MERGE else 2
+            total, weight_sum = total + weights[kind] * loss, weight_sum + weights[kind]
+            by_kind.setdefault(("text", "code", "merge")[kind], []).append(loss.item())
+    return total / weight_sum, {kind: np.mean(values) for kind, values in by_kind.items()}
+
+
+@pytest.mark.parametrize("weights", [(1.0, 1.0, 1.0), WEIGHTS, (1.0, 0.0, 0.0)])
+@pytest.mark.parametrize("accumulation", [1, 2, 4])
+def test_a_step_is_that_of_the_weighted_mean(tmp_path, weights, accumulation):
+    """One SGD step on all 8 rows, in 1, 2 or 4 batches: loss, figures and weights of the plain mean."""
+    expected = being_vl_model().train()
+    loss, by_kind = plain_loss(expected, data(), weights)
+    loss.backward()
+    trainer = make_trainer(
+        tmp_path,
+        label_weights=weights,
+        per_device_train_batch_size=8 // accumulation,
+        gradient_accumulation_steps=accumulation,
+    )
+    trainer.train()
+    logs = trainer.state.log_history[0]
+    assert logs["loss"] == pytest.approx(loss.item(), rel=1e-5)
+    for kind, value in by_kind.items():
+        assert logs[f"loss_{kind}"] == pytest.approx(value, rel=1e-5)
+    assert logs["merge_share"] == pytest.approx(0.4)
+    for name, parameter in expected.named_parameters():
+        stepped = parameter - parameter.grad
+        torch.testing.assert_close(
+            dict(trainer.model.named_parameters())[name], stepped, atol=2e-5, rtol=1e-4
+        )
+
+
+def test_weights_of_one_give_the_models_own_loss(tmp_path):
+    """Equal to `ForCausalLMLoss`, which a plain Trainer would use."""
+    trainer = make_trainer(tmp_path)
+    batch = PaddingCollator(PAD)([data()[i] for i in range(4)])
+    with torch.no_grad():
+        own = trainer.model(**batch).loss
+        ours = trainer.compute_loss(trainer.model, batch)
+    torch.testing.assert_close(ours, own)
+
+
+def test_a_step_without_labels_moves_nothing(tmp_path):
+    samples = [{"id": "silent", "input_ids": [1, 5, 6], "spoken": 0}] * 4
+    model = being_vl_model()
+    before = {n: p.clone() for n, p in model.named_parameters()}
+    trainer = make_trainer(tmp_path, model=model, rows=TokenizedRows(rows_of(samples), LAYOUT))
+    trainer.train()
+    assert trainer.state.log_history[0]["loss"] == 0
+    assert all(torch.equal(p, before[n]) for n, p in model.named_parameters())
+
+
+def test_throughput_counts_tokens_and_images(tmp_path, monkeypatch):
+    """With a clock of one second a step: tokens without padding, images by their beginnings."""
+    rows = data()
+    trainer = make_trainer(tmp_path, per_device_train_batch_size=2, gradient_accumulation_steps=4)
+    meter = trainer._meters[True]
+    ticks = iter(range(100))
+    monkeypatch.setattr("being_vl.training.token_meter.time.perf_counter", lambda: next(ticks))
+    trainer.train()
+    logs = trainer.state.log_history[0]
+    assert logs["tokens_per_second"] == pytest.approx(int(rows.lengths.sum()))
+    assert logs["images_per_second"] == pytest.approx(8)
+    assert meter.read(trainer.accelerator) == {}
+
+
+def test_evaluation_averages_over_labels(tmp_path):
+    """Batches of one row weigh their labels, not each other; kinds are told apart."""
+    rows = data()
+    trainer = make_trainer(tmp_path, per_device_eval_batch_size=1, label_weights=WEIGHTS)
+    metrics = trainer.evaluate(rows)
+    with torch.no_grad():
+        loss, by_kind = plain_loss(trainer.model.eval(), rows, WEIGHTS)
+    assert metrics["eval_loss"] == pytest.approx(loss.item(), rel=1e-5)
+    for kind, value in by_kind.items():
+        assert metrics[f"eval_loss_{kind}"] == pytest.approx(value, rel=1e-5)
+
+
+def test_grouping_by_length_reads_no_row(tmp_path):
+    rows = data(32)
+    trainer = make_trainer(tmp_path, rows=rows, train_sampling_strategy="group_by_length")
+    rows._dataset = None
+    order = list(trainer._get_train_sampler())
+    assert sorted(order) == list(range(32))
+    spread = [np.ptp(rows.lengths[order[i : i + 4]]) for i in range(0, 32, 4)]
+    assert max(spread) <= 3
+
+
+def test_what_is_refused(tmp_path):
+    with pytest.raises(ValueError, match="compute_loss_func is taken"):
+        BeingVLTrainer(model=being_vl_model(), compute_loss_func=lambda *args, **kwargs: 0)
+
+
+def _worker(rank: int, folder: str, world_size: int) -> None:
+    import os
+
+    torch.set_num_threads(1)
+    os.environ.update(
+        RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE=str(world_size),
+        MASTER_ADDR="127.0.0.1", MASTER_PORT="29611",
+    )  # fmt: skip
+    trainer = make_trainer(
+        folder,
+        label_weights=WEIGHTS,
+        per_device_train_batch_size=4 // world_size,
+        gradient_accumulation_steps=2,
+    )
+    trainer.train()
+    if rank == 0:
+        logs = trainer.state.log_history[0]
+        weights = {n: p.detach() for n, p in trainer.model.named_parameters()}
+        torch.save({"logs": logs, "weights": weights}, f"{folder}/result.pt")
+    torch.distributed.destroy_process_group()
+
+
+def test_two_processes_take_the_step_of_one(tmp_path):
+    """The same 8 rows shared out: same step, same figures, counts of both."""
+    expected = being_vl_model().train()
+    loss, by_kind = plain_loss(expected, data(), WEIGHTS)
+    loss.backward()
+    mp.spawn(_worker, args=(str(tmp_path), 2), nprocs=2)
+    result = torch.load(tmp_path / "result.pt", weights_only=True)
+    logs = result["logs"]
+    assert logs["loss"] == pytest.approx(loss.item(), rel=1e-5)
+    for kind, value in by_kind.items():
+        assert logs[f"loss_{kind}"] == pytest.approx(value, rel=1e-5)
+    ratio = logs["tokens_per_second"] / logs["images_per_second"]
+    assert ratio == pytest.approx(int(data().lengths.sum()) / 8)
+    for name, parameter in expected.named_parameters():
+        stepped = (parameter - parameter.grad).detach()
+        torch.testing.assert_close(result["weights"][name], stepped, atol=2e-5, rtol=1e-4)
