@@ -120,7 +120,10 @@ def _chat_tab(speaker: Speaker) -> None:
         talk.waiting = [speaker.look(picture) for picture in pictures]
         shown = [
             *shown,
-            *({"role": "user", "content": gr.Image(picture)} for picture in pictures),
+            *(
+                {"role": "user", "content": gr.Image(picture, buttons=["fullscreen"])}
+                for picture in pictures
+            ),
             {"role": "user", "content": text},
         ]
         said = ""

@@ -26,8 +26,8 @@ from transformers import (
 )
 
 from ..modeling_being_vl_vq import BeingVLVQModel
-from .exact_resume import ExactResumeMixin
 from ..vq_metrics import PixelScale, ReconstructionMetrics, evaluate_reconstruction
+from .exact_resume import ExactResumeMixin
 from .vq_codebook import fit_codebook
 from .vq_data import augment
 from .vq_module import VQTrainingModule
