@@ -78,9 +78,9 @@ class HubServer:
     def files(
         self, repo_id: str, repo_type: str = "model", revision: str = "main"
     ) -> dict[str, bytes]:
-        """The files of a repository now."""
+        """The files of a repository now, path → content."""
         repository = self.repositories[repo_type, repo_id]
-        return repository.commits[repository.refs[revision]]
+        return dict(repository.commits[repository.refs[revision]])
 
     def bytes_received(self) -> int:
         """Bytes of LFS objects that arrived, whole objects or not."""
