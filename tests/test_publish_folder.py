@@ -23,7 +23,7 @@ from being_vl.hub.facts import CardFacts, read_facts
 from being_vl.hub.folder import check_whole, folder_kind
 from being_vl.hub.push import planned
 from being_vl.hub.results import load_results
-from being_vl.pushing import matches
+from being_vl.pushing_commit import matches
 
 
 @pytest.fixture(scope="module")

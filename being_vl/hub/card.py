@@ -24,7 +24,8 @@ from ..image_bpe import ImageBPE
 from ..image_bpe_files import write_atomically
 from ..image_loading import load_image
 from ..processing_being_vl import BeingVLProcessor
-from ..pushing import CARD, CARD_MARK, VQ_FOLDER
+from ..pushing import VQ_FOLDER
+from ..pushing_commit import CARD, CARD_MARK
 from ..remote_code import read_json
 from ..tokenization_being_vl import BeingVLTokenizer
 from .facts import FACTS_FILE, CardFacts, read_facts, read_mapping

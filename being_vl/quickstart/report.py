@@ -16,7 +16,7 @@ from ..evaluation import results as result_files
 from ..evaluation.easyvqa import QUESTION_TYPES, Split
 from ..hub.card import PICTURE, draw_example, write_card
 from ..hub.facts import CardFacts
-from ..pushing import CARD
+from ..pushing_commit import CARD
 from .runs import MAX_ANSWER_TOKENS, Result
 from .settings import Settings, Workspace
 
