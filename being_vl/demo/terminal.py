@@ -70,8 +70,10 @@ class Session:
 
     def _answer(self, text: str) -> None:
         with closing(self.speaker.ask(self.conversation, text)) as pieces:
+            blank = True  # an answer begins with its first word
             for piece in pieces:
-                self._write(piece)
+                self._write(piece.lstrip() if blank else piece)
+                blank = blank and not piece.strip()
         self._write("\n")
 
     def _write(self, text: str) -> None:

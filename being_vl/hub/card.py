@@ -49,6 +49,7 @@ _RECIPE = (
     "gradient_accumulation_steps", "lr_scheduler_type", "warmup_steps", "warmup_ratio", "weight_decay",
     "optim", "adam_beta1", "adam_beta2", "max_grad_norm", "max_length", "packing", "bf16", "seed",
     "use_peft", "lora_r", "lora_alpha", "pretrain", "sft", "seconds",
+    "steps", "train_runtime", "train_loss", "eval_loss",
 )  # fmt: skip
 
 
@@ -188,7 +189,7 @@ def _tokens_per_image(
 def _recipe(folder: Path) -> dict[str, Any]:
     """The settings of the training, from the files that it leaves in a checkpoint."""
     found: dict[str, Any] = {}
-    for name in ("training.json", "train.yaml"):
+    for name in ("training.json", "train.yaml", "metrics.json"):
         if (folder / name).exists():
             content = read_mapping(folder / name)
             sections = [content, *(part for part in content.values() if isinstance(part, dict))]
