@@ -41,7 +41,7 @@ _FINISHED_FOLDER = ".finished"
 # Settings that change nothing about the weights that come out: a continued run may change them.
 _FREE = (
     "output_dir", "dataloader_", "ddp_timeout", "disable_tqdm", "eval_", "hub_", "log_", "logging_",
-    "per_device_eval_batch_size", "project", "push_to_hub", "report_to", "run_name", "save_", "trackio_",
+    "local_rank", "per_device_eval_batch_size", "project", "push_to_hub", "report_to", "run_name", "save_", "trackio_",
 )  # fmt: skip
 
 
@@ -102,8 +102,9 @@ def run_stage(
             return StageResult(str(output), finished)
         set_seed(training_args.seed)
         model, processor = load_for_training(model_args, stage_args)
-        train = train_dataset or _load(data_args.dataset, data_args, processor, training_args)
-        held_out = eval_dataset
+        train, held_out = train_dataset, eval_dataset
+        if train is None:
+            train = _load(data_args.dataset, data_args, processor, training_args)
         if held_out is None and data_args.eval_dataset is not None:
             held_out = _load(data_args.eval_dataset, data_args, processor, training_args)
         trainer = make_trainer(
@@ -181,10 +182,12 @@ def make_trainer(
             return PackedSamples(samples, longest)
         if data_args.packing == "shared_image":
             eoi = model.config.eoi_token_id
+            if eoi is None:
+                raise ValueError("packing=shared_image needs eoi_token_id in the model's config")
             return SharedImageRows(samples, eoi_token_id=eoi, max_length=longest)
         return samples
 
-    pad = model.config.pad_token_id
+    pad = model.config.pad_token_id or 0  # which id does not matter: no label sees the padding
     if data_args.packing == "shared_image":
         mask = "flex" if attention == "flex_attention" else "dense"
         collator: Any = SharedImageCollator(pad, mask)
