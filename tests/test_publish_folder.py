@@ -165,7 +165,7 @@ def test_card_says_what_the_files_say(checkpoint: Path, capsys) -> None:
     for said in (
         "# Seeing Llama", "| easyvqa | easy-VQA, test | accuracy | 99.28 | 9,673 | greedy, max_new_tokens=8 | being_vl 0.1.0 |",
         "| easy-VQA, test | 16 | 5.5 | 2.9 |", "](tokens.png)", "It sees little.", "Trained here.", "two cores",
-        "| `learning_rate` | 0.002 |", "405 text, 4 special, 16 codes, 12 merges", "<image>Is it \"red\"?",
+        "| learning_rate | 0.002 |", "405 text, 4 special, 16 codes, 12 merges", "<image>Is it \"red\"?",
     ):  # fmt: skip
         assert said in text, said
     assert "/home/me" not in text and "None" not in text

@@ -52,6 +52,13 @@ _RECIPE = (
     "steps", "train_runtime", "train_loss", "eval_loss",
 )  # fmt: skip
 
+_LABELS = {
+    "pretrain": "steps of pretrain",
+    "sft": "steps of sft",
+    "seconds": "seconds of training",
+    "train_runtime": "seconds of training",
+}
+
 
 def card_text(folder: Path, facts: CardFacts | None = None) -> str:
     """The card of a folder, whatever it holds.
@@ -187,7 +194,7 @@ def _tokens_per_image(
 
 
 def _recipe(folder: Path) -> dict[str, Any]:
-    """The settings of the training, from the files that it leaves in a checkpoint."""
+    """Label → value of the settings of the training, from the files that it leaves in a checkpoint."""
     found: dict[str, Any] = {}
     for name in ("training.json", "train.yaml", "metrics.json"):
         if (folder / name).exists():
@@ -195,7 +202,11 @@ def _recipe(folder: Path) -> dict[str, Any]:
             sections = [content, *(part for part in content.values() if isinstance(part, dict))]
             for section in sections:
                 found |= {key: section[key] for key in _RECIPE if section.get(key) is not None}
-    return {key: found[key] for key in _RECIPE if key in found and not isinstance(found[key], dict)}
+    return {
+        _LABELS.get(key, key): f"{found[key]:.4g}" if isinstance(found[key], float) else found[key]
+        for key in _RECIPE
+        if key in found and not isinstance(found[key], dict)
+    }
 
 
 def _parts_card(folder: Path, facts: CardFacts, kind: str) -> str:
