@@ -6,7 +6,6 @@ weights that they are of, and in that a failed commit is tried again.
 
 from __future__ import annotations
 
-import hashlib
 import importlib
 import os
 import re
@@ -27,13 +26,15 @@ from huggingface_hub import (
 )
 from huggingface_hub.errors import HfHubHTTPError, HTTPError
 from huggingface_hub.utils import logging
+from huggingface_hub.utils.sha import sha_fileobj
 
 logger = logging.get_logger(__name__)
 
 CARD = "README.md"
 _VQ_FOLDER = "vq_model"
 CARD_MARK = "<!-- written by being-vl card -->"
-WEIGHT_PATTERNS = ("*.safetensors", "model.safetensors.index.json")
+_TENSOR_PATTERNS = ("*.safetensors",)
+WEIGHT_PATTERNS = (*_TENSOR_PATTERNS, "model.safetensors.index.json")
 RESULT_PATTERNS = ("evaluation/*.json", ".eval_results/*.yaml")
 # What is said of weights, and false as soon as they are others.
 MEASURED_PATTERNS = (*RESULT_PATTERNS, "README.md", "card.yaml", "training.json")
@@ -135,14 +136,18 @@ def _commit(own: Mapping[str, Path], target: Target, companions: Mapping[str, Pa
     stored = {
         entry.path: entry.lfs.sha256
         for entry in tree
-        if getattr(entry, "lfs", None) and matches(entry.path, WEIGHT_PATTERNS)
+        if getattr(entry, "lfs", None) and matches(entry.path, _TENSOR_PATTERNS)
     }
-    outdated = _outdated(own, stored, there)
+    weights = _hashes(own) if stored or companions else {}  # large files take a while
+    outdated = set()
+    if weights and stored and weights != stored:
+        replaced = (*MEASURED_PATTERNS, *WEIGHT_PATTERNS)
+        outdated = {path for path in there if matches(path, replaced) and path not in own}
     if CARD in outdated and CARD_MARK not in _card_there(api, repo_id, target):
         outdated.remove(CARD)
     companions = {
         path: file
-        for path, file in _fitting(own, companions, stored).items()
+        for path, file in _fitting(companions, weights or stored).items()
         if path not in own and path not in there - outdated
     }
     files = {**companions, **own}
@@ -172,33 +177,24 @@ def _hashes(files: Mapping[str, Path]) -> dict[str, str]:
     """Path → sha256, of the weights among files."""
     found = {}
     for path, file in files.items():
-        if matches(path, ("*.safetensors",)):
+        if matches(path, _TENSOR_PATTERNS):
             with open(file, "rb") as opened:
-                digest = hashlib.sha256()
-                while chunk := opened.read(1 << 20):
-                    digest.update(chunk)
-            found[path] = digest.hexdigest()
+                found[path] = sha_fileobj(opened).hex()
     return found
 
 
-def _outdated(own: Mapping[str, Path], stored: Mapping[str, str], there: set[str]) -> set[str]:
-    """What the repository has of weights that `own` replaces, and what was said of them."""
-    weights = _hashes(own)
-    if not weights or not stored or weights == stored:
-        return set()
-    patterns = (*MEASURED_PATTERNS, *WEIGHT_PATTERNS)
-    return {path for path in there if matches(path, patterns) and path not in own}
+def _fitting(companions: Mapping[str, Path], weights: Mapping[str, str]) -> dict[str, Path]:
+    """The companions; without weights and what is said of them where the repository has or gets others.
 
-
-def _fitting(
-    own: Mapping[str, Path], companions: Mapping[str, Path], stored: Mapping[str, str]
-) -> dict[str, Path]:
-    """The companions, without weights and what is said of them where other weights take their place."""
-    weights = _hashes(own) or dict(stored)
-    if not weights or weights == _hashes(companions):
+    Args:
+        companions: path → file.
+        weights: path → sha256, of the weights that the repository will have but for the companions'.
+    """
+    names = {path for path in companions if matches(path, _TENSOR_PATTERNS)}
+    if not weights or (names == set(weights) and _hashes(companions) == dict(weights)):
         return dict(companions)
-    patterns = (*MEASURED_PATTERNS, *WEIGHT_PATTERNS)
-    return {path: file for path, file in companions.items() if not matches(path, patterns)}
+    replaced = (*MEASURED_PATTERNS, *WEIGHT_PATTERNS)
+    return {path: file for path, file in companions.items() if not matches(path, replaced)}
 
 
 def _card_there(api: HfApi, repo_id: str, target: Target) -> str:
