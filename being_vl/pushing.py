@@ -52,12 +52,17 @@ class PushesCheckpoint:
         **kwargs: Any,
     ) -> Any:
         """Save as the class does; with `push_to_hub=True`, push the checkpoint as `push_to_hub` does."""
-        options = {name: kwargs.pop(name) for name in _OPTIONS if push_to_hub and name in kwargs}
+        options = hub_options(kwargs) if push_to_hub else {}
         saved = super().save_pretrained(save_directory, *args, **kwargs)
         if push_to_hub and kwargs.get("is_main_process", True):
-            repo_id = options.pop("repo_id", None) or Path(save_directory).resolve().name
-            self._push(Path(save_directory), Target(repo_id, **options))
+            self._push_saved(save_directory, options)
         return saved
+
+    def _push_saved(self, save_directory: str | os.PathLike, options: dict[str, Any]) -> CommitInfo:
+        """Push a folder that was just saved; `options` are those of `hub_options`."""
+        folder = Path(save_directory)
+        repo_id = options.pop("repo_id", None) or folder.resolve().name
+        return self._push(folder, Target(repo_id, **options))
 
     def push_to_hub(
         self,
@@ -110,6 +115,11 @@ class PushesCheckpoint:
     def _own_files(self, folder: Path) -> dict[str, Path]:
         """Path in the repository → file, of what `save_pretrained` wrote into a folder."""
         return folder_files(folder)
+
+
+def hub_options(kwargs: dict[str, Any]) -> dict[str, Any]:
+    """Take the options of `push_to_hub` out of those of a `save_pretrained`."""
+    return {name: kwargs.pop(name) for name in _OPTIONS if name in kwargs}
 
 
 class PushesVQModel(PushesCheckpoint):
