@@ -150,7 +150,8 @@ def commit_of(file: str | os.PathLike | None) -> str | None:
 def _has_file(name: str, revision: str | None, path: str) -> bool:
     if os.path.isdir(name):
         return os.path.exists(os.path.join(name, path))
-    return not os.path.exists(name) and HfApi().file_exists(name, path, revision=revision)
+    is_repository = re.fullmatch(r"[\w.-]+(/[\w.-]+)?", name) and not os.path.exists(name)
+    return bool(is_repository) and HfApi().file_exists(name, path, revision=revision)
 
 
 def source_files(

@@ -53,6 +53,7 @@ class HubRequest(BaseHTTPRequestHandler):
         self.query = parse_qs(url.query)
         self.fault = None
         with self.hub.lock:
+            self.hub.busy += 1
             self.hub.requests.append((self.command, unquote(url.path)))
             for fault in self.hub.faults:
                 if fault.befalls(self.command, url.path):
@@ -67,6 +68,9 @@ class HubRequest(BaseHTTPRequestHandler):
             self._route(url.path)
         except ConnectionCutError:
             self.close_connection = True
+        finally:
+            with self.hub.lock:
+                self.hub.busy -= 1
 
     do_GET = do_HEAD = do_POST = do_PUT = do_DELETE = _dispatch
 

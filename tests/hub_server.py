@@ -35,6 +35,7 @@ class HubServer:
         uploads: what came over LFS, whole or not.
         faults: what will go wrong; spent ones stay in the list.
         bytes_arrived: of uploads, those under way included.
+        busy: requests being answered.
         bytes_per_second: how fast uploads are read; None for as fast as they come.
     """
 
@@ -45,6 +46,7 @@ class HubServer:
         self.uploads: list[Upload] = []
         self.faults: list[Fault] = []
         self.bytes_arrived = 0
+        self.busy = 0
         self.bytes_per_second: int | None = None
         self.lock = threading.RLock()
         handler = type("Handler", (HubApi,), {"hub": self})

@@ -77,7 +77,8 @@ def trial(hub: HubServer, folder: Path, seed: int) -> dict:
     with contextlib.suppress(ChildProcessError):
         os.waitpid(push, 0)
     hub.bytes_per_second = None
-    time.sleep(0.05)  # the server has noticed
+    while hub.busy:  # what sockets still held has arrived, or the server has noticed
+        time.sleep(0.01)
     files = hub.files(repo) if ("model", repo) in hub.repositories else {}
     assert files in ({}, expected), f"seed {seed}: a half-made commit of {sorted(files)}"
     missing = sum(
