@@ -17,7 +17,8 @@ from huggingface_hub import ModelCard
 from publish_fixtures import published_checkpoint
 
 from being_vl.code_shards import CodeShards, ShardInfo, write_shard
-from being_vl.hub.card import draw_example, write_card
+from being_vl.hub.card import write_card
+from being_vl.hub.example import draw_example
 from being_vl.hub.facts import CardFacts
 from being_vl.pushing_commit import matches
 

@@ -14,7 +14,8 @@ from rich.table import Table
 from .. import __version__
 from ..evaluation import results as result_files
 from ..evaluation.easyvqa import QUESTION_TYPES, Split
-from ..hub.card import PICTURE, draw_example, write_card
+from ..hub.card import write_card
+from ..hub.example import PICTURE, draw_example
 from ..hub.facts import CardFacts
 from ..pushing_commit import CARD
 from .runs import MAX_ANSWER_TOKENS, Result
