@@ -10,11 +10,12 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from experiment_tools import SOURCES, image_grids, make_parser, write_results
+from experiment_tools import SOURCES, image_grids, make_parser, once, write_results
 from jsonargparse import Namespace
 
 from being_vl import ImageBPE
@@ -77,7 +78,7 @@ def block_corpus(seed: int, quick: bool) -> Iterator[dict[str, Any]]:
 def image_corpus(seed: int, quick: bool) -> Iterator[dict[str, Any]]:
     """The bound for whole images."""
     for codebook_size in (64,) if quick else (1024, 8192):
-        count, shown = (50, 2) if quick else (4000, 40)
+        count, shown = (50, 2) if quick else (4000, 25)
         training, held_out = image_grids("photographs", count, codebook_size, 32, seed)
         for num_merges in (20,) if quick else (1024, 8192):
             bpe = ImageBPE.train(training, num_merges, codebook_size, merge_rule="pair")
@@ -98,13 +99,16 @@ def _blocks(grids: np.ndarray, side: int) -> np.ndarray:
 
 
 def main(args: Namespace) -> int:
+    output = Path(args.output)
     rows = []
     for kind in (every_grid, sampled_grids, block_corpus, image_corpus):
         for seed in range(args.seeds):
-            for row in kind(seed, args.quick):
-                rows.append(row)
-                print(row, flush=True)
-    write_results(rows, Path(args.output) / "information-loss.json")
+            name = f"{kind.__name__} {seed}"
+            rows_of_kind = partial(list, kind(seed, args.quick))
+            found = once(output / "information-loss-runs", name, rows_of_kind)
+            rows += found
+            print(*found, sep="\n", flush=True)
+    write_results(rows, output / "information-loss.json")
     return 0
 
 
