@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from jsonargparse import ArgumentParser
+from jsonargparse import ArgumentParser, Namespace
 from jsonargparse.typing import PositiveInt
 
 from being_vl.analysis.markov import GridSource
@@ -32,6 +32,11 @@ def make_parser(description: str) -> ArgumentParser:
         "--quick", action="store_true", help="seconds in all; the figures mean nothing"
     )
     return parser
+
+
+def seeds(args: Namespace) -> range:
+    """0 to `--seeds` less one; 0 alone with `--quick`."""
+    return range(1 if args.quick else args.seeds)
 
 
 def write_results(rows: Sequence[dict[str, Any]] | dict[str, Any], path: Path) -> None:

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from experiment_tools import SOURCES, image_grids, make_parser, once, write_results
+from experiment_tools import SOURCES, image_grids, make_parser, once, seeds, write_results
 from jsonargparse import Namespace
 
 from being_vl import ImageBPE
@@ -102,7 +102,7 @@ def main(args: Namespace) -> int:
     output = Path(args.output)
     rows = []
     for kind in (every_grid, sampled_grids, block_corpus, image_corpus):
-        for seed in range(args.seeds):
+        for seed in seeds(args):
             name = f"{kind.__name__} {seed}"
             rows_of_kind = partial(list, kind(seed, args.quick))
             found = once(output / "information-loss-runs", name, rows_of_kind)

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from experiment_tools import SOURCES, make_parser, once, write_results
+from experiment_tools import SOURCES, make_parser, once, seeds, write_results
 from jsonargparse import Namespace
 
 from being_vl import ImageBPE
@@ -87,7 +87,7 @@ def main(args: Namespace) -> int:
     output = Path(args.output)
     rows = []
     for name in CASES:
-        for seed in range(args.seeds):
+        for seed in seeds(args):
             rows.append(
                 once(
                     output / "propositions-runs",

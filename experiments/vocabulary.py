@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from experiment_tools import image_grids, make_parser, once, write_results
+from experiment_tools import image_grids, make_parser, once, seeds, write_results
 from jsonargparse import Namespace
 
 from being_vl import ImageBPE
@@ -100,7 +100,7 @@ def main(args: Namespace) -> int:
     output = Path(args.output)
     rows = []
     for name in CASES:
-        for seed in range(args.seeds):
+        for seed in seeds(args):
             row = once(
                 output / "vocabulary-runs", f"{name} {seed}", partial(run, name, seed, args.quick)
             )
