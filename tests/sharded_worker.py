@@ -31,9 +31,9 @@ STAGES = {
     "tied": {"stage": "pretrain"},
     "loaded": {"stage": "pretrain"},
     "refused": {"deepspeed": {"zero_optimization": {"stage": 3}, "train_batch_size": "auto"}},
-    "resume": {"stage": "sft", "save_steps": 3},
+    "resume": {"stage": "sft", "save_steps": 7, "train_sampling_strategy": "group_by_length"},
 }
-STEPS = 8
+STEPS = 9
 
 
 class Stop(Exception):
@@ -114,13 +114,13 @@ def run(folder: Path, case: str) -> None:
             pass
         resumed = trainer(f"{case}-stopped")
         resumed.train(resume_from_checkpoint=True)
-    trained = trainer(case)
     if stage == "refused":
         try:
-            trained.train()
+            trainer(case)
         except ValueError as error:
             (folder / "refused.txt").write_text(str(error))
         return
+    trained = trainer(case)
     trained.train()
     if trained.args.process_index == 0:
         losses = [log["loss"] for log in trained.state.log_history if "loss" in log]

@@ -149,3 +149,12 @@ class BeingVLTrainingArguments(TrainingArguments):
             raise ValueError(
                 "remove_unused_columns must be false: the rows hold what no forward takes"
             )
+        if self.resume_from_checkpoint is not None:
+            raise ValueError(
+                "resume_from_checkpoint must be left out: a run goes on from the newest whole checkpoint of "
+                "its output_dir"
+            )
+        if self.push_to_hub:
+            raise ValueError(
+                "push_to_hub must be false: being-vl push uploads a finished checkpoint"
+            )
