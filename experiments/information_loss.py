@@ -77,18 +77,17 @@ def block_corpus(seed: int, quick: bool) -> Iterator[dict[str, Any]]:
 
 def image_corpus(seed: int, quick: bool) -> Iterator[dict[str, Any]]:
     """The bound for whole images."""
-    for codebook_size in (64,) if quick else (1024, 8192):
+    for codebook_size, num_merges in ((64, 20),) if quick else ((1024, 1024), (8192, 8192)):
         count, shown = (50, 2) if quick else (4000, 25)
         training, held_out = image_grids("photographs", count, codebook_size, 32, seed)
-        for num_merges in (20,) if quick else (1024, 8192):
-            bpe = ImageBPE.train(training, num_merges, codebook_size, merge_rule="pair")
-            bound = offset_bits(bpe, held_out[:shown])
-            yield {"kind": "corpus of images", "source": "photographs", "seed": seed, "side": 32,
-                   "codebook_size": codebook_size, "grids": shown, "merge_rule": "pair",
-                   "merges": bpe.num_merges, "raw_bits": bound["raw_bits"],
-                   "merges_a_grid": bound["merges"], "lost_bits_at_most": bound["offset_bits"],
-                   "lost_share_at_most": bound["offset_bits"] / bound["raw_bits"],
-                   "one_bit_a_merge": bound["merges"] / bound["raw_bits"]}  # fmt: skip
+        bpe = ImageBPE.train(training, num_merges, codebook_size, merge_rule="pair")
+        bound = offset_bits(bpe, held_out[:shown])
+        yield {"kind": "corpus of images", "source": "photographs", "seed": seed, "side": 32,
+               "codebook_size": codebook_size, "grids": shown, "merge_rule": "pair",
+               "merges": bpe.num_merges, "raw_bits": bound["raw_bits"],
+               "merges_a_grid": bound["merges"], "lost_bits_at_most": bound["offset_bits"],
+               "lost_share_at_most": bound["offset_bits"] / bound["raw_bits"],
+               "one_bit_a_merge": bound["merges"] / bound["raw_bits"]}  # fmt: skip
 
 
 def _blocks(grids: np.ndarray, side: int) -> np.ndarray:
