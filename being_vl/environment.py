@@ -2,7 +2,7 @@
 
 Source: the `env` commands of transformers and accelerate. It differs in that it also tries what breaks in
 practice: a torchvision built for another torch, which an extra can bring along, and after which transformers
-does not import its processors.
+does not import its processors; and a timm without torchvision, with which accelerate does not start.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ PACKAGES = (
     "being-vl",
     "torch",
     "torchvision",
+    "timm",
     "transformers",
     "tokenizers",
     "accelerate",
@@ -56,29 +57,41 @@ def describe() -> dict[str, Any]:
         "packages": packages,
         "devices": [*devices, f"cpu, {torch.get_num_threads()} threads"],
         "java": shutil.which("java"),
-        "problems": [*filter(None, (torchvision_problem(), _lmms_eval_problem(packages)))],
+        "problems": [
+            *filter(None, (torchvision_problem(), timm_problem(), _lmms_eval_problem(packages)))
+        ],
     }
 
 
 def torchvision_problem() -> str | None:
-    """What is wrong with the installed torchvision, and what mends it; None if nothing is.
-
-    It is imported in a process of its own, since a failed import leaves torch changed.
-    """
+    """What is wrong with the installed torchvision, and what mends it; None if nothing is."""
     version = _version("torchvision")
-    if version is None:
+    reason = version and _import_error("torchvision")
+    if not reason:
         return None
-    run = subprocess.run(
-        [sys.executable, "-c", "import torchvision"], capture_output=True, text=True
-    )
-    if run.returncode == 0:
-        return None
-    reason = run.stderr.strip().splitlines()[-1]
     return (
         f"torchvision {version} does not fit torch {_version('torch')} ({reason}); with it, transformers does "
-        "not import its processors. being_vl needs none: pip uninstall torchvision. To keep it, install the "
-        "build for this torch from the same index as torch"
+        "not import its processors. being_vl needs none: pip uninstall torchvision timm. To keep it, install "
+        "the build for this torch from the same index as torch"
     )
+
+
+def timm_problem() -> str | None:
+    """timm is there without the torchvision that it imports; None if it is not."""
+    version = _version("timm")
+    reason = version and _version("torchvision") is None and _import_error("timm")
+    if not reason:
+        return None
+    return (
+        f"timm {version} cannot be imported ({reason}); with it, `accelerate launch` does not start. being_vl "
+        "needs none: pip uninstall timm"
+    )
+
+
+def _import_error(module: str) -> str | None:
+    """The last line of what importing says, if it fails; in a process of its own, which it may spoil."""
+    run = subprocess.run([sys.executable, "-c", f"import {module}"], capture_output=True, text=True)
+    return run.stderr.strip().splitlines()[-1] if run.returncode else None
 
 
 def _lmms_eval_problem(packages: dict[str, str | None]) -> str | None:

@@ -1,6 +1,6 @@
 """lmms-eval's stock tasks beside our own scorer, offline, with a quickstart checkpoint.
 
-    pip install -c constraints.txt ".[eval]" && pip uninstall -y torchvision
+    pip install -c constraints.txt ".[eval]" && pip uninstall -y torchvision timm
     being-vl quickstart
     python tests/soak_lmms_eval.py being-vl-quickstart/checkpoint [--easyvqa 500]
 
@@ -30,6 +30,7 @@ from hub_server import HubServer
 from being_vl.evaluation.easyvqa import Question, load_easyvqa
 from being_vl.evaluation.lmms_eval import TASKS_FOLDER
 from being_vl.evaluation.results import Result, load_results
+from being_vl.evaluation.tasks import load_task
 
 CATEGORIES = ("random", "popular", "adversarial")
 
@@ -165,7 +166,14 @@ def lmms_eval(
 ) -> dict[str, dict[str, Any]]:
     """Run lmms-eval as a user does; task → its metrics."""
     command = [sys.executable, "-m", "lmms_eval", "--model", "being_vl", "--tasks", tasks]
-    command += ["--model_args", f"pretrained={checkpoint}", "--batch_size", "64", "--device", "cpu"]
+    command += [
+        "--model_args",
+        f"pretrained={checkpoint}",
+        "--batch_size",
+        "128",
+        "--device",
+        "cpu",
+    ]
     command += ["--include_path", str(TASKS_FOLDER), "--output_path", str(output), "--log_samples"]
     command += ["--limit", str(limit)] if limit else []
     run = subprocess.run(command, env=environment, capture_output=True, text=True)
@@ -179,7 +187,17 @@ def being_vl_eval(
     checkpoint: str, output: Path, environment: dict[str, str], *options: str
 ) -> dict[str, Result]:
     """Run being-vl eval; task → result."""
-    command = [sys.executable, "-m", "being_vl", "eval", checkpoint, "--device", "cpu"]
+    command = [
+        sys.executable,
+        "-m",
+        "being_vl",
+        "eval",
+        checkpoint,
+        "--device",
+        "cpu",
+        "--batch-size",
+        "128",
+    ]
     subprocess.run([*command, "--output", str(output), *options], env=environment, check=True)
     return {result.task: result for result in load_results(output)}
 
@@ -188,7 +206,8 @@ def easyvqa_answers(output: Path, own: Path) -> tuple[dict[str, str], dict[str, 
     """Question → answer, of lmms-eval's samples and of being-vl eval's answers."""
     (path,) = output.rglob("*_samples_easyvqa.jsonl")
     samples = [json.loads(line) for line in path.read_text().splitlines()]
-    theirs = {str(s["doc"]["question_id"]): s["filtered_resps"][0] for s in samples}
+    rows = load_task("easyvqa").rows  # a doc_id is a place in these
+    theirs = {rows[sample["doc_id"]].id: sample["filtered_resps"] for sample in samples}
     lines = (own / "evaluation" / "easyvqa.answers.jsonl").read_text().splitlines()
     return theirs, {row["id"]: row["answer"].strip() for row in map(json.loads, lines)}
 
@@ -201,7 +220,7 @@ def compare(theirs: dict[str, dict[str, Any]], ours: dict[str, Result]) -> None:
         for kind in ("yes_no", "shape", "color")
     ]
     pairs += [
-        ("pope", f"pope_{name}", "pope", f"lmms_eval/{own}")
+        ("pope", f"pope_{name}", "pope", f"{own}/lmms_eval")
         for name, own in (
             ("accuracy", "accuracy"),
             ("precision", "precision"),
@@ -209,7 +228,7 @@ def compare(theirs: dict[str, dict[str, Any]], ours: dict[str, Result]) -> None:
             ("f1_score", "f1"),
         )
     ]
-    pairs += [("vqav2_val", "exact_match", "vqav2", "lmms_eval/accuracy")]
+    pairs += [("vqav2_val", "exact_match", "vqav2", "accuracy/lmms_eval")]
     pairs += [("mme", f"mme_{kind}_score", "mme", kind) for kind in ("perception", "cognition")]
     for task, metric, own_task, own_metric in pairs:
         value = theirs[task].get(f"{metric},none")

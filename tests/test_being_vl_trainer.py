@@ -18,7 +18,7 @@ from training_fixtures import rows_of
 
 from being_vl.training.arguments import BeingVLTrainingArguments
 from being_vl.training.collation import PaddingCollator
-from being_vl.training.packing import SharedImageCollator
+from being_vl.training.packing import SharedImageCollator, block_mask
 from being_vl.training.rows import PackedSamples, SharedImageRows, TokenizedRows
 from being_vl.training.trainer import BeingVLTrainer
 
@@ -37,6 +37,21 @@ def data(count: int = 8, seed: int = 0) -> TokenizedRows:
     return TokenizedRows(rows_of(samples), LAYOUT, labels="all")
 
 
+def spoken_rows() -> TokenizedRows:
+    """Four questions about one image and one about none; the last two ids of each are labels."""
+    rng = np.random.default_rng(0)
+    image = [1, BOI, CODE, MERGE, EOI]
+    samples = [
+        {
+            "id": str(n),
+            "input_ids": [*image[: 5 if n else 1], *rng.integers(3, 90, 3 + n)],
+            "spoken": 2,
+        }
+        for n in range(5)
+    ]
+    return TokenizedRows(rows_of(samples), LAYOUT)
+
+
 def make_trainer(
     folder, *, model=None, rows=None, collator=None, label_weights=(1.0, 1.0, 1.0), **options
 ):
@@ -53,6 +68,7 @@ def make_trainer(
         "report_to": "none",
         "disable_tqdm": True,
         "use_cpu": True,
+        "dataloader_pin_memory": False,
         **options,
     }
     return BeingVLTrainer(
@@ -161,13 +177,7 @@ def test_saves_and_evaluations_are_not_in_the_throughput(tmp_path, monkeypatch):
 @pytest.mark.parametrize("packing", ["samples", "shared_image"])
 def test_a_packed_step_is_that_of_the_rows_apart(tmp_path, packing):
     """Through the trainer, all rows in one batch: the same loss, the same weights after an SGD step."""
-    rng = np.random.default_rng(0)
-    image = [1, BOI, CODE, MERGE, EOI]
-    samples = [
-        {"id": str(n), "input_ids": [*image[: 5 if n else 1], *rng.integers(3, 90, 3 + n)], "spoken": 2}
-        for n in range(5)
-    ]  # fmt: skip
-    rows = TokenizedRows(rows_of(samples), LAYOUT)
+    rows = spoken_rows()
     if packing == "samples":
         packed, collator = PackedSamples(rows, 30), PaddingCollator(PAD)
     else:
@@ -200,6 +210,17 @@ def test_evaluation_averages_over_labels(tmp_path):
     assert metrics["eval_loss"] == pytest.approx(loss.item(), rel=1e-5)
     for kind, value in by_kind.items():
         assert metrics[f"eval_loss_{kind}"] == pytest.approx(value, rel=1e-5)
+
+
+def test_segments_become_a_mask_where_the_model_is(tmp_path, monkeypatch):
+    """What the collator leaves to the trainer for FlexAttention, on sdpa with the dense mask in its place."""
+    rows = SharedImageRows(spoken_rows(), eoi_token_id=EOI, max_length=60)
+    monkeypatch.setattr("being_vl.training.trainer.flex_block_mask", block_mask)
+    losses = [
+        make_trainer(tmp_path, collator=SharedImageCollator(PAD, kind)).evaluate(rows)["eval_loss"]
+        for kind in ("dense", "flex")
+    ]
+    assert losses[0] == losses[1] > 0
 
 
 def test_grouping_by_length_reads_no_row(tmp_path):

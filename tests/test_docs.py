@@ -59,6 +59,7 @@ def test_snippets_run(page: Path, tmp_path: Path) -> None:
             "PATH": f"{commands}{os.pathsep}{os.environ['PATH']}",
             "PYTHONPATH": str(ROOT),
             "HF_HUB_OFFLINE": "1",
+            "BEING_VL_CACHE": str(tmp_path / "cache"),
         },
     )
     assert run.returncode == 0, run.stderr[-4000:]

@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 
+import pytest
 import torch
 
 from being_vl import environment
@@ -23,19 +24,27 @@ def test_env_command(capsys):
     assert f"torch: {torch.__version__}" in capsys.readouterr().out
 
 
-def test_a_torchvision_of_another_torch_is_found(tmp_path):
-    """As after `pip install lmms-eval` on a machine without CUDA."""
-    package = tmp_path / "torchvision"
-    package.mkdir()
-    (package / "__init__.py").write_text(
-        'raise RuntimeError("operator torchvision::nms does not exist")\n'
-    )
-    (tmp_path / "torchvision-9.9.dist-info").mkdir()
-    (tmp_path / "torchvision-9.9.dist-info" / "METADATA").write_text(
-        "Metadata-Version: 2.1\nName: torchvision\nVersion: 9.9\n"
+@pytest.mark.parametrize(
+    "package, error, mended_by",
+    [
+        (
+            "torchvision",
+            'RuntimeError("operator torchvision::nms does not exist")',
+            "pip uninstall torchvision timm",
+        ),
+        ("timm", "ModuleNotFoundError(\"No module named 'torchvision'\")", "pip uninstall timm"),
+    ],
+)
+def test_a_package_that_breaks_others_is_found(package, error, mended_by, tmp_path):
+    """As after `pip install lmms-eval` on a machine without CUDA, and after half of the remedy."""
+    (tmp_path / package).mkdir()
+    (tmp_path / package / "__init__.py").write_text(f"raise {error}\n")
+    (tmp_path / f"{package}-9.9.dist-info").mkdir()
+    (tmp_path / f"{package}-9.9.dist-info" / "METADATA").write_text(
+        f"Metadata-Version: 2.1\nName: {package}\nVersion: 9.9\n"
     )
     path = os.pathsep.join([str(tmp_path), *filter(None, sys.path)])
-    code = "from being_vl.environment import torchvision_problem; print(torchvision_problem())"
+    code = f"from being_vl.environment import {package}_problem; print({package}_problem())"
     run = subprocess.run(
         [sys.executable, "-c", code],
         env={**os.environ, "PYTHONPATH": path},
@@ -43,9 +52,8 @@ def test_a_torchvision_of_another_torch_is_found(tmp_path):
         text=True,
         check=True,
     )
-    assert "torchvision 9.9 does not fit" in run.stdout
-    assert "torchvision::nms does not exist" in run.stdout
-    assert "pip uninstall torchvision" in run.stdout
+    assert f"{package} 9.9" in run.stdout and "torchvision" in run.stdout
+    assert mended_by in run.stdout
 
 
 def test_an_untested_lmms_eval_is_named(monkeypatch):

@@ -324,7 +324,7 @@ def test_answers_of_other_settings_do_not_count(evaluator, tmp_path, monkeypatch
         return batches(model, processor, prompts, *args, **options)
 
     monkeypatch.setattr(runner, "iter_answers", count)
-    monkeypatch.setattr(runner._Journal, "remove", lambda self: None)
+    monkeypatch.setattr(runner.Journal, "remove", lambda self: None)
     evaluator.run(task, max_new_tokens=2)
     evaluator.run(task, max_new_tokens=2)
     evaluator.run(task, max_new_tokens=3)

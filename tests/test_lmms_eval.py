@@ -166,7 +166,7 @@ def test_lmms_eval_and_our_own_command_agree(tmp_path):
         "from being_vl.evaluation.lmms_eval import TASKS_FOLDER, manifest\n"
         "MODEL_REGISTRY_V2.register_manifest(manifest(), overwrite=True)  # also where being_vl is not installed\n"
         "manager = TaskManager(include_path=str(TASKS_FOLDER), include_defaults=False)\n"
-        "results = simple_evaluate('being_vl', 'pretrained=' + sys.argv[1], ['easyvqa'], batch_size=8, limit=20,\n"
+        "results = simple_evaluate('being_vl', 'pretrained=' + sys.argv[1], tasks=['easyvqa'], batch_size=8, limit=20,\n"
         "    device='cpu', task_manager=manager, log_samples=True)\n"
         "answers = {s['doc']['question_id']: s['filtered_resps'][0] for s in results['samples']['easyvqa']}\n"
         "json.dump([results['results']['easyvqa'], answers], open(sys.argv[2], 'w'))\n"

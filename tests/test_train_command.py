@@ -15,6 +15,7 @@ from transformers import (
     AutoModelForImageTextToText,
     AutoProcessor,
     HfArgumentParser,
+    LlamaConfig,
     TrainerCallback,
 )
 
@@ -26,7 +27,8 @@ from being_vl.training.arguments import (
     ModelArguments,
     StageArguments,
 )
-from being_vl.training.run import load_for_training, run_stage
+from being_vl.training.run import run_stage
+from being_vl.training.setup import load_for_training
 
 CLASSES = (ModelArguments, DataArguments, StageArguments, BeingVLTrainingArguments)
 
@@ -198,6 +200,12 @@ def test_the_command_end_to_end(tmp_path, checkpoint, data, capsys):
     assert (tmp_path / "out" / "config.json").exists()
 
 
+def test_a_plain_llama_is_refused(tmp_path):
+    LlamaConfig().save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match="is a model of type 'llama'; being-vl init makes"):
+        load_for_training(ModelArguments(model_name_or_path=str(tmp_path)), StageArguments())
+
+
 class StopAt(TrainerCallback):
     """The run ends as if killed, after a step."""
 
@@ -212,14 +220,17 @@ class StopAt(TrainerCallback):
 @pytest.mark.parametrize(
     "options",
     [
-        {"data": {"packing": "shared_image"}, "gradient_accumulation_steps": 2},
-        {"data": {"packing": "samples", "max_length": 120}, "activation_checkpointing": True},
+        {
+            "data": {"packing": "samples", "max_length": 120},
+            "activation_checkpointing": True,
+            "gradient_accumulation_steps": 2,
+        },
         {
             "model": {"use_peft": True, "lora_dropout": 0.5},
             "train_sampling_strategy": "group_by_length",
         },
     ],
-    ids=["shared", "samples", "lora"],
+    ids=["packed", "lora"],
 )
 def test_a_stopped_run_goes_on_to_the_same_weights(tmp_path, checkpoint, data, options):
     options = {"max_steps": 6, "save_strategy": "steps", "save_steps": 2, **options}

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from tqdm.auto import tqdm
 
+from ..grid_inputs import nested_grids
 from ..modeling_being_vl import BeingVLForCausalLM
 from ..processing_being_vl import BeingVLProcessor
 
@@ -82,7 +83,7 @@ def iter_answers(
         prompts: texts of the chat template.
         image_ids: what names the images of each prompt in `image_codes`.
         image_codes: int (h, w) codes of the prompt's one image, or a list of such, in the order of its
-            placeholders; none of both where no prompt has images.
+            placeholders. Neither of the two where no prompt has images.
         batch_size: prompts at a time.
         max_new_tokens: after which an answer is cut.
         do_sample: sample instead of taking the likeliest token.
@@ -103,8 +104,7 @@ def iter_answers(
         stop = min(start + batch_size, len(prompts))
         grids = None
         if image_ids is not None and image_codes is not None:
-            found = [image_codes[i] for i in image_ids[start:stop]]
-            grids = [codes if isinstance(codes, list) else [codes] for codes in found]
+            grids = [nested_grids(image_codes[i]) for i in image_ids[start:stop]]
         rows = processor(text=list(prompts[start:stop]), image_codes=grids)["input_ids"]
         ids, new_from = _generate(model, processor, rows, generation)
         yield processor.batch_decode(ids[:, new_from:], skip_special_tokens=True)

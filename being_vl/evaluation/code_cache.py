@@ -11,6 +11,7 @@ import os
 import secrets
 import warnings
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,7 @@ from ..processing_being_vl import BeingVLProcessor
 from ..quantizer_identity import quantizer_identity
 
 BATCH_SIZE = 32  # pictures that are in memory at once
+READERS = 4  # threads that decode them
 
 
 def default_cache_folder() -> Path:
@@ -66,10 +68,11 @@ class CodeCache:
             OSError: the folder cannot be written.
         """
         grids: list[np.ndarray] = []
-        for start in range(0, len(pictures), BATCH_SIZE):
-            batch = [_open(picture) for picture in pictures[start : start + BATCH_SIZE]]
-            grids += self._batch(batch)
-            progress(len(batch))
+        with ThreadPoolExecutor(READERS) as readers:
+            for start in range(0, len(pictures), BATCH_SIZE):
+                batch = list(readers.map(_open, pictures[start : start + BATCH_SIZE]))
+                grids += self._batch(batch)
+                progress(len(batch))
         return grids
 
     def _batch(self, images: list[Image.Image]) -> list[np.ndarray]:

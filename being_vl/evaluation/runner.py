@@ -9,7 +9,6 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import shutil
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -31,10 +30,9 @@ from ..processing_being_vl import BeingVLProcessor
 from .answering import iter_answers, render_prompts
 from .benchmark_files import Row
 from .code_cache import CodeCache
+from .journal import Journal
 from .results import FOLDER, Result, hardware
 from .tasks import Task, generation_record
-
-_SETTINGS = "settings.json"
 
 
 def load_checkpoint(
@@ -44,14 +42,15 @@ def load_checkpoint(
 
     Args:
         checkpoint: folder, or repository on the Hub.
-        device: by default accelerate's: a GPU for each process, or the CPU.
+        device: by default accelerate's, a GPU or the CPU; where there are several processes, always.
         dtype: of the weights, or `"auto"`: as saved.
 
     Raises:
         OSError, ValueError: it does not load, or is no Being-VL checkpoint.
     """
     state = PartialState(cpu=device == "cpu")
-    place = state.device if device is None else torch.device(device)
+    shared = state.num_processes > 1  # accelerate gives each process a device of its own
+    place = state.device if device is None or shared else torch.device(device)
     processor = AutoProcessor.from_pretrained(checkpoint, vq_device=place)
     if not isinstance(processor, BeingVLProcessor):
         raise ValueError(
@@ -128,7 +127,7 @@ class Evaluator:
         prompts = render_prompts(self.processor, [row.question for row in task.rows], image=True)
         mine = _share(task.rows, self.state.process_index, self.state.num_processes)
         codes = self._quantize([row.image for row in task.rows[mine]], task.name)
-        journal = _Journal(
+        journal = Journal(
             self.output / FOLDER / f".{task.name}.partial",
             self._settings(task.rows, prompts, decoding),
             self.state,
@@ -171,7 +170,7 @@ class Evaluator:
         rows: Sequence[Row],
         prompts: Sequence[str],
         codes: dict[str, np.ndarray],
-        journal: _Journal,
+        journal: Journal,
         decoding: dict[str, Any],
         name: str,
     ) -> list[str]:
@@ -245,56 +244,6 @@ class Evaluator:
     def _bar(self, total: int, description: str, unit: str) -> tqdm:
         hidden = not self.state.is_main_process
         return tqdm(total=total, desc=description, unit=unit, disable=hidden)
-
-
-class _Journal:
-    """Answers of a run under way, a file for each process; a context manager that is open for writing.
-
-    Args:
-        folder: of the files.
-        settings: answers found under others are thrown away.
-        state: of accelerate.
-    """
-
-    def __init__(self, folder: Path, settings: dict[str, Any], state: PartialState):
-        self._folder = folder
-        text = json.dumps(settings, sort_keys=True)
-        if state.is_main_process:
-            path = folder / _SETTINGS
-            if not path.is_file() or path.read_text("utf-8") != text:
-                shutil.rmtree(folder, ignore_errors=True)
-                write_atomically(path, text)
-        state.wait_for_everyone()
-        self.found: dict[str, str] = {}
-        for path in sorted(folder.glob("*.jsonl")):
-            for line in path.read_text("utf-8", errors="replace").splitlines():
-                self._take(line)
-        state.wait_for_everyone()
-        self._path = folder / f"{state.process_index:05d}.jsonl"
-
-    def _take(self, line: str) -> None:
-        try:
-            self.found.update(json.loads(line))
-        except ValueError:
-            pass  # the process was killed while it wrote this batch, which is answered again
-
-    def __enter__(self) -> _Journal:
-        self._file = open(self._path, "a", encoding="utf-8")
-        self._file.write("\n")  # ends a line that a killed process left
-        return self
-
-    def add(self, answers: dict[str, str]) -> None:
-        """Write a batch down."""
-        self.found.update(answers)
-        self._file.write(json.dumps(answers) + "\n")
-        self._file.flush()
-
-    def __exit__(self, *_: Any) -> None:
-        self._file.close()
-
-    def remove(self) -> None:
-        """The run is over."""
-        shutil.rmtree(self._folder)
 
 
 def _share(rows: Sequence[Row], index: int, count: int) -> slice:

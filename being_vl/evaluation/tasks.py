@@ -174,21 +174,21 @@ def _score_exact(rows: Sequence[Row], answers: Sequence[str]) -> dict[str, float
 
 
 def _score_vqa(rows: Sequence[Row], answers: Sequence[str]) -> dict[str, float]:
-    """By the official script, and under `lmms_eval/` by lmms-eval's rule."""
+    """By the official script, and under `…/lmms_eval` by lmms-eval's rule."""
     truths = [row.target for row in rows]
     rule = vqa_scores(answers, truths, normalize_unanimous=True)
-    return vqa_scores(answers, truths, [row.group for row in rows]) | _named("lmms_eval", rule)
+    return vqa_scores(answers, truths, [row.group for row in rows]) | _by_lmms_eval(rule)
 
 
 def _score_pope(rows: Sequence[Row], answers: Sequence[str]) -> dict[str, float]:
-    """By POPE's script, and under `lmms_eval/` by lmms-eval's rule."""
+    """By POPE's script, and under `…/lmms_eval` by lmms-eval's rule."""
     truths = [row.target for row in rows]
     rule = pope_scores(list(map(strip_punctuation, answers)), truths, read=exact_yes_no)
-    return pope_scores(answers, truths, [row.group for row in rows]) | _named("lmms_eval", rule)
+    return pope_scores(answers, truths, [row.group for row in rows]) | _by_lmms_eval(rule)
 
 
-def _named(prefix: str, scores: dict[str, float]) -> dict[str, float]:
-    return {f"{prefix}/{name}": value for name, value in scores.items()}
+def _by_lmms_eval(scores: dict[str, float]) -> dict[str, float]:
+    return {f"{name}/lmms_eval": value for name, value in scores.items()}
 
 
 def _score_mme(rows: Sequence[Row], answers: Sequence[str]) -> dict[str, float]:

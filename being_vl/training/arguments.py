@@ -139,9 +139,6 @@ class BeingVLTrainingArguments(TrainingArguments):
     )
     save_total_limit: int | None = field(default=2, metadata={"help": "checkpoints kept"})
     remove_unused_columns: bool = field(default=False, metadata={"help": "must be False"})
-    dataloader_pin_memory: bool = field(
-        default=False, metadata={"help": "pin the batches in memory; for a GPU"}
-    )
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -44,7 +44,7 @@ class ExactResumeMixin(Trainer):
         ValueError: DeepSpeed or FSDP are set to what `distributed_settings` refuses.
     """
 
-    _identity: dict[str, Any] | None = None
+    _identity: dict[str, Any]
     _partial: Path | None = None  # `Trainer`'s folder while it writes a checkpoint
     _log_window: tuple[float, int] | None = None
 
@@ -74,11 +74,8 @@ class ExactResumeMixin(Trainer):
             ValueError: no checkpoint is whole; or the one that is belongs to a run with other settings,
                 another model or other data, or cannot be resumed from. What is wrong is named.
         """
-        self._identity = self._log_window = None
-        checkpoint = None
-        if resume_from_checkpoint or self.args.save_strategy != "no":
-            self._identity = run_identity(self, self.settings_of_the_run())
-            checkpoint = self._chosen_on_main_process(resume_from_checkpoint)
+        self._identity = run_identity(self, self.settings_of_the_run())
+        checkpoint = self._chosen_on_main_process(resume_from_checkpoint)
         return super().train(resume_from_checkpoint=checkpoint, **kwargs)
 
     def _chosen_on_main_process(self, wanted: str | bool | None) -> str | None:

@@ -1,0 +1,67 @@
+"""batches of answers → lines on disk, so that a run that was stopped goes on where it was.
+
+Source: our own. A file for each process, of which a kill can spoil the last line alone.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+from accelerate import PartialState
+
+from ..image_bpe_files import write_atomically
+
+_SETTINGS = "settings.json"
+
+
+class Journal:
+    """Answers of a run under way, a file for each process; a context manager that is open for writing.
+
+    Args:
+        folder: of the files.
+        settings: answers found under others are thrown away.
+        state: of accelerate.
+    """
+
+    def __init__(self, folder: Path, settings: dict[str, Any], state: PartialState):
+        self._folder = folder
+        text = json.dumps(settings, sort_keys=True)
+        if state.is_main_process:
+            path = folder / _SETTINGS
+            if not path.is_file() or path.read_text("utf-8") != text:
+                shutil.rmtree(folder, ignore_errors=True)
+                write_atomically(path, text)
+        state.wait_for_everyone()
+        self.found: dict[str, str] = {}
+        for path in sorted(folder.glob("*.jsonl")):
+            for line in path.read_text("utf-8", errors="replace").splitlines():
+                self._take(line)
+        state.wait_for_everyone()
+        self._path = folder / f"{state.process_index:05d}.jsonl"
+
+    def _take(self, line: str) -> None:
+        try:
+            self.found.update(json.loads(line))
+        except ValueError:
+            pass  # the process was killed while it wrote this batch, which is answered again
+
+    def __enter__(self) -> Journal:
+        self._file = open(self._path, "a", encoding="utf-8")
+        self._file.write("\n")  # ends a line that a killed process left
+        return self
+
+    def add(self, answers: dict[str, str]) -> None:
+        """Write a batch down."""
+        self.found.update(answers)
+        self._file.write(json.dumps(answers) + "\n")
+        self._file.flush()
+
+    def __exit__(self, *_: Any) -> None:
+        self._file.close()
+
+    def remove(self) -> None:
+        """The run is over."""
+        shutil.rmtree(self._folder)
