@@ -332,7 +332,8 @@ class ImageBPE:
         Raises:
             OSError: the Hub refuses or cannot be reached.
         """
-        from .pushing import Target, commit_files, source_files
+        from .pushing import source_files
+        from .pushing_commit import Target, commit_files
 
         target = Target(repo_id, **options)
         with tempfile.TemporaryDirectory() as folder:

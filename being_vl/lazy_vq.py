@@ -6,12 +6,14 @@ until an image comes: texts, and images whose codes are given, never need it.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
 import torch
 from transformers import AutoConfig, AutoModel, PreTrainedModel
+from transformers.integrations import deepspeed as deepspeed_integration
 
 _BATCH_SIZE = 8  # images quantized at once: a 512-pixel encoder needs about 1 GB for each
 
@@ -55,7 +57,8 @@ class LazyVQ:
         """
         if self._model is None:
             path, options = self._source_or_raise()
-            self._model = AutoModel.from_pretrained(path, **options)
+            with _in_one_piece():
+                self._model = AutoModel.from_pretrained(path, **options)
             self._place()
         return self._model
 
@@ -114,3 +117,15 @@ class LazyVQ:
                 "pass image_codes instead of images; nothing can be decoded to pixels"
             )
         return self._source
+
+
+@contextmanager
+def _in_one_piece() -> Iterator[None]:
+    """While a language model trains under ZeRO-3, transformers loads every model in pieces, by all processes
+    together; this one is loaded by the process that needs it, and the others would be waited for."""
+    reference = deepspeed_integration._hf_deepspeed_config_weak_ref
+    deepspeed_integration.unset_hf_deepspeed_config()
+    try:
+        yield
+    finally:
+        deepspeed_integration._hf_deepspeed_config_weak_ref = reference

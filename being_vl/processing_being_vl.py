@@ -24,7 +24,7 @@ from transformers.utils.hub import resolve_revision
 
 from .grid_inputs import flatten, is_nested, nested_grids
 from .lazy_vq import LazyVQ
-from .pushing import PushesCheckpoint
+from .pushing import PushesCheckpoint, hub_options
 from .vocabulary import VocabularyLayout
 
 VQ_FOLDER = "vq_model"
@@ -38,7 +38,7 @@ _HUB_OPTIONS = (
 )
 
 
-class BeingVLProcessor(PushesCheckpoint, ProcessorMixin):
+class BeingVLProcessor(ProcessorMixin, PushesCheckpoint):
     """Image processor, VQ model, image BPE and tokenizer behind one call.
 
     Each `<image>` of a text becomes `boi_token`, the image's tokens, `eoi_token`. Images come as `images`
@@ -444,9 +444,16 @@ class BeingVLProcessor(PushesCheckpoint, ProcessorMixin):
         self, save_directory: str | os.PathLike, push_to_hub: bool = False, **kwargs: Any
     ) -> list[str]:
         """Save the processor, and the VQ model in the subfolder `vq_model/` if there is one."""
-        if self._vq.available:  # before the push, which takes the whole folder
+        options = hub_options(kwargs) if push_to_hub else {}
+        files = super().save_pretrained(save_directory, **kwargs)
+        if self._vq.available:
             self.vq_model.save_pretrained(os.path.join(save_directory, VQ_FOLDER))
-        return super().save_pretrained(save_directory, push_to_hub=push_to_hub, **kwargs)
+        if push_to_hub:  # the whole folder
+            self._push_saved(save_directory, options)
+        return files
+
+    # transformers looks for its own class right above a processor, so the mixin comes after it.
+    push_to_hub = PushesCheckpoint.push_to_hub
 
     def _checkpoint_source(self) -> tuple[str, str | None] | None:
         return self.tokenizer._checkpoint_source()

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import json
+import re
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-from jsonargparse import ArgumentParser
+from jsonargparse import ArgumentParser, Namespace
 from jsonargparse.typing import PositiveInt
 
 from being_vl.analysis.markov import GridSource
@@ -34,6 +34,11 @@ def make_parser(description: str) -> ArgumentParser:
     return parser
 
 
+def seeds(args: Namespace) -> range:
+    """0 to `--seeds` less one; 0 alone with `--quick`."""
+    return range(1 if args.quick else args.seeds)
+
+
 def write_results(rows: Sequence[dict[str, Any]] | dict[str, Any], path: Path) -> None:
     """JSON, one row a line, whole or not at all."""
     if isinstance(rows, dict):
@@ -43,10 +48,12 @@ def write_results(rows: Sequence[dict[str, Any]] | dict[str, Any], path: Path) -
     write_atomically(path, text + "\n")
 
 
-def mean_and_spread(values: Sequence[float]) -> str:
-    """Mean ± standard deviation over the seeds."""
-    spread = np.std(values, ddof=1) if len(values) > 1 else 0.0
-    return f"{np.mean(values):.4f} ± {spread:.4f}"
+def once(folder: Path, name: str, make: Callable[[], Any]) -> Any:
+    """What `make` returns, kept in a file of that name, so that a stopped command goes on where it was."""
+    path = folder / (re.sub(r"\W+", "-", name) + ".json")
+    if not path.exists():
+        write_atomically(path, json.dumps(make()) + "\n")
+    return json.loads(path.read_text())
 
 
 def image_grids(name: str, count: int, codebook_size: int, side: int, seed: int) -> tuple[Any, Any]:

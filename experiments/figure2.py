@@ -24,7 +24,7 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
-from experiment_tools import SOURCES, make_parser, write_results
+from experiment_tools import SOURCES, make_parser, seeds, write_results
 from filelock import FileLock, Timeout
 from jsonargparse import ArgumentParser, Namespace
 
@@ -214,7 +214,7 @@ def all_settings(args: Namespace) -> list[Setting]:
     return [
         Setting(source, tokens, positions, size, learning_rate, seed, **quick)
         for seed, size, learning_rate, source, tokens, positions in itertools.product(
-            range(1 if args.quick else args.seeds),
+            seeds(args),
             args.sizes,
             args.learning_rates,
             args.sources,

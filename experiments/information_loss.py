@@ -10,11 +10,12 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from experiment_tools import SOURCES, image_grids, make_parser, write_results
+from experiment_tools import SOURCES, image_grids, make_parser, once, seeds, write_results
 from jsonargparse import Namespace
 
 from being_vl import ImageBPE
@@ -76,18 +77,17 @@ def block_corpus(seed: int, quick: bool) -> Iterator[dict[str, Any]]:
 
 def image_corpus(seed: int, quick: bool) -> Iterator[dict[str, Any]]:
     """The bound for whole images."""
-    for codebook_size in (64,) if quick else (1024, 8192):
-        count, shown = (50, 2) if quick else (4000, 40)
+    for codebook_size, num_merges in ((64, 20),) if quick else ((1024, 1024), (8192, 8192)):
+        count, shown = (50, 2) if quick else (4000, 25)
         training, held_out = image_grids("photographs", count, codebook_size, 32, seed)
-        for num_merges in (20,) if quick else (1024, 8192):
-            bpe = ImageBPE.train(training, num_merges, codebook_size, merge_rule="pair")
-            bound = offset_bits(bpe, held_out[:shown])
-            yield {"kind": "corpus of images", "source": "photographs", "seed": seed, "side": 32,
-                   "codebook_size": codebook_size, "grids": shown, "merge_rule": "pair",
-                   "merges": bpe.num_merges, "raw_bits": bound["raw_bits"],
-                   "merges_a_grid": bound["merges"], "lost_bits_at_most": bound["offset_bits"],
-                   "lost_share_at_most": bound["offset_bits"] / bound["raw_bits"],
-                   "one_bit_a_merge": bound["merges"] / bound["raw_bits"]}  # fmt: skip
+        bpe = ImageBPE.train(training, num_merges, codebook_size, merge_rule="pair")
+        bound = offset_bits(bpe, held_out[:shown])
+        yield {"kind": "corpus of images", "source": "photographs", "seed": seed, "side": 32,
+               "codebook_size": codebook_size, "grids": shown, "merge_rule": "pair",
+               "merges": bpe.num_merges, "raw_bits": bound["raw_bits"],
+               "merges_a_grid": bound["merges"], "lost_bits_at_most": bound["offset_bits"],
+               "lost_share_at_most": bound["offset_bits"] / bound["raw_bits"],
+               "one_bit_a_merge": bound["merges"] / bound["raw_bits"]}  # fmt: skip
 
 
 def _blocks(grids: np.ndarray, side: int) -> np.ndarray:
@@ -98,13 +98,16 @@ def _blocks(grids: np.ndarray, side: int) -> np.ndarray:
 
 
 def main(args: Namespace) -> int:
+    output = Path(args.output)
     rows = []
     for kind in (every_grid, sampled_grids, block_corpus, image_corpus):
-        for seed in range(args.seeds):
-            for row in kind(seed, args.quick):
-                rows.append(row)
-                print(row, flush=True)
-    write_results(rows, Path(args.output) / "information-loss.json")
+        for seed in seeds(args):
+            name = f"{kind.__name__} {seed}"
+            rows_of_kind = partial(list, kind(seed, args.quick))
+            found = once(output / "information-loss-runs", name, rows_of_kind)
+            rows += found
+            print(*found, sep="\n", flush=True)
+    write_results(rows, output / "information-loss.json")
     return 0
 
 

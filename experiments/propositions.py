@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from experiment_tools import SOURCES, make_parser, write_results
+from experiment_tools import SOURCES, make_parser, once, seeds, write_results
 from jsonargparse import Namespace
 
 from being_vl import ImageBPE
@@ -86,8 +87,14 @@ def main(args: Namespace) -> int:
     output = Path(args.output)
     rows = []
     for name in CASES:
-        for seed in range(args.seeds):
-            rows.append(run(name, seed, args.quick))
+        for seed in seeds(args):
+            rows.append(
+                once(
+                    output / "propositions-runs",
+                    f"{name} {seed}",
+                    partial(run, name, seed, args.quick),
+                )
+            )
             pairs = zip(rows[-1]["dictionary_sizes"], rows[-1]["losses"], strict=True)
             print(name, seed, *(f"{size}: {loss:.4f}" for size, loss in pairs), flush=True)
     write_results(rows, output / "propositions.json")

@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from experiment_tools import image_grids, make_parser, write_results
+from experiment_tools import image_grids, make_parser, once, seeds, write_results
 from jsonargparse import Namespace
 
 from being_vl import ImageBPE
@@ -99,8 +100,10 @@ def main(args: Namespace) -> int:
     output = Path(args.output)
     rows = []
     for name in CASES:
-        for seed in range(args.seeds):
-            row = run(name, seed, args.quick)
+        for seed in seeds(args):
+            row = once(
+                output / "vocabulary-runs", f"{name} {seed}", partial(run, name, seed, args.quick)
+            )
             rows.append(row)
             fits = {kind: round(fit["exponent"], 3) for kind, fit in row["rank_frequency"].items()}
             print(name, seed, fits, row["directions"], row["training_size"][-1], flush=True)

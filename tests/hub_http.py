@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from hub_server import HubServer
 
 TOKEN = "hf_stand_in"
-_CHUNK = 1 << 16
+_CHUNK = 1 << 13
 
 
 @dataclass(frozen=True)
@@ -53,6 +53,7 @@ class HubRequest(BaseHTTPRequestHandler):
         self.query = parse_qs(url.query)
         self.fault = None
         with self.hub.lock:
+            self.hub.busy += 1
             self.hub.requests.append((self.command, unquote(url.path)))
             for fault in self.hub.faults:
                 if fault.befalls(self.command, url.path):
@@ -67,6 +68,9 @@ class HubRequest(BaseHTTPRequestHandler):
             self._route(url.path)
         except ConnectionCutError:
             self.close_connection = True
+        finally:
+            with self.hub.lock:
+                self.hub.busy -= 1
 
     do_GET = do_HEAD = do_POST = do_PUT = do_DELETE = _dispatch
 
@@ -95,6 +99,8 @@ class HubRequest(BaseHTTPRequestHandler):
             while received < limit and (part := self.rfile.read(min(_CHUNK, limit - received))):
                 parts.append(part)
                 received += len(part)
+                with self.hub.lock:
+                    self.hub.bytes_arrived += len(part) if self.command == "PUT" else 0
                 if self.hub.bytes_per_second is not None and self.command == "PUT":
                     time.sleep(len(part) / self.hub.bytes_per_second)
         if path.startswith("/lfs/") and self.command == "PUT":

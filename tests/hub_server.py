@@ -34,6 +34,8 @@ class HubServer:
         requests: (method, path) of all that was asked.
         uploads: what came over LFS, whole or not.
         faults: what will go wrong; spent ones stay in the list.
+        bytes_arrived: of uploads, those under way included.
+        busy: requests being answered.
         bytes_per_second: how fast uploads are read; None for as fast as they come.
     """
 
@@ -43,6 +45,8 @@ class HubServer:
         self.requests: list[tuple[str, str]] = []
         self.uploads: list[Upload] = []
         self.faults: list[Fault] = []
+        self.bytes_arrived = 0
+        self.busy = 0
         self.bytes_per_second: int | None = None
         self.lock = threading.RLock()
         handler = type("Handler", (HubApi,), {"hub": self})
@@ -76,9 +80,9 @@ class HubServer:
     def files(
         self, repo_id: str, repo_type: str = "model", revision: str = "main"
     ) -> dict[str, bytes]:
-        """The files of a repository now."""
+        """The files of a repository now, path → content."""
         repository = self.repositories[repo_type, repo_id]
-        return repository.commits[repository.refs[revision]]
+        return dict(repository.commits[repository.refs[revision]])
 
     def bytes_received(self) -> int:
         """Bytes of LFS objects that arrived, whole objects or not."""

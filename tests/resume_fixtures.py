@@ -13,6 +13,7 @@ from model_fixtures import LAYOUT, being_vl_model
 from transformers import TrainingArguments
 
 from being_vl.training.checkpoints import checkpoint_folders
+from being_vl.training.distributed_settings import prepare_deepspeed
 from being_vl.training.packing import SharedImageCollator, pack_shared_image
 from being_vl.training.stages import prepare_stage
 from being_vl.training.trainer import BeingVLTrainer
@@ -43,6 +44,7 @@ def make_trainer(
         "report_to": "none", "disable_tqdm": True, "use_cpu": True, "seed": 3,
     }  # fmt: skip
     args = TrainingArguments(output_dir=str(folder), **{**values, **arguments})
+    prepare_deepspeed(args)
     model = make_model()  # after the arguments: they say whether it is made in pieces
     for layer in model.model.layers:
         layer.self_attn.attention_dropout = dropout
@@ -106,6 +108,10 @@ DAMAGES["missing checkpoint_manifest.json"] = (
 DAMAGES["truncated checkpoint_manifest.json"] = (
     _truncated("checkpoint_manifest.json"),
     r"manifest \(checkpoint_manifest.json\) cannot be read",
+)
+DAMAGES["one_bit checkpoint_manifest.json"] = (
+    _one_bit("checkpoint_manifest.json"),
+    r"manifest \(checkpoint_manifest.json\) (has another content|cannot be read)",
 )
 DAMAGES["an empty folder"] = (
     lambda checkpoint: [path.unlink() for path in checkpoint.iterdir()],

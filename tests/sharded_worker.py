@@ -20,20 +20,23 @@ import torch
 import torch.distributed as dist
 from model_fixtures import LAYOUT, being_vl_model
 from resume_fixtures import make_trainer
+from training_fixtures import checkpoint_folder, tokenized, tokenized_folder
 from transformers import TrainerCallback
 
 from being_vl import BeingVLForCausalLM
+from being_vl.cli import main as being_vl_command
 
 CONFIGS = Path(__file__).parents[1] / "hub_configs" / "deepspeed"
 STAGES = {
     "pretrain": {"stage": "pretrain"},
     "sft": {"stage": "sft", "freeze": "image"},
     "tied": {"stage": "pretrain"},
+    "bf16": {"stage": "pretrain", "bf16": True},
     "loaded": {"stage": "pretrain"},
     "refused": {"deepspeed": {"zero_optimization": {"stage": 3}, "train_batch_size": "auto"}},
-    "resume": {"stage": "sft", "save_steps": 3},
+    "resume": {"stage": "sft", "save_steps": 7, "train_sampling_strategy": "group_by_length"},
 }
-STEPS = 8
+STEPS = 9
 
 
 class Stop(Exception):
@@ -53,6 +56,8 @@ def let_fsdp_run_on_cpus() -> None:
 
     PartialState._prepare_backend = lambda *args, **kwargs: ("gloo", DistributedType.MULTI_GPU)
     os.environ["ACCELERATE_TORCH_DEVICE"] = "cpu"
+    if not dist.is_initialized():
+        dist.init_process_group("gloo")
 
 
 def arguments_of(strategy: str) -> dict[str, Any]:
@@ -61,7 +66,6 @@ def arguments_of(strategy: str) -> dict[str, Any]:
 
         # Its own all-reduce for CPUs would be compiled for two minutes; without it, gloo's is used.
         deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
-        deepspeed.init_distributed("gloo")  # which Trainer leaves out with use_cpu
         return {"deepspeed": str(CONFIGS / f"{strategy}.json")}
     if strategy == "fsdp2":
         config = {
@@ -70,7 +74,6 @@ def arguments_of(strategy: str) -> dict[str, Any]:
             "state_dict_type": "FULL_STATE_DICT",
         }
         return {
-            "use_cpu": False,
             "dataloader_pin_memory": False,
             "fsdp": True,
             "fsdp_config": config,
@@ -114,17 +117,29 @@ def run(folder: Path, case: str) -> None:
             pass
         resumed = trainer(f"{case}-stopped")
         resumed.train(resume_from_checkpoint=True)
-    trained = trainer(case)
     if stage == "refused":
         try:
-            trained.train()
+            trainer(case)
         except ValueError as error:
             (folder / "refused.txt").write_text(str(error))
         return
+    trained = trainer(case)
     trained.train()
     if trained.args.process_index == 0:
         losses = [log["loss"] for log in trained.state.log_history if "loss" in log]
         (folder / case / "losses.json").write_text(json.dumps(losses))
+
+
+def run_command(folder: Path, strategy: str) -> None:
+    """`being-vl train`, which also saves the processor and its quantizer."""
+    flags = {
+        "model_name_or_path": folder / "start", "dataset": folder / "data", "stage": "pretrain",
+        "output_dir": folder / f"{strategy}-command-2", "max_steps": 4,
+        "save_steps": 2, "learning_rate": 0.01, "optim": "adamw_torch",
+        "use_cpu": "true", "report_to": "none", "disable_tqdm": "true", **arguments_of(strategy),
+    }  # fmt: skip
+    words = [word for name, value in flags.items() for word in (f"--{name}", str(value))]
+    assert being_vl_command(["train", *words]) == 0
 
 
 def be_rank(rank: int, processes: int, folder: Path, cases: list[str]) -> None:
@@ -138,13 +153,18 @@ def be_rank(rank: int, processes: int, folder: Path, cases: list[str]) -> None:
     for case in sorted(cases, key=lambda case: case.startswith("fsdp2")):
         if case.startswith("fsdp2"):
             let_fsdp_run_on_cpus()
-        run(folder, case)
+        if "-command-" in case:
+            run_command(folder, case.split("-")[0])
+        else:
+            run(folder, case)
     dist.destroy_process_group()
 
 
 def main() -> None:
     torch.set_num_threads(1)
     folder = Path(sys.argv[1])
+    _, processor = checkpoint_folder(folder / "start")
+    tokenized_folder(folder / "data", tokenized(processor), processor)
     for processes in (1, 2):
         cases = [case for case in sys.argv[2:] if case.endswith(f"-{processes}")]
         if not cases:

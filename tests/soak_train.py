@@ -49,7 +49,8 @@ def train(folder: Path, kill_at_event: int | None = None) -> None:
     if kill_at_event is not None:
         _kill_inside_a_save(trainer, kill_at_event)
     trainer.train(resume_from_checkpoint="auto")
-    save_file(weights(trainer), folder / "final.safetensors")
+    save_file(weights(trainer), folder / "final.partial")
+    os.replace(folder / "final.partial", folder / "final.safetensors")
 
 
 def _kill_inside_a_save(trainer: Any, event_number: int) -> None:
@@ -83,9 +84,9 @@ def _start(folder: Path, kill_at_event: int | None = None) -> multiprocessing.Pr
     return child
 
 
-def kills(count: int, inside_saves: int) -> dict[str, Any]:
+def kills(count: int, inside_saves: int, seed: int) -> dict[str, Any]:
     """Kill the training, `inside_saves` times of `count` inside a save, and compare the final weights."""
-    rng = random.Random(0)
+    rng = random.Random(seed)
     with tempfile.TemporaryDirectory() as name:
         wanted_folder, folder = Path(name) / "wanted", Path(name) / "run"
         wanted_folder.mkdir()
@@ -174,9 +175,10 @@ def main() -> None:
     parser.add_argument("soak", choices=("kills", "damage"))
     parser.add_argument("--count", type=int, default=30)
     parser.add_argument("--inside-saves", type=int, default=10)
+    parser.add_argument("--seed", type=int, default=0, help="of the moments")
     args = parser.parse_args()
     torch.set_num_threads(1)
-    result = kills(args.count, args.inside_saves) if args.soak == "kills" else damage()
+    result = kills(args.count, args.inside_saves, args.seed) if args.soak == "kills" else damage()
     print(json.dumps({args.soak: result}, indent=1))
 
 

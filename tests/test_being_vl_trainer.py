@@ -2,17 +2,24 @@
 
 from __future__ import annotations
 
+import itertools
+import os
+import socket
+import types
+
 import numpy as np
 import pytest
 import torch
 import torch.multiprocessing as mp
+from accelerate.state import AcceleratorState, PartialState
 from model_fixtures import BOI, EOI, LAYOUT, PAD, being_vl_model
 from torch.nn import functional as F
 from training_fixtures import rows_of
 
 from being_vl.training.arguments import BeingVLTrainingArguments
 from being_vl.training.collation import PaddingCollator
-from being_vl.training.rows import TokenizedRows
+from being_vl.training.packing import SharedImageCollator, block_mask
+from being_vl.training.rows import PackedSamples, SharedImageRows, TokenizedRows
 from being_vl.training.trainer import BeingVLTrainer
 
 CODE, MERGE = LAYOUT.first_code_id, LAYOUT.first_merge_id
@@ -30,7 +37,24 @@ def data(count: int = 8, seed: int = 0) -> TokenizedRows:
     return TokenizedRows(rows_of(samples), LAYOUT, labels="all")
 
 
-def make_trainer(folder, *, model=None, rows=None, label_weights=(1.0, 1.0, 1.0), **options):
+def spoken_rows() -> TokenizedRows:
+    """Four questions about one image and one about none; the last two ids of each are labels."""
+    rng = np.random.default_rng(0)
+    image = [1, BOI, CODE, MERGE, EOI]
+    samples = [
+        {
+            "id": str(n),
+            "input_ids": [*image[: 5 if n else 1], *rng.integers(3, 90, 3 + n)],
+            "spoken": 2,
+        }
+        for n in range(5)
+    ]
+    return TokenizedRows(rows_of(samples), LAYOUT)
+
+
+def make_trainer(
+    folder, *, model=None, rows=None, collator=None, label_weights=(1.0, 1.0, 1.0), **options
+):
     options = {
         "max_steps": 1,
         "per_device_train_batch_size": 4,
@@ -44,13 +68,15 @@ def make_trainer(folder, *, model=None, rows=None, label_weights=(1.0, 1.0, 1.0)
         "report_to": "none",
         "disable_tqdm": True,
         "use_cpu": True,
+        "dataloader_pin_memory": False,
         **options,
     }
     return BeingVLTrainer(
         model=model or being_vl_model(),
         args=BeingVLTrainingArguments(output_dir=str(folder), **options),
         train_dataset=rows or data(),
-        data_collator=PaddingCollator(PAD),
+        eval_dataset=data(),
+        data_collator=collator or PaddingCollator(PAD),
         label_weights=label_weights,
     )
 
@@ -116,18 +142,62 @@ def test_a_step_without_labels_moves_nothing(tmp_path):
     assert all(torch.equal(p, before[n]) for n, p in model.named_parameters())
 
 
+def a_clock_that_ticks_when_it_is_read(monkeypatch):
+    """Its readings are 0, 1, 4, 9, 16, …"""
+    ticks = itertools.count()
+    clock = types.SimpleNamespace(perf_counter=lambda: next(ticks) ** 2)
+    monkeypatch.setattr("being_vl.training.token_meter.time", clock)
+
+
 def test_throughput_counts_tokens_and_images(tmp_path, monkeypatch):
-    """With a clock of one second a step: tokens without padding, images by their beginnings."""
+    """With a second between two readings: tokens without padding, images by their beginnings."""
+    a_clock_that_ticks_when_it_is_read(monkeypatch)
     rows = data()
     trainer = make_trainer(tmp_path, per_device_train_batch_size=2, gradient_accumulation_steps=4)
-    meter = trainer._meters[True]
-    ticks = iter(range(100))
-    monkeypatch.setattr("being_vl.training.token_meter.time.perf_counter", lambda: next(ticks))
     trainer.train()
     logs = trainer.state.log_history[0]
     assert logs["tokens_per_second"] == pytest.approx(int(rows.lengths.sum()))
     assert logs["images_per_second"] == pytest.approx(8)
-    assert meter.read(trainer.accelerator) == {}
+    assert trainer._meters[True].read(trainer.accelerator) == {}
+
+
+def test_saves_and_evaluations_are_not_in_the_throughput(tmp_path, monkeypatch):
+    """Start at 0, evaluation from 1 to 4, save from 9 to 16, log at 25: 15 seconds of training."""
+    a_clock_that_ticks_when_it_is_read(monkeypatch)
+    options = {"save_strategy": "steps", "eval_strategy": "steps", "save_steps": 1, "eval_steps": 1}
+    rows = data()
+    trainer = make_trainer(
+        tmp_path, per_device_train_batch_size=8, max_steps=2, logging_steps=2, **options
+    )
+    trainer.train()
+    logs = next(logs for logs in trainer.state.log_history if "loss" in logs)
+    assert logs["tokens_per_second"] == pytest.approx(2 * int(rows.lengths.sum()) / 15)
+
+
+@pytest.mark.parametrize("packing", ["samples", "shared_image"])
+def test_a_packed_step_is_that_of_the_rows_apart(tmp_path, packing):
+    """Through the trainer, all rows in one batch: the same loss, the same weights after an SGD step."""
+    rows = spoken_rows()
+    if packing == "samples":
+        packed, collator = PackedSamples(rows, 30), PaddingCollator(PAD)
+    else:
+        packed, collator = (
+            SharedImageRows(rows, eoi_token_id=EOI, max_length=60),
+            SharedImageCollator(PAD),
+        )
+    assert len(packed) == 2
+    stepped = []
+    for number, (dataset, collate) in enumerate(((rows, PaddingCollator(PAD)), (packed, collator))):
+        trainer = make_trainer(
+            tmp_path / str(number), rows=dataset, collator=collate, per_device_train_batch_size=8
+        )
+        trainer.train()
+        stepped.append(
+            (trainer.state.log_history[0]["loss"], dict(trainer.model.named_parameters()))
+        )
+    assert stepped[0][0] == pytest.approx(stepped[1][0], rel=1e-5)
+    for name, parameter in stepped[0][1].items():
+        torch.testing.assert_close(parameter, stepped[1][1][name], atol=2e-5, rtol=1e-4)
 
 
 def test_evaluation_averages_over_labels(tmp_path):
@@ -140,6 +210,17 @@ def test_evaluation_averages_over_labels(tmp_path):
     assert metrics["eval_loss"] == pytest.approx(loss.item(), rel=1e-5)
     for kind, value in by_kind.items():
         assert metrics[f"eval_loss_{kind}"] == pytest.approx(value, rel=1e-5)
+
+
+def test_segments_become_a_mask_where_the_model_is(tmp_path, monkeypatch):
+    """What the collator leaves to the trainer for FlexAttention, on sdpa with the dense mask in its place."""
+    rows = SharedImageRows(spoken_rows(), eoi_token_id=EOI, max_length=60)
+    monkeypatch.setattr("being_vl.training.trainer.flex_block_mask", block_mask)
+    losses = [
+        make_trainer(tmp_path, collator=SharedImageCollator(PAD, kind)).evaluate(rows)["eval_loss"]
+        for kind in ("dense", "flex")
+    ]
+    assert losses[0] == losses[1] > 0
 
 
 def test_grouping_by_length_reads_no_row(tmp_path):
@@ -158,12 +239,11 @@ def test_what_is_refused(tmp_path):
 
 
 def _worker(rank: int, folder: str, world_size: int) -> None:
-    import os
-
-    torch.set_num_threads(1)
+    for state in (PartialState, AcceleratorState):  # of the process that was forked
+        state._reset_state()
     os.environ.update(
         RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE=str(world_size),
-        MASTER_ADDR="127.0.0.1", MASTER_PORT="29611",
+        MASTER_ADDR="127.0.0.1", MASTER_PORT=os.environ["BEING_VL_TEST_PORT"],
     )  # fmt: skip
     trainer = make_trainer(
         folder,
@@ -179,12 +259,15 @@ def _worker(rank: int, folder: str, world_size: int) -> None:
     torch.distributed.destroy_process_group()
 
 
-def test_two_processes_take_the_step_of_one(tmp_path):
+def test_two_processes_take_the_step_of_one(tmp_path, monkeypatch):
     """The same 8 rows shared out: same step, same figures, counts of both."""
     expected = being_vl_model().train()
     loss, by_kind = plain_loss(expected, data(), WEIGHTS)
     loss.backward()
-    mp.spawn(_worker, args=(str(tmp_path), 2), nprocs=2)
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        monkeypatch.setenv("BEING_VL_TEST_PORT", str(free.getsockname()[1]))
+    mp.start_processes(_worker, args=(str(tmp_path), 2), nprocs=2, start_method="fork")
     result = torch.load(tmp_path / "result.pt", weights_only=True)
     logs = result["logs"]
     assert logs["loss"] == pytest.approx(loss.item(), rel=1e-5)

@@ -6,6 +6,9 @@ import io
 import os
 import subprocess
 import sys
+import threading
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import numpy as np
@@ -19,6 +22,11 @@ from being_vl.demo.conversation import Conversation, Speaker
 from being_vl.demo.terminal import Session, typed_lines
 
 _ROOT = Path(__file__).parent.parent
+
+
+class QuietHandler(SimpleHTTPRequestHandler):
+    def log_message(self, *_) -> None:
+        pass
 
 
 @pytest.fixture(scope="module")
@@ -154,6 +162,19 @@ def test_a_file_that_is_no_picture(session: Session, tmp_path: Path) -> None:
     session.handle(f"/image {tmp_path / 'text.png'}")
     assert "not a readable picture" in session.errors.getvalue()
     assert session.conversation.waiting == []
+
+
+def test_a_url_that_the_user_gives(session: Session, image: Path) -> None:
+    handler = partial(QuietHandler, directory=str(image.parent))
+    with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        address = f"http://127.0.0.1:{server.server_address[1]}"
+        session.handle(f"/image {address}/a%20picture.png")
+        session.handle(f"/image {address}/none.png")
+        server.shutdown()
+    assert np.array_equal(session.conversation.waiting, [session.speaker.look(image)])
+    error = session.errors.getvalue()
+    assert f"{address}/none.png: no picture can be read there" in error and error.count("\n") == 1
 
 
 def test_typing_ends_with_the_input(monkeypatch) -> None:

@@ -76,6 +76,13 @@ def test_unreadable_files(tmp_path):
         check_deepspeed_settings(path)
 
 
+def test_fsdp_1_is_refused():
+    plugin = FullyShardedDataParallelPlugin(fsdp_version=2, state_dict_type="FULL_STATE_DICT")
+    plugin.fsdp_version = 1  # which cannot be made without an accelerator
+    with pytest.raises(ValueError, match="fsdp version must be 2, got 1: version 1 flattens"):
+        check_fsdp_settings(plugin)
+
+
 def test_fsdp_in_pieces_is_refused():
     plugin = FullyShardedDataParallelPlugin(fsdp_version=2, state_dict_type="SHARDED_STATE_DICT")
     with pytest.raises(ValueError, match="must be FULL_STATE_DICT, got SHARDED_STATE_DICT"):

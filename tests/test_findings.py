@@ -1,13 +1,13 @@
-"""The commands of docs/findings.md run as they stand, but for a tiny size and another folder; its numbers are
-those of the committed results."""
+"""The commands of docs/findings.md run as they stand, but for a tiny size and another folder; its losses are those
+of the committed results."""
 
 from __future__ import annotations
 
 import json
-import os
 import re
+import runpy
 import shlex
-import subprocess
+import statistics
 import sys
 from pathlib import Path
 
@@ -24,36 +24,53 @@ def test_the_page_names_every_experiment() -> None:
     assert {Path(shlex.split(command)[0]).name for command in COMMANDS} == scripts
 
 
+def test_the_losses_are_those_of_the_results() -> None:
+    """Every mean and spread of Figure 2, and the last of the propositions, stand on the page."""
+    found: dict[tuple, list[float]] = {}
+    for row in json.loads((FIGURES / "figure2.json").read_text()):
+        names = ("source", "size", "learning_rate", "tokens", "positions")
+        found.setdefault(tuple(row[name] for name in names), []).append(
+            row["optimum"] + row["excess"]
+        )
+    for row in json.loads((FIGURES / "propositions.json").read_text()):
+        found.setdefault((row["source"],), []).append(row["losses"][-1])
+    page = PAGE.read_text()
+    for name, losses in found.items():
+        spread = f" ± {statistics.stdev(losses):.4f}" if len(losses) > 1 else ""
+        text = f"{statistics.mean(losses):.4f}{spread}"
+        assert text in page, (name, text)
+
+
+def run(command: str, output: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A command of the page in this process, at a tiny size."""
+    words = [*shlex.split(command), "--quick", "--output", str(output)]
+    script = ROOT / words[0]
+    monkeypatch.setattr(sys, "argv", [str(script), *words[1:]])
+    monkeypatch.syspath_prepend(str(script.parent))
+    with pytest.raises(SystemExit) as end:
+        runpy.run_path(str(script), run_name="__main__")
+    assert end.value.code == 0
+
+
 @pytest.mark.parametrize("command", COMMANDS)
-def test_command_runs(command: str, tmp_path: Path) -> None:
-    run = subprocess.run(
-        [sys.executable, *shlex.split(command), "--quick", "--output", str(tmp_path)],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
-    )
-    assert run.returncode == 0, run.stderr[-3000:]
-    results = [path for path in tmp_path.glob("*.json") if json.loads(path.read_text())]
+def test_command_runs(command: str, tmp_path: Path, monkeypatch) -> None:
+    run(command, tmp_path, monkeypatch)
+    results = list(tmp_path.glob("*.json"))
     assert results, "no results were written"
     for path in results:
         committed = json.loads((FIGURES / path.name).read_text())
         assert committed[0].keys() == json.loads(path.read_text())[0].keys(), path.name
 
 
-def test_figure2_goes_on_where_it_was(tmp_path: Path) -> None:
+def test_figure2_goes_on_where_it_was(tmp_path: Path, monkeypatch, capsys) -> None:
     """A second command does nothing that the first has done, and takes up what it has not."""
-    options = "--quick --sizes [small] --sources [rows-1] --tokens [bpe] --positions"
-    texts = []
+    options = "--sizes [small] --sources [rows-1] --tokens [bpe] --positions"
+    printed = []
     for positions in ("[plain]", "[plain,cell]"):
-        run = subprocess.run(
-            [sys.executable, "experiments/figure2.py", *shlex.split(options), positions,
-             "--output", str(tmp_path)],
-            cwd=ROOT, capture_output=True, text=True, check=True,
-            env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
-        )  # fmt: skip
-        texts.append(run.stdout)
-    assert "bpe_plain" in texts[0] and "bpe_plain" not in texts[1] and "bpe_cell" in texts[1]
+        run(f"experiments/figure2.py {options} {positions}", tmp_path, monkeypatch)
+        printed.append(capsys.readouterr().out)
+    assert "bpe_plain" in printed[0] and "bpe_plain" not in printed[1]
+    assert "bpe_cell" in printed[1]
     assert len(json.loads((tmp_path / "figure2.json").read_text())) == 2
 
 

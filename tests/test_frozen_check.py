@@ -9,7 +9,8 @@ from training_fixtures import arguments, checkpoint_folder, tokenized
 
 from being_vl import BeingVLForCausalLM
 from being_vl.training.frozen_check import FrozenRowsCheck, FrozenRowsMoved
-from being_vl.training.run import load_for_training, make_trainer, run_stage
+from being_vl.training.run import run_stage
+from being_vl.training.setup import load_for_training, make_trainer
 
 EMBEDDINGS = ("model.embed_tokens.weight", "lm_head.weight")
 
@@ -56,13 +57,11 @@ def moved_rows(before, folder):
     return rows, rest
 
 
-@pytest.mark.parametrize(
-    "options", [{}, {"activation_checkpointing": True}, {"bf16": True}, {"weight_decay": 0.5}]
-)
+@pytest.mark.parametrize("options", [{}, {"activation_checkpointing": True}, {"bf16": True}])
 def test_only_the_rows_of_the_stage_move(tmp_path, checkpoint, options):
     """Text rows stay in pretrain, image rows in sft with freeze=image; the others move; tied and not."""
     start, model, data = checkpoint
-    layout = model.config.layout
+    layout, options = model.config.layout, {"weight_decay": 0.5, **options}
     trained = run_stage(
         *arguments(start, tmp_path / "pt", stage={"stage": "pretrain", "labels": "all"}, **options),
         train_dataset=data,

@@ -1,11 +1,14 @@
 """Row freezing where no rank holds a whole matrix: FSDP2 on two CPU processes."""
 
+import pytest
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 from model_fixtures import LAYOUT, TEXT_SIZE, being_vl_model, random_ids
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
+
+from being_vl.training.frozen_check import FrozenRowsCheck, FrozenRowsMoved
 
 WORLD = 2
 
@@ -36,6 +39,7 @@ def _check(rank: int, tied: bool, which: str) -> None:
     else:
         model.freeze_image_embeddings()
     held = model.frozen_row_parameter_names
+    check = FrozenRowsCheck(model)
     groups = [
         {"params": [p for n, p in model.named_parameters() if n not in held], "weight_decay": 0.1},
         {"params": [p for n, p in model.named_parameters() if n in held], "weight_decay": 0.0},
@@ -46,6 +50,7 @@ def _check(rank: int, tied: bool, which: str) -> None:
         model(ids, labels=ids).loss.backward()
         optimizer.step()
         optimizer.zero_grad()
+    check.verify()  # gathers the rows
     rows = torch.arange(LAYOUT.size)
     frozen = rows < TEXT_SIZE if which == "text" else rows >= LAYOUT.first_code_id
     for name, parameter in model.named_parameters():
@@ -56,6 +61,11 @@ def _check(rank: int, tied: bool, which: str) -> None:
             assert moved[~frozen].sum() > 10, name
         else:
             assert not torch.equal(after, before[name]), name
+    first = int(rows[frozen][0])
+    with torch.no_grad():
+        model.get_output_embeddings().weight.to_local().add_(1)
+    with pytest.raises(FrozenRowsMoved, match=rf"rows {first}, {first + 1}, "):
+        check.verify()
 
 
 def test_only_rows_that_may_move_move_under_fsdp2(tmp_path):

@@ -26,7 +26,7 @@ SIZES = {
 PUSH = """
 import sys, huggingface_hub.utils._http as http
 http.time.sleep = lambda seconds: None  # back off without waiting
-from being_vl.pushing import Target, commit_files, folder_files
+from being_vl.pushing_commit import Target, commit_files, folder_files
 commit_files(folder_files(sys.argv[1]), Target("tester/model", revision=None))
 """
 LOAD = """

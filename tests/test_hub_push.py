@@ -13,12 +13,14 @@ import numpy as np
 import pytest
 from hub_server import HubServer
 from hub_storage import read_folder
+from huggingface_hub import ModelCard
 from publish_fixtures import published_checkpoint
 
 from being_vl.code_shards import CodeShards, ShardInfo, write_shard
-from being_vl.hub.card import draw_example, write_card
+from being_vl.hub.card import write_card
+from being_vl.hub.example import draw_example
 from being_vl.hub.facts import CardFacts
-from being_vl.pushing import matches
+from being_vl.pushing_commit import matches
 
 _ROOT = Path(__file__).parent.parent
 PARTS = ("model", "tokenizer", "processor", "image_processor", "vq_model", "image_bpe", "saved")
@@ -64,6 +66,7 @@ AutoImageProcessor.from_pretrained("checkpoint").push_to_hub("tester/image_proce
 AutoModel.from_pretrained("checkpoint", subfolder="vq_model").push_to_hub("tester/vq_model")
 ImageBPE.from_pretrained("checkpoint").push_to_hub("tester/image_bpe")
 model.push_to_hub("tester/model")
+model.push_to_hub("tester/model", tags=["seen"])
 model.save_pretrained("again", push_to_hub=True, repo_id="tester/saved")
 # Parts that stand alone.
 AutoModel.from_pretrained("checkpoint/vq_model").push_to_hub("tester/only-vq")
@@ -161,9 +164,17 @@ def test_whichever_call_carries_everything(hub: HubServer, folder: Path, part: s
         "evaluation/easyvqa.json",
     ):
         assert got[name] == (folder / "checkpoint" / name).read_bytes(), name
-    assert (
-        len(hub.repositories["model", f"tester/{part}"].commits) == 2
-    )  # the first one is the Hub's
+    commits = 3 if part == "model" else 2  # the first one is the Hub's
+    assert len(hub.repositories["model", f"tester/{part}"].commits) == commits
+
+
+def test_tags_join_the_card(hub: HubServer) -> None:
+    before, after = (
+        ModelCard(files["README.md"].decode())
+        for files in list(hub.repositories["model", "tester/model"].commits.values())[1:]
+    )
+    assert after.data.tags == [*before.data.tags, "seen"]
+    assert after.text.strip() == before.text.strip()
 
 
 def test_push_sends_the_folder(hub: HubServer, folder: Path, seen: dict) -> None:

@@ -10,6 +10,7 @@ from urllib.error import HTTPError
 from urllib.request import Request, urlopen
 
 import pytest
+from hub_faults import Fault
 from hub_http import TOKEN
 from hub_server import HubServer
 
@@ -115,3 +116,43 @@ def test_uploads_that_are_damaged_or_known(hub: HubServer) -> None:
     answer = ask(hub, "POST", "/tester/model.git/info/lfs/objects/batch", batch)[2]
     assert json.loads(answer)["objects"] == [known]  # no actions: nothing to send
     assert ask(hub, "POST", "/api/repos/create", {"name": "model"})[0] == 409
+
+
+def test_data_sets_are_served_under_their_names(hub: HubServer) -> None:
+    hub.add_repository("lmms-lab/POPE", {"data/test-0.parquet": b"PAR1"}, "dataset")
+    tree = json.loads(ask(hub, "GET", "/api/datasets/lmms-lab/POPE/tree/main/data")[2])
+    assert [entry["path"] for entry in tree] == ["data/test-0.parquet"]
+    path = "/datasets/lmms-lab/POPE/resolve/main/data/test-0.parquet"
+    assert ask(hub, "GET", path)[2] == b"PAR1"
+    assert ask(hub, "GET", "/api/models/lmms-lab/POPE")[0] == 404
+
+
+def test_branches_and_private_repositories(hub: HubServer) -> None:
+    ask(hub, "POST", "/api/repos/create", {"name": "secret", "private": True})
+    assert ask(hub, "GET", "/api/models/tester/secret")[0] == 200
+    anonymous = {"Authorization": "Bearer nobody"}
+    assert ask(hub, "GET", "/api/models/tester/secret", headers=anonymous)[0] == 404
+    created = ask(hub, "POST", "/api/repos/create", {"name": "other"}, headers=anonymous)
+    assert created[0] == 401
+    assert ask(hub, "POST", "/api/models/tester/secret/branch/v1")[0] == 201
+    assert ask(hub, "POST", "/api/models/tester/secret/branch/v1")[0] == 409
+    assert ask(hub, "GET", "/api/models/tester/secret/revision/v1")[0] == 200
+
+
+def test_cards_are_checked(hub: HubServer) -> None:
+    def answer(card: str) -> tuple[int, bytes]:
+        asked = {"repoType": "model", "content": card}
+        status, _, content = ask(hub, "POST", "/api/validate-yaml", asked)
+        return status, content
+
+    assert answer("---\nlicense: mit\n---\n# A card\n")[0] == 200
+    status, content = answer("---\nlicense: mine\n---\n# A card\n")
+    assert status == 400 and b"license" in content
+
+
+def test_a_fault_happens_as_often_as_asked(hub: HubServer) -> None:
+    fault = Fault("GET", "README", times=2, status=503)
+    hub.faults.append(fault)
+    path = "/tester/model/resolve/main/README.md"
+    assert [ask(hub, "GET", path)[0] for _ in range(3)] == [503, 503, 200]
+    hub.faults.remove(fault)

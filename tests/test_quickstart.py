@@ -11,6 +11,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from hub_validation import card_errors
+from huggingface_hub import ModelCard
 from PIL import Image
 from transformers import AutoModelForImageTextToText, AutoProcessor, PreTrainedTokenizerFast
 
@@ -88,17 +90,31 @@ def test_leaves_a_card_and_a_picture(finished):
     assert picture.width > 2 * picture.height > 200
 
 
-def test_checkpoint_loads_in_a_new_process_and_answers(finished, tmp_path):
+def test_the_card_passes_as_far_as_the_client_and_the_stand_in_check(finished):
+    output, _run = finished
+    card = ModelCard.load(output / "checkpoint/README.md")
+    assert card_errors(str(card), "model") == []
+    assert card.data.pipeline_tag == "image-text-to-text" and card.data.metrics == ["accuracy"]
+    result = json.loads((output / "checkpoint/evaluation/easyvqa.json").read_text())
+    row = json.loads((output / "runs/vq-bpe/test/result.json").read_text())
+    assert result["metrics"]["accuracy"] == 100 * row["accuracy"]["overall"]
+    assert result["images"] == {
+        "codes_per_image": 256.0,
+        "tokens_per_image": row["tokens_per_image"],
+    }
+    shown = {entry.metric_name: entry.metric_value for entry in card.data.eval_results}
+    assert shown["accuracy"] == result["metrics"]["accuracy"] and "accuracy, yes/no" in shown
+    for heading in ("Tokens an image", "Evaluation", "Training", "Limits", "Citation"):
+        assert f"## {heading}" in card.content, heading
+
+
+def test_checkpoint_loads_in_a_new_process_and_answers(finished):
     """The snippet of the card, as it stands there."""
     output, _run = finished
     snippet = (output / "README.md").read_text().split("```python\n")[1].split("```")[0]
-    image = tmp_path / "image.png"
-    Image.open(next(iter(load_easyvqa("test").image_paths.values()))).save(image)
-    snippet = snippet.replace(
-        'from_pretrained(".")', f"from_pretrained({str(output / 'checkpoint')!r})"
+    run = subprocess.run(
+        [sys.executable, "-c", snippet], cwd=output, capture_output=True, text=True
     )
-    snippet = snippet.replace('"image.png"', repr(str(image)))
-    run = subprocess.run([sys.executable, "-c", snippet], capture_output=True, text=True)
     assert run.returncode == 0, run.stderr[-3000:]
     assert run.stdout.strip()
 

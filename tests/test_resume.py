@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import os
 import pickle
 import shutil
 import warnings
+import zlib
 from functools import partial
 
+import numpy as np
 import pytest
 import torch
 from model_fixtures import being_vl_model
@@ -24,6 +27,7 @@ from transformers import TrainerCallback
 
 from being_vl.training import checkpoints
 from being_vl.training.checkpoints import DamagedCheckpointError, read_manifest
+from being_vl.training.run_identity import _data_identity
 
 
 class Stop(Exception):
@@ -90,7 +94,13 @@ def test_resuming_at_the_last_step_takes_no_step(whole_run):
     assert equal_weights(weights(trainer), weights(whole_run))
 
 
-@pytest.mark.parametrize("kind", DAMAGES)
+# The rest of them is in soak_train.py.
+@pytest.mark.parametrize(
+    "kind",
+    [kind for kind in DAMAGES if kind.startswith("missing")]
+    + ["truncated model.safetensors", "truncated trainer_state.json", "one_bit optimizer.pt"]
+    + ["truncated checkpoint_manifest.json"],
+)
 def test_damage_is_named_and_the_checkpoint_before_is_used(tmp_path, whole_run, kind):
     folder = tmp_path / "run"
     shutil.copytree(whole_run.args.output_dir, folder)
@@ -148,6 +158,15 @@ def test_what_does_not_decide_the_weights_may_change(tmp_path, whole_run):
 def test_nothing_to_resume(tmp_path):
     with pytest.raises(ValueError, match="no checkpoint to resume from"):
         make_trainer(tmp_path).train(resume_from_checkpoint=True)
+    for content, said in (
+        ("[]", "has another content"),
+        ('{"step": 2}', "has another content"),
+        (json.dumps({"version": 2, "crc32": zlib.crc32(b'{"version": 2}')}), "is of version 2"),
+    ):
+        (tmp_path / "other").mkdir(exist_ok=True)
+        (tmp_path / "other" / "checkpoint_manifest.json").write_text(content)
+        with pytest.raises(DamagedCheckpointError, match=said):
+            read_manifest(tmp_path / "other")
     with pytest.raises(DamagedCheckpointError, match="no such folder"):
         read_manifest(tmp_path / "checkpoint-2")
     make_trainer(tmp_path, max_steps=2, save_only_model=True).train()
@@ -228,14 +247,47 @@ def test_no_pickle_is_executed(tmp_path, whole_run):
         def __reduce__(self):
             return os.mkdir, (str(tmp_path / "executed"),)
 
+    entries = ("resumable", "run", "log_window")
     for name in ("optimizer.pt", "scheduler.pt", "rng_state.pth"):
         folder = tmp_path / name
         shutil.copytree(whole_run.args.output_dir, folder)
         (folder / "checkpoint-10" / name).write_bytes(pickle.dumps(Evil()))
-        manifest = json.loads((folder / "checkpoint-10" / "checkpoint_manifest.json").read_text())
-        manifest["files"] = checkpoints._file_entries(folder / "checkpoint-10")
-        del manifest["files"]["checkpoint_manifest.json"]
-        (folder / "checkpoint-10" / "checkpoint_manifest.json").write_text(json.dumps(manifest))
+        manifest = checkpoints.read_manifest(folder / "checkpoint-11")
+        (folder / "checkpoint-10" / "checkpoint_manifest.json").unlink()
+        partial = checkpoints.partial_folder(folder / "checkpoint-10")
+        partial.parent.mkdir()
+        os.rename(folder / "checkpoint-10", partial)
+        checkpoints.publish(folder / "checkpoint-10", {k: manifest[k] for k in entries})
         with pytest.raises(pickle.UnpicklingError):
             make_trainer(folder).train(resume_from_checkpoint=str(folder / "checkpoint-10"))
         assert not (tmp_path / "executed").exists()
+
+
+def test_the_identity_of_rows():
+    """Equal rows have equal digests, whatever holds them; other rows, other ones."""
+    rows = [
+        {"ids": np.arange(3), "text": "a", "list": [1, 2], "nested": [{"x": 1.5}, None]},
+        {"ids": torch.arange(3), "text": "b", "list": [1, 2], "nested": []},
+    ]
+    wanted = _data_identity(rows)
+    assert wanted == _data_identity(tuple(copy.deepcopy(rows))) and wanted["rows"] == 2
+    for name, value in (
+        ("ids", np.arange(3, dtype=np.int32)),
+        ("text", "c"),
+        ("list", [1, 3]),
+        ("list", [12]),
+        ("nested", [{"x": 1.25}, None]),
+        ("new", 0),
+    ):
+        assert _data_identity([{**rows[0], name: value}, rows[1]]) != wanted, (name, value)
+    many = [{"x": i} for i in range(1000)]
+    assert _data_identity(many) != _data_identity([*many[:-1], {"x": 0}])
+
+
+def test_rows_that_are_others_at_each_reading_have_no_digest():
+    class Random(list):
+        def __getitem__(self, index):
+            return {"pixels": torch.rand(2)}
+
+    assert _data_identity(Random(range(3))) == {"rows": 3}
+    assert _data_identity(iter([])) == {"rows": None}

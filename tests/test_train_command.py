@@ -4,9 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -18,6 +15,7 @@ from transformers import (
     AutoModelForImageTextToText,
     AutoProcessor,
     HfArgumentParser,
+    LlamaConfig,
     TrainerCallback,
 )
 
@@ -29,7 +27,8 @@ from being_vl.training.arguments import (
     ModelArguments,
     StageArguments,
 )
-from being_vl.training.run import load_for_training, run_stage
+from being_vl.training.run import run_stage
+from being_vl.training.setup import load_for_training
 
 CLASSES = (ModelArguments, DataArguments, StageArguments, BeingVLTrainingArguments)
 
@@ -96,6 +95,7 @@ def test_a_yaml_file_is_overridden_by_flags(tmp_path):
         ("learning_rate: fast", "learning_rate"),
         ("code_weight: -1", "code_weight must not be negative, got -1"),
         ("remove_unused_columns: true", "remove_unused_columns must be false"),
+        ("push_to_hub: true", "push_to_hub must be false: being-vl push uploads"),
     ],
 )
 def test_bad_options_are_one_line_and_status_2(tmp_path, capsys, line, message):
@@ -178,12 +178,13 @@ def test_a_finished_run_returns_and_another_is_refused(tmp_path, checkpoint, dat
         run_stage(*arguments(checkpoint[0], checkpoint[0]), train_dataset=data)
 
 
-def test_the_command_end_to_end(tmp_path, checkpoint, data):
-    """A YAML file, a tokenized folder, a new process; the metrics as JSON."""
+def test_the_command_end_to_end(tmp_path, checkpoint, data, capsys):
+    """A YAML file and a tokenized folder → a checkpoint; the metrics as JSON."""
     tokenized_folder(tmp_path / "rows", data, checkpoint[2])
     options = {
         "model_name_or_path": str(checkpoint[0]),
         "dataset": str(tmp_path / "rows"),
+        "eval_dataset": str(tmp_path / "rows"),
         "output_dir": str(tmp_path / "out"),
         "stage": "pretrain",
         "packing": "samples",
@@ -193,16 +194,16 @@ def test_the_command_end_to_end(tmp_path, checkpoint, data):
         "save_strategy": "no",
     }
     (tmp_path / "run.yaml").write_text(yaml.safe_dump(options))
-    command = [sys.executable, "-m", "being_vl", "train", "--config", str(tmp_path / "run.yaml")]
-    done = subprocess.run(
-        [*command, "--json"],
-        capture_output=True,
-        text=True,
-        env={**os.environ, "HF_HUB_OFFLINE": "1"},
-    )
-    assert done.returncode == 0, done.stderr
-    assert json.loads(done.stdout.splitlines()[-1])["steps"] == 2
+    assert main(["train", "--config", str(tmp_path / "run.yaml"), "--json"]) == 0
+    printed = json.loads(capsys.readouterr().out)
+    assert printed["steps"] == 2 and printed["eval_loss"] > 0
     assert (tmp_path / "out" / "config.json").exists()
+
+
+def test_a_plain_llama_is_refused(tmp_path):
+    LlamaConfig().save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match="is a model of type 'llama'; being-vl init makes"):
+        load_for_training(ModelArguments(model_name_or_path=str(tmp_path)), StageArguments())
 
 
 class StopAt(TrainerCallback):
@@ -219,14 +220,17 @@ class StopAt(TrainerCallback):
 @pytest.mark.parametrize(
     "options",
     [
-        {"data": {"packing": "shared_image"}, "gradient_accumulation_steps": 2},
-        {"data": {"packing": "samples", "max_length": 120}, "activation_checkpointing": True},
+        {
+            "data": {"packing": "samples", "max_length": 120},
+            "activation_checkpointing": True,
+            "gradient_accumulation_steps": 2,
+        },
         {
             "model": {"use_peft": True, "lora_dropout": 0.5},
             "train_sampling_strategy": "group_by_length",
         },
     ],
-    ids=["shared", "samples", "lora"],
+    ids=["packed", "lora"],
 )
 def test_a_stopped_run_goes_on_to_the_same_weights(tmp_path, checkpoint, data, options):
     options = {"max_steps": 6, "save_strategy": "steps", "save_steps": 2, **options}

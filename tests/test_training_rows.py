@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import warnings
+
 import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from model_fixtures import BOI, CODEBOOK_SIZE, EOI, GRID, LAYOUT, MERGES, PAD, being_vl_model
+from torch.nn.attention.flex_attention import flex_attention
 from training_fixtures import rows_of
 
 from being_vl import ImageBPE
@@ -239,18 +242,27 @@ def test_flex_mask_equals_the_dense_one():
         assert torch.equal(allowed, block_mask(segments)[row, 0])
 
 
-@pytest.mark.gpu
-def test_flex_attention_gives_the_losses_of_sdpa():
-    model = being_vl_model().cuda()
+@pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
+def test_flex_attention_gives_the_losses_of_sdpa(device, monkeypatch):
+    """On a CPU in PyTorch's plain form, without kernels, which would be compiled for a minute."""
+    if device == "cpu":
+        plain = "transformers.integrations.flex_attention.compile_friendly_flex_attention"
+        monkeypatch.setattr(
+            plain, lambda *qkv, training, **options: flex_attention(*qkv, **options)
+        )
+    model = being_vl_model().to(device)
     rows = TokenizedRows(rows_of(some_samples()), LAYOUT)
     shared = SharedImageRows(rows, eoi_token_id=EOI, max_length=90)
     samples = [shared[i] for i in range(len(shared))]
-    dense = {k: v.cuda() for k, v in SharedImageCollator(PAD)(samples).items()}
-    flex = {k: v.cuda() for k, v in SharedImageCollator(PAD, "flex")(samples).items()}
+    dense = {k: v.to(device) for k, v in SharedImageCollator(PAD)(samples).items()}
+    flex = {k: v.to(device) for k, v in SharedImageCollator(PAD, "flex")(samples).items()}
     flex["attention_mask"] = flex_block_mask(flex.pop("segment_ids"))
     expected = losses(model, dense)
     model.set_attn_implementation("flex_attention")
-    torch.testing.assert_close(losses(model, flex), expected, atol=1e-4, rtol=1e-4)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of the missing compilation
+        found = losses(model, flex)
+    torch.testing.assert_close(found, expected, atol=1e-4, rtol=1e-4)
 
 
 def test_counts_of_a_batch():

@@ -94,6 +94,7 @@ def arguments(checkpoint: Path, output: Path, *, model=(), data=(), stage=(), **
         "report_to": "none",
         "disable_tqdm": True,
         "use_cpu": True,
+        "dataloader_pin_memory": False,
         **training,
     }
     return (

@@ -22,7 +22,7 @@ from ..quickstart.settings import make_part
 from ..quickstart.text_model import train_text_model, train_text_tokenizer
 from ..training.data.codes import build_index
 from ..training.data.conversations import parse_row
-from ..training.data.sources import decode_row, open_rows
+from ..training.data.sources import iter_rows, open_rows
 
 CODEBOOK_SIZE = 256
 TEXT_STEPS = 80
@@ -56,13 +56,11 @@ def train_vocabulary(codes: Sequence[str], rows: str, merges: int, folder: Path)
     """Learn merges on the images of the training rows alone; returns the folder of image_bpe.json."""
 
     def build(target: Path) -> None:
-        source = open_rows(rows)
-        numbers = range(source.num_rows)
-        parsed = (
-            parse_row(decode_row(raw, source.where(i)), where=source.where(i), number=i)
-            for i, raw in zip(numbers, source.read(numbers), strict=True)
+        names = dict.fromkeys(
+            image_id
+            for number, where, row in iter_rows(open_rows(rows))
+            for image_id in parse_row(row, where=where, number=number).image_ids
         )
-        names = dict.fromkeys(image_id for row in parsed for image_id in row.image_ids)
         index, shards = build_index(codes, target.parent / "index.npy")
         grids = index.lookup(names)
         missing = [name for name in names if name not in grids]

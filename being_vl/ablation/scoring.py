@@ -13,7 +13,7 @@ from ..evaluation.answering import generate_answers
 from ..evaluation.scoring.exact import exact_match_scores
 from ..training.data.codes import build_index
 from ..training.data.conversations import parse_row
-from ..training.data.sources import decode_row, open_rows
+from ..training.data.sources import iter_rows, open_rows
 
 
 class TestRows:
@@ -33,12 +33,8 @@ class TestRows:
     __test__ = False  # for pytest, which takes it for tests
 
     def __init__(self, rows: str, codes: tuple[str, ...], index: Path, limit: int | None = None):
-        source = open_rows(rows)
-        numbers = range(source.num_rows if limit is None else min(limit, source.num_rows))
         found: list[tuple[str, list[dict[str, Any]], str, str]] = []
-        for number, raw in zip(numbers, source.read(numbers), strict=True):
-            where = source.where(number)
-            row = decode_row(raw, where)
+        for number, where, row in iter_rows(open_rows(rows), limit):
             conversation = parse_row(row, where=where, number=number)
             *prompt, last = conversation.messages
             said = [part.get("text") for part in last["content"]]

@@ -108,19 +108,23 @@ def merge_offsets(bpe: ImageBPE, grid: np.ndarray) -> list[tuple[int, int, int]]
     if bpe.merge_rule != "pair":
         raise ValueError(f'merge_rule must be "pair", got {bpe.merge_rule!r}')
     height, width = grid.shape
-    rank_of = {(int(a), int(b)): rank for rank, (a, b, _, _) in enumerate(bpe.merges)}
+    keys = bpe.merges[:, 0].astype(np.int64) * bpe.vocab_size + bpe.merges[:, 1]
+    order = np.argsort(keys)
+    keys = np.append(keys[order], -1)  # no key: what lies beyond the last
     owner = np.arange(height * width).reshape(height, width)  # the anchor of each cell's token
     ids = grid.reshape(-1).astype(np.int64)  # of the token with that anchor
     made = []
     while True:
         pairs = _adjacent(owner)
-        ranked = [(rank_of.get((int(ids[a]), int(ids[b]))), a, b) for a, b in pairs.tolist()]
-        ranks = [rank for rank, _, _ in ranked if rank is not None]
-        if not ranks:
+        wanted = ids[pairs[:, 0]] * bpe.vocab_size + ids[pairs[:, 1]]
+        places = np.searchsorted(keys[:-1], wanted)
+        known = keys[places] == wanted
+        if not known.any():
             return made
-        best, done = min(ranks), set()
-        for rank, a, b in ranked:
-            if rank == best and a not in done and b not in done:
+        ranks = order[places[known]]
+        best, done = int(ranks.min()), set()
+        for a, b in pairs[known][ranks == best].tolist():
+            if a not in done and b not in done:
                 done |= {a, b}
                 owner[owner == b] = a
                 ids[a] = bpe.codebook_size + best

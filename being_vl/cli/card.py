@@ -36,7 +36,8 @@ def main(args: Namespace) -> int:
     """
     import being_vl  # noqa: F401  (the Auto classes know our models)
 
-    from ..hub.card import draw_example, write_card
+    from ..hub.card import write_card
+    from ..hub.example import draw_example
     from ..hub.facts import read_facts
 
     folder = Path(args.folder)

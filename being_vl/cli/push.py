@@ -50,7 +50,7 @@ def main(args: Namespace) -> int:
     import being_vl  # noqa: F401  (the Auto classes know our models)
 
     from ..hub.push import planned
-    from ..pushing import Target, commit_files
+    from ..pushing_commit import Target, commit_files
 
     target = Target(
         args.repo,

@@ -11,7 +11,6 @@ import json
 import os
 import sys
 import time
-from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -159,14 +158,9 @@ def main(args: Namespace) -> int:
 
 
 def _selection(source: RowSource, filters: dict[str, Any]) -> np.ndarray | None:
-    from ..training.data import select_rows
-    from ..training.data.sources import decode_row
+    from ..training.data import iter_rows, select_rows
 
-    def rows() -> Iterable[Any]:
-        for number, raw in enumerate(source.read(range(source.num_rows))):
-            yield decode_row(raw, source.where(number))
-
-    return select_rows(rows, **filters)
+    return select_rows(lambda: (row for _, _, row in iter_rows(source)), **filters)
 
 
 def _cores() -> int:

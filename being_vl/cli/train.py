@@ -7,6 +7,7 @@ stages, labels and kinds of packing are. For several processes start it by `torc
 
 from __future__ import annotations
 
+import contextlib
 import json
 import sys
 from typing import Any
@@ -35,7 +36,11 @@ def main(args: Namespace) -> int:
     """
     from ..training.run import run_stage
 
-    result = run_stage(*parse_arguments(args))
+    arguments = parse_arguments(args)
+    with contextlib.redirect_stdout(sys.stderr):  # progress and logs
+        result = run_stage(*arguments)
+    if arguments[-1].process_index:
+        return 0
     if args.json:
         print(json.dumps({"output_dir": result.output_dir, **result.metrics}))
     else:

@@ -36,7 +36,7 @@ _THEME_FONTS = {"font": ["system-ui", "sans-serif"], "font_mono": ["monospace"]}
 
 
 def build_page(speaker: Speaker, title: str) -> gr.Blocks:
-    """The page: a tab for an image's tokens, a tab for talking."""
+    """The page: a tab for an image's tokens, a tab for talking. No button of it shares anything."""
     with gr.Blocks(title=title, analytics_enabled=False) as page:
         gr.Markdown(f"# {title}")
         with gr.Tab("Tokens"):
@@ -64,41 +64,43 @@ def _tokens_tab(processor: BeingVLProcessor) -> None:
         """A new picture: quantize it, reconstruct it, draw its tokens."""
         if picture is None:
             return None, None, None, ""
-        (codes,) = processor.quantize([picture])
-        reconstruction = processor.reconstruct(codes)
-        return codes, enlarged(reconstruction), *show(codes, reconstruction, num_merges)
+        try:
+            (codes,) = processor.quantize([picture])
+        except ValueError as error:
+            raise gr.Error(str(error)) from error
+        seen = codes, processor.reconstruct(codes)
+        return seen, enlarged(seen[1]), *show(seen, num_merges)
 
-    def show(
-        codes: np.ndarray | None, reconstruction: Image.Image | None, num_merges: float
-    ) -> tuple[Any, str]:
-        """The same picture with another number of merges."""
-        if codes is None:
+    def show(seen: tuple[np.ndarray, Image.Image] | None, num_merges: float) -> tuple[Any, str]:
+        """The same picture (its codes and its reconstruction) with another number of merges."""
+        if seen is None:
             return None, ""
-        if reconstruction is None:
-            reconstruction = processor.reconstruct(codes)
-        view = view_tokens(bpe, codes, int(num_merges), reconstruction)
+        view = view_tokens(bpe, seen[0], int(num_merges), seen[1])
         ratio = view.num_codes / view.num_tokens
         text = (
             f"**{view.num_codes}** codes, **{view.num_tokens}** tokens, {ratio:.2f} codes a token"
         )
         return (view.picture, view.areas), text
 
-    codes = gr.State()
+    seen = gr.State()
     with gr.Row():
         picture = gr.Image(
-            type="pil", image_mode="RGB", label="Image", sources=["upload", "clipboard"]
+            type="pil",
+            image_mode="RGB",
+            label="Image",
+            sources=["upload", "clipboard"],
+            buttons=["fullscreen"],
         )
-        reconstruction = gr.Image(label="Reconstruction from its codes", interactive=False)
+        reconstruction = gr.Image(
+            label="Reconstruction from its codes",
+            interactive=False,
+            buttons=["download", "fullscreen"],
+        )
         tokens = gr.AnnotatedImage(label="Tokens, by their number of codes", color_map=_COLOURS)
     merges = gr.Slider(0, bpe.num_merges, value=bpe.num_merges, step=1, label="Merges")
     numbers = gr.Markdown(elem_id="numbers")
-    picture.change(look, [picture, merges], [codes, reconstruction, tokens, numbers])
-    merges.release(
-        lambda codes, count: show(codes, None, count),
-        [codes, merges],
-        [tokens, numbers],
-        api_name="show",
-    )
+    picture.change(look, [picture, merges], [seen, reconstruction, tokens, numbers])
+    merges.release(show, [seen, merges], [tokens, numbers])
 
 
 def _chat_tab(speaker: Speaker) -> None:
@@ -108,15 +110,18 @@ def _chat_tab(speaker: Speaker) -> None:
         """One turn: the answer grows in the chat as it comes."""
         talk = talk or Conversation()
         text = message["text"].strip() or "What is in the picture?"
-        pictures = [load_image(path) for path in message["files"]]
-        talk.waiting = [speaker.look(picture) for picture in pictures]
-        shown = [
-            *shown,
-            *({"role": "user", "content": gr.Image(picture)} for picture in pictures),
-            {"role": "user", "content": text},
-        ]
         said = ""
         try:
+            pictures = [load_image(path) for path in message["files"]]
+            talk.waiting = [speaker.look(picture) for picture in pictures]
+            shown = [
+                *shown,
+                *(
+                    {"role": "user", "content": gr.Image(picture, buttons=["fullscreen"])}
+                    for picture in pictures
+                ),
+                {"role": "user", "content": text},
+            ]
             with closing(speaker.ask(talk, text)) as pieces:
                 for piece in pieces:
                     said += piece
@@ -126,7 +131,7 @@ def _chat_tab(speaker: Speaker) -> None:
         yield None, [*shown, {"role": "assistant", "content": said}], talk
 
     talk = gr.State()
-    chat = gr.Chatbot(label="Chat", height=480)
+    chat = gr.Chatbot(label="Chat", height=480, buttons=["copy"])
     box = gr.MultimodalTextbox(
         file_types=["image"], placeholder="Ask; attach an image", show_label=False
     )

@@ -70,8 +70,10 @@ class Session:
 
     def _answer(self, text: str) -> None:
         with closing(self.speaker.ask(self.conversation, text)) as pieces:
+            blank = True  # an answer begins with its first word
             for piece in pieces:
-                self._write(piece)
+                self._write(piece.lstrip() if blank else piece)
+                blank = blank and not piece.strip()
         self._write("\n")
 
     def _write(self, text: str) -> None:
@@ -108,7 +110,12 @@ class Session:
         path = source if is_url else os.path.expanduser(source)
         if not is_url and not os.path.isfile(path):
             raise FileNotFoundError(f"{path}: no such file")
-        codes = self.speaker.look(path)
+        try:
+            codes = self.speaker.look(path)
+        except Exception as error:  # of a URL, whatever the client raises; it does not name the URL
+            if not is_url:
+                raise
+            raise OSError(f"{source}: no picture can be read there: {error}") from error
         self.conversation.waiting.append(codes)
         tokens = len(self.speaker.processor.tokenizer.image_bpe.encode(codes))
         height, width = codes.shape

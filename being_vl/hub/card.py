@@ -6,29 +6,24 @@ read from a file of the folder, and that what is not known is left out.
 
 from __future__ import annotations
 
-import os
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import yaml
 from huggingface_hub import DatasetCard, DatasetCardData, ModelCard, ModelCardData
-from PIL import Image
 from transformers import AutoConfig
 
 from .. import __version__
 from ..code_shards import CodeShards
 from ..configuration_being_vl import BeingVLConfig
-from ..drawing import draw_tokens, side_by_side, token_map
 from ..image_bpe import ImageBPE
 from ..image_bpe_files import write_atomically
-from ..image_loading import load_image
-from ..processing_being_vl import BeingVLProcessor
-from ..pushing import CARD, CARD_MARK, VQ_FOLDER
+from ..pushing import VQ_FOLDER
+from ..pushing_commit import CARD, CARD_MARK
 from ..remote_code import read_json
 from ..tokenization_being_vl import BeingVLTokenizer
-from .facts import FACTS_FILE, CardFacts, read_facts
+from .example import EXAMPLE, PICTURE
+from .facts import FACTS_FILE, CardFacts, read_facts, read_mapping
 from .folder import folder_kind, read_weights
 from .results import (
     TaskResult,
@@ -39,8 +34,6 @@ from .results import (
     slug,
 )
 
-EXAMPLE = "example.png"
-PICTURE = "tokens.png"
 _TEMPLATES = Path(__file__).parent / "templates"
 _PAPERS = ("2410.02155", "2506.23639")
 # Fields of a training's settings that a reader compares; paths and bookkeeping stay out.
@@ -49,7 +42,15 @@ _RECIPE = (
     "gradient_accumulation_steps", "lr_scheduler_type", "warmup_steps", "warmup_ratio", "weight_decay",
     "optim", "adam_beta1", "adam_beta2", "max_grad_norm", "max_length", "packing", "bf16", "seed",
     "use_peft", "lora_r", "lora_alpha", "pretrain", "sft", "seconds",
+    "steps", "train_runtime", "train_loss", "eval_loss",
 )  # fmt: skip
+
+_LABELS = {
+    "pretrain": "steps of pretrain",
+    "sft": "steps of sft",
+    "seconds": "seconds of training",
+    "train_runtime": "seconds of training",
+}
 
 
 def card_text(folder: Path, facts: CardFacts | None = None) -> str:
@@ -186,15 +187,19 @@ def _tokens_per_image(
 
 
 def _recipe(folder: Path) -> dict[str, Any]:
-    """The settings of the training, from the files that it leaves in a checkpoint."""
+    """Label → value of the settings of the training, from the files that it leaves in a checkpoint."""
     found: dict[str, Any] = {}
-    for name in ("training.json", "train.yaml"):
+    for name in ("training.json", "train.yaml", "metrics.json"):
         if (folder / name).exists():
-            content = yaml.safe_load((folder / name).read_text("utf-8")) or {}
+            content = read_mapping(folder / name)
             sections = [content, *(part for part in content.values() if isinstance(part, dict))]
             for section in sections:
                 found |= {key: section[key] for key in _RECIPE if section.get(key) is not None}
-    return {key: found[key] for key in _RECIPE if key in found and not isinstance(found[key], dict)}
+    return {
+        _LABELS.get(key, key): f"{found[key]:.4g}" if isinstance(found[key], float) else found[key]
+        for key in _RECIPE
+        if key in found and not isinstance(found[key], dict)
+    }
 
 
 def _parts_card(folder: Path, facts: CardFacts, kind: str) -> str:
@@ -250,37 +255,3 @@ def _size_category(count: int) -> str:
     names = ["1K", "10K", "100K", "1M", "10M", "100M", "1B", "10B", "100B", "1T"]
     power = min(len(str(count)) - 4, len(names) - 2)
     return f"{names[power]}<n<{names[power + 1]}"
-
-
-def draw_example(folder: Path, image: str | os.PathLike, zoom: int = 320) -> list[str]:
-    """Write `example.png` and `tokens.png`: an image, its reconstruction, its tokens drawn over it.
-
-    Args:
-        folder: a checkpoint.
-        image: path of a picture.
-        zoom: the least side in pixels of a panel.
-
-    Returns:
-        the names of the files.
-
-    Raises:
-        ValueError: the picture is unreadable, or the folder has no VQ model.
-    """
-    processor = BeingVLProcessor.from_pretrained(folder)
-    picture = load_image(image)
-    (grid,) = processor.quantize([picture])
-    bpe = processor.tokenizer.image_bpe
-    ids = bpe.encode(grid)
-    pixels = processor.image_processor([picture])["pixel_values"]
-    seen = processor.image_processor.postprocess(np.asarray(pixels))[0]
-    scale = max(1, -(-zoom // min(seen.size)))
-    size = (seen.width * scale, seen.height * scale)
-    reconstruction = processor.reconstruct(grid).resize(size, Image.Resampling.NEAREST)
-    tokens = draw_tokens(reconstruction, token_map(bpe, ids, *grid.shape))
-    panels = [seen.resize(size, Image.Resampling.NEAREST), reconstruction, tokens]
-    titles = ("the image, as it is quantized", f"{grid.size} codes", f"{len(ids)} tokens")
-    for name, panel in ((EXAMPLE, picture), (PICTURE, side_by_side(panels, titles))):
-        partial = folder / f".{name}"
-        panel.save(partial, format="PNG")
-        os.replace(partial, folder / name)
-    return [EXAMPLE, PICTURE]

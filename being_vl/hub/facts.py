@@ -88,19 +88,29 @@ def read_facts(folder: Path) -> CardFacts:
     path = folder / FACTS_FILE
     if not path.exists():
         return CardFacts()
-    try:
-        values = yaml.safe_load(path.read_text("utf-8"))
-    except yaml.YAMLError as error:
-        raise ValueError(f"{path}: not YAML: {error}") from None
-    if not isinstance(values, dict):
-        raise ValueError(f"{path}: must be a mapping, got {values!r:.80}")
+    values = read_mapping(path)
     expected = {entry.name: entry.type for entry in dataclasses.fields(CardFacts)}
     for name, value in values.items():
         if name not in expected:
             raise ValueError(f"{path}: unknown field {name!r}; there are {', '.join(expected)}")
         if not _fits(value, str(expected[name])):
-            raise ValueError(f"{path}: {name} must be {expected[name]}, got {value!r:.80}")
+            raise ValueError(f"{path}: {name} must be {expected[name]}, got {str(value)[:80]!r}")
     return CardFacts(**values)
+
+
+def read_mapping(path: Path) -> dict[str, Any]:
+    """The mapping in a YAML or JSON file.
+
+    Raises:
+        ValueError: it holds something else; the file is named.
+    """
+    try:
+        values = yaml.safe_load(path.read_text("utf-8"))
+    except yaml.YAMLError as error:
+        raise ValueError(f"{path}: not YAML: {error}") from None
+    if not isinstance(values, dict):
+        raise ValueError(f"{path}: must be a mapping, got {str(values)[:80]!r}")
+    return values
 
 
 def _fits(value: Any, annotation: str) -> bool:

@@ -15,7 +15,7 @@ from pathlib import Path
 
 from huggingface_hub import CommitInfo
 
-from ..pushing import CARD, PATTERNS, Target, commit_files, folder_files
+from ..pushing_commit import CARD, PATTERNS, Target, commit_files, folder_files
 from .card import write_card
 from .folder import check_whole, folder_kind
 from .results import ENTRIES_FOLDER, FOLDER

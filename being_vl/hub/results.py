@@ -87,7 +87,9 @@ def _load(path: Path) -> TaskResult:
     except ValueError as error:
         raise ValueError(f"{path}: not JSON: {error}") from None
     if not isinstance(content, dict) or content.get("version") != VERSION:
-        raise ValueError(f"{path}: must be a mapping with version: {VERSION}, got {content!r:.80}")
+        raise ValueError(
+            f"{path}: must be a mapping with version: {VERSION}, got {str(content)[:80]!r}"
+        )
     for name, types in _FIELDS.items():
         if not isinstance(content.get(name), types) or isinstance(content[name], bool):
             raise ValueError(

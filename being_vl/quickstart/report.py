@@ -14,9 +14,10 @@ from rich.table import Table
 from .. import __version__
 from ..evaluation import results as result_files
 from ..evaluation.easyvqa import QUESTION_TYPES, Split
-from ..hub.card import PICTURE, draw_example, write_card
+from ..hub.card import write_card
+from ..hub.example import PICTURE, draw_example
 from ..hub.facts import CardFacts
-from ..pushing import CARD
+from ..pushing_commit import CARD
 from .runs import MAX_ANSWER_TOKENS, Result
 from .settings import Settings, Workspace
 
@@ -55,15 +56,14 @@ def write_report(
     console.print(table)
 
     checkpoint = work / "checkpoint"
-    if not (checkpoint / PICTURE).exists():
+    if not (checkpoint / CARD).exists():  # once: the card tells of this machine
         draw_example(checkpoint, test.image_paths[test.questions[0].image_id])
-    result_file(settings, of_checkpoint, test, cells_per_image).save(checkpoint)
-    write_card(checkpoint, card_facts(settings, results, test))
+        result_file(settings, of_checkpoint, test, cells_per_image).save(checkpoint)
+        write_card(checkpoint, card_facts(settings, results, test))
     for name in (CARD, PICTURE):
         content = (checkpoint / name).read_bytes()
         if name == CARD:  # its snippet loads the checkpoint from here
             content = content.replace(b'checkpoint = "."', b'checkpoint = "checkpoint"')
-        (work / name).unlink(missing_ok=True)
         work.make(name, lambda target, content=content: target.write_bytes(content))
     console.print(
         f"checkpoint: {checkpoint}\ncard: {work / CARD}\npicture: {work / PICTURE}\n"
@@ -132,7 +132,7 @@ def card_facts(settings: Settings, results: Sequence[Result], test: Split) -> Ca
         limits="It knows nothing but the thirteen answers of easy-VQA, and sees drawings of 64×64 pixels; what "
         "it says of any other picture means nothing. One seed.",
         sections={
-            "Beside the same model without merges": (
+            "Compared": (
                 f"|{header}|\n|{rule}|\n{rows}\n\n"
                 f"Accuracy in % on all {len(test.questions):,} questions of the official test split, from "
                 "greedily generated text of the saved checkpoints, loaded again, compared exactly after "

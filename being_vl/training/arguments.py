@@ -139,13 +139,19 @@ class BeingVLTrainingArguments(TrainingArguments):
     )
     save_total_limit: int | None = field(default=2, metadata={"help": "checkpoints kept"})
     remove_unused_columns: bool = field(default=False, metadata={"help": "must be False"})
-    dataloader_pin_memory: bool = field(
-        default=False, metadata={"help": "pin the batches in memory; for a GPU"}
-    )
 
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.remove_unused_columns:
             raise ValueError(
                 "remove_unused_columns must be false: the rows hold what no forward takes"
+            )
+        if self.resume_from_checkpoint is not None:
+            raise ValueError(
+                "resume_from_checkpoint must be left out: a run goes on from the newest whole checkpoint of "
+                "its output_dir"
+            )
+        if self.push_to_hub:
+            raise ValueError(
+                "push_to_hub must be false: being-vl push uploads a finished checkpoint"
             )

@@ -83,6 +83,7 @@ def publish(checkpoint: Path, content: dict[str, Any]) -> None:
         **content,
         "files": _file_entries(partial),
     }
+    manifest["crc32"] = _content_crc32(manifest)
     (partial / MANIFEST_NAME).write_text(json.dumps(manifest, indent=2) + "\n")
     for path in partial.rglob("*"):
         _flush(path)
@@ -183,20 +184,24 @@ def _aside(checkpoint: Path, name: str) -> Path:
 def _parse_manifest(checkpoint: Path) -> dict[str, Any]:
     if not checkpoint.is_dir():
         raise DamagedCheckpointError(f"{checkpoint}: no such folder")
+    name = f"{checkpoint}: its manifest ({MANIFEST_NAME})"
     try:
         manifest = json.loads((checkpoint / MANIFEST_NAME).read_bytes())
-        version, files = manifest["version"], manifest["files"]
-        known = isinstance(manifest["step"], int) and isinstance(files, dict)
-        known = known and all(set(entry) == {"size", "crc32"} for entry in files.values())
     except FileNotFoundError:
-        problem = f"its manifest ({MANIFEST_NAME}) is missing"
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        problem = f"its manifest ({MANIFEST_NAME}) cannot be read: {error!r}"
-    else:
-        if version == _VERSION and known:
-            return manifest
-        problem = f"its manifest ({MANIFEST_NAME}) is not one of version {_VERSION}"
-    raise DamagedCheckpointError(f"{checkpoint}: {problem}")
+        raise DamagedCheckpointError(f"{name} is missing") from None
+    except (OSError, ValueError) as error:
+        raise DamagedCheckpointError(f"{name} cannot be read: {error}") from error
+    if not isinstance(manifest, dict) or manifest.pop("crc32", None) != _content_crc32(manifest):
+        raise DamagedCheckpointError(f"{name} has another content than was written")
+    if manifest["version"] != _VERSION:
+        raise DamagedCheckpointError(
+            f"{name} is of version {manifest['version']}, but this library reads version {_VERSION}"
+        )
+    return manifest
+
+
+def _content_crc32(manifest: dict[str, Any]) -> int:
+    return zlib.crc32(json.dumps(manifest).encode())
 
 
 def _file_entries(folder: Path) -> dict[str, dict[str, int]]:

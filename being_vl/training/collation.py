@@ -110,12 +110,12 @@ class CountingCollator:
     Args:
         collate: the collator.
         layout: the model's vocabulary.
-        boi_token_id: the beginning of an image.
+        boi_token_id: the beginning of an image; None counts no images.
     """
 
     collate: Callable[[Sequence[dict[str, Any]]], dict[str, Any]]
     layout: VocabularyLayout
-    boi_token_id: int
+    boi_token_id: int | None
 
     def __call__(self, rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
         batch = self.collate(rows)
@@ -127,7 +127,7 @@ class CountingCollator:
         image_labels, merge_labels = int((labels >= code).sum()), int((labels >= merge).sum())
         batch[COUNTS] = BatchCounts(
             tokens=len(ids),
-            images=int((ids == self.boi_token_id).sum()),
+            images=0 if self.boi_token_id is None else int((ids == self.boi_token_id).sum()),
             codes=image_tokens - merges,
             merges=merges,
             text_labels=predicted - image_labels,

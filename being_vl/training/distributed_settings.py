@@ -13,8 +13,30 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import torch.distributed as dist
 from accelerate.utils import FullyShardedDataParallelPlugin
 from torch.distributed.fsdp import StateDictType
+from transformers import TrainingArguments
+
+
+def prepare_deepspeed(args: TrainingArguments) -> None:
+    """What must be done before the model is loaded: refuse settings, and let DeepSpeed know of the processes.
+
+    Without the latter ZeRO-3 loads a model as if there were one process. transformers sees to it on GPUs.
+
+    Args:
+        args: of this process; without `deepspeed` nothing is done.
+
+    Raises:
+        ValueError: see `check_deepspeed_settings`.
+    """
+    if not args.deepspeed:
+        return
+    check_deepspeed_settings(args.hf_deepspeed_config.config)
+    if args.device.type == "cpu" and dist.is_initialized():
+        import deepspeed
+
+        deepspeed.init_distributed(dist.get_backend())
 
 
 def check_deepspeed_settings(config: Mapping[str, Any] | str | os.PathLike) -> None:
@@ -58,11 +80,16 @@ def check_deepspeed_settings(config: Mapping[str, Any] | str | os.PathLike) -> N
 
 
 def check_fsdp_settings(plugin: FullyShardedDataParallelPlugin) -> None:
-    """Refuse FSDP that keeps the weights in pieces at a save.
+    """Refuse FSDP whose parameters have no rows, or that keeps the weights in pieces at a save.
 
     Raises:
-        ValueError: `state_dict_type` is not FULL_STATE_DICT.
+        ValueError: `fsdp_version` is not 2, or `state_dict_type` is not FULL_STATE_DICT.
     """
+    if plugin.fsdp_version != 2:
+        raise ValueError(
+            f"fsdp version must be 2, got {plugin.fsdp_version}: version 1 flattens parameters, so that frozen rows "
+            "cannot be compared with what they were"
+        )
     kind = plugin.state_dict_type
     if kind != StateDictType.FULL_STATE_DICT:
         raise ValueError(

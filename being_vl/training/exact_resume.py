@@ -3,8 +3,8 @@
 Source: `Trainer`'s own resuming, which this mixin keeps and makes strict. It differs in what a plain
 `Trainer` does without a word: go on with a new optimizer, a new schedule or other random numbers where
 their file is missing; go on from the checkpoint of another run; leave half a checkpoint under a whole
-one's name; take one more step when it resumes at its last; and, on several processes, repeat the order of
-the first epoch for the rest of the epoch in which it resumes.
+one's name; take one more step when it resumes at its last; and, on several processes and with a sampler
+of one's own, follow the order of the first epoch for the rest of the epoch in which it resumes.
 """
 
 from __future__ import annotations
@@ -39,11 +39,22 @@ class ExactResumeMixin(Trainer):
     On one process and a CPU, a run that was killed anywhere and resumed ends with the weights, bit for
     bit, that it would have had undisturbed, provided that the collator and the data set draw no random
     numbers of their own. Several processes need a file system that all of them see.
+
+    Raises:
+        ValueError: DeepSpeed or FSDP are set to what `distributed_settings` refuses.
     """
 
-    _identity: dict[str, Any] | None = None
+    _identity: dict[str, Any]
     _partial: Path | None = None  # `Trainer`'s folder while it writes a checkpoint
     _log_window: tuple[float, int] | None = None
+
+    def __init__(self, *args: Any, **kwargs: Any):
+        super().__init__(*args, **kwargs)
+        state = self.accelerator.state
+        if self.is_deepspeed_enabled:
+            check_deepspeed_settings(state.deepspeed_plugin.deepspeed_config)
+        elif self.is_fsdp_enabled:
+            check_fsdp_settings(state.fsdp_plugin)
 
     def settings_of_the_run(self) -> Mapping[str, Any]:
         """What decides the run and is in no `TrainingArguments`, as JSON; for subclasses."""
@@ -61,19 +72,10 @@ class ExactResumeMixin(Trainer):
 
         Raises:
             ValueError: no checkpoint is whole; or the one that is belongs to a run with other settings,
-                another model or other data, or cannot be resumed from. What is wrong is named. Or
-                DeepSpeed or FSDP are set to what `distributed_settings` refuses.
+                another model or other data, or cannot be resumed from. What is wrong is named.
         """
-        state = self.accelerator.state
-        if self.is_deepspeed_enabled:
-            check_deepspeed_settings(state.deepspeed_plugin.deepspeed_config)
-        elif self.is_fsdp_enabled:
-            check_fsdp_settings(state.fsdp_plugin)
-        self._identity = self._log_window = None
-        checkpoint = None
-        if resume_from_checkpoint or self.args.save_strategy != "no":
-            self._identity = run_identity(self, self.settings_of_the_run())
-            checkpoint = self._chosen_on_main_process(resume_from_checkpoint)
+        self._identity = run_identity(self, self.settings_of_the_run())
+        checkpoint = self._chosen_on_main_process(resume_from_checkpoint)
         return super().train(resume_from_checkpoint=checkpoint, **kwargs)
 
     def _chosen_on_main_process(self, wanted: str | bool | None) -> str | None:
@@ -131,8 +133,8 @@ class ExactResumeMixin(Trainer):
         if self.state.global_step >= self.state.max_steps:
             self.control.should_training_stop = True
             return
-        # The loop sets the epoch of the sampler through one wrapper. Sharing batches out among processes
-        # and skipping those of a resumed epoch are two, and the order would be that of epoch 0.
+        # The loop sets a sampler's epoch through one wrapper. Sharing batches out among processes and
+        # skipping those of a resumed epoch are two, and the order would be that of epoch 0.
         part = train_dataloader
         while part is not None:
             part = getattr(part, "batch_sampler", None) or getattr(part, "sampler", None)

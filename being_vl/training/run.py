@@ -20,19 +20,16 @@ from transformers import TrainerCallback, set_seed
 from transformers.trainer import TRAINING_ARGS_NAME
 
 from ..code_shards import write_atomic
-from ..modeling_being_vl import BeingVLForCausalLM
 from ..processing_being_vl import BeingVLProcessor
 from .arguments import BeingVLTrainingArguments, DataArguments, ModelArguments, StageArguments
-from .collation import FlatCollator, PaddingCollator
-from .lora import add_lora, merge_lora
-from .packing import SharedImageCollator
-from .rows import PackedSamples, SharedImageRows, TokenizedRows
-from .stages import prepare_stage
+from .data import load_training_data
+from .distributed_settings import prepare_deepspeed
+from .lora import merge_lora
+from .setup import load_for_training, make_trainer
 from .trainer import BeingVLTrainer
 
 if TYPE_CHECKING:
     import datasets
-    from peft import PeftModel
 
 SETTINGS_FILE = "train.yaml"
 METRICS_FILE = "metrics.json"
@@ -41,7 +38,7 @@ _FINISHED_FOLDER = ".finished"
 # Settings that change nothing about the weights that come out: a continued run may change them.
 _FREE = (
     "output_dir", "dataloader_", "ddp_timeout", "disable_tqdm", "eval_", "hub_", "log_", "logging_",
-    "per_device_eval_batch_size", "project", "push_to_hub", "report_to", "run_name", "save_", "trackio_",
+    "local_rank", "per_device_eval_batch_size", "project", "push_to_hub", "report_to", "run_name", "save_", "trackio_",
 )  # fmt: skip
 
 
@@ -85,6 +82,7 @@ def run_stage(
         OSError: a checkpoint or data set does not load; another process trains into the folder.
         FrozenRowsMoved: at a save, a row that must stay has moved.
     """
+    prepare_deepspeed(training_args)
     output = Path(training_args.output_dir)
     output.mkdir(parents=True, exist_ok=True)
     lock = FileLock(output / f".rank-{training_args.process_index:05d}.lock")
@@ -102,8 +100,9 @@ def run_stage(
             return StageResult(str(output), finished)
         set_seed(training_args.seed)
         model, processor = load_for_training(model_args, stage_args)
-        train = train_dataset or _load(data_args.dataset, data_args, processor, training_args)
-        held_out = eval_dataset
+        train, held_out = train_dataset, eval_dataset
+        if train is None:
+            train = _load(data_args.dataset, data_args, processor, training_args)
         if held_out is None and data_args.eval_dataset is not None:
             held_out = _load(data_args.eval_dataset, data_args, processor, training_args)
         trainer = make_trainer(
@@ -120,88 +119,6 @@ def run_stage(
             metrics.update(trainer.evaluate())
         _finish(trainer, output, metrics, has_adapters=model_args.use_peft)
     return StageResult(str(output), metrics)
-
-
-def load_for_training(
-    model_args: ModelArguments, stage_args: StageArguments
-) -> tuple[BeingVLForCausalLM | PeftModel, BeingVLProcessor]:
-    """The checkpoint's model, frozen and wrapped as the arguments say, and its processor."""
-    options: dict[str, Any] = {"dtype": model_args.dtype}
-    if model_args.attn_implementation is not None:
-        options["attn_implementation"] = model_args.attn_implementation
-    model = BeingVLForCausalLM.from_pretrained(model_args.model_name_or_path, **options)
-    processor = BeingVLProcessor.from_pretrained(model_args.model_name_or_path)
-    prepare_stage(
-        model,
-        stage_args.stage,
-        train_embeddings=stage_args.train_embeddings,
-        train_layers=stage_args.train_layers,
-        freeze=stage_args.freeze,
-    )
-    if model_args.use_peft:
-        model = add_lora(model, model_args, stage_args)
-    return model, processor
-
-
-def make_trainer(
-    model: BeingVLForCausalLM | PeftModel,
-    processor: BeingVLProcessor,
-    train_dataset: datasets.Dataset,
-    eval_dataset: datasets.Dataset | None,
-    data_args: DataArguments,
-    stage_args: StageArguments,
-    training_args: BeingVLTrainingArguments,
-    callbacks: Sequence[TrainerCallback] = (),
-) -> BeingVLTrainer:
-    """A trainer over tokenized rows, packed and labelled as the arguments say.
-
-    Args:
-        model: prepared for its stage.
-        processor: saved with every checkpoint.
-        train_dataset, eval_dataset: tokenized rows, see `rows.TokenizedRows`.
-        data_args, stage_args, training_args, callbacks: see `run_stage`.
-    """
-    attention = model.config._attn_implementation
-    if attention.startswith("flash") and data_args.packing == "shared_image":
-        raise ValueError(
-            "packing=shared_image needs a block mask, which flash attention has not; take attn_implementation "
-            "sdpa or flex_attention"
-        )
-
-    def rows(dataset: datasets.Dataset) -> TokenizedRows | PackedSamples | SharedImageRows:
-        longest = data_args.max_length or model.config.max_position_embeddings
-        samples = TokenizedRows(
-            dataset,
-            model.config.layout,
-            labels=stage_args.labels,
-            max_length=longest,
-            drop_long=data_args.drop_long,
-        )
-        if data_args.packing == "samples":
-            return PackedSamples(samples, longest)
-        if data_args.packing == "shared_image":
-            eoi = model.config.eoi_token_id
-            return SharedImageRows(samples, eoi_token_id=eoi, max_length=longest)
-        return samples
-
-    pad = model.config.pad_token_id
-    if data_args.packing == "shared_image":
-        mask = "flex" if attention == "flex_attention" else "dense"
-        collator: Any = SharedImageCollator(pad, mask)
-    elif data_args.packing == "samples" and attention.startswith("flash"):
-        collator = FlatCollator()
-    else:
-        collator = PaddingCollator(pad)
-    return BeingVLTrainer(
-        model=model,
-        args=training_args,
-        train_dataset=rows(train_dataset),
-        eval_dataset=None if eval_dataset is None else rows(eval_dataset),
-        data_collator=collator,
-        processing_class=processor,
-        callbacks=list(callbacks),
-        label_weights=(1.0, stage_args.code_weight, stage_args.merge_weight),
-    )
 
 
 def resolved_settings(*arguments: Any) -> dict[str, Any]:
@@ -246,8 +163,6 @@ def _load(
     processor: BeingVLProcessor,
     training_args: BeingVLTrainingArguments,
 ) -> datasets.Dataset:
-    from .data import load_training_data
-
     seed = training_args.seed if training_args.data_seed is None else training_args.data_seed
     return load_training_data(spec, processor.tokenizer, stage=data_args.mixture_stage, seed=seed)
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import zlib
-from collections.abc import Iterable, Mapping, Sequence, Sized
+from collections.abc import Mapping, Sequence, Sized
 from typing import Any
 
 import numpy as np
@@ -126,21 +126,18 @@ def _digest(value: Any, start: int = 0) -> int:
     """CRC-32 of a row: of its names, arrays and plain values."""
     if isinstance(value, torch.Tensor):
         value = value.detach().cpu().numpy()
-    if isinstance(value, np.ndarray):
+    if isinstance(value, np.ndarray) and value.dtype != object:
         start = zlib.crc32(f"{value.dtype} {value.shape}".encode(), start)
         return zlib.crc32(np.ascontiguousarray(value).tobytes(), start)
     if isinstance(value, Mapping):
         for name in sorted(value):
             start = _digest(value[name], zlib.crc32(str(name).encode(), start))
         return start
-    if isinstance(value, Sequence) and not isinstance(value, str | bytes):
-        if value and all(type(item) is int for item in value):
-            return _digest(np.asarray(value), start)
-        return _digest_all(value, zlib.crc32(str(len(value)).encode(), start))
+    if isinstance(value, Sequence | np.ndarray) and not isinstance(value, str | bytes):
+        start = zlib.crc32(str(len(value)).encode(), start)
+        if len(value) and all(type(item) is int for item in value):
+            return zlib.crc32(repr(list(value)).encode(), start)
+        for item in value:
+            start = _digest(item, start)
+        return start
     return zlib.crc32(repr(value).encode(), start)
-
-
-def _digest_all(values: Iterable[Any], start: int) -> int:
-    for value in values:
-        start = _digest(value, start)
-    return start

@@ -18,7 +18,6 @@ from transformers import Trainer, TrainerCallback, trainer_pt_utils
 from transformers.trainer_utils import EvalLoopOutput
 
 from .collation import COUNTS, CountingCollator
-from .deepspeed_settings import check_deepspeed_settings
 from .exact_resume import ExactResumeMixin
 from .frozen_check import FrozenRowsCheck
 from .labels import kinds_of
@@ -36,8 +35,8 @@ class BeingVLTrainer(ExactResumeMixin, Trainer):
             weighted mean over the labels of all batches of a step, on all processes.
 
     Raises:
-        ValueError: a loss function is given, one process drives several devices, or a DeepSpeed
-            configuration is refused by `deepspeed_settings`.
+        ValueError: a loss function is given, one process drives several devices, or settings of DeepSpeed
+            or FSDP are refused by `distributed_settings`.
     """
 
     def __init__(
@@ -51,8 +50,6 @@ class BeingVLTrainer(ExactResumeMixin, Trainer):
                 f"one process must train on one device, got {self.args.n_gpu}: run under accelerate launch or "
                 "torchrun, or set CUDA_VISIBLE_DEVICES"
             )
-        if self.is_deepspeed_enabled:
-            check_deepspeed_settings(self.accelerator.state.deepspeed_plugin.deepspeed_config)
         if self.args.label_names is None:
             # transformers takes every argument of the forward with "label" in its name for labels.
             self.label_names = ["labels"]

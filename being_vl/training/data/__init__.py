@@ -6,7 +6,7 @@
 from .chunks import TokenizeSettings
 from .loading import load_tokenized, load_training_data, mix
 from .selection import cap_per_group, cap_per_phrase, noun_phrases, select_rows
-from .sources import RowSource, open_rows
+from .sources import RowSource, iter_rows, open_rows
 from .tokenizing import tokenize_rows
 
 __all__ = [
@@ -14,6 +14,7 @@ __all__ = [
     "TokenizeSettings",
     "cap_per_group",
     "cap_per_phrase",
+    "iter_rows",
     "load_tokenized",
     "load_training_data",
     "mix",

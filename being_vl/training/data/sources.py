@@ -185,6 +185,18 @@ def decode_row(raw: Any, where: str) -> Any:
         raise ValueError(f"{where}: not valid JSON: {error}") from None
 
 
+def iter_rows(source: RowSource, limit: int | None = None) -> Iterator[tuple[int, str, Any]]:
+    """All rows, or the first so many: number, name in errors, JSON value.
+
+    Raises:
+        ValueError: a line is not JSON.
+    """
+    numbers = range(source.num_rows if limit is None else min(limit, source.num_rows))
+    for number, raw in zip(numbers, source.read(numbers), strict=True):
+        where = source.where(number)
+        yield number, where, decode_row(raw, where)
+
+
 def _is_image(feature: Any) -> bool:
     if isinstance(feature, datasets.Image):
         return True

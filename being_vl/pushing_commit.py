@@ -1,0 +1,242 @@
+"""files → one commit of a repository on the Hub, in which weights and what is said of them stay together.
+
+Source: huggingface_hub's `create_commit`. It differs in that results and a card leave a repository with the
+weights that they are of, and in that a failed commit is tried again.
+"""
+
+from __future__ import annotations
+
+import importlib
+import os
+import re
+import tempfile
+import time
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from pathlib import Path
+
+from huggingface_hub import (
+    CommitInfo,
+    CommitOperationAdd,
+    CommitOperationDelete,
+    HfApi,
+    ModelCard,
+)
+from huggingface_hub.errors import HfHubHTTPError, HTTPError
+from huggingface_hub.utils import logging
+from huggingface_hub.utils.sha import sha_fileobj
+
+logger = logging.get_logger(__name__)
+
+CARD = "README.md"
+_VQ_FOLDER = "vq_model"
+CARD_MARK = "<!-- written by being-vl card -->"
+_TENSOR_PATTERNS = ("*.safetensors",)
+WEIGHT_PATTERNS = (*_TENSOR_PATTERNS, "model.safetensors.index.json")
+RESULT_PATTERNS = ("evaluation/*.json", ".eval_results/*.yaml")
+# What is said of weights, and false as soon as they are others.
+MEASURED_PATTERNS = (*RESULT_PATTERNS, "README.md", "card.yaml", "training.json")
+PATTERNS = (
+    *WEIGHT_PATTERNS,
+    "config.json", "generation_config.json",
+    "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json",
+    "image_bpe.json", "chat_template.jinja", "additional_chat_templates/*.jinja",
+    "processor_config.json", "preprocessor_config.json",
+    f"{_VQ_FOLDER}/config.json", f"{_VQ_FOLDER}/preprocessor_config.json",
+    f"{_VQ_FOLDER}/*.safetensors", f"{_VQ_FOLDER}/*.safetensors.index.json", f"{_VQ_FOLDER}/*.py",
+    "*.py", "example.png", "tokens.png",
+    *MEASURED_PATTERNS,
+    "LICENSE*", "NOTICE*", ".gitattributes",
+)  # fmt: skip
+# Of a whole commit, beside what huggingface_hub tries again by itself: it does not send a commit twice, but
+# here a second one that finds everything in place changes nothing.
+_TRIES = 3
+_WAIT = 2.0  # seconds, growing with each try
+_CHECKPOINT_LINE = re.compile(r'^checkpoint = ".*"$', re.MULTILINE)
+
+
+def matches(path: str, patterns: Iterable[str]) -> bool:
+    """Whether a path in a repository fits one of the patterns; `*` does not cross a `/`."""
+    parts = path.split("/")
+    for pattern in patterns:
+        wanted = pattern.split("/")
+        if len(parts) == len(wanted) and all(map(fnmatchcase, parts, wanted)):
+            return True
+    return False
+
+
+def folder_files(folder: str | os.PathLike, patterns: Iterable[str] = PATTERNS) -> dict[str, Path]:
+    """Path in the repository → file, of what a folder has of a checkpoint; the rest stays at home."""
+    root = Path(folder)
+    inside = {path.relative_to(root).as_posix(): path for path in root.rglob("*") if path.is_file()}
+    return {name: inside[name] for name in sorted(inside) if matches(name, patterns)}
+
+
+@dataclass(frozen=True)
+class Target:
+    """Where a commit goes; the names and meanings are those of `push_to_hub`."""
+
+    repo_id: str
+    repo_type: str = "model"
+    private: bool | None = None
+    token: bool | str | None = None
+    revision: str | None = None
+    create_pr: bool = False
+    commit_message: str | None = None
+    commit_description: str | None = None
+    tags: tuple[str, ...] = ()
+
+
+def commit_files(
+    own: Mapping[str, Path],
+    target: Target,
+    *,
+    companions: Mapping[str, Path] | None = None,
+) -> CommitInfo:
+    """Upload files in one commit: others see all of it or nothing. What the Hub has is not sent again.
+
+    Where the commit replaces weights, the results of the old ones, and a card that `being-vl card` wrote
+    for them, leave the repository with them.
+
+    Args:
+        own: path in the repository → file; these replace what is there.
+        target: the repository, which is made where it is missing.
+        companions: files that are added where the repository has none of that name; results and a card
+            among them only where the repository's weights are those that they tell of.
+
+    Raises:
+        OSError: the Hub refuses or cannot be reached (`HfHubHTTPError` among them).
+    """
+    remaining = 1 if target.create_pr else _TRIES  # again would open a second pull request
+    while True:
+        remaining -= 1
+        try:
+            return _commit(own, target, companions or {})
+        except HTTPError as error:
+            status = error.response.status_code if isinstance(error, HfHubHTTPError) else None
+            if remaining and (status is None or status >= 500):
+                logger.warning("%s; trying again", error)
+                time.sleep(_WAIT * (_TRIES - remaining))
+            elif status is None:
+                raise ConnectionError(f"{HfApi().endpoint} cannot be reached: {error}") from error
+            else:
+                raise
+
+
+def _commit(own: Mapping[str, Path], target: Target, companions: Mapping[str, Path]) -> CommitInfo:
+    api = HfApi(token=target.token)
+    kind = {"repo_type": target.repo_type}
+    repo_id = api.create_repo(target.repo_id, private=target.private, exist_ok=True, **kind).repo_id
+    if target.revision is not None and not target.revision.startswith("refs/"):
+        api.create_branch(repo_id, branch=target.revision, exist_ok=True, **kind)
+    tree = list(api.list_repo_tree(repo_id, recursive=True, revision=target.revision, **kind))
+    there = {entry.path for entry in tree}
+    stored = {
+        entry.path: entry.lfs.sha256
+        for entry in tree
+        if getattr(entry, "lfs", None) and matches(entry.path, _TENSOR_PATTERNS)
+    }
+    weights = _hashes(own) if stored or companions else {}  # large files take a while
+    outdated = set()
+    if weights and stored and weights != stored:
+        replaced = (*MEASURED_PATTERNS, *WEIGHT_PATTERNS)
+        outdated = {path for path in there if matches(path, replaced) and path not in own}
+    if CARD in outdated and CARD_MARK not in _card_there(api, repo_id, target):
+        outdated.remove(CARD)
+    companions = {
+        path: file
+        for path, file in _fitting(companions, weights or stored).items()
+        if path not in own and path not in there - outdated
+    }
+    files = {**companions, **own}
+    if target.repo_type == "model" and CARD not in files and CARD not in there - outdated:
+        text = _fresh_card(files)
+    else:
+        text = files[CARD].read_text("utf-8") if CARD in files else None
+    additions = {path: CommitOperationAdd(path, file) for path, file in files.items()}
+    if text is None and target.tags and CARD in there:
+        text = _card_there(api, repo_id, target)
+    if text is not None:
+        text = _with_tags(_naming_repository(text, repo_id), target.tags)
+        additions[CARD] = CommitOperationAdd(CARD, text.encode())
+    deletions = [CommitOperationDelete(path) for path in sorted(outdated - additions.keys())]
+    return api.create_commit(
+        repo_id,
+        [*additions.values(), *deletions],
+        commit_message=target.commit_message or "Upload with being_vl",
+        commit_description=target.commit_description,
+        revision=target.revision,
+        create_pr=target.create_pr,
+        **kind,
+    )
+
+
+def _hashes(files: Mapping[str, Path]) -> dict[str, str]:
+    """Path → sha256, of the weights among files."""
+    found = {}
+    for path, file in files.items():
+        if matches(path, _TENSOR_PATTERNS):
+            with open(file, "rb") as opened:
+                found[path] = sha_fileobj(opened).hex()
+    return found
+
+
+def _fitting(companions: Mapping[str, Path], weights: Mapping[str, str]) -> dict[str, Path]:
+    """The companions; without weights and what is said of them where the repository has or gets others.
+
+    Args:
+        companions: path → file.
+        weights: path → sha256, of the weights that the repository will have but for the companions'.
+    """
+    names = {path for path in companions if matches(path, _TENSOR_PATTERNS)}
+    if not weights or (names == set(weights) and _hashes(companions) == dict(weights)):
+        return dict(companions)
+    replaced = (*MEASURED_PATTERNS, *WEIGHT_PATTERNS)
+    return {path: file for path, file in companions.items() if not matches(path, replaced)}
+
+
+def _card_there(api: HfApi, repo_id: str, target: Target) -> str:
+    card = api.hf_hub_download(repo_id, CARD, repo_type=target.repo_type, revision=target.revision)
+    return Path(card).read_text("utf-8")
+
+
+def _with_tags(card: str, tags: tuple[str, ...]) -> str:
+    """The card with more tags in its metadata."""
+    parsed = ModelCard(card)
+    present = parsed.data.tags or []
+    added = [tag for tag in tags if tag not in present]
+    if not added:
+        return card
+    parsed.data.tags = [*present, *added]
+    return str(parsed)
+
+
+def _fresh_card(files: Mapping[str, Path]) -> str | None:
+    """A card of what the files say; None where only the checkpoint's own code is installed."""
+    # By name, not by a relative import: transformers would copy it into every checkpoint.
+    try:
+        cards = importlib.import_module("being_vl.hub.card")
+    except ModuleNotFoundError as error:
+        if not (error.name or "").startswith("being_vl"):
+            raise
+        return None
+    with _as_folder(files) as folder:
+        return cards.card_text(folder)
+
+
+@contextmanager
+def _as_folder(files: Mapping[str, Path]) -> Iterator[Path]:
+    """Files from several places as one folder of links."""
+    with tempfile.TemporaryDirectory() as folder:
+        for path, file in files.items():
+            link = Path(folder, path)
+            link.parent.mkdir(parents=True, exist_ok=True)
+            link.symlink_to(Path(file).resolve())
+        yield Path(folder)
+
+
+def _naming_repository(card: str, repo_id: str) -> str:
+    """The card, whose snippet loads the repository instead of the folder that it was written for."""
+    return _CHECKPOINT_LINE.sub(f'checkpoint = "{repo_id}"', card) if CARD_MARK in card else card
