@@ -6,6 +6,8 @@ import itertools
 import json
 import os
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +15,7 @@ import pytest
 import torch
 from checkpoint_fixtures import tiny_checkpoint
 from evaluation_fixtures import COLORS, WRITERS, draw, write_json, write_pope
+from hub_server import HubServer
 from PIL import Image
 
 from being_vl.checkpoint import save_checkpoint
@@ -455,6 +458,29 @@ def test_eval_command_refuses(options, message, checkpoint, tmp_path, capsys):
 def test_eval_of_a_repository_needs_an_output(capsys):
     assert main(["eval", "someone/something", "--tasks", "easyvqa"]) == 2
     assert "--output" in capsys.readouterr().err
+
+
+def test_eval_of_a_repository(checkpoint, tmp_path):
+    """Through the stand-in for the Hub, in a process of its own, which asks it instead of the Hub."""
+    command = "eval someone/checkpoint --tasks easyvqa --limit 3 --device cpu --output out --json"
+    with HubServer() as hub:
+        hub.add_repository("someone/checkpoint", checkpoint)
+        run = subprocess.run(
+            [sys.executable, "-m", "being_vl", *command.split()],
+            env={
+                **os.environ,
+                **hub.environment(tmp_path / "home"),
+                "BEING_VL_CACHE": str(tmp_path / "cache"),
+                "PYTHONPATH": str(Path(__file__).parents[1]),
+            },
+            cwd=tmp_path,
+            capture_output=True,
+            text=True,
+        )
+    assert run.returncode == 0, run.stderr[-3000:]
+    (printed,) = json.loads(run.stdout)
+    assert printed["num_examples"] == 3
+    assert load_results(tmp_path / "out")[0].metrics == printed["metrics"]
 
 
 def test_results_command(tmp_path, capsys):
