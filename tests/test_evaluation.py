@@ -8,7 +8,11 @@ import os
 import shutil
 import subprocess
 import sys
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -341,6 +345,51 @@ def test_shares_are_disjoint_and_part_no_picture(tmp_path):
         assert [row for part in parts for row in part] == rows
         images = [{row.image for row in part} for part in parts]
         assert sum(map(len, images)) == len(set().union(*images))
+
+
+class Ranks:
+    """Processes of accelerate, as threads: what the runner asks of PartialState and gather_object."""
+
+    def __init__(self, count: int):
+        self.count = count
+        self.barrier = threading.Barrier(count, timeout=60)
+        self.place = threading.local()
+        self.given: dict[int, list] = {}
+
+    def state(self, index: int) -> SimpleNamespace:
+        self.place.index = index
+        return SimpleNamespace(
+            num_processes=self.count,
+            process_index=index,
+            is_main_process=index == 0,
+            wait_for_everyone=self.barrier.wait,
+        )
+
+    def gather(self, values: list) -> list:
+        self.barrier.wait()
+        self.given[self.place.index] = values
+        self.barrier.wait()
+        return [value for index in range(self.count) for value in self.given[index]]
+
+
+@pytest.mark.parametrize("count", [2, 6])  # there are four pictures
+def test_several_processes_answer_as_one(count, evaluator, tmp_path, monkeypatch):
+    task = load_task("pope", WRITERS["pope"](tmp_path / "data"))
+    alone = evaluator.run(task, max_new_tokens=3)
+    answers = tmp_path / "out" / "evaluation" / "pope.answers.jsonl"
+    expected = answers.read_text()
+    answers.unlink()
+    ranks = Ranks(count)
+    monkeypatch.setattr(runner, "gather_object", ranks.gather)
+
+    def run(index: int) -> Result | None:
+        return replace(evaluator, state=ranks.state(index)).run(task, max_new_tokens=3)
+
+    with ThreadPoolExecutor(count) as threads:
+        first, *others = threads.map(run, range(count))
+    assert others == [None] * (count - 1)
+    assert (first.metrics, first.images) == (alone.metrics, alone.images)
+    assert answers.read_text() == expected
 
 
 # ---- reconstruction
