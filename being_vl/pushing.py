@@ -53,7 +53,7 @@ class PushesCheckpoint:
     ) -> Any:
         """Save as the class does; with `push_to_hub=True`, push the checkpoint as `push_to_hub` does."""
         options = hub_options(kwargs) if push_to_hub else {}
-        saved = super().save_pretrained(save_directory, *args, **kwargs)
+        saved = super().save_pretrained(save_directory, *args, **kwargs)  # type: ignore[misc]
         if push_to_hub and kwargs.get("is_main_process", True):
             self._push_saved(save_directory, options)
         return saved

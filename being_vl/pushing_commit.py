@@ -25,6 +25,7 @@ from huggingface_hub import (
     ModelCard,
 )
 from huggingface_hub.errors import HfHubHTTPError, HTTPError
+from huggingface_hub.hf_api import RepoFile
 from huggingface_hub.utils import logging
 from huggingface_hub.utils.sha import sha_fileobj
 
@@ -127,16 +128,19 @@ def commit_files(
 
 def _commit(own: Mapping[str, Path], target: Target, companions: Mapping[str, Path]) -> CommitInfo:
     api = HfApi(token=target.token)
-    kind = {"repo_type": target.repo_type}
-    repo_id = api.create_repo(target.repo_id, private=target.private, exist_ok=True, **kind).repo_id
-    if target.revision is not None and not target.revision.startswith("refs/"):
-        api.create_branch(repo_id, branch=target.revision, exist_ok=True, **kind)
-    tree = list(api.list_repo_tree(repo_id, recursive=True, revision=target.revision, **kind))
+    kind = target.repo_type
+    revision = target.revision
+    repo_id = api.create_repo(
+        target.repo_id, private=target.private, repo_type=kind, exist_ok=True
+    ).repo_id
+    if revision is not None and not revision.startswith("refs/"):
+        api.create_branch(repo_id, branch=revision, repo_type=kind, exist_ok=True)
+    tree = list(api.list_repo_tree(repo_id, recursive=True, revision=revision, repo_type=kind))
     there = {entry.path for entry in tree}
     stored = {
         entry.path: entry.lfs.sha256
         for entry in tree
-        if getattr(entry, "lfs", None) and matches(entry.path, _TENSOR_PATTERNS)
+        if isinstance(entry, RepoFile) and entry.lfs and matches(entry.path, _TENSOR_PATTERNS)
     }
     weights = _hashes(own) if stored or companions else {}  # large files take a while
     outdated = set()
@@ -161,15 +165,16 @@ def _commit(own: Mapping[str, Path], target: Target, companions: Mapping[str, Pa
     if text is not None:
         text = _with_tags(_naming_repository(text, repo_id), target.tags)
         additions[CARD] = CommitOperationAdd(CARD, text.encode())
-    deletions = [CommitOperationDelete(path) for path in sorted(outdated - additions.keys())]
+    operations: list[CommitOperationAdd | CommitOperationDelete] = [*additions.values()]
+    operations += [CommitOperationDelete(path) for path in sorted(outdated - additions.keys())]
     return api.create_commit(
         repo_id,
-        [*additions.values(), *deletions],
+        operations,
         commit_message=target.commit_message or "Upload with being_vl",
         commit_description=target.commit_description,
-        revision=target.revision,
+        repo_type=kind,
+        revision=revision,
         create_pr=target.create_pr,
-        **kind,
     )
 
 
@@ -205,11 +210,11 @@ def _card_there(api: HfApi, repo_id: str, target: Target) -> str:
 def _with_tags(card: str, tags: tuple[str, ...]) -> str:
     """The card with more tags in its metadata."""
     parsed = ModelCard(card)
-    present = parsed.data.tags or []
+    present = parsed.data.get("tags") or []
     added = [tag for tag in tags if tag not in present]
     if not added:
         return card
-    parsed.data.tags = [*present, *added]
+    parsed.data["tags"] = [*present, *added]
     return str(parsed)
 
 

@@ -21,6 +21,7 @@ _OF_THE_TEXT_MODEL_ALONE = (
     "architectures",
     "auto_map",
     "model_type",
+    "quantization_config",  # a GGUF file's: its weights are plain numbers once they are loaded
     "transformers_version",
 )
 
@@ -61,7 +62,16 @@ def extended_state(
     """A state dict for `config`: copies of the text model's tensors, with new rows after the first T.
 
     The initialisation is as in [`image_rows.new_rows`]; an untied head draws rows of its own.
+
+    Raises:
+        ValueError: the text model's weights are quantized.
     """
+    for name, tensor in text_model.state_dict().items():
+        if not tensor.is_floating_point():
+            raise ValueError(
+                f"text_model: {name} has dtype {tensor.dtype}, but rows are added to plain weights: load it "
+                "without quantization"
+            )
 
     def extended(matrix: torch.Tensor) -> torch.Tensor:
         text_rows = matrix[: config.text_vocab_size].detach()

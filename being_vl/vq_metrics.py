@@ -164,7 +164,7 @@ def _ssim_function():
         from torchmetrics.functional.image import structural_similarity_index_measure
     except ImportError as error:
         raise ImportError(
-            f"SSIM needs torchmetrics: {_INSTALL}, or turn it off (ssim: false)"
+            f"SSIM needs torchmetrics: {_INSTALL} (train-vq can do without: ssim: false)"
         ) from error
     return structural_similarity_index_measure
 

@@ -157,7 +157,7 @@ def main() -> None:
     parser = argparse.ArgumentParser()
     for name in ("vqa", "pope", "mme"):
         parser.add_argument(f"--{name}", type=Path, required=True)
-    parser.add_argument("--cases", type=int, default=20000)
+    parser.add_argument("--cases", type=int, default=2000)
     parser.add_argument("--write", action="store_true", help="also write the unit tests' fixture")
     args = parser.parse_args()
     rng = random.Random(0)

@@ -6,13 +6,20 @@ import itertools
 import json
 import os
 import shutil
+import subprocess
+import sys
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 from checkpoint_fixtures import tiny_checkpoint
 from evaluation_fixtures import COLORS, WRITERS, draw, write_json, write_pope
+from hub_server import HubServer
 from PIL import Image
 
 from being_vl.checkpoint import save_checkpoint
@@ -340,6 +347,51 @@ def test_shares_are_disjoint_and_part_no_picture(tmp_path):
         assert sum(map(len, images)) == len(set().union(*images))
 
 
+class Ranks:
+    """Processes of accelerate, as threads: what the runner asks of PartialState and gather_object."""
+
+    def __init__(self, count: int):
+        self.count = count
+        self.barrier = threading.Barrier(count, timeout=60)
+        self.place = threading.local()
+        self.given: dict[int, list] = {}
+
+    def state(self, index: int) -> SimpleNamespace:
+        self.place.index = index
+        return SimpleNamespace(
+            num_processes=self.count,
+            process_index=index,
+            is_main_process=index == 0,
+            wait_for_everyone=self.barrier.wait,
+        )
+
+    def gather(self, values: list) -> list:
+        self.barrier.wait()
+        self.given[self.place.index] = values
+        self.barrier.wait()
+        return [value for index in range(self.count) for value in self.given[index]]
+
+
+@pytest.mark.parametrize("count", [2, 6])  # there are four pictures
+def test_several_processes_answer_as_one(count, evaluator, tmp_path, monkeypatch):
+    task = load_task("pope", WRITERS["pope"](tmp_path / "data"))
+    alone = evaluator.run(task, max_new_tokens=3)
+    answers = tmp_path / "out" / "evaluation" / "pope.answers.jsonl"
+    expected = answers.read_text()
+    answers.unlink()
+    ranks = Ranks(count)
+    monkeypatch.setattr(runner, "gather_object", ranks.gather)
+
+    def run(index: int) -> Result | None:
+        return replace(evaluator, state=ranks.state(index)).run(task, max_new_tokens=3)
+
+    with ThreadPoolExecutor(count) as threads:
+        first, *others = threads.map(run, range(count))
+    assert others == [None] * (count - 1)
+    assert (first.metrics, first.images) == (alone.metrics, alone.images)
+    assert answers.read_text() == expected
+
+
 # ---- reconstruction
 
 
@@ -455,6 +507,29 @@ def test_eval_command_refuses(options, message, checkpoint, tmp_path, capsys):
 def test_eval_of_a_repository_needs_an_output(capsys):
     assert main(["eval", "someone/something", "--tasks", "easyvqa"]) == 2
     assert "--output" in capsys.readouterr().err
+
+
+def test_eval_of_a_repository(checkpoint, tmp_path):
+    """Through the stand-in for the Hub, in a process of its own, which asks it instead of the Hub."""
+    command = "eval someone/checkpoint --tasks easyvqa --limit 3 --device cpu --output out --json"
+    with HubServer() as hub:
+        hub.add_repository("someone/checkpoint", checkpoint)
+        run = subprocess.run(
+            [sys.executable, "-m", "being_vl", *command.split()],
+            env={
+                **os.environ,
+                **hub.environment(tmp_path / "home"),
+                "BEING_VL_CACHE": str(tmp_path / "cache"),
+                "PYTHONPATH": str(Path(__file__).parents[1]),
+            },
+            cwd=tmp_path,
+            capture_output=True,
+            text=True,
+        )
+    assert run.returncode == 0, run.stderr[-3000:]
+    (printed,) = json.loads(run.stdout)
+    assert printed["num_examples"] == 3
+    assert load_results(tmp_path / "out")[0].metrics == printed["metrics"]
 
 
 def test_results_command(tmp_path, capsys):

@@ -397,7 +397,29 @@ def test_a_size_given_to_from_pretrained_is_checked_and_moves_the_vocabulary(tmp
 
 def test_another_kind_of_checkpoint_is_refused(tmp_path):
     # transformers would build a new model of the default sizes, several billion parameters, from it.
-    LlamaConfig(vocab_size=32, hidden_size=16).save_pretrained(tmp_path)
+    LlamaConfig(vocab_size=32, hidden_size=64).save_pretrained(tmp_path)
     for load in (BeingVLConfig.from_pretrained, BeingVLForCausalLM.from_pretrained):
         with pytest.raises(ValueError, match=r"model_type must be 'being_vl'.*got 'llama'"):
             load(tmp_path)
+
+
+def test_a_model_read_from_gguf_becomes_a_plain_one(tmp_path):
+    # transformers leaves a mark on what it read from a GGUF file, and would not save what bears it.
+    text = text_model(tied=True)
+    text.config.quantization_config = {"quant_method": "gguf"}
+    ids = {"boi_token_id": BOI, "eoi_token_id": EOI, "image_token_id": IMAGE}
+    BeingVLForCausalLM.from_text_model(text, LAYOUT, **ids).save_pretrained(tmp_path / "first")
+    model = BeingVLForCausalLM.from_pretrained(tmp_path / "first")
+    model.save_pretrained(tmp_path / "second")
+    assert "quantization_config" not in json.loads((tmp_path / "second/config.json").read_text())
+
+
+def test_a_quantized_text_model_is_refused():
+    text = text_model(tied=False)
+    text.model.norm.weight = torch.nn.Parameter(
+        torch.ones(32, dtype=torch.int8), requires_grad=False
+    )
+    with pytest.raises(ValueError, match=r"model\.norm\.weight has dtype torch\.int8"):
+        BeingVLForCausalLM.from_text_model(
+            text, LAYOUT, boi_token_id=BOI, eoi_token_id=EOI, image_token_id=IMAGE
+        )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,7 @@ def make_parser() -> ArgumentParser:
         "--image", type=str, help="picture to draw with its reconstruction and tokens"
     )
     parser.add_argument("--json", action="store_true", help="print the names of the files as JSON")
-    parser.add_class_arguments(CardFacts, "facts")
+    parser.add_class_arguments(CardFacts)
     return parser
 
 
@@ -38,13 +39,14 @@ def main(args: Namespace) -> int:
 
     from ..hub.card import write_card
     from ..hub.example import draw_example
-    from ..hub.facts import read_facts
+    from ..hub.facts import CardFacts, read_facts
 
     folder = Path(args.folder)
+    defaults = CardFacts()
     given: dict[str, Any] = {
-        name: value
-        for name, value in vars(args.facts).items()
-        if value != make_parser().get_default(f"facts.{name}")
+        field.name: getattr(args, field.name)
+        for field in fields(CardFacts)
+        if getattr(args, field.name) != getattr(defaults, field.name)
     }
     facts = read_facts(folder).updated(given)
     names = draw_example(folder, args.image) if args.image is not None else []

@@ -36,8 +36,10 @@ def main(args: Namespace) -> int:
         ImportError: gradio is not installed.
         ValueError, OSError: the checkpoint does not load, or the port is taken.
     """
-    from ..demo.conversation import load_speaker
     from ..demo.page import build_page, launch_page
+
+    title = Path(args.checkpoint).name
+    from ..demo.conversation import load_speaker  # after the page, which may lack gradio
 
     speaker = load_speaker(
         args.checkpoint,
@@ -45,6 +47,6 @@ def main(args: Namespace) -> int:
         max_new_tokens=args.max_new_tokens,
         temperature=args.temperature,
     )
-    page = build_page(speaker, Path(args.checkpoint).name)
+    page = build_page(speaker, title)
     launch_page(page, host=args.host, port=args.port, open_browser=args.browser)
     return 0

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Iterator
+from collections.abc import Generator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -115,7 +115,7 @@ class Speaker:
         )
         return {name: values.to(self.model.device) for name, values in inputs.items()}
 
-    def ask(self, conversation: Conversation, text: str) -> Iterator[str]:
+    def ask(self, conversation: Conversation, text: str) -> Generator[str, None, None]:
         """Pieces of the answer, as they come; the turn is kept when the last has come.
 
         A caller that stops early (closes the iterator) ends the generation, and the turn is kept with what

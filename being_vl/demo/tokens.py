@@ -58,7 +58,7 @@ def view_tokens(
         raise ValueError(f"num_merges must be in [0, {bpe.num_merges}], got {num_merges}")
     part = first_merges(bpe, num_merges)
     ids = part.encode(codes)
-    owner = token_map(part, ids, *codes.shape)  # (h, w): which token covers a cell
+    owner = token_map(part, ids.tolist(), *codes.shape)  # (h, w): which token covers a cell
     cells = np.bincount(owner.reshape(-1), minlength=len(ids))[owner]  # (h, w): its number of cells
     picture = enlarged(reconstruction)
     kinds = np.searchsorted([most for most, _ in _CLASSES], cells)

@@ -22,6 +22,7 @@ from accelerate import PartialState
 from accelerate.utils import gather_object
 from tqdm.auto import tqdm
 from transformers import AutoModelForImageTextToText, AutoProcessor
+from transformers.utils import cached_file
 
 from .. import __version__
 from ..image_bpe_files import write_atomically
@@ -105,7 +106,7 @@ class Evaluator:
             model=model,
             processor=processor,
             name=Path(checkpoint).resolve().name if os.path.isdir(checkpoint) else checkpoint,
-            identity=_identity(checkpoint, model),
+            identity=_identity(checkpoint),
             output=Path(output),
             cache=cache,
             batch_size=batch_size,
@@ -258,10 +259,9 @@ def _share(rows: Sequence[Row], index: int, count: int) -> slice:
     return slice(bound(index), bound(index + 1))
 
 
-def _identity(checkpoint: str, model: BeingVLForCausalLM) -> str:
-    """Names the weights without reading them: the commit on the Hub, or what the files look like."""
-    if not os.path.isdir(checkpoint):
-        return f"{checkpoint}@{model.config._commit_hash}"
-    files = sorted(path for path in Path(checkpoint).rglob("*.safetensors"))
+def _identity(checkpoint: str) -> str:
+    """Names the weights without reading them: where the files lie, of which commit, and what they look like."""
+    folder = Path(cached_file(checkpoint, "config.json")).parent
+    files = sorted(folder.rglob("*.safetensors"))
     looks = [(str(path), path.stat().st_size, path.stat().st_mtime_ns) for path in files]
     return hashlib.sha256(json.dumps(looks).encode()).hexdigest()

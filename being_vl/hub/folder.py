@@ -140,10 +140,10 @@ def _check_checkpoint(folder: Path) -> None:
     layout = config.layout
     vq_config = AutoConfig.from_pretrained(folder / VQ_FOLDER)
     bpe = ImageBPE.from_pretrained(folder)
-    tokenizer = read_json(folder / "tokenizer.json")
+    tokenizer = read_json(folder / "tokenizer.json") or {}
     ids = [
-        *tokenizer["model"]["vocab"].values(),
-        *(token["id"] for token in tokenizer["added_tokens"]),
+        *tokenizer.get("model", {}).get("vocab", {}).values(),
+        *(token["id"] for token in tokenizer.get("added_tokens", [])),
     ]
     weights = read_weights(folder)
     read_weights(folder / VQ_FOLDER)
@@ -151,7 +151,7 @@ def _check_checkpoint(folder: Path) -> None:
     for what, expected, found in (
         ("image_bpe.json: the number of codes", layout.codebook_size, bpe.codebook_size),
         ("image_bpe.json: the number of merges", layout.num_merges, bpe.num_merges),
-        ("tokenizer.json: the number of ids", layout.size, max(ids) + 1),
+        ("tokenizer.json: the number of ids", layout.size, max(ids, default=-1) + 1),
         ("model.embed_tokens.weight: the number of rows", config.vocab_size, rows),
         (
             f"{VQ_FOLDER}/config.json: num_embeddings",
