@@ -155,12 +155,13 @@ def ablate(inputs: Path, output: Path, *flags: str) -> int:
 
 def test_a_tiny_grid_runs_goes_on_and_refuses_other_settings(inputs, tmp_path, capsys) -> None:
     output = tmp_path / "out"
-    small = ["--regimes", '["pt-freeze+sft","pt-freeze+sft-freeze"]', "--seeds", "[0]"]
+    small = ["--regimes", '["pt-freeze+sft"]', "--seeds", "[0]"]
     assert ablate(inputs, output, *small, "--json") == 0
     printed = json.loads(capsys.readouterr().out.splitlines()[-1])
     assert [(r["merges"], r["regime"]) for r in printed] == [
-        (0, "pt-freeze+sft"), (4, "pt-freeze+sft"), (0, "pt-freeze+sft-freeze"), (4, "pt-freeze+sft-freeze"),
-    ]  # fmt: skip
+        (0, "pt-freeze+sft"),
+        (4, "pt-freeze+sft"),
+    ]
     assert set(printed[0]["metrics"]) == {"accuracy", "accuracy/red", "accuracy/square"}
     assert printed[1]["tokens_per_image"] < printed[0]["tokens_per_image"]
     assert printed[0]["steps"] == {"pretrain-image": 2, "sft": 2}

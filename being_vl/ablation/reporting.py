@@ -116,9 +116,10 @@ def markdown(rows: Sequence[Row], merges: int) -> str:
         "|---|---|---|---|---|---|---|",
     ]
     for line in summary(rows):
+        spread = f"{line['spread']:.1f}" if line["seeds"] != 1 else "–"
         lines.append(
             f"| {line['training']} | {line['merges'] or 'VQ'} | {line['tokens_per_image']:.1f} | "
-            f"{line['steps']} | {line['accuracy']:.1f} | {line['spread']:.1f} | {line['seeds']} |"
+            f"{line['steps']} | {line['accuracy']:.1f} | {spread} | {line['seeds']} |"
         )
     lines += [
         "",
