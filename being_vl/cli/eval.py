@@ -93,8 +93,9 @@ def main(args: Namespace) -> int:
     results = _answered(args, tasks, output) if tasks else []
     if RECONSTRUCTION in names:
         results.append(_reconstructed(args, data.get(RECONSTRUCTION), output))
-    if results[0] is not None:  # the first process
-        _report(args, results, output)
+    made = [result for result in results if result is not None]
+    if made:  # the first process
+        _report(args, made, output)
     return 0
 
 

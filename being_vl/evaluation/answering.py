@@ -27,7 +27,9 @@ def render_prompts(
 
     @cache
     def render(question: str) -> str:
-        messages = [{"role": "user", "content": [*content, {"type": "text", "text": question}]}]
+        messages: list[Any] = [
+            {"role": "user", "content": [*content, {"type": "text", "text": question}]}
+        ]
         return processor.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
 
     return [render(question) for question in questions]
@@ -38,7 +40,7 @@ def generate_answers(
     processor: BeingVLProcessor,
     prompts: Sequence[str],
     image_ids: Sequence[Hashable] | None = None,
-    image_codes: Mapping[Hashable, Any] | None = None,
+    image_codes: Mapping[Any, Any] | None = None,
     *,
     batch_size: int = 256,
     description: str = "answering",
@@ -68,7 +70,7 @@ def iter_answers(
     processor: BeingVLProcessor,
     prompts: Sequence[str],
     image_ids: Sequence[Hashable] | None = None,
-    image_codes: Mapping[Hashable, Any] | None = None,
+    image_codes: Mapping[Any, Any] | None = None,
     *,
     batch_size: int = 256,
     max_new_tokens: int = 16,

@@ -261,7 +261,7 @@ def _share(rows: Sequence[Row], index: int, count: int) -> slice:
 
 def _identity(checkpoint: str) -> str:
     """Names the weights without reading them: where the files lie, of which commit, and what they look like."""
-    folder = Path(cached_file(checkpoint, "config.json")).parent
+    folder = Path(str(cached_file(checkpoint, "config.json"))).parent
     files = sorted(folder.rglob("*.safetensors"))
     looks = [(str(path), path.stat().st_size, path.stat().st_mtime_ns) for path in files]
     return hashlib.sha256(json.dumps(looks).encode()).hexdigest()

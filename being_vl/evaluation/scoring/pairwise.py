@@ -27,7 +27,7 @@ def pairwise_table(verdicts: Iterable[Mapping[str, Any]]) -> dict[str, dict[str,
         ValueError: there are none, or one is of another kind; its number is named.
     """
     table: dict[str, dict[str, float]] = {}
-    total = dict.fromkeys(OUTCOMES, 0)
+    total: dict[str, float] = dict.fromkeys(OUTCOMES, 0)
     for number, row in enumerate(verdicts, 1):
         verdict = row.get("verdict")
         if verdict not in OUTCOMES:
