@@ -261,7 +261,11 @@ def test_remote_code_goes_into_every_kind_of_folder(tmp_path: Path) -> None:
     assert all((tmp_path / "processor" / name).is_file() for name in modules)
     assert add_remote_code(tmp_path / "processor") == modules  # again changes nothing
     patch_vq().save_pretrained(tmp_path / "vq")
-    assert add_remote_code(tmp_path / "vq") == ["modeling_being_vl_patch_vq.py"]
+    assert add_remote_code(tmp_path / "vq") == [
+        "modeling_being_vl_patch_vq.py",
+        "pushing.py",
+        "pushing_commit.py",
+    ]
     (tmp_path / "empty").mkdir()
     with pytest.raises(ValueError, match=r"has no config.json"):
         add_remote_code(tmp_path / "empty")
