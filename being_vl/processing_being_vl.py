@@ -25,9 +25,9 @@ from transformers.utils.hub import resolve_revision
 from .grid_inputs import flatten, is_nested, nested_grids
 from .lazy_vq import LazyVQ
 from .pushing import PushesCheckpoint, hub_options
+from .pushing_commit import VQ_FOLDER
 from .vocabulary import VocabularyLayout
 
-VQ_FOLDER = "vq_model"
 _HUB_OPTIONS = (
     "cache_dir",
     "force_download",

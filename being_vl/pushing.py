@@ -19,6 +19,7 @@ from huggingface_hub import CommitInfo, HfApi, snapshot_download
 
 from .pushing_commit import (
     PATTERNS,
+    VQ_FOLDER,
     WEIGHT_PATTERNS,
     Target,
     commit_files,
@@ -26,7 +27,6 @@ from .pushing_commit import (
     matches,
 )
 
-VQ_FOLDER = "vq_model"
 _OPTIONS = (
     "repo_id", "private", "token", "revision", "create_pr", "commit_message", "commit_description",
 )  # fmt: skip

@@ -32,21 +32,22 @@ from huggingface_hub.utils.sha import sha_fileobj
 logger = logging.get_logger(__name__)
 
 CARD = "README.md"
-_VQ_FOLDER = "vq_model"
+VQ_FOLDER = "vq_model"
 CARD_MARK = "<!-- written by being-vl card -->"
 _TENSOR_PATTERNS = ("*.safetensors",)
 WEIGHT_PATTERNS = (*_TENSOR_PATTERNS, "model.safetensors.index.json")
 RESULT_PATTERNS = ("evaluation/*.json", ".eval_results/*.yaml")
 # What is said of weights, and false as soon as they are others.
 MEASURED_PATTERNS = (*RESULT_PATTERNS, "README.md", "card.yaml", "training.json")
+_REPLACED_TOGETHER = (*MEASURED_PATTERNS, *WEIGHT_PATTERNS)
 PATTERNS = (
     *WEIGHT_PATTERNS,
     "config.json", "generation_config.json",
     "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json",
     "image_bpe.json", "chat_template.jinja", "additional_chat_templates/*.jinja",
     "processor_config.json", "preprocessor_config.json",
-    f"{_VQ_FOLDER}/config.json", f"{_VQ_FOLDER}/preprocessor_config.json",
-    f"{_VQ_FOLDER}/*.safetensors", f"{_VQ_FOLDER}/*.safetensors.index.json", f"{_VQ_FOLDER}/*.py",
+    f"{VQ_FOLDER}/config.json", f"{VQ_FOLDER}/preprocessor_config.json",
+    f"{VQ_FOLDER}/*.safetensors", f"{VQ_FOLDER}/*.safetensors.index.json", f"{VQ_FOLDER}/*.py",
     "*.py", "example.png", "tokens.png",
     *MEASURED_PATTERNS,
     "LICENSE*", "NOTICE*", ".gitattributes",
@@ -145,8 +146,7 @@ def _commit(own: Mapping[str, Path], target: Target, companions: Mapping[str, Pa
     weights = _hashes(own) if stored or companions else {}  # large files take a while
     outdated = set()
     if weights and stored and weights != stored:
-        replaced = (*MEASURED_PATTERNS, *WEIGHT_PATTERNS)
-        outdated = {path for path in there if matches(path, replaced) and path not in own}
+        outdated = {path for path in there if matches(path, _REPLACED_TOGETHER) and path not in own}
     if CARD in outdated and CARD_MARK not in _card_there(api, repo_id, target):
         outdated.remove(CARD)
     companions = {
@@ -198,8 +198,7 @@ def _fitting(companions: Mapping[str, Path], weights: Mapping[str, str]) -> dict
     names = {path for path in companions if matches(path, _TENSOR_PATTERNS)}
     if not weights or (names == set(weights) and _hashes(companions) == dict(weights)):
         return dict(companions)
-    replaced = (*MEASURED_PATTERNS, *WEIGHT_PATTERNS)
-    return {path: file for path, file in companions.items() if not matches(path, replaced)}
+    return {p: file for p, file in companions.items() if not matches(p, _REPLACED_TOGETHER)}
 
 
 def _card_there(api: HfApi, repo_id: str, target: Target) -> str:

@@ -15,7 +15,7 @@ from typing import Any
 
 from transformers.dynamic_module_utils import get_relative_import_files
 
-VQ_FOLDER = "vq_model"
+from .pushing_commit import VQ_FOLDER
 
 _PACKAGE = Path(__file__).parent
 

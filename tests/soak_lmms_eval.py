@@ -29,8 +29,8 @@ from hub_server import HubServer
 
 from being_vl.evaluation.easyvqa import Question, load_easyvqa
 from being_vl.evaluation.lmms_eval import TASKS_FOLDER
-from being_vl.evaluation.results import Result, load_results
 from being_vl.evaluation.tasks import load_task
+from being_vl.result_files import Result, load_results
 
 CATEGORIES = ("random", "popular", "adversarial")
 

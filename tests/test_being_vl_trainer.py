@@ -14,7 +14,7 @@ import torch.multiprocessing as mp
 from accelerate.state import AcceleratorState, PartialState
 from model_fixtures import BOI, EOI, LAYOUT, PAD, being_vl_model
 from torch.nn import functional as F
-from training_fixtures import rows_of
+from training_fixtures import SMALL_RUN, rows_of
 
 from being_vl.training.arguments import BeingVLTrainingArguments
 from being_vl.training.collation import PaddingCollator
@@ -56,19 +56,13 @@ def make_trainer(
     folder, *, model=None, rows=None, collator=None, label_weights=(1.0, 1.0, 1.0), **options
 ):
     options = {
+        **SMALL_RUN,
         "max_steps": 1,
         "per_device_train_batch_size": 4,
         "optim": "sgd",
         "learning_rate": 1.0,
-        "warmup_steps": 0,
         "lr_scheduler_type": "constant",
         "max_grad_norm": 0.0,
-        "logging_steps": 1,
-        "save_strategy": "no",
-        "report_to": "none",
-        "disable_tqdm": True,
-        "use_cpu": True,
-        "dataloader_pin_memory": False,
         **options,
     }
     return BeingVLTrainer(

@@ -28,10 +28,10 @@ from being_vl.evaluation import runner
 from being_vl.evaluation.answering import generate_answers, render_prompts
 from being_vl.evaluation.code_cache import CodeCache
 from being_vl.evaluation.reconstruction import evaluate_reconstruction, tokens_by_merges
-from being_vl.evaluation.results import Result, load_results
 from being_vl.evaluation.runner import Evaluator, _share
 from being_vl.evaluation.tasks import SHORT_ANSWER, load_task, strip_punctuation
 from being_vl.image_loading import UnreadableImageError
+from being_vl.result_files import Result, load_results
 
 
 @pytest.fixture(scope="module")

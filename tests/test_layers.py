@@ -17,7 +17,11 @@ _PACKAGE = Path(being_vl.__file__).parent
 # From the bottom up; the parts of one layer know nothing of each other. Each part lists its modules, by
 # full name or by folder; a part may import itself, and any part of a layer below.
 LAYERS: list[dict[str, tuple[str, ...]]] = [
-    {"vocabulary": ("vocabulary",), "code files": ("code_shards",), "pushing": ("pushing",)},
+    {
+        "vocabulary": ("vocabulary",),
+        "code files": ("code_shards", "run_folder"),
+        "pushing": ("pushing",),
+    },
     {
         "bpe": ("bpe", "image_bpe", "image_grid_tracking", "legacy_image_bpe", "plain_pickle"),
         "vq": (
@@ -42,7 +46,7 @@ LAYERS: list[dict[str, tuple[str, ...]]] = [
             "text_model_extension",
         ),
     },
-    {"data": ("drawing",)},
+    {"data": ("drawing", "result_files")},
     {
         "training": ("training", "quantizing"),
         "evaluation": ("evaluation",),

@@ -19,7 +19,7 @@ from being_vl.checkpoint import save_checkpoint
 from being_vl.cli import main
 from being_vl.evaluation.lmms_eval import TASKS_FOLDER
 from being_vl.evaluation.lmms_eval.requests import cut_at, generation_options, read_messages
-from being_vl.evaluation.results import load_results
+from being_vl.result_files import load_results
 
 ROOT = Path(__file__).parents[1]
 

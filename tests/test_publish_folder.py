@@ -155,7 +155,8 @@ def test_card_says_what_the_files_say(checkpoint: Path, capsys) -> None:
     ]  # fmt: skip
     card = ModelCard.load(checkpoint / "README.md")
     assert isinstance(card.data, ModelCardData)
-    assert card.data.pipeline_tag == "image-text-to-text" and card.data.library_name == "being_vl"
+    data = card.data
+    assert data.pipeline_tag == "image-text-to-text" and data.library_name == "being_vl"
     assert card.data.base_model == "tester/llama" and card.data.metrics == ["accuracy"]
     assert [(r.metric_name, r.metric_value, r.dataset_split) for r in card.data.eval_results] == [
         ("accuracy", 99.28, "test"),

@@ -82,19 +82,24 @@ def tokenized_folder(folder: Path, data: datasets.Dataset, processor) -> None:
     (folder / MANIFEST).write_text(json.dumps(manifest))
 
 
+SMALL_RUN = {
+    "warmup_steps": 0,
+    "logging_steps": 1,
+    "save_strategy": "no",
+    "report_to": "none",
+    "disable_tqdm": True,
+    "use_cpu": True,
+    "dataloader_pin_memory": False,
+}
+
+
 def arguments(checkpoint: Path, output: Path, *, model=(), data=(), stage=(), **training):
     """The four dataclasses of a run of a few steps on the CPU."""
     training = {
+        **SMALL_RUN,
         "max_steps": 4,
         "per_device_train_batch_size": 2,
         "learning_rate": 1e-2,
-        "warmup_steps": 0,
-        "logging_steps": 1,
-        "save_strategy": "no",
-        "report_to": "none",
-        "disable_tqdm": True,
-        "use_cpu": True,
-        "dataloader_pin_memory": False,
         **training,
     }
     return (

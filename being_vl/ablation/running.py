@@ -18,7 +18,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from filelock import FileLock, Timeout
 from transformers import AutoModel, AutoTokenizer, LlamaForCausalLM
 
 from ..checkpoint import init_checkpoint, save_checkpoint
@@ -26,6 +25,7 @@ from ..code_shards import write_atomic
 from ..image_bpe import ImageBPE
 from ..processing_being_vl import BeingVLProcessor
 from ..quickstart.settings import make_part
+from ..run_folder import claim, locked
 from ..training.arguments import (
     BeingVLTrainingArguments,
     DataArguments,
@@ -125,13 +125,7 @@ def run_grid(
         for stage in ("pretrain", "sft"):
             if "max_steps" not in getattr(settings, stage):
                 raise ValueError(f"{stage}.max_steps must be given: {SFT_LONG[0]} adds both up")
-    output.mkdir(parents=True, exist_ok=True)
-    lock = FileLock(output / ".lock")
-    try:
-        lock.acquire(timeout=0)
-    except Timeout:
-        raise OSError(f"{output}: another ablation is running in it") from None
-    with lock:
+    with locked(output, "another ablation is running in it"):
         _claim(output, inputs, settings)
         missing = [cell for cell in cells if not row_path(output, cell).exists()]
         if missing:
@@ -283,15 +277,4 @@ def _claim(output: Path, inputs: Inputs, settings: AblationSettings) -> None:
         ImageBPE.from_pretrained(inputs.bpe).merges.tobytes()
     ).hexdigest()
     wanted["base"], wanted["vq"] = inputs.base, inputs.vq
-    wanted = json.loads(json.dumps(wanted))
-    path = output / RUN_FILE
-    if path.exists():
-        found = json.loads(path.read_text("utf-8"))
-        for name, value in wanted.items():
-            if found.get(name) != value:
-                raise ValueError(
-                    f"{path}: {name} is {found.get(name)}, but this run's is {value}: rows of both do not "
-                    "compare; choose another output folder"
-                )
-    else:
-        write_atomic(path, (json.dumps(wanted, indent=1) + "\n").encode())
+    claim(output / RUN_FILE, wanted, "rows of both do not compare; choose another output folder")

@@ -15,7 +15,7 @@ from jsonargparse import ArgumentParser, Namespace
 from jsonargparse.typing import PositiveInt
 
 if TYPE_CHECKING:
-    from ..evaluation.results import Result
+    from ..result_files import Result
 
 RECONSTRUCTION = "reconstruction"
 _DTYPES = Literal["auto", "float32", "bfloat16", "float16"]
@@ -182,8 +182,8 @@ def _output(args: Namespace) -> Path:
 def _report(args: Namespace, results: list[Result], output: Path) -> None:
     from dataclasses import asdict
 
-    from ..evaluation.results import FOLDER
     from ..image_bpe_files import write_atomically
+    from ..result_files import FOLDER
 
     resolved = make_parser().dump(args)
     for result in results:

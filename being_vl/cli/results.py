@@ -54,12 +54,14 @@ def main(args: Namespace) -> int:
 
 
 def _comparison_rows(folders: list[str]) -> list[dict[str, Any]]:
-    from ..evaluation.results import comparison_rows, load_results
+    from ..evaluation.results import comparison_rows
+    from ..result_files import load_results
 
-    for folder in folders:
-        if not load_results(folder):
+    results = {folder: load_results(folder) for folder in folders}
+    for folder, found in results.items():
+        if not found:
             raise FileNotFoundError(f"{folder}: no results in {folder}/evaluation")
-    return comparison_rows(folders)
+    return comparison_rows(results)
 
 
 def _import_lmms_eval(args: Namespace) -> list[dict[str, Any]]:
@@ -81,15 +83,10 @@ def _import_lmms_eval(args: Namespace) -> list[dict[str, Any]]:
 
 
 def _verdict_rows(path: Path) -> list[dict[str, Any]]:
+    from ..evaluation.benchmark_files import read_json_lines
     from ..evaluation.scoring.pairwise import pairwise_table
 
-    verdicts = []
-    for number, line in enumerate(path.read_text("utf-8").splitlines(), 1):
-        if line.strip():
-            try:
-                verdicts.append(json.loads(line))
-            except json.JSONDecodeError as error:
-                raise ValueError(f"{path}: line {number} is not JSON: {error}") from None
+    verdicts = read_json_lines(path)
     try:
         table = pairwise_table(verdicts)
     except ValueError as error:

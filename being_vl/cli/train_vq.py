@@ -117,17 +117,13 @@ def main(args: Namespace) -> int:
         ImportError: an optional library is asked for and not installed.
     """
     from accelerate import PartialState
-    from filelock import FileLock, Timeout
+
+    from ..run_folder import locked
 
     output = Path(args.output)
-    output.mkdir(parents=True, exist_ok=True)
     state = PartialState(cpu=args.device == "cpu")
-    lock = FileLock(output / f".rank-{state.process_index:05d}.lock")
-    try:
-        lock.acquire(timeout=0)
-    except Timeout:
-        raise OSError(f"{output}: another process is training into it") from None
-    with lock:
+    own_lock = f".rank-{state.process_index:05d}.lock"
+    with locked(output, "another process is training into it", name=own_lock):
         if state.is_main_process:
             _claim(args, output)
         state.wait_for_everyone()
@@ -157,6 +153,7 @@ def _claim(args: Namespace, output: Path) -> None:
     import yaml
 
     from ..code_shards import write_atomic
+    from ..run_folder import refuse_others
 
     path = output / _CONFIG_FILE
     text = make_parser().dump(args)
@@ -166,12 +163,7 @@ def _claim(args: Namespace, output: Path) -> None:
                 f"{output}: a run is there already; --resume true continues it, or choose another output"
             )
         found, wanted = yaml.safe_load(path.read_text()), yaml.safe_load(text)
-        for name in _FIXED:
-            if found.get(name) != wanted.get(name):
-                raise ValueError(
-                    f"{path}: {name} is {found.get(name)}, but this run's is {wanted.get(name)}: a run continues "
-                    "with what it began with"
-                )
+        refuse_others(path, found, wanted, _FIXED, "a run continues with what it began with")
     write_atomic(path, text.encode())
 
 

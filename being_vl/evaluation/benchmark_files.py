@@ -45,7 +45,7 @@ def read_pope(data: Path, images: Path | None) -> list[Row]:
     rows = []
     for path in files:
         category = path.stem.rpartition("_")[2]
-        for number, entry in enumerate(_json_lines(path), 1):
+        for number, entry in enumerate(read_json_lines(path), 1):
             where = f"{path}: line {number}"
             label = _get(entry, "label", str, where)
             if label not in ("yes", "no"):
@@ -227,7 +227,8 @@ def _list(path: Path) -> list[Any]:
     return content
 
 
-def _json_lines(path: Path) -> list[Any]:
+def read_json_lines(path: Path) -> list[Any]:
+    """A JSON value a line; blank lines are passed over."""
     entries = []
     for number, line in enumerate(_text(path).splitlines(), 1):
         if line.strip():

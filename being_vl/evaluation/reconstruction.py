@@ -18,8 +18,9 @@ from .. import __version__
 from ..image_bpe import ImageBPE
 from ..image_loading import load_image
 from ..processing_being_vl import BeingVLProcessor
+from ..result_files import Result
 from ..vq_metrics import PixelScale, ReconstructionMetrics, inception_network
-from .results import Result, hardware
+from .results import hardware
 
 _SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff")
 

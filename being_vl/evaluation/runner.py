@@ -28,11 +28,12 @@ from .. import __version__
 from ..image_bpe_files import write_atomically
 from ..modeling_being_vl import BeingVLForCausalLM
 from ..processing_being_vl import BeingVLProcessor
+from ..result_files import FOLDER, Result
 from .answering import iter_answers, render_prompts
 from .benchmark_files import Row
 from .code_cache import CodeCache
 from .journal import Journal
-from .results import FOLDER, Result, hardware
+from .results import hardware
 from .tasks import Task, generation_record
 
 
@@ -127,13 +128,13 @@ class Evaluator:
         decoding = {"do_sample": False, "max_new_tokens": max_new_tokens or task.max_new_tokens}
         prompts = render_prompts(self.processor, [row.question for row in task.rows], image=True)
         mine = _share(task.rows, self.state.process_index, self.state.num_processes)
-        codes = self._quantize([row.image for row in task.rows[mine]], task.name)
+        rows = task.rows[mine]
+        codes = self._quantize([row.image for row in rows], task.name)
         journal = Journal(
             self.output / FOLDER / f".{task.name}.partial",
             self._settings(task.rows, prompts, decoding),
             self.state,
         )
-        rows = task.rows[mine]
         answers = self._answer(rows, prompts[mine], codes, journal, decoding, task.name)
         lengths = self._lengths(codes)
         answers = self._gather(answers)

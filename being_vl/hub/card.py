@@ -18,15 +18,14 @@ from ..code_shards import CodeShards
 from ..configuration_being_vl import BeingVLConfig
 from ..image_bpe import ImageBPE
 from ..image_bpe_files import write_atomically
-from ..pushing import VQ_FOLDER
-from ..pushing_commit import CARD, CARD_MARK
+from ..pushing_commit import CARD, CARD_MARK, VQ_FOLDER
 from ..remote_code import read_json
+from ..result_files import Result
 from ..tokenization_being_vl import BeingVLTokenizer
 from .example import EXAMPLE, PICTURE
 from .facts import FACTS_FILE, CardFacts, read_facts, read_mapping
 from .folder import folder_kind, read_weights
 from .results import (
-    TaskResult,
     eval_result_files,
     eval_results,
     load_results,
@@ -93,7 +92,7 @@ def write_card(folder: Path, facts: CardFacts | None = None) -> list[str]:
     return list(files)
 
 
-def _results(folder: Path, facts: CardFacts) -> list[TaskResult]:
+def _results(folder: Path, facts: CardFacts) -> list[Result]:
     """The results of a folder, with the data sets' ids on the Hub that the facts add."""
     return [
         result
@@ -113,9 +112,22 @@ def _metadata(facts: CardFacts, tags: list[str]) -> dict[str, Any]:
     }
 
 
+def _title(folder: Path, facts: CardFacts) -> str:
+    return facts.title or folder.resolve().name
+
+
+def _common(folder: Path, facts: CardFacts) -> dict[str, Any]:
+    """What the templates of all cards know."""
+    return {
+        "mark": CARD_MARK,
+        "title": _title(folder, facts),
+        "facts": facts,
+        "version": __version__,
+    }
+
+
 def _checkpoint_card(folder: Path, facts: CardFacts) -> str:
     results = _results(folder, facts)
-    title = facts.title or folder.resolve().name
     has_code = (folder / "modeling_being_vl.py").exists()
     data = ModelCardData(
         **_metadata(
@@ -127,7 +139,7 @@ def _checkpoint_card(folder: Path, facts: CardFacts) -> str:
         datasets=facts.datasets or None,
         metrics=list(dict.fromkeys(metric_type(name) for r in results for name in r.metrics))
         or None,
-        model_name=slug(title),
+        model_name=slug(_title(folder, facts)),
         eval_results=eval_results(results) or None,
     )
     if not results:
@@ -135,10 +147,7 @@ def _checkpoint_card(folder: Path, facts: CardFacts) -> str:
     config = BeingVLConfig.from_pretrained(folder)
     weights = read_weights(folder)
     context = {
-        "mark": CARD_MARK,
-        "title": title,
-        "facts": facts,
-        "version": __version__,
+        **_common(folder, facts),
         "has_code": has_code,
         "example": EXAMPLE if (folder / EXAMPLE).exists() else None,
         "picture": PICTURE if (folder / PICTURE).exists() else None,
@@ -170,7 +179,7 @@ def _prompt(folder: Path, facts: CardFacts) -> str:
 
 
 def _tokens_per_image(
-    config: BeingVLConfig, facts: CardFacts, results: list[TaskResult]
+    config: BeingVLConfig, facts: CardFacts, results: list[Result]
 ) -> list[tuple[str, float, float]]:
     """Rows (images, codes, tokens) of what was measured."""
     size = config.image_grid_size
@@ -209,10 +218,7 @@ def _parts_card(folder: Path, facts: CardFacts, kind: str) -> str:
     config = read_json(folder / "config.json")
     bpe = ImageBPE.from_pretrained(folder) if (folder / "image_bpe.json").exists() else None
     context = {
-        "mark": CARD_MARK,
-        "title": facts.title or folder.resolve().name,
-        "facts": facts,
-        "version": __version__,
+        **_common(folder, facts),
         "kind": kind,
         "vq": AutoConfig.from_pretrained(folder) if config is not None else None,
         "weights": read_weights(folder) if config is not None else None,
@@ -232,10 +238,7 @@ def _codes_card(folder: Path, facts: CardFacts) -> str:
     )
     manifest = read_json(folder / "manifest.json") or {}
     context = {
-        "mark": CARD_MARK,
-        "title": facts.title or folder.resolve().name,
-        "facts": facts,
-        "version": __version__,
+        **_common(folder, facts),
         "shards": shards,
         "dtype": str(shards.dtype),
         "num_images": len(shards),

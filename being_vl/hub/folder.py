@@ -17,7 +17,7 @@ from transformers import AutoConfig
 from ..code_shards import CodeShards
 from ..configuration_being_vl import BeingVLConfig
 from ..image_bpe import ImageBPE
-from ..pushing import VQ_FOLDER
+from ..pushing_commit import VQ_FOLDER
 from ..remote_code import read_json
 
 Kind = Literal["checkpoint", "vq_model", "image_bpe", "parts", "codes"]

@@ -16,9 +16,10 @@ from pathlib import Path
 from huggingface_hub import CommitInfo
 
 from ..pushing_commit import CARD, PATTERNS, Target, commit_files, folder_files
+from ..result_files import FOLDER
 from .card import write_card
 from .folder import check_whole, folder_kind
-from .results import ENTRIES_FOLDER, FOLDER
+from .results import ENTRIES_FOLDER
 
 CODES_PATTERNS = (
     "codes-*.parquet",

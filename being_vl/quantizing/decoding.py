@@ -60,7 +60,7 @@ def make_loader(
         sampler=tasks,
         num_workers=num_workers,
         collate_fn=_as_it_is,  # type: ignore[arg-type]
-        worker_init_fn=_end_with_parent,
+        worker_init_fn=end_with_parent,
         prefetch_factor=_PREFETCH if num_workers else None,
     )
 
@@ -90,8 +90,8 @@ class _Decoder(Dataset):
         return Decoded(task, digest, pixels)
 
 
-def _end_with_parent(worker_id: int) -> None:
-    """Leave no worker behind when the main process is killed: it would wait on a full pipe for ever."""
+def end_with_parent(worker_id: int = 0) -> None:
+    """Called in a worker: it ends when the main process is killed, instead of waiting on a full pipe for ever."""
     parent = multiprocessing.parent_process().pid  # type: ignore[union-attr]
 
     def watch() -> None:

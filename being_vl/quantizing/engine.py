@@ -16,10 +16,10 @@ from typing import Any, Literal, Protocol
 
 import numpy as np
 import torch
-from filelock import FileLock, Timeout
 
 from ..code_shards import ShardInfo, code_type, write_shard
 from ..image_processing_being_vl import BeingVLImageProcessor
+from ..run_folder import locked
 from .decoding import Decoded, Task, make_loader
 from .manifest import claim, shard_path
 from .sources import Source
@@ -76,13 +76,8 @@ def quantize_source(
             shard size in `output`; the message names what differs.
         OSError: another process holds this rank's lock, or a shard cannot be written.
     """
-    output.mkdir(parents=True, exist_ok=True)
-    lock = FileLock(output / f".rank-{rank:05d}.lock")
-    try:
-        lock.acquire(timeout=0)
-    except Timeout:
-        raise OSError(f"{output}: another process is encoding into it as rank {rank}") from None
-    with lock:
+    busy = f"another process is encoding into it as rank {rank}"
+    with locked(output, busy, name=f".rank-{rank:05d}.lock"):
         claim(
             output,
             source,

@@ -14,6 +14,7 @@ import numpy as np
 import pyarrow.parquet as pq
 
 from ..code_shards import MANIFEST, RUN_FILE, VERSION, ShardInfo, read_info, write_atomic
+from ..run_folder import claim as claim_folder
 from .sources import Source
 
 
@@ -49,19 +50,12 @@ def claim(
         "shard_size": shard_size,
         "source": source.identity(),
     }
-    path = output / RUN_FILE
-    if path.exists():
-        found = json.loads(path.read_text())
-        for name, value in wanted.items():
-            if found.get(name) != value:
-                raise ValueError(
-                    f"{path}: {name} is {found.get(name)}, but this run's is {value}: shards of both must "
-                    "not be mixed; choose another output folder"
-                )
-    elif any(output.glob("codes-*.parquet")):
-        raise ValueError(f"{output}: holds shards but no {RUN_FILE}; choose another output folder")
-    else:
-        write_atomic(path, json.dumps(wanted, indent=1).encode())
+    claim_folder(
+        output / RUN_FILE,
+        wanted,
+        "shards of both must not be mixed; choose another output folder",
+        made="codes-*.parquet",
+    )
 
 
 def write_manifest(output: Path, source: Source) -> dict[str, Any]:

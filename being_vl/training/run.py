@@ -15,12 +15,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import yaml
-from filelock import FileLock, Timeout
 from transformers import TrainerCallback, set_seed
 from transformers.trainer import TRAINING_ARGS_NAME
 
 from ..code_shards import write_atomic
 from ..processing_being_vl import BeingVLProcessor
+from ..run_folder import locked, refuse_others
 from .arguments import BeingVLTrainingArguments, DataArguments, ModelArguments, StageArguments
 from .data import load_training_data
 from .distributed_settings import prepare_deepspeed
@@ -84,13 +84,8 @@ def run_stage(
     """
     prepare_deepspeed(training_args)
     output = Path(training_args.output_dir)
-    output.mkdir(parents=True, exist_ok=True)
-    lock = FileLock(output / f".rank-{training_args.process_index:05d}.lock")
-    try:
-        lock.acquire(timeout=0)
-    except Timeout:
-        raise OSError(f"{output}: another process is training into it") from None
-    with lock:
+    own_lock = f".rank-{training_args.process_index:05d}.lock"
+    with locked(output, "another process is training into it", name=own_lock):
         with training_args.main_process_first():
             settings = resolved_settings(model_args, data_args, stage_args, training_args)
             if training_args.process_index == 0:
@@ -139,12 +134,9 @@ def _claim(output: Path, settings: Mapping[str, Any]) -> None:
     path = output / SETTINGS_FILE
     if path.exists():
         found = yaml.safe_load(path.read_text("utf-8"))
-        for name in sorted({*found, *settings}):
-            if not name.startswith(_FREE) and found.get(name) != settings.get(name):
-                raise ValueError(
-                    f"{path}: {name} is {found.get(name)}, but this run's is {settings.get(name)}: a run goes "
-                    "on with what it began with; choose another output_dir"
-                )
+        names = [name for name in sorted({*found, *settings}) if not name.startswith(_FREE)]
+        rule = "a run goes on with what it began with; choose another output_dir"
+        refuse_others(path, found, settings, names, rule)
     elif (output / "config.json").exists():
         raise ValueError(
             f"{output} holds a checkpoint that no run of this command made; choose another output_dir"

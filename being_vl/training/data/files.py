@@ -24,6 +24,7 @@ from datasets import Features, List, Value
 from datasets.config import DATASET_INFO_FILENAME, DATASET_STATE_JSON_FILENAME
 
 from ...code_shards import write_atomic
+from ...run_folder import claim as claim_folder
 from ...tokenization_being_vl import BeingVLTokenizer
 
 VERSION = 1
@@ -117,20 +118,12 @@ def claim(folder: Path, wanted: dict[str, Any]) -> None:
     Raises:
         ValueError: the folder holds, or is to hold, rows of other data, settings or tokenizer.
     """
-    path = folder / RUN_FILE
-    wanted = json.loads(json.dumps({"version": VERSION, **wanted}))
-    if path.exists():
-        found = json.loads(path.read_text("utf-8"))
-        for name, value in wanted.items():
-            if found.get(name) != value:
-                raise ValueError(
-                    f"{path}: {name} is {found.get(name)}, but this run's is {value}: rows of both must not "
-                    "be mixed; choose another output folder"
-                )
-    elif any(folder.glob("*.arrow")):
-        raise ValueError(f"{folder}: holds shards but no {RUN_FILE}; choose another output folder")
-    else:
-        write_atomic(path, _json(wanted))
+    claim_folder(
+        folder / RUN_FILE,
+        {"version": VERSION, **wanted},
+        "rows of both must not be mixed; choose another output folder",
+        made="*.arrow",
+    )
 
 
 def finish(folder: Path, num_shards: int, manifest: dict[str, Any]) -> dict[str, Any]:

@@ -10,19 +10,18 @@ from __future__ import annotations
 import hashlib
 import multiprocessing
 import os
-import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
-from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from filelock import FileLock, Timeout
 
 from ...code_shards import write_atomic
 from ...processing_being_vl import BeingVLProcessor
+from ...quantizing.decoding import end_with_parent
+from ...run_folder import locked
 from .chunks import ChunkRows, ChunkTokenizer, TokenizeSettings
 from .codes import CodeIndex, build_index, codes_identity
 from .files import claim, finish, read_report, shard_path, tokenizer_identity
@@ -62,9 +61,8 @@ def tokenize_rows(
         ValueError: a bad row; a row that `settings` refuses; an output folder made from something else.
         OSError: another process works in the folder, or a file cannot be written.
     """
-    output.mkdir(parents=True, exist_ok=True)
     numbers = np.arange(source.num_rows) if selection is None else selection
-    with _locked(output):
+    with locked(output, "another process is tokenizing into it"):
         index, described = _open_codes(codes, processor, output)
         run = {
             "tokenizer": tokenizer_identity(processor.tokenizer),
@@ -91,17 +89,6 @@ def tokenize_rows(
             progress(len(chunks[i]))
         (output / _INDEX_FILE).unlink(missing_ok=True)
         return finish(output, len(chunks), run)
-
-
-@contextmanager
-def _locked(output: Path) -> Iterator[None]:
-    lock = FileLock(output / ".lock")
-    try:
-        lock.acquire(timeout=0)
-    except Timeout:
-        raise OSError(f"{output}: another process is tokenizing into it") from None
-    with lock:
-        yield
 
 
 def _open_codes(
@@ -173,7 +160,7 @@ def _start_worker(
     checkpoint: str, files: list[Path] | None, keys: Path | None, settings: TokenizeSettings
 ) -> None:
     global _worker
-    _end_with_parent()
+    end_with_parent()
     os.environ["TOKENIZERS_PARALLELISM"] = "false"  # there is a process for each core already
     processor = BeingVLProcessor.from_pretrained(checkpoint, vq=False)
     index = None if files is None or keys is None else CodeIndex(files, keys)
@@ -182,14 +169,3 @@ def _start_worker(
 
 def _work(rows: ChunkRows) -> bytes:
     return _worker(rows)
-
-
-def _end_with_parent() -> None:
-    """Leave no worker behind when the main process is killed."""
-    parent = multiprocessing.parent_process()
-
-    def watch() -> None:
-        parent.join()  # type: ignore[union-attr]
-        os._exit(1)
-
-    threading.Thread(target=watch, daemon=True).start()
