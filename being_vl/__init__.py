@@ -8,35 +8,35 @@ know it; nothing heavy is loaded until it is used.
 import importlib
 from typing import TYPE_CHECKING, Any
 
-from . import _auto_classes
+from .hub import auto_classes as _auto_classes
 
 __version__ = "0.1.0"
 
 _MODULE_OF = {
-    "BeingVLConfig": "configuration_being_vl",
-    "BeingVLForCausalLM": "modeling_being_vl",
-    "BeingVLImageProcessor": "image_processing_being_vl",
-    "BeingVLPatchVQConfig": "modeling_being_vl_patch_vq",
-    "BeingVLPatchVQModel": "modeling_being_vl_patch_vq",
-    "BeingVLProcessor": "processing_being_vl",
-    "BeingVLTokenizer": "tokenization_being_vl",
-    "BeingVLVQConfig": "modeling_being_vl_vq",
-    "BeingVLVQModel": "modeling_being_vl_vq",
-    "ImageBPE": "image_bpe",
+    "BeingVLConfig": "models.configuration_being_vl",
+    "BeingVLForCausalLM": "models.modeling_being_vl",
+    "BeingVLImageProcessor": "quantizers.image_processing_being_vl",
+    "BeingVLPatchVQConfig": "quantizers.modeling_being_vl_patch_vq",
+    "BeingVLPatchVQModel": "quantizers.modeling_being_vl_patch_vq",
+    "BeingVLProcessor": "processing.processing_being_vl",
+    "BeingVLTokenizer": "processing.tokenization_being_vl",
+    "BeingVLVQConfig": "quantizers.modeling_being_vl_vq",
+    "BeingVLVQModel": "quantizers.modeling_being_vl_vq",
+    "ImageBPE": "bpe.image_bpe",
     "VocabularyLayout": "vocabulary",
 }
 
 __all__ = [*sorted(_MODULE_OF)]
 
 if TYPE_CHECKING:
-    from .configuration_being_vl import BeingVLConfig
-    from .image_bpe import ImageBPE
-    from .image_processing_being_vl import BeingVLImageProcessor
-    from .modeling_being_vl import BeingVLForCausalLM
-    from .modeling_being_vl_patch_vq import BeingVLPatchVQConfig, BeingVLPatchVQModel
-    from .modeling_being_vl_vq import BeingVLVQConfig, BeingVLVQModel
-    from .processing_being_vl import BeingVLProcessor
-    from .tokenization_being_vl import BeingVLTokenizer
+    from .bpe.image_bpe import ImageBPE
+    from .models.configuration_being_vl import BeingVLConfig
+    from .models.modeling_being_vl import BeingVLForCausalLM
+    from .processing.processing_being_vl import BeingVLProcessor
+    from .processing.tokenization_being_vl import BeingVLTokenizer
+    from .quantizers.image_processing_being_vl import BeingVLImageProcessor
+    from .quantizers.modeling_being_vl_patch_vq import BeingVLPatchVQConfig, BeingVLPatchVQModel
+    from .quantizers.modeling_being_vl_vq import BeingVLVQConfig, BeingVLVQModel
     from .vocabulary import VocabularyLayout
 
 

@@ -63,7 +63,7 @@ class Meter:
 def train_ours(
     path: str, codebook_size: int, num_merges: int, threads: int, **options: Any
 ) -> dict:
-    from being_vl.bpe.trainer import train_merges
+    from being_vl.bpe.training.trainer import train_merges
 
     grids = np.load(path, mmap_mode="r")
     few = np.asarray(grids[:64])

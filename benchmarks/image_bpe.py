@@ -19,7 +19,7 @@ from typing import Any
 
 import numpy as np
 
-from being_vl.image_bpe import ImageBPE
+from being_vl.bpe.image_bpe import ImageBPE
 
 
 def best(work: Callable[[], Any], repeats: int) -> tuple[Any, float, float]:

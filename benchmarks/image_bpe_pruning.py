@@ -16,7 +16,7 @@ from pathlib import Path
 
 import numpy as np
 
-from being_vl.image_bpe import ImageBPE
+from being_vl.bpe.image_bpe import ImageBPE
 
 
 def uses_and_length(bpe: ImageBPE, grids: np.ndarray, segmentation: str) -> tuple:

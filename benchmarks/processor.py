@@ -29,9 +29,9 @@ from transformers import (
 )
 
 from being_vl import BeingVLProcessor, BeingVLTokenizer, ImageBPE
-from being_vl.chat_templates import default_chat_template
-from being_vl.image_processing_being_vl import BeingVLImageProcessor
-from being_vl.tokenization_being_vl import LLAMA_31_SPECIAL_TOKENS
+from being_vl.processing.chat_templates import default_chat_template
+from being_vl.processing.tokenization_being_vl import LLAMA_31_SPECIAL_TOKENS
+from being_vl.quantizers.image_processing_being_vl import BeingVLImageProcessor
 
 CODEBOOK_SIZE = NUM_MERGES = 8192
 TEXT_SIZE = 128_256

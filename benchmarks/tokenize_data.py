@@ -18,10 +18,10 @@ import numpy as np
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from being_vl import BeingVLPatchVQConfig, BeingVLPatchVQModel, ImageBPE
-from being_vl.checkpoint import init_checkpoint
-from being_vl.code_shards import ShardInfo, write_shard
-from being_vl.quickstart.text_model import train_text_tokenizer
-from being_vl.training.data import TokenizeSettings, open_rows, tokenize_rows
+from being_vl.codes.shards import ShardInfo, write_shard
+from being_vl.data import TokenizeSettings, open_rows, tokenize_rows
+from being_vl.hub.checkpoint import init_checkpoint
+from being_vl.studies.quickstart.text_model import train_text_tokenizer
 
 CODES, SIDE, IMAGES = 256, 32, 400
 QUESTION = "what is in the picture, and why is it where it is? " * 2

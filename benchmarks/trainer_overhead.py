@@ -20,8 +20,8 @@ from transformers import LlamaConfig, LlamaForCausalLM, Trainer, TrainerCallback
 
 import being_vl  # noqa: F401
 from being_vl import BeingVLForCausalLM, VocabularyLayout
-from being_vl.quickstart.runs import training_arguments
-from being_vl.quickstart.settings import Settings
+from being_vl.studies.quickstart.runs import training_arguments
+from being_vl.studies.quickstart.settings import Settings
 from being_vl.training.packing import IGNORE_INDEX, SharedImageCollator, pack_shared_image
 from being_vl.training.trainer import BeingVLTrainer
 

@@ -28,12 +28,12 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM, PrinterCallback, Trainer, TrainerCallback
 
 from being_vl import BeingVLPatchVQConfig, BeingVLPatchVQModel, BeingVLProcessor, ImageBPE
-from being_vl.checkpoint import default_image_processor, init_checkpoint
 from being_vl.evaluation.easyvqa import Question, load_easyvqa
-from being_vl.image_loading import load_image
-from being_vl.quickstart.pipeline import CODEBOOK_SIZE, NUM_MERGES, encode_images
-from being_vl.quickstart.rows import image_ids, tokenize_turn
-from being_vl.quickstart.text_model import text_model_config, train_text_tokenizer
+from being_vl.hub.checkpoint import default_image_processor, init_checkpoint
+from being_vl.quantizers.image_loading import load_image
+from being_vl.studies.quickstart.pipeline import CODEBOOK_SIZE, NUM_MERGES, encode_images
+from being_vl.studies.quickstart.rows import image_ids, tokenize_turn
+from being_vl.studies.quickstart.text_model import text_model_config, train_text_tokenizer
 from being_vl.training.arguments import BeingVLTrainingArguments, DataArguments, StageArguments
 from being_vl.training.collation import PaddingCollator
 from being_vl.training.packing import IGNORE_INDEX

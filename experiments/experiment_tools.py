@@ -12,8 +12,8 @@ from typing import Any
 from jsonargparse import ArgumentParser, Namespace
 from jsonargparse.typing import PositiveInt
 
-from being_vl.analysis.markov import GridSource
-from being_vl.image_bpe_files import write_atomically
+from being_vl.files import write_atomic
+from being_vl.studies.analysis.markov import GridSource
 
 SOURCES = {
     "mixed-1": GridSource("mixed"),
@@ -45,14 +45,14 @@ def write_results(rows: Sequence[dict[str, Any]] | dict[str, Any], path: Path) -
         text = json.dumps(rows, indent=1)
     else:
         text = "[\n" + ",\n".join(json.dumps(row) for row in rows) + "\n]"
-    write_atomically(path, text + "\n")
+    write_atomic(path, text + "\n")
 
 
 def once(folder: Path, name: str, make: Callable[[], Any]) -> Any:
     """What `make` returns, kept in a file of that name, so that a stopped command goes on where it was."""
     path = folder / (re.sub(r"\W+", "-", name) + ".json")
     if not path.exists():
-        write_atomically(path, json.dumps(make()) + "\n")
+        write_atomic(path, json.dumps(make()) + "\n")
     return json.loads(path.read_text())
 
 

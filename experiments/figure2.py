@@ -29,7 +29,7 @@ from filelock import FileLock, Timeout
 from jsonargparse import ArgumentParser, Namespace
 
 from being_vl import BeingVLConfig, BeingVLForCausalLM, ImageBPE
-from being_vl.image_bpe_files import write_atomically
+from being_vl.files import write_atomic
 
 CODEBOOK_SIZE = 2
 BOI, FIRST_CODE = 0, 1  # the text vocabulary is one token
@@ -237,7 +237,7 @@ def do_runs(settings: Sequence[Setting], folder: Path, minutes: float | None) ->
                 if path.exists():
                     continue
                 result = run(setting)
-                write_atomically(path, json.dumps(result) + "\n")
+                write_atomic(path, json.dumps(result) + "\n")
         except Timeout:
             continue
         print(f"{setting.name}: {result['loss']:.4f}, optimum {result['optimum']:.4f}", flush=True)

@@ -19,8 +19,13 @@ from experiment_tools import SOURCES, image_grids, make_parser, once, seeds, wri
 from jsonargparse import Namespace
 
 from being_vl import ImageBPE
-from being_vl.analysis.information_loss import all_grids, lost_bits, lost_bits_of, offset_bits
-from being_vl.analysis.markov import GridSource
+from being_vl.studies.analysis.information_loss import (
+    all_grids,
+    lost_bits,
+    lost_bits_of,
+    offset_bits,
+)
+from being_vl.studies.analysis.markov import GridSource
 
 RULES = ("pair", "shape")
 

@@ -17,8 +17,8 @@ from experiment_tools import SOURCES, make_parser, once, seeds, write_results
 from jsonargparse import Namespace
 
 from being_vl import ImageBPE
-from being_vl.analysis.markov import GridSource
-from being_vl.analysis.propositions import epsilon, loss_bound, unigram_losses
+from being_vl.studies.analysis.markov import GridSource
+from being_vl.studies.analysis.propositions import epsilon, loss_bound, unigram_losses
 
 DICTIONARY_SIZES = (2, 4, 6, 10, 20, 50, 100, 200, 500, 1000, 2000)
 # The third is close to copying its parent, where the gap of Proposition 1 is wide.

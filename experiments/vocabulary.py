@@ -17,14 +17,14 @@ from experiment_tools import image_grids, make_parser, once, seeds, write_result
 from jsonargparse import Namespace
 
 from being_vl import ImageBPE
-from being_vl.analysis.vocabulary_shapes import (
+from being_vl.studies.analysis.vocabulary_shapes import (
     DIRECTIONS,
     merge_directions,
     rank_frequency,
     shape_counts,
     tokens_by_training_size,
 )
-from being_vl.analysis.vocabulary_stats import vocabulary_stats
+from being_vl.studies.analysis.vocabulary_stats import vocabulary_stats
 
 # grids, codes, merges, training sizes
 CASES = {

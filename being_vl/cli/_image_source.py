@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from jsonargparse import ArgumentParser, Namespace
 
 if TYPE_CHECKING:
-    from ..quantizing import Source
+    from ..data.quantizing import Source
 
 _SOURCES = ("images", "dataset", "webdataset")
 
@@ -37,7 +37,7 @@ def open_source(args: Namespace, *, shard_size: int) -> Source:
         ValueError: none or several are named, or the source has no images.
         FileNotFoundError: no such data set.
     """
-    from ..quantizing import FolderSource, TarSource, load_dataset_source
+    from ..data.quantizing import FolderSource, TarSource, load_dataset_source
 
     allowed = [name for name in _SOURCES if name in args]
     given = [name for name in allowed if args[name] is not None]

@@ -16,7 +16,7 @@ from jsonargparse import ArgumentParser, Namespace
 from jsonargparse.typing import NonNegativeInt, PositiveInt
 
 if TYPE_CHECKING:
-    from ..ablation.inputs import Inputs
+    from ..studies.ablation.inputs import Inputs
 
 # What docs/ablation.md reports was run with these; not in the paper.
 _STAGE = {
@@ -97,15 +97,15 @@ def main(args: Namespace) -> int:
     """Run the command.
 
     Raises:
-        ValueError, OSError, ImportError: as of `being_vl.ablation`.
+        ValueError, OSError, ImportError: as of `being_vl.studies.ablation`.
     """
     import transformers
 
-    from ..ablation.grid import grid_cells
-    from ..ablation.inputs import check_inputs
-    from ..ablation.reporting import draw_figures, markdown, table_csv
-    from ..ablation.running import AblationSettings, run_grid
-    from ..code_shards import write_atomic
+    from ..files import write_atomic
+    from ..studies.ablation.grid import grid_cells
+    from ..studies.ablation.inputs import check_inputs
+    from ..studies.ablation.reporting import draw_figures, markdown, table_csv
+    from ..studies.ablation.running import AblationSettings, run_grid
 
     cells = grid_cells(args.merges, args.regimes, args.seeds, args.curve_merges)
     settings = AblationSettings(
@@ -144,7 +144,7 @@ def main(args: Namespace) -> int:
 
 
 def _inputs(args: Namespace, output: Path, merges: int) -> Inputs:
-    from ..ablation.inputs import Inputs, easyvqa_inputs, train_vocabulary
+    from ..studies.ablation.inputs import Inputs, easyvqa_inputs, train_vocabulary
 
     given = [name for name in _FILES if args[name] is not None]
     if not given:

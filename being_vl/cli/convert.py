@@ -27,7 +27,7 @@ def make_parser() -> ArgumentParser:
 
 
 def main(args: Namespace) -> int:
-    from being_vl.legacy_image_bpe import LegacyImageBPE
+    from being_vl.bpe.legacy import LegacyImageBPE
 
     legacy = LegacyImageBPE.from_pickle(args.pickle)
     (path,) = legacy.save_pretrained(args.output)

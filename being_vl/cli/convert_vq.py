@@ -13,7 +13,7 @@ from jsonargparse import ArgumentParser, Namespace
 from jsonargparse.typing import PositiveFloat, PositiveInt
 
 if TYPE_CHECKING:
-    from ..modeling_being_vl_vq import BeingVLVQModel
+    from ..quantizers.modeling_being_vl_vq import BeingVLVQModel
 
 
 def make_parser() -> ArgumentParser:
@@ -56,7 +56,7 @@ def main(args: Namespace) -> int:
     """
     import torch
 
-    from ..vq_checkpoints import load_vq_checkpoint
+    from ..quantizers.vq_checkpoints import load_vq_checkpoint
 
     output = Path(args.output)
     if output.exists() and (not output.is_dir() or any(output.iterdir())):
@@ -85,7 +85,7 @@ def main(args: Namespace) -> int:
 
 def _write(model: BeingVLVQModel, args: Namespace, output: Path) -> None:
     """Write everything to a folder beside the output, then rename it."""
-    from ..image_processing_being_vl import BeingVLImageProcessor
+    from ..quantizers.image_processing_being_vl import BeingVLImageProcessor
 
     side = model.config.resolution
     processor = BeingVLImageProcessor(

@@ -19,7 +19,7 @@ from jsonargparse.typing import NonNegativeInt, PositiveInt
 from ._image_source import add_source_arguments, open_source
 
 if TYPE_CHECKING:
-    from ..image_processing_being_vl import BeingVLImageProcessor
+    from ..quantizers.image_processing_being_vl import BeingVLImageProcessor
 
 _DTYPES = Literal["float32", "bfloat16", "float16"]
 
@@ -63,7 +63,7 @@ def main(args: Namespace) -> int:
     """Run the command.
 
     Raises:
-        ValueError, OSError: as of `being_vl.quantizing.quantize_source`.
+        ValueError, OSError: as of `being_vl.data.quantizing.quantize_source`.
     """
     import torch
     from accelerate import PartialState
@@ -72,7 +72,7 @@ def main(args: Namespace) -> int:
 
     import being_vl  # noqa: F401  (the Auto classes know our models)
 
-    from ..quantizing import quantize_source, quantizer_identity, write_manifest
+    from ..data.quantizing import quantize_source, quantizer_identity, write_manifest
 
     started = time.perf_counter()
     output = Path(args.output)
@@ -127,8 +127,8 @@ def main(args: Namespace) -> int:
 
 def _image_processor(args: Namespace, vq_config: Any) -> BeingVLImageProcessor:
     """The named one, else the quantizer's own, else the defaults at the quantizer's resolution."""
-    from ..checkpoint import default_image_processor
-    from ..image_processing_being_vl import BeingVLImageProcessor
+    from ..hub.checkpoint import default_image_processor
+    from ..quantizers.image_processing_being_vl import BeingVLImageProcessor
 
     if args.image_processor is not None:
         return BeingVLImageProcessor.from_pretrained(args.image_processor)
@@ -144,7 +144,7 @@ def _image_processor(args: Namespace, vq_config: Any) -> BeingVLImageProcessor:
 
 
 def _save_config(args: Namespace, output: Path) -> None:
-    from ..code_shards import write_atomic
+    from ..files import write_atomic
 
     output.mkdir(parents=True, exist_ok=True)
     text = make_parser().dump(args)

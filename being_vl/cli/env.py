@@ -20,7 +20,7 @@ def make_parser() -> ArgumentParser:
 
 def main(args: Namespace) -> int:
     """Run the command; the exit status is 1 if there is a problem."""
-    from ..environment import describe
+    from .environment import describe
 
     facts = describe()
     if args.json:

@@ -15,7 +15,7 @@ from jsonargparse import ArgumentParser, Namespace
 from jsonargparse.typing import PositiveInt
 
 if TYPE_CHECKING:
-    from ..result_files import Result
+    from ..files import Result
 
 RECONSTRUCTION = "reconstruction"
 _DTYPES = Literal["auto", "float32", "bfloat16", "float16"]
@@ -48,7 +48,7 @@ def make_parser() -> ArgumentParser:
         type=str,
         nargs="*",
         default=[],
-        help="TASK=FOLDER of pictures that do not lie with the data",
+        help="TASK=RESULTS_FOLDER of pictures that do not lie with the data",
     )
     parser.add_argument("--output", type=str, help="folder; default: the checkpoint's")
     parser.add_argument("--limit", type=PositiveInt, help="the first questions of each task only")
@@ -182,12 +182,11 @@ def _output(args: Namespace) -> Path:
 def _report(args: Namespace, results: list[Result], output: Path) -> None:
     from dataclasses import asdict
 
-    from ..image_bpe_files import write_atomically
-    from ..result_files import FOLDER
+    from ..files import RESULTS_FOLDER, write_atomic
 
     resolved = make_parser().dump(args)
     for result in results:
-        write_atomically(output / FOLDER / f"{result.task}.yaml", resolved)
+        write_atomic(output / RESULTS_FOLDER / f"{result.task}.yaml", resolved)
     if args.json:
         print(json.dumps([asdict(result) for result in results]))
         return
@@ -200,4 +199,4 @@ def _report(args: Namespace, results: list[Result], output: Path) -> None:
         width = max(map(len, result.metrics), default=0)
         for name, value in result.metrics.items():
             print(f"  {name:<{width}}  {value:.2f}")
-    print(f"written to {output / FOLDER}", file=sys.stderr)
+    print(f"written to {output / RESULTS_FOLDER}", file=sys.stderr)

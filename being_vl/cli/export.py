@@ -29,9 +29,9 @@ def main(args: Namespace) -> int:
     """
     from transformers import AutoConfig
 
-    from ..checkpoint import export_checkpoint
-    from ..modeling_being_vl import BeingVLForCausalLM
-    from ..tokenization_being_vl import BeingVLTokenizer
+    from ..hub.checkpoint import export_checkpoint
+    from ..models.modeling_being_vl import BeingVLForCausalLM
+    from ..processing.tokenization_being_vl import BeingVLTokenizer
 
     model_type = AutoConfig.from_pretrained(args.checkpoint).model_type
     if model_type != "being_vl":

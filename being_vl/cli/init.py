@@ -11,7 +11,7 @@ from jsonargparse import ArgumentParser, Namespace
 from jsonargparse.typing import NonNegativeInt, PositiveFloat
 
 if TYPE_CHECKING:
-    from ..image_processing_being_vl import BeingVLImageProcessor
+    from ..quantizers.image_processing_being_vl import BeingVLImageProcessor
 
 _DTYPES = Literal["auto", "float32", "bfloat16", "float16"]
 _INITS = Literal["normal", "mean_text", "codebook", "constituents"]
@@ -76,9 +76,9 @@ def main(args: Namespace) -> int:
     import torch
     from transformers import AutoModel
 
-    from ..checkpoint import init_checkpoint, save_checkpoint
-    from ..image_bpe import ImageBPE
-    from ..tokenization_being_vl import LLAMA_31_SPECIAL_TOKENS
+    from ..bpe.image_bpe import ImageBPE
+    from ..hub.checkpoint import init_checkpoint, save_checkpoint
+    from ..processing.tokenization_being_vl import LLAMA_31_SPECIAL_TOKENS
 
     output = Path(args.output)
     if output.exists() and (not output.is_dir() or any(output.iterdir())):
@@ -127,8 +127,8 @@ def _load_image_processor(args: Namespace, vq_config: Any) -> BeingVLImageProces
     """The named one, else the VQ model's own, else the default at its resolution."""
     from transformers.utils import cached_file
 
-    from ..checkpoint import default_image_processor
-    from ..image_processing_being_vl import BeingVLImageProcessor
+    from ..hub.checkpoint import default_image_processor
+    from ..quantizers.image_processing_being_vl import BeingVLImageProcessor
 
     if args.image_processor is not None:
         return BeingVLImageProcessor.from_pretrained(args.image_processor)

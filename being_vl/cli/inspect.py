@@ -11,7 +11,7 @@ from jsonargparse import ArgumentParser, Namespace
 from jsonargparse.typing import NonNegativeInt
 
 if TYPE_CHECKING:
-    from ..image_bpe import ImageBPE
+    from ..bpe.image_bpe import ImageBPE
 
 
 def make_parser() -> ArgumentParser:
@@ -44,7 +44,7 @@ def main(args: Namespace) -> int:
     Raises:
         ValueError, OSError: a file is missing or malformed, or the vocabulary cannot be drawn.
     """
-    from ..image_bpe import ImageBPE
+    from ..bpe.image_bpe import ImageBPE
 
     bpe = ImageBPE.from_pretrained(args.vocabulary)
     if args.image is not None:
@@ -59,8 +59,8 @@ def main(args: Namespace) -> int:
 
 
 def _inspect_vocabulary(args: Namespace, bpe: ImageBPE) -> dict[str, Any]:
-    from ..drawing import token_sheet, token_text
-    from ..image_bpe_files import write_atomically
+    from ..bpe.drawing import token_sheet, token_text
+    from ..files import write_atomic
 
     sizes = Counter(bpe.token_sizes()[bpe.codebook_size :].tolist())
     shapes = bpe.shape_table()
@@ -95,7 +95,7 @@ def _inspect_vocabulary(args: Namespace, bpe: ImageBPE) -> dict[str, Any]:
         data["png"] = args.png
         lines += ["", f"wrote {args.png}"]
     if args.dump is not None:
-        write_atomically(Path(args.dump), "\n".join(dump_lines(bpe)) + "\n")
+        write_atomic(Path(args.dump), "\n".join(dump_lines(bpe)) + "\n")
         data["dump"] = args.dump
         lines += ["", f"wrote {args.dump}"]
     return {"data": data, "lines": lines}
@@ -126,8 +126,8 @@ def _inspect_image(args: Namespace, bpe: ImageBPE) -> dict[str, Any]:
 
     import being_vl  # noqa: F401  (the Auto classes know our models)
 
-    from ..drawing import draw_tokens, side_by_side, token_map
-    from ..image_loading import load_image
+    from ..bpe.drawing import draw_tokens, side_by_side, token_map
+    from ..quantizers.image_loading import load_image
 
     processor = AutoProcessor.from_pretrained(args.vocabulary)
     image = load_image(args.image)

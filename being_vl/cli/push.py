@@ -49,8 +49,8 @@ def main(args: Namespace) -> int:
     """
     import being_vl  # noqa: F401  (the Auto classes know our models)
 
+    from ..hub.commit import Target, commit_files
     from ..hub.push import planned
-    from ..pushing_commit import Target, commit_files
 
     target = Target(
         args.repo,

@@ -6,7 +6,7 @@ from jsonargparse import ArgumentParser, Namespace
 
 
 def make_parser() -> ArgumentParser:
-    from being_vl.quickstart.settings import Settings
+    from being_vl.studies.quickstart.settings import Settings
 
     parser = ArgumentParser(description=__doc__)
     parser.add_argument("--config", action="config", help="a YAML file of these options")
@@ -15,11 +15,11 @@ def make_parser() -> ArgumentParser:
 
 
 def main(args: Namespace) -> None:
-    from being_vl.quickstart.settings import Settings
+    from being_vl.studies.quickstart.settings import Settings
 
     options = {name: value for name, value in vars(args).items() if name != "config"}
     settings = Settings(**options)
 
-    from being_vl.quickstart.pipeline import run
+    from being_vl.studies.quickstart.pipeline import run
 
     run(settings)

@@ -55,7 +55,7 @@ def main(args: Namespace) -> int:
 
 def _comparison_rows(folders: list[str]) -> list[dict[str, Any]]:
     from ..evaluation.results import comparison_rows
-    from ..result_files import load_results
+    from ..files import load_results
 
     results = {folder: load_results(folder) for folder in folders}
     for folder, found in results.items():

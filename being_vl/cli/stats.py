@@ -42,8 +42,8 @@ def main(args: Namespace) -> int:
     """
     from tqdm import tqdm
 
-    from ..analysis.vocabulary_stats import default_curve, vocabulary_stats
-    from ..image_bpe import ImageBPE
+    from ..bpe.image_bpe import ImageBPE
+    from ..studies.analysis.vocabulary_stats import default_curve, vocabulary_stats
 
     bpe = ImageBPE.from_pretrained(args.vocabulary)
     grids = read_codes(args.codes, bpe.codebook_size)
@@ -59,9 +59,9 @@ def main(args: Namespace) -> int:
             progress=bar.update,
         )
     if args.output is not None:
-        from ..image_bpe_files import write_atomically
+        from ..files import write_atomic
 
-        write_atomically(Path(args.output) / "stats.json", json.dumps(stats, indent=1) + "\n")
+        write_atomic(Path(args.output) / "stats.json", json.dumps(stats, indent=1) + "\n")
         make_parser().save(args, Path(args.output) / "stats.yaml", overwrite=True)
     print(json.dumps(stats) if args.json else "\n".join(report(stats)))
     return 0
@@ -77,7 +77,7 @@ def read_codes(path: str, codebook_size: int) -> Any:
     import numpy as np
 
     if not path.endswith(".npy"):
-        from ..code_shards import CodeShards
+        from ..codes.shards import CodeShards
 
         return CodeShards(path, codebook_size=codebook_size)
     try:

@@ -20,7 +20,7 @@ from jsonargparse.typing import NonNegativeInt, PositiveInt
 if TYPE_CHECKING:
     import numpy as np
 
-    from ..training.data import RowSource
+    from ..data import RowSource
 
 
 def make_parser() -> ArgumentParser:
@@ -100,12 +100,12 @@ def main(args: Namespace) -> int:
     """Run the command.
 
     Raises:
-        ValueError, OSError, ImportError: as of `being_vl.training.data`.
+        ValueError, OSError, ImportError: as of `being_vl.data`.
     """
     from tqdm import tqdm
 
-    from ..processing_being_vl import BeingVLProcessor
-    from ..training.data import TokenizeSettings, open_rows, tokenize_rows
+    from ..data import TokenizeSettings, open_rows, tokenize_rows
+    from ..processing.processing_being_vl import BeingVLProcessor
 
     started = time.perf_counter()
     output = Path(args.output)
@@ -158,7 +158,7 @@ def main(args: Namespace) -> int:
 
 
 def _selection(source: RowSource, filters: dict[str, Any]) -> np.ndarray | None:
-    from ..training.data import iter_rows, select_rows
+    from ..data import iter_rows, select_rows
 
     return select_rows(lambda: (row for _, _, row in iter_rows(source)), **filters)
 
@@ -170,6 +170,6 @@ def _cores() -> int:
 
 
 def _save_config(args: Namespace, output: Path) -> None:
-    from ..code_shards import write_atomic
+    from ..files import write_atomic
 
     write_atomic(output / "tokenize.yaml", make_parser().dump(args).encode())

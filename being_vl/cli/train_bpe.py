@@ -20,8 +20,8 @@ from jsonargparse import ArgumentParser, Namespace
 from jsonargparse.typing import NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 
 if TYPE_CHECKING:
-    from ..bpe.processes import Processes
-    from ..bpe.state import Checkpoint, Progress
+    from ..bpe.training.processes import Processes
+    from ..bpe.training.state import Checkpoint, Progress
 
 _OPTIONS = (
     "codebook_size", "min_count", "max_cells", "max_token_extent", "scoring", "merge_rule",
@@ -80,11 +80,11 @@ def main(args: Namespace) -> int:
     """Run the command.
 
     Raises:
-        ValueError, OSError: as of `being_vl.bpe.trainer.train_merges`; the folder is in use, or holds
+        ValueError, OSError: as of `being_vl.bpe.training.trainer.train_merges`; the folder is in use, or holds
             another training.
     """
-    from ..bpe.checkpoints import lock_folder
-    from ..bpe.processes import GlooProcesses, OneProcess
+    from ..bpe.training.checkpoints import lock_folder
+    from ..bpe.training.processes import GlooProcesses, OneProcess
 
     output = Path(args.output)
     processes = GlooProcesses() if int(os.environ.get("WORLD_SIZE", "1")) > 1 else OneProcess()
@@ -95,9 +95,9 @@ def main(args: Namespace) -> int:
 
 
 def _train(args: Namespace, output: Path, processes: Processes) -> None:
-    from ..bpe.trainer import train_merges
-    from ..code_shards import write_atomic
-    from ..image_bpe import ImageBPE
+    from ..bpe.image_bpe import ImageBPE
+    from ..bpe.training.trainer import train_merges
+    from ..files import write_atomic
 
     started = time.perf_counter()
     codes, args.codebook_size = _open_codes(args)
@@ -134,7 +134,7 @@ def _train(args: Namespace, output: Path, processes: Processes) -> None:
 
 def _open_codes(args: Namespace) -> tuple[Any, int]:
     """The codes as `train_merges` takes them, and the codebook's size."""
-    from ..code_shards import CodeShards
+    from ..codes.shards import CodeShards
 
     if not Path(args.codes).exists():
         raise FileNotFoundError(f"{args.codes}: no such file or folder")
@@ -152,8 +152,8 @@ def _common_checkpoint(
     """The first process's checkpoint, in all processes."""
     import numpy as np
 
-    from ..bpe.checkpoints import load_checkpoint
-    from ..bpe.state import Checkpoint
+    from ..bpe.training.checkpoints import load_checkpoint
+    from ..bpe.training.state import Checkpoint
 
     rows = np.empty((0, 5), np.int64)
     if processes.rank == 0:
@@ -211,7 +211,7 @@ class _Report:
             self._save(progress)
 
     def _save(self, progress: Progress) -> None:
-        from ..bpe.checkpoints import save_checkpoint
+        from ..bpe.training.checkpoints import save_checkpoint
 
         save_checkpoint(self._output, progress.checkpoint, self._options)
         self._saved_at = time.monotonic()

@@ -20,8 +20,8 @@ from ._image_source import add_source_arguments, open_source
 if TYPE_CHECKING:
     from torch.utils.data import Dataset
 
-    from ..image_processing_being_vl import BeingVLImageProcessor
-    from ..training.vq import VQTrainer, VQTrainingArguments
+    from ..quantizers.image_processing_being_vl import BeingVLImageProcessor
+    from ..training.vq.run import VQTrainer, VQTrainingArguments
 
 _CONFIG_FILE = "train_vq.yaml"
 # What a continued run may not change: it would be another run.
@@ -30,8 +30,8 @@ _FIXED = ("model", "losses", "training", "random_flip", "random_crop", "perceptu
 
 def make_parser() -> ArgumentParser:
     """The options of the command."""
-    from ..modeling_being_vl_vq import BeingVLVQConfig
-    from ..training.vq_module import VQLossConfig
+    from ..quantizers.modeling_being_vl_vq import BeingVLVQConfig
+    from ..training.vq.module import VQLossConfig
 
     parser = ArgumentParser(
         description="Train a VQ-GAN on images; OUTPUT gets model, image processor and metrics."
@@ -118,7 +118,7 @@ def main(args: Namespace) -> int:
     """
     from accelerate import PartialState
 
-    from ..run_folder import locked
+    from ..files import locked
 
     output = Path(args.output)
     state = PartialState(cpu=args.device == "cpu")
@@ -152,8 +152,7 @@ def _claim(args: Namespace, output: Path) -> None:
     """Save the configuration; refuse a folder with another run in it."""
     import yaml
 
-    from ..code_shards import write_atomic
-    from ..run_folder import refuse_others
+    from ..files import refuse_others, write_atomic
 
     path = output / _CONFIG_FILE
     text = make_parser().dump(args)
@@ -170,12 +169,12 @@ def _claim(args: Namespace, output: Path) -> None:
 def _make_trainer(args: Namespace, output: Path) -> tuple[VQTrainer, BeingVLImageProcessor]:
     from transformers import set_seed
 
-    from ..checkpoint import default_image_processor
-    from ..modeling_being_vl_vq import BeingVLVQConfig, BeingVLVQModel
-    from ..training.vq import ProgressBar, VQTrainer
-    from ..training.vq_losses import load_perceptual_loss
-    from ..training.vq_module import VQLossConfig, VQTrainingModule
-    from ..vq_metrics import PixelScale, ReconstructionMetrics, inception_network
+    from ..hub.checkpoint import default_image_processor
+    from ..quantizers.metrics import PixelScale, ReconstructionMetrics, inception_network
+    from ..quantizers.modeling_being_vl_vq import BeingVLVQConfig, BeingVLVQModel
+    from ..training.vq.losses import load_perceptual_loss
+    from ..training.vq.module import VQLossConfig, VQTrainingModule
+    from ..training.vq.run import ProgressBar, VQTrainer
 
     config = BeingVLVQConfig(**args.model.as_dict())
     processor = default_image_processor(config)
@@ -214,7 +213,7 @@ def _make_trainer(args: Namespace, output: Path) -> tuple[VQTrainer, BeingVLImag
 
 
 def _training_arguments(args: Namespace, output: Path) -> VQTrainingArguments:
-    from ..training.vq import VQTrainingArguments
+    from ..training.vq.run import VQTrainingArguments
 
     training = args.training
     return VQTrainingArguments(
@@ -251,8 +250,8 @@ def _training_arguments(args: Namespace, output: Path) -> VQTrainingArguments:
 
 
 def _datasets(args: Namespace, processor: BeingVLImageProcessor) -> tuple[Dataset, Dataset | None]:
-    from ..quantizing import DatasetSource, FolderSource
-    from ..training.vq_data import SourceImages
+    from ..data.quantizing import DatasetSource, FolderSource
+    from ..training.vq.data import SourceImages
 
     source = open_source(args, shard_size=1)
     assert isinstance(source, FolderSource | DatasetSource)  # the parser offers no streams
@@ -281,7 +280,7 @@ def _datasets(args: Namespace, processor: BeingVLImageProcessor) -> tuple[Datase
 
 
 def _report(args: Namespace, output: Path, result: dict[str, Any]) -> None:
-    from ..code_shards import write_atomic
+    from ..files import write_atomic
 
     write_atomic(output / "metrics.json", json.dumps(result, indent=1).encode())
     if args.json:

@@ -17,8 +17,8 @@ import torch
 from PIL import Image
 from transformers import StoppingCriteria, StoppingCriteriaList, TextIteratorStreamer
 
-from ..modeling_being_vl import BeingVLForCausalLM
-from ..processing_being_vl import BeingVLProcessor
+from ..models.modeling_being_vl import BeingVLForCausalLM
+from ..processing.processing_being_vl import BeingVLProcessor
 
 
 @dataclass

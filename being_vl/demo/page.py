@@ -19,8 +19,8 @@ try:
 except ImportError as missing:
     raise ImportError('the demo needs gradio: pip install "being-vl[demo]"') from missing
 
-from ..image_loading import load_image
-from ..processing_being_vl import BeingVLProcessor
+from ..processing.processing_being_vl import BeingVLProcessor
+from ..quantizers.image_loading import load_image
 from .conversation import Conversation, Speaker
 from .tokens import LABELS, enlarged, view_tokens
 

@@ -8,8 +8,8 @@ from functools import lru_cache
 import numpy as np
 from PIL import Image
 
-from ..drawing import draw_tokens, token_map
-from ..image_bpe import ImageBPE
+from ..bpe.drawing import draw_tokens, token_map
+from ..bpe.image_bpe import ImageBPE
 
 # Tokens are coloured by their number of cells: (the most cells, label).
 _CLASSES = ((1, "1 code"), (2, "2"), (4, "3–4"), (8, "5–8"), (16, "9–16"), (32, "17–32"))

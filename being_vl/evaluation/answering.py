@@ -14,9 +14,9 @@ from typing import Any
 import torch
 from tqdm.auto import tqdm
 
-from ..grid_inputs import nested_grids
-from ..modeling_being_vl import BeingVLForCausalLM
-from ..processing_being_vl import BeingVLProcessor
+from ..bpe.grid_inputs import nested_grids
+from ..models.modeling_being_vl import BeingVLForCausalLM
+from ..processing.processing_being_vl import BeingVLProcessor
 
 
 def render_prompts(

@@ -19,9 +19,9 @@ import numpy as np
 from huggingface_hub.constants import HF_HOME
 from PIL import Image
 
-from ..image_loading import load_image, to_rgb
-from ..processing_being_vl import BeingVLProcessor
-from ..quantizer_identity import quantizer_identity
+from ..processing.processing_being_vl import BeingVLProcessor
+from ..quantizers.identity import quantizer_identity
+from ..quantizers.image_loading import load_image, to_rgb
 
 BATCH_SIZE = 32  # pictures that are in memory at once
 READERS = 4  # threads that decode them

@@ -13,7 +13,7 @@ import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
-from ..code_shards import write_atomic
+from ..files import write_atomic
 from .easyvqa import SHAPES, Question, load_easyvqa
 
 COLORS = ("black", "blue", "brown", "gray", "green", "red", "teal", "yellow")

@@ -12,7 +12,7 @@ from typing import Any
 
 from accelerate import PartialState
 
-from ..image_bpe_files import write_atomically
+from ..files import write_atomic
 
 _SETTINGS = "settings.json"
 
@@ -33,7 +33,7 @@ class Journal:
             path = folder / _SETTINGS
             if not path.is_file() or path.read_text("utf-8") != text:
                 shutil.rmtree(folder, ignore_errors=True)
-                write_atomically(path, text)
+                write_atomic(path, text)
         state.wait_for_everyone()
         self.found: dict[str, str] = {}
         for path in sorted(folder.glob("*.jsonl")):

@@ -15,11 +15,11 @@ import numpy as np
 import torch
 
 from .. import __version__
-from ..image_bpe import ImageBPE
-from ..image_loading import load_image
-from ..processing_being_vl import BeingVLProcessor
-from ..result_files import Result
-from ..vq_metrics import PixelScale, ReconstructionMetrics, inception_network
+from ..bpe.image_bpe import ImageBPE
+from ..files import Result
+from ..processing.processing_being_vl import BeingVLProcessor
+from ..quantizers.image_loading import load_image
+from ..quantizers.metrics import PixelScale, ReconstructionMetrics, inception_network
 from .results import hardware
 
 _SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff")

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from ..result_files import Result
+from ..files import Result
 
 
 def hardware(device: torch.device, num_processes: int = 1) -> str:

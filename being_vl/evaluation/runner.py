@@ -25,10 +25,9 @@ from transformers import AutoModelForImageTextToText, AutoProcessor
 from transformers.utils import cached_file
 
 from .. import __version__
-from ..image_bpe_files import write_atomically
-from ..modeling_being_vl import BeingVLForCausalLM
-from ..processing_being_vl import BeingVLProcessor
-from ..result_files import FOLDER, Result
+from ..files import RESULTS_FOLDER, Result, write_atomic
+from ..models.modeling_being_vl import BeingVLForCausalLM
+from ..processing.processing_being_vl import BeingVLProcessor
 from .answering import iter_answers, render_prompts
 from .benchmark_files import Row
 from .code_cache import CodeCache
@@ -131,7 +130,7 @@ class Evaluator:
         rows = task.rows[mine]
         codes = self._quantize([row.image for row in rows], task.name)
         journal = Journal(
-            self.output / FOLDER / f".{task.name}.partial",
+            self.output / RESULTS_FOLDER / f".{task.name}.partial",
             self._settings(task.rows, prompts, decoding),
             self.state,
         )
@@ -237,7 +236,7 @@ class Evaluator:
                 for row, answer in zip(task.rows, answers, strict=True)
             ]
         lines = (json.dumps(record, ensure_ascii=False) + "\n" for record in records)
-        write_atomically(self.output / FOLDER / name, "".join(lines))
+        write_atomic(self.output / RESULTS_FOLDER / name, "".join(lines))
 
     def _gather(self, values: list[Any]) -> list[Any]:
         """The values of all processes, in the order of the processes."""

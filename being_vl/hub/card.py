@@ -14,14 +14,12 @@ from huggingface_hub import DatasetCard, DatasetCardData, ModelCard, ModelCardDa
 from transformers import AutoConfig
 
 from .. import __version__
-from ..code_shards import CodeShards
-from ..configuration_being_vl import BeingVLConfig
-from ..image_bpe import ImageBPE
-from ..image_bpe_files import write_atomically
-from ..pushing_commit import CARD, CARD_MARK, VQ_FOLDER
-from ..remote_code import read_json
-from ..result_files import Result
-from ..tokenization_being_vl import BeingVLTokenizer
+from ..bpe.image_bpe import ImageBPE
+from ..codes.shards import CodeShards
+from ..files import Result, read_json, write_atomic
+from ..models.configuration_being_vl import BeingVLConfig
+from ..processing.tokenization_being_vl import BeingVLTokenizer
+from .commit import CARD, CARD_MARK, VQ_FOLDER
 from .example import EXAMPLE, PICTURE
 from .facts import FACTS_FILE, CardFacts, read_facts, read_mapping
 from .folder import folder_kind, read_weights
@@ -88,7 +86,7 @@ def write_card(folder: Path, facts: CardFacts | None = None) -> list[str]:
                 path.unlink()
         files |= entries
     for name, text in files.items():
-        write_atomically(folder / name, text)
+        write_atomic(folder / name, text)
     return list(files)
 
 
@@ -215,7 +213,7 @@ def _parts_card(folder: Path, facts: CardFacts, kind: str) -> str:
     data = ModelCardData(
         **_metadata(facts, ["being_vl", "vq", "image-bpe"]), library_name="being_vl"
     )
-    config = read_json(folder / "config.json")
+    config = read_json(folder / "config.json", optional=True)
     bpe = ImageBPE.from_pretrained(folder) if (folder / "image_bpe.json").exists() else None
     context = {
         **_common(folder, facts),
@@ -236,7 +234,7 @@ def _codes_card(folder: Path, facts: CardFacts) -> str:
         size_categories=[_size_category(len(shards))],
         configs=[{"config_name": "default", "data_files": "codes-*.parquet"}],
     )
-    manifest = read_json(folder / "manifest.json") or {}
+    manifest = read_json(folder / "manifest.json", optional=True) or {}
     context = {
         **_common(folder, facts),
         "shards": shards,

@@ -8,9 +8,9 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from ..drawing import draw_tokens, side_by_side, token_map
-from ..image_loading import load_image
-from ..processing_being_vl import BeingVLProcessor
+from ..bpe.drawing import draw_tokens, side_by_side, token_map
+from ..processing.processing_being_vl import BeingVLProcessor
+from ..quantizers.image_loading import load_image
 
 EXAMPLE = "example.png"
 PICTURE = "tokens.png"

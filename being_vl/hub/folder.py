@@ -1,6 +1,6 @@
 """folder → what it is, whether it is whole, and the sizes that its files state.
 
-Source: the layout of checkpoints in `being_vl.checkpoint`, and of code shards in `being_vl.code_shards`.
+Source: the layout of checkpoints in `being_vl.hub.checkpoint`, and of code shards in `being_vl.codes.shards`.
 Nothing is loaded but headers: a checkpoint of any size is checked in a moment.
 """
 
@@ -14,11 +14,11 @@ from typing import Literal
 from safetensors import SafetensorError, safe_open
 from transformers import AutoConfig
 
-from ..code_shards import CodeShards
-from ..configuration_being_vl import BeingVLConfig
-from ..image_bpe import ImageBPE
-from ..pushing_commit import VQ_FOLDER
-from ..remote_code import read_json
+from ..bpe.image_bpe import ImageBPE
+from ..codes.shards import CodeShards
+from ..files import read_json
+from ..models.configuration_being_vl import BeingVLConfig
+from .commit import VQ_FOLDER
 
 Kind = Literal["checkpoint", "vq_model", "image_bpe", "parts", "codes"]
 _VQ_TYPES = ("being_vl_vq", "being_vl_patch_vq")
@@ -35,7 +35,7 @@ def folder_kind(folder: Path) -> Kind:
     """
     if not folder.is_dir():
         raise FileNotFoundError(f"{folder} is not a folder")
-    config = read_json(folder / "config.json")
+    config = read_json(folder / "config.json", optional=True)
     if config is not None:
         model_type = config.get("model_type")
         if model_type == "being_vl":
@@ -73,7 +73,7 @@ def read_weights(folder: Path) -> Weights:
     Raises:
         ValueError: a file is missing or damaged, or the index names a tensor that is in none.
     """
-    index = read_json(folder / _INDEX)
+    index = read_json(folder / _INDEX, optional=True)
     names = [_WEIGHTS] if index is None else sorted(set(index["weight_map"].values()))
     shapes: dict[str, tuple[int, ...]] = {}
     dtypes: dict[str, int] = {}
@@ -140,7 +140,7 @@ def _check_checkpoint(folder: Path) -> None:
     layout = config.layout
     vq_config = AutoConfig.from_pretrained(folder / VQ_FOLDER)
     bpe = ImageBPE.from_pretrained(folder)
-    tokenizer = read_json(folder / "tokenizer.json") or {}
+    tokenizer = read_json(folder / "tokenizer.json", optional=True) or {}
     ids = [
         *tokenizer.get("model", {}).get("vocab", {}).values(),
         *(token["id"] for token in tokenizer.get("added_tokens", [])),

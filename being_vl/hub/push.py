@@ -15,9 +15,9 @@ from pathlib import Path
 
 from huggingface_hub import CommitInfo
 
-from ..pushing_commit import CARD, PATTERNS, Target, commit_files, folder_files
-from ..result_files import FOLDER
+from ..files import RESULTS_FOLDER
 from .card import write_card
+from .commit import CARD, PATTERNS, Target, commit_files, folder_files
 from .folder import check_whole, folder_kind
 from .results import ENTRIES_FOLDER
 
@@ -77,7 +77,7 @@ def planned(folder: Path, include: Sequence[str] = ()) -> Iterator[Plan]:
         outdated = []
         if CARD in files:
             written = files[CARD].stat().st_mtime
-            results = (name for name in files if name.startswith(f"{FOLDER}/"))
+            results = (name for name in files if name.startswith(f"{RESULTS_FOLDER}/"))
             outdated = [name for name in results if files[name].stat().st_mtime > written]
         else:
             files |= _made_card(folder, Path(made))

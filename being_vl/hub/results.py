@@ -14,8 +14,8 @@ from pathlib import Path
 import yaml
 from huggingface_hub import EvalResult, EvalResultEntry, eval_result_entries_to_yaml
 
-from .. import result_files
-from ..result_files import Result
+from .. import files as result_files
+from ..files import Result
 
 ENTRIES_FOLDER = ".eval_results"
 _TASK_TYPES = {

@@ -14,7 +14,7 @@ import torch
 from torch import nn
 from torch.distributed.tensor import DTensor
 
-from ..frozen_rows import RowFreezingEmbedding, RowFreezingLinear
+from ..models.frozen_rows import RowFreezingEmbedding, RowFreezingLinear
 
 _ROWS_AT_ONCE = 4096
 _BITS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}

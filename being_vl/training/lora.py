@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from ..modeling_being_vl import BeingVLForCausalLM
+from ..models.modeling_being_vl import BeingVLForCausalLM
 
 if TYPE_CHECKING:
     from peft import PeftModel

@@ -18,11 +18,10 @@ import yaml
 from transformers import TrainerCallback, set_seed
 from transformers.trainer import TRAINING_ARGS_NAME
 
-from ..code_shards import write_atomic
-from ..processing_being_vl import BeingVLProcessor
-from ..run_folder import locked, refuse_others
+from ..data import load_training_data
+from ..files import locked, refuse_others, write_atomic
+from ..processing.processing_being_vl import BeingVLProcessor
 from .arguments import BeingVLTrainingArguments, DataArguments, ModelArguments, StageArguments
-from .data import load_training_data
 from .distributed_settings import prepare_deepspeed
 from .lora import merge_lora
 from .setup import load_for_training, make_trainer

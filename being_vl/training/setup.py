@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING, Any
 
 from transformers import AutoConfig, TrainerCallback
 
-from ..configuration_being_vl import BeingVLConfig
-from ..modeling_being_vl import BeingVLForCausalLM
-from ..processing_being_vl import BeingVLProcessor
+from ..models.configuration_being_vl import BeingVLConfig
+from ..models.modeling_being_vl import BeingVLForCausalLM
+from ..processing.processing_being_vl import BeingVLProcessor
 from .arguments import BeingVLTrainingArguments, DataArguments, ModelArguments, StageArguments
 from .collation import FlatCollator, PaddingCollator
 from .lora import add_lora

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from ..modeling_being_vl import BeingVLForCausalLM
+    from ..models.modeling_being_vl import BeingVLForCausalLM
 
 STAGES = ("pretrain", "selective", "sft")
 

@@ -3,7 +3,7 @@
 import sys
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).parent.parent))  # for model_fixtures
+sys.path.insert(0, str(Path(__file__).parents[1] / "models"))  # for model_fixtures
 
 from mixin_distribution import why_unavailable
 

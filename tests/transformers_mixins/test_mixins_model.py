@@ -8,7 +8,7 @@ from mixin_distribution import mixin_module
 from transformers.testing_utils import torch_device
 
 from being_vl import BeingVLConfig, BeingVLForCausalLM
-from being_vl.modeling_being_vl import BeingVLModel
+from being_vl.models.modeling_being_vl import BeingVLModel
 
 modeling = mixin_module("test_modeling_common")
 configuration = mixin_module("test_configuration_common")

@@ -18,7 +18,7 @@ from checkpoint_fixtures import tiny_checkpoint
 from mixin_distribution import mixin_module
 
 from being_vl import BeingVLForCausalLM, BeingVLImageProcessor, BeingVLProcessor, BeingVLTokenizer
-from being_vl.modeling_being_vl import BeingVLModel
+from being_vl.models.modeling_being_vl import BeingVLModel
 
 _MODELS = (BeingVLModel, BeingVLForCausalLM)
 _TINY_MODELS = Path(tempfile.mkdtemp())

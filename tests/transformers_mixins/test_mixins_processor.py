@@ -9,7 +9,7 @@ from checkpoint_fixtures import patch_vq, tiny_checkpoint
 from mixin_distribution import mixin_module
 
 from being_vl import BeingVLProcessor
-from being_vl.lazy_vq import LazyVQ
+from being_vl.quantizers.lazy_vq import LazyVQ
 
 processing = mixin_module("test_processing_common")
 

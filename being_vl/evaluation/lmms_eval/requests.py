@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from ...processing_being_vl import BeingVLProcessor
+from ...processing.processing_being_vl import BeingVLProcessor
 
 _OPTIONS = (
     "max_new_tokens",

@@ -11,7 +11,7 @@ import math
 from pathlib import Path
 from typing import Any
 
-from ...result_files import Result
+from ...files import Result
 
 # Metrics that lmms-eval gives as shares of 1; others (MME's points, CIDEr, …) are kept as they are.
 _SHARES = (

@@ -1,0 +1,181 @@
+"""grids, ids → flat arrays, checked once: the boundary of the image BPE, and its threads.
+
+Source: the project's own. Differs from a process pool in that the kernels release the GIL, so threads
+share one vocabulary and grids are never pickled.
+"""
+
+from __future__ import annotations
+
+import itertools
+import os
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import numpy as np
+
+from .plain import OUT_OF_RANGE, OVER_BORDER, OVERLAP, TOO_MANY
+
+CHUNK_CELLS = 1 << 18
+_BOARD_CELLS = 1 << 20  # tallest by widest grid of a chunk: what the kernels lay out, roughly
+MAX_GRID_CELLS = 1 << 24
+Chunk = tuple[np.ndarray, np.ndarray, np.ndarray]  # flat int32, and two int64 per grid
+
+
+def check_grid(grid: Any, codebook_size: int, name: str) -> np.ndarray:
+    """One grid as an int32 array (height, width), every code in [0, codebook_size).
+
+    Raises:
+        ValueError: naming the grid, the rule and the value.
+    """
+    array = np.asarray(grid)
+    if array.ndim != 2 or array.size == 0:
+        raise ValueError(
+            f"{name} must have shape (height, width), at least 1x1, got shape {array.shape}"
+        )
+    if array.size > MAX_GRID_CELLS:
+        raise ValueError(f"{name} has more than {MAX_GRID_CELLS} cells, got {array.size}")
+    _check_codes(array, codebook_size, name)
+    return np.ascontiguousarray(array, dtype=np.int32)
+
+
+def _check_codes(array: np.ndarray, codebook_size: int, name: str) -> None:
+    if array.dtype.kind not in "iu":
+        raise ValueError(f"{name} must hold integers, got dtype {array.dtype}")
+    if array.min() < 0 or array.max() >= codebook_size:
+        at = tuple(int(i) for i in np.argwhere((array < 0) | (array >= codebook_size))[0])
+        raise ValueError(
+            f"{name}[{', '.join(map(str, at))}] is {array[at]}, but codes lie in [0, {codebook_size})"
+        )
+
+
+def grid_chunks(grids: Any, codebook_size: int) -> Iterator[Chunk]:
+    """Checked chunks (codes flat int32, heights, widths) of an array (N, H, W) or of a sequence of grids."""
+    if not isinstance(grids, (list, tuple)) and getattr(grids, "ndim", None) == 3:
+        yield from _array_chunks(grids, codebook_size)
+        return
+    held: list[np.ndarray] = []
+    cells = tallest = widest = 0
+    for index, grid in enumerate(grids):
+        array = check_grid(grid, codebook_size, f"grids[{index}]")
+        height, width = array.shape
+        tallest, widest = max(tallest, height), max(widest, width)
+        if held and (cells + array.size > CHUNK_CELLS or tallest * widest > _BOARD_CELLS):
+            yield _pack(held)
+            held, cells, tallest, widest = [], 0, height, width
+        held.append(array)
+        cells += array.size
+    if held:
+        yield _pack(held)
+
+
+def _array_chunks(grids: Any, codebook_size: int) -> Iterator[Chunk]:
+    count, height, width = grids.shape
+    if count and height * width == 0:
+        raise ValueError(f"grids must have at least one cell each, got shape {tuple(grids.shape)}")
+    if height * width > MAX_GRID_CELLS:
+        raise ValueError(
+            f"grids have more than {MAX_GRID_CELLS} cells each, got {tuple(grids.shape)}"
+        )
+    step = max(1, CHUNK_CELLS // max(1, height * width))
+    for begin in range(0, count, step):
+        block = np.asarray(grids[begin : begin + step])
+        try:
+            _check_codes(block, codebook_size, "grids")
+        except ValueError:  # say which grid it is among all
+            for index, grid in enumerate(block, begin):
+                check_grid(grid, codebook_size, f"grids[{index}]")
+            raise
+        flat = np.ascontiguousarray(block, dtype=np.int32).reshape(-1)
+        yield (
+            flat,
+            np.full(len(block), height, dtype=np.int64),
+            np.full(len(block), width, dtype=np.int64),
+        )
+
+
+def _pack(held: list[np.ndarray]) -> Chunk:
+    shapes = np.array([grid.shape for grid in held], dtype=np.int64)
+    return (
+        np.concatenate([grid.reshape(-1) for grid in held]),
+        shapes[:, 0].copy(),
+        shapes[:, 1].copy(),
+    )
+
+
+def flat_ids(ids: Sequence[Any], name: Callable[[int], str]) -> tuple[np.ndarray, np.ndarray]:
+    """Sequences of visual ids as one int64 array and their int64 lengths; decode judges their range."""
+    arrays = [np.asarray(one) for one in ids]
+    for index, array in enumerate(arrays):
+        if array.ndim != 1:
+            raise ValueError(f"{name(index)} must have shape (n,), got shape {array.shape}")
+        if array.dtype.kind not in "iu" and array.size:
+            raise ValueError(f"{name(index)} must hold integers, got dtype {array.dtype}")
+    counts = np.array([len(array) for array in arrays], dtype=np.int64)
+    return np.concatenate(arrays).astype(np.int64), counts
+
+
+def check_side(value: Any, name: str) -> int:
+    """A height or width: an integer of at least 1."""
+    if isinstance(value, bool) or not isinstance(value, (int, np.integer)) or value < 1:
+        raise ValueError(f"{name} must be an integer of at least 1, got {value!r}")
+    return int(value)
+
+
+def check_sides(value: Any, count: int, name: str) -> list[int]:
+    """A height or width for each of count sequences, given as one for all or one for each."""
+    if not isinstance(value, (Sequence, np.ndarray)):
+        return [check_side(value, name)] * count
+    sides = [check_side(side, f"{name}[{i}]") for i, side in enumerate(value)]
+    if len(sides) != count:
+        raise ValueError(f"{name} has {len(sides)} values for {count} sequences of ids")
+    return sides
+
+
+def check_threads(num_threads: int | None) -> int:
+    """The number of threads to use: all cores this process may run on by default."""
+    if num_threads is None:
+        return (
+            len(os.sched_getaffinity(0))
+            if hasattr(os, "sched_getaffinity")
+            else os.cpu_count() or 1
+        )
+    return check_side(num_threads, "num_threads")
+
+
+def map_in_order(work: Callable[..., Any], items: Iterator[Any], num_threads: int) -> Iterator[Any]:
+    """work(*item) for every item, in order, on threads, with a bounded number of items in flight."""
+    if num_threads == 1:
+        for item in items:
+            yield work(*item)
+        return
+    with ThreadPoolExecutor(num_threads) as pool:
+        waiting = []
+        for item in items:
+            waiting.append(pool.submit(work, *item))
+            if len(waiting) > 2 * num_threads:
+                yield waiting.pop(0).result()
+        for future in waiting:
+            yield future.result()
+
+
+def split_flat(flat: np.ndarray, counts: Sequence[int] | np.ndarray) -> list[np.ndarray]:
+    """Cut flat into pieces of the given lengths."""
+    ends = np.cumsum(counts).tolist()
+    return [flat[begin:end] for begin, end in itertools.pairwise([0, *ends])]
+
+
+def decode_error(
+    name: str, ids: np.ndarray, status: int, index: int, where: str, vocab_size: int
+) -> str:
+    """What decode says of ids that do not cover a grid: the id and its position."""
+    if index == len(ids):
+        after = f"after {name}[{index - 1}], which is {ids[-1]}," if index else f"{name} is empty:"
+        return f"{after} cells of the {where} stay open"
+    what = {
+        OUT_OF_RANGE: f"but visual ids lie in [0, {vocab_size})",
+        OVERLAP: "but there it overlaps the cells of earlier ids",
+        OVER_BORDER: f"but there it runs over the border of the {where}",
+        TOO_MANY: f"but the {where} is full after {index} ids",
+    }
+    return f"{name}[{index}] is {ids[index]}, {what[status]}"

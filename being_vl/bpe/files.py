@@ -1,0 +1,120 @@
+"""merges ↔ image_bpe.json: the versioned file of a vocabulary, read with suspicion.
+
+Source: the project's own format, version 1. Differs from tokenizers' `tokenizer.json` in that every
+rule carries its offset, and that the file is checked field by field before anything is built from it.
+
+    {"format": "being_vl.bpe.image_bpe", "version": 1, "codebook_size": K, "merge_rule": "shape",
+     "merges": [[first, second, row_offset, col_offset], …]}
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ..files import read_json, shown, write_atomic
+
+FILE_NAME = "image_bpe.json"
+FORMAT = "being_vl.bpe.image_bpe"
+VERSION = 1
+MAX_FILE_BYTES = (
+    1 << 22
+)  # 131,072 rules of the longest spelling fit; bounds what parsing may allocate
+MERGE_RULES = ("shape", "pair")
+_FIELDS = ("format", "version", "codebook_size", "merge_rule", "merges")
+_COLUMNS = ("first", "second", "row_offset", "col_offset")
+_INT32_MAX = 2**31 - 1
+
+
+def check_header(
+    fields: Any, name: str, format_name: str, version: int, field_names: tuple[str, ...]
+) -> None:
+    """Check that fields is an object of this format and version with exactly these fields."""
+    if not isinstance(fields, dict):
+        raise ValueError(f"{name}: must be an object, got {shown(fields)}")
+    if fields.get("format") != format_name:
+        raise ValueError(
+            f"{name}: format is {shown(fields.get('format'))}, expected {format_name!r}"
+        )
+    got = fields.get("version")
+    if type(got) is not int or got != version:
+        raise ValueError(f"{name}: version is {shown(got)}, this library reads version {version}")
+    for field in field_names:
+        if field not in fields:
+            raise ValueError(f"{name}: field {field!r} is missing")
+    for field in fields:
+        if field not in field_names:
+            raise ValueError(f"{name}: unknown field {shown(field)}")
+
+
+def int_rows(rows: Any, columns: tuple[str, ...], field: str) -> np.ndarray:
+    """A list of lists of plain integers within int32, as int64 (N, len(columns)).
+
+    Raises:
+        ValueError: naming the row and column; bool and float are not integers here.
+    """
+    if not isinstance(rows, list):
+        raise ValueError(f"{field} must be a list, got {shown(rows)}")
+    if all(type(row) is list and len(row) == len(columns) for row in rows):
+        flat = list(itertools.chain.from_iterable(rows))
+        if set(map(type, flat)) <= {int} and max(map(abs, flat), default=0) <= _INT32_MAX:
+            return np.array(flat, dtype=np.int64).reshape(-1, len(columns))
+    raise ValueError(_first_bad_value(rows, columns, field))
+
+
+def _first_bad_value(rows: list[Any], columns: tuple[str, ...], field: str) -> str:
+    for index, row in enumerate(rows):
+        if type(row) is not list or len(row) != len(columns):
+            got = f"{len(row)} values" if isinstance(row, list) else shown(row)
+            return f"{field}[{index}] must be a list of {', '.join(columns)}; got {got}"
+        for column, value in zip(columns, row, strict=True):
+            if type(value) is not int:
+                return f"{field}[{index}].{column} must be an integer, got {shown(value)}"
+            if abs(value) > _INT32_MAX:
+                return f"{field}[{index}].{column} is {shown(value)}, beyond 32 bits"
+    raise AssertionError("no bad value in these rows")
+
+
+def load_vocabulary(folder_or_file: str | os.PathLike[str]) -> dict[str, Any]:
+    """Read image_bpe.json; returns the keyword arguments of ImageBPE, types checked, rules not yet."""
+    path = Path(folder_or_file)
+    if path.is_dir():
+        path = path / FILE_NAME
+    fields = read_json(path, MAX_FILE_BYTES)
+    check_header(fields, str(path), FORMAT, VERSION, _FIELDS)
+    if type(fields["codebook_size"]) is not int:
+        raise ValueError(
+            f"{path}: codebook_size must be an integer, got {shown(fields['codebook_size'])}"
+        )
+    if fields["merge_rule"] not in MERGE_RULES:
+        raise ValueError(
+            f"{path}: merge_rule is {shown(fields['merge_rule'])}, expected one of {MERGE_RULES}"
+        )
+    try:
+        merges = int_rows(fields["merges"], _COLUMNS, "merges")
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from None
+    return {
+        "merges": merges,
+        "codebook_size": fields["codebook_size"],
+        "merge_rule": fields["merge_rule"],
+    }
+
+
+def save_vocabulary(path: Path, merges: np.ndarray, codebook_size: int, merge_rule: str) -> None:
+    """Write image_bpe.json: one rule a line, the same bytes for the same vocabulary."""
+    rows = ",\n".join(json.dumps(row, separators=(",", ":")) for row in merges.tolist())
+    head = {
+        "format": FORMAT,
+        "version": VERSION,
+        "codebook_size": codebook_size,
+        "merge_rule": merge_rule,
+    }
+    lines = [f"{json.dumps(key)}: {json.dumps(value)}," for key, value in head.items()]
+    body = f'"merges": [\n{rows}\n]' if rows else '"merges": []'
+    write_atomic(path, "{\n" + "\n".join([*lines, body]) + "\n}\n")

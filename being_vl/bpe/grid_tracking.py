@@ -1,0 +1,88 @@
+"""token ids so far → the grid of the image that they leave open, row by row of a batch.
+
+Source: point 8 of the law of the image BPE: the ids alone say where the next token goes. It differs from
+replaying every sequence at every step in that it remembers the last step's grids by their ids, so beams
+may be reordered, dropped and duplicated without it being told.
+"""
+
+from __future__ import annotations
+
+import copy
+
+import numpy as np
+
+from ..vocabulary import VocabularyLayout
+from .image_bpe import ImageBPE
+from .placement import GridState
+
+
+class OpenImageTracker:
+    """Follows the last image of each sequence.
+
+    Args:
+        layout: the vocabulary.
+        image_bpe: the merge rules.
+        grid_size: (height, width) of the images, in cells.
+        boi_token_id, eoi_token_id: the tokens that open and close an image.
+
+    Raises:
+        ValueError: a side is below 1, or the rules' tokens have no shape.
+    """
+
+    def __init__(
+        self,
+        layout: VocabularyLayout,
+        image_bpe: ImageBPE,
+        grid_size: tuple[int, int],
+        boi_token_id: int,
+        eoi_token_id: int,
+    ):
+        self.grid_size = grid_size
+        self._layout = layout
+        self._empty = GridState(image_bpe, *grid_size)
+        self._boi_token_id = boi_token_id
+        self._eoi_token_id = eoi_token_id
+        self._known: dict[bytes, GridState] = {}
+
+    def open_at(self, ids: np.ndarray) -> int | None:
+        """Index behind the last boi of a sequence, (length,) int64; None where no image is open."""
+        marks = np.flatnonzero((ids == self._boi_token_id) | (ids == self._eoi_token_id))
+        if len(marks) == 0 or ids[marks[-1]] == self._eoi_token_id:
+            return None
+        return int(marks[-1]) + 1
+
+    def states(self, input_ids: np.ndarray) -> list[GridState | ValueError | None]:
+        """The open grid of each sequence, (batch, length) int64.
+
+        None where no image is open; the error, not raised, where the ids since boi are no legal image.
+        A returned state must not be changed.
+        """
+        now: dict[bytes, GridState] = {}
+        found: list[GridState | ValueError | None] = []
+        for ids in input_ids:
+            start = self.open_at(ids)
+            if start is None:
+                found.append(None)
+                continue
+            try:
+                found.append(self._state(np.ascontiguousarray(ids[start:]), now))
+            except ValueError as error:
+                found.append(error)
+        self._known = now
+        return found
+
+    def _state(self, ids: np.ndarray, now: dict[bytes, GridState]) -> GridState:
+        key = ids.tobytes()
+        state = now.get(key) or self._known.get(key)
+        if state is None:
+            parent = self._known.get(ids[:-1].tobytes()) if len(ids) else None
+            if parent is None:
+                parent = self._empty
+            else:
+                ids = ids[-1:]
+            state = copy.copy(parent)
+            state.codes = parent.codes.copy()
+            for token_id in ids.tolist():
+                state.append(self._layout.visual_id(token_id))
+        now[key] = state
+        return state

@@ -1,0 +1,442 @@
+"""codes ↔ tokens: the 2D byte-pair encoding of grids of VQ codes, exact both ways.
+
+Source: "From Pixels to Tokens: Byte-Pair Encoding on Quantized Visual Modalities" (ICLR 2025), section 4,
+and its follow-up Being-VL-0.5 (ICCV 2025). Differs from the authors' code in that a merge rule carries the
+offset of its parts: a token has one shape, identical neighbours merge, and decoding is exact. Imports
+neither torch nor transformers; numba makes it fast and is optional.
+"""
+
+from __future__ import annotations
+
+import importlib
+import os
+import re
+import tempfile
+from collections.abc import Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from .codec.batch import (
+    MAX_GRID_CELLS,
+    check_grid,
+    check_sides,
+    check_threads,
+    decode_error,
+    flat_ids,
+    grid_chunks,
+    map_in_order,
+    split_flat,
+)
+from .codec.codec import make_codec
+from .codec.plain import OK
+from .codec.tables import (
+    MAX_CODEBOOK_SIZE,
+    MAX_MERGES,
+    TokenTable,
+    build_token_table,
+    check_merges,
+    split_position,
+)
+from .files import FILE_NAME, MERGE_RULES, load_vocabulary, save_vocabulary
+from .placement import GridState, ShapeTable
+
+__all__ = ["GridState", "ImageBPE"]
+
+_DECODE_CHUNK = 1024
+
+
+class ImageBPE:
+    """A vocabulary of merge rules over the codes of a codebook, and the encoding that it defines.
+
+    Visual ids: a code c is the id c; the token made by the rule of rank r is the id codebook_size + r.
+
+    Args:
+        merges: integers (M, 4), rows (first, second, row_offset, col_offset) in rank order.
+        codebook_size: K, the number of codes.
+        merge_rule: ``"shape"``, or ``"pair"`` for the paper's Algorithm 4.1, whose rules ignore the
+            offset (both offsets are 0 in `merges`) and whose tokens cannot be decoded.
+
+    Raises:
+        ValueError: naming the rule, the field, what is allowed and the value got.
+    """
+
+    def __init__(self, merges: Any, codebook_size: int, *, merge_rule: str = "shape"):
+        if isinstance(codebook_size, bool) or not isinstance(codebook_size, (int, np.integer)):
+            raise ValueError(f"codebook_size must be an integer, got {codebook_size!r}")
+        if not 1 <= codebook_size <= MAX_CODEBOOK_SIZE:
+            raise ValueError(
+                f"codebook_size must lie in [1, {MAX_CODEBOOK_SIZE}], got {codebook_size}"
+            )
+        if merge_rule not in MERGE_RULES:
+            raise ValueError(f"merge_rule must be one of {MERGE_RULES}, got {merge_rule!r}")
+        rules = np.asarray(merges)
+        if rules.size == 0:
+            rules = np.zeros((0, 4), dtype=np.int64)
+        if rules.ndim != 2 or rules.shape[1] != 4 or rules.dtype.kind not in "iu":
+            raise ValueError(
+                f"merges must be integers of shape (M, 4), got {rules.dtype} {rules.shape}"
+            )
+        if len(rules) > MAX_MERGES:
+            raise ValueError(f"merges has {len(rules)} rules; at most {MAX_MERGES} are allowed")
+        rules = rules.astype(np.int64)
+        check_merges(rules, int(codebook_size), merge_rule)
+        self._codebook_size = int(codebook_size)
+        self._merge_rule = merge_rule
+        self._table = (
+            build_token_table(rules, self._codebook_size) if merge_rule == "shape" else None
+        )
+        self._merges = rules.astype(np.int32)
+        self._merges.setflags(write=False)
+        self._source: tuple[str, str | None] | None = None  # where from, for push_to_hub
+
+    @classmethod
+    def train(
+        cls,
+        grids: Any,
+        num_merges: int,
+        codebook_size: int,
+        *,
+        min_count: int = 2,
+        max_cells: int | None = None,
+        max_token_extent: int | None = None,
+        scoring: str = "frequency",
+        merge_rule: str = "shape",
+        num_threads: int | None = None,
+        **trainer_options: Any,
+    ) -> ImageBPE:
+        """Learn the merge rules of a set of grids.
+
+        Args:
+            grids: int codes (N, H, W), or a sequence of (h, w) arrays of mixed sizes.
+            num_merges: M, at most; training stops earlier when no pair occurs min_count times.
+            codebook_size: K.
+            min_count: the least count that a rule must have.
+            max_cells: the most cells that a token may cover.
+            max_token_extent: the most rows and columns that a token may span.
+            scoring: ``"frequency"`` (Being-VL-0) or ``"spatial"`` (Being-VL-0.5).
+            merge_rule: ``"shape"``, or ``"pair"`` (the paper's; not decodable).
+            num_threads: all cores by default; the result does not depend on it.
+            **trainer_options: passed on to `being_vl.bpe.training.trainer.train_merges`.
+
+        Raises:
+            ImportError: the trainer is not there (this module was loaded from a Hub checkpoint alone).
+            ValueError: naming the argument and the value got.
+        """
+        # By name, not by a relative import: transformers would copy those into every checkpoint.
+        try:
+            trainer = importlib.import_module("being_vl.bpe.training.trainer")
+        except ModuleNotFoundError as error:
+            raise ImportError(
+                "ImageBPE.train needs the package being_vl with its trainer (pip install being-vl); "
+                "a vocabulary loaded from a checkpoint alone can encode and decode"
+            ) from error
+        merges = trainer.train_merges(
+            grids,
+            num_merges=num_merges,
+            codebook_size=codebook_size,
+            min_count=min_count,
+            max_cells=max_cells,
+            max_token_extent=max_token_extent,
+            scoring=scoring,
+            merge_rule=merge_rule,
+            num_threads=num_threads,
+            **trainer_options,
+        )
+        return cls(merges, codebook_size, merge_rule=merge_rule)
+
+    @property
+    def merges(self) -> np.ndarray:
+        """int32 (M, 4), read-only: first, second, row_offset, col_offset in rank order."""
+        return self._merges
+
+    @property
+    def codebook_size(self) -> int:
+        return self._codebook_size
+
+    @property
+    def num_merges(self) -> int:
+        return len(self._merges)
+
+    @property
+    def vocab_size(self) -> int:
+        """K + M, the number of visual ids."""
+        return self._codebook_size + len(self._merges)
+
+    @property
+    def merge_rule(self) -> str:
+        """``"shape"`` or ``"pair"``."""
+        return self._merge_rule
+
+    def cells(self, visual_id: int) -> list[tuple[int, int, int]]:
+        """(row, col, code) of a token's cells relative to its anchor, in raster order.
+
+        Raises:
+            ValueError: the id is out of range, or merge_rule is "pair".
+        """
+        table = self._shapes_or_raise()
+        if not 0 <= visual_id < self.vocab_size:
+            raise ValueError(f"visual id {visual_id} is not in [0, {self.vocab_size})")
+        begin, end = table.start[visual_id], table.start[visual_id + 1]
+        rows, cols = split_position(table.position[begin:end])
+        return list(zip(rows.tolist(), cols.tolist(), table.code[begin:end].tolist(), strict=True))
+
+    def token_sizes(self) -> np.ndarray:
+        """int64 (vocab_size,): the number of cells of every visual id.
+
+        Raises:
+            ValueError: merge_rule is "pair".
+        """
+        return np.diff(self._shapes_or_raise().start)
+
+    def encode(self, grid: Any, *, segmentation: str = "merges") -> np.ndarray:
+        """Codes (height, width) → visual ids int32 (n,), in raster order of the tokens' anchors.
+
+        Args:
+            grid: integer codes in [0, codebook_size).
+            segmentation: ``"merges"`` applies the rules in rank order, as training did; ``"compact"`` looks
+                for a covering of fewer tokens, up to a few percent, at twenty to fifty times the work.
+                Both decode exactly. A model should see one of them, in training and after.
+
+        Raises:
+            ValueError: the grid is not two-dimensional, empty, not integer, or a code is out of range.
+        """
+        array = check_grid(grid, self._codebook_size, "grid")
+        height, width = array.shape
+        ids, _ = self._encoder(segmentation).encode(
+            array.reshape(-1), np.array([height]), np.array([width])
+        )
+        return ids
+
+    def encode_batch(
+        self, grids: Any, num_threads: int | None = None, *, segmentation: str = "merges"
+    ) -> list[np.ndarray]:
+        """Encode many grids, each as `encode` does, on all cores unless num_threads says otherwise.
+
+        Args:
+            grids: int codes (N, H, W), or a sequence of (h, w) arrays of mixed sizes.
+            num_threads: threads to use; they release the GIL where numba is installed.
+            segmentation: as for `encode`.
+        """
+        encoded: list[np.ndarray] = []
+        encode = self._encoder(segmentation).encode
+        chunks = grid_chunks(grids, self._codebook_size)
+        for ids, counts in map_in_order(encode, chunks, check_threads(num_threads)):
+            encoded += split_flat(ids, counts)
+        return encoded
+
+    def decode(self, ids: Any, height: int, width: int) -> np.ndarray:
+        """Visual ids (n,) → codes int32 (height, width): the exact inverse of encode.
+
+        Any sequence whose tokens cover the grid exactly decodes, whatever made it.
+
+        Raises:
+            ValueError: an id is out of range, overlaps, runs over the border, or cells stay open, naming
+                the id and its position; or merge_rule is "pair".
+        """
+        return self.decode_batch([ids], height, width, num_threads=1)[0]
+
+    def decode_batch(
+        self,
+        ids: Sequence[Any],
+        height: int | Sequence[int],
+        width: int | Sequence[int],
+        num_threads: int | None = None,
+    ) -> list[np.ndarray]:
+        """Decode many sequences, each as `decode` does; one height and width for all, or one for each."""
+        self._shapes_or_raise()
+        heights = check_sides(height, len(ids), "height")
+        widths = check_sides(width, len(ids), "width")
+        for one_height, one_width in zip(heights, widths, strict=True):
+            if one_height * one_width > MAX_GRID_CELLS:
+                raise ValueError(
+                    f"height {one_height} x width {one_width} is more than {MAX_GRID_CELLS} cells"
+                )
+        decoded: list[np.ndarray] = []
+
+        def work(begin: int) -> list[np.ndarray]:
+            part = slice(begin, begin + _DECODE_CHUNK)
+            return self._decode_chunk(ids[part], heights[part], widths[part], begin, len(ids) == 1)
+
+        begins = ((begin,) for begin in range(0, len(ids), _DECODE_CHUNK))
+        for grids in map_in_order(work, begins, check_threads(num_threads)):
+            decoded += grids
+        return decoded
+
+    def _decode_chunk(
+        self, ids: Sequence[Any], heights: list[int], widths: list[int], begin: int, alone: bool
+    ) -> list[np.ndarray]:
+        def name(index: int) -> str:
+            return "ids" if alone else f"ids[{begin + index}]"
+
+        flat, counts = flat_ids(ids, name)
+        sides = np.array([heights, widths], dtype=np.int64)
+        codes, status, index = self._codec.decode(flat, counts, sides[0], sides[1])
+        if (status != OK).any():
+            i = int((status != OK).argmax())
+            one = split_flat(flat, counts)[i]
+            where = f"{heights[i]}x{widths[i]} grid"
+            raise ValueError(
+                decode_error(name(i), one, int(status[i]), int(index[i]), where, self.vocab_size)
+            )
+        pieces = split_flat(codes, sides[0] * sides[1])
+        return [piece.reshape(h, w) for piece, h, w in zip(pieces, heights, widths, strict=True)]
+
+    def legal_next(self, covered: Any) -> np.ndarray:
+        """The ids that may come next, given the cells covered so far.
+
+        Args:
+            covered: bool (height, width).
+
+        Returns:
+            bool (vocab_size,): the ids whose token, anchored at the first uncovered cell, lies inside
+            the grid and on uncovered cells. Every code is legal until the grid is covered; then nothing is.
+
+        Raises:
+            ValueError: covered is not boolean and two-dimensional, or merge_rule is "pair".
+        """
+        covered = np.asarray(covered)
+        if covered.ndim != 2 or covered.size == 0 or covered.dtype != bool:
+            raise ValueError(
+                f"covered must be bool (height, width), got {covered.dtype} {covered.shape}"
+            )
+        shapes = self.shape_table()
+        if covered.all():
+            return np.zeros(self.vocab_size, dtype=bool)
+        return shapes.fitting(covered, *divmod(int(covered.argmin()), covered.shape[1]))
+
+    def shape_table(self) -> ShapeTable:
+        """The distinct token shapes, built on first use."""
+        self._shapes_or_raise()
+        return self._shape_table
+
+    def save_pretrained(self, save_directory: str | os.PathLike[str]) -> list[str]:
+        """Write image_bpe.json into a folder, which is made if need be; returns the paths written."""
+        path = Path(save_directory) / FILE_NAME
+        save_vocabulary(path, self._merges, self._codebook_size, self._merge_rule)
+        return [str(path)]
+
+    def push_to_hub(self, repo_id: str, **options: Any) -> Any:
+        """Upload image_bpe.json, and the checkpoint that it was loaded from, in one commit.
+
+        Args:
+            repo_id: `name` or `namespace/name`; made if it does not exist.
+            options: `private`, `token`, `revision`, `create_pr`, `commit_message`, `commit_description`,
+                as of every `push_to_hub`.
+
+        Returns:
+            huggingface_hub's `CommitInfo`.
+
+        Raises:
+            OSError: the Hub refuses or cannot be reached.
+        """
+        from ..hub.commit import Target, commit_files
+        from ..hub.pushing import source_files
+
+        target = Target(repo_id, **options)
+        with tempfile.TemporaryDirectory() as folder:
+            own = {FILE_NAME: Path(self.save_pretrained(folder)[0])}
+            return commit_files(own, target, companions=source_files(self._source, own, target))
+
+    @classmethod
+    def from_pretrained(
+        cls, folder_or_file: str | os.PathLike[str], *, revision: str | None = None
+    ) -> ImageBPE:
+        """Load image_bpe.json from a folder, or the file itself, or a repository on the Hub.
+
+        Args:
+            folder_or_file: a path; where nothing lies there, `namespace/name` is asked of the Hub.
+            revision: branch, tag or commit of a repository.
+
+        Raises:
+            ValueError: naming the file, the field, the rule and the value got.
+            OSError: there is no such file, or (as FileNotFoundError) no such repository.
+        """
+        name = os.fspath(folder_or_file)
+        path: str | os.PathLike[str] = folder_or_file
+        if re.fullmatch(r"[\w-][\w.-]*/[\w-][\w.-]*", name) and not os.path.exists(name):
+            path = _download(name, revision)
+        fields = load_vocabulary(path)
+        try:
+            bpe = cls(**fields)
+        except ValueError as error:
+            file = Path(path) / FILE_NAME if os.path.isdir(path) else path
+            raise ValueError(f"{file}: {error}") from None
+        folder = (
+            name if path is not folder_or_file or os.path.isdir(name) else os.path.dirname(name)
+        )
+        bpe._source = (folder or ".", revision)
+        return bpe
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, ImageBPE):
+            return NotImplemented
+        return (
+            self._codebook_size == other._codebook_size
+            and self._merge_rule == other._merge_rule
+            and np.array_equal(self._merges, other._merges)
+        )
+
+    def __hash__(self) -> int:
+        return hash((self._codebook_size, self._merge_rule, self._merges.tobytes()))
+
+    def __repr__(self) -> str:
+        rule = "" if self._merge_rule == "shape" else f", merge_rule={self._merge_rule!r}"
+        return f"ImageBPE(codebook_size={self._codebook_size}, num_merges={self.num_merges}{rule})"
+
+    def __reduce__(
+        self,
+    ) -> tuple[Any, ...]:  # without the tables: copies hash alike in datasets.map
+        return _rebuild, (np.array(self._merges), self._codebook_size, self._merge_rule)
+
+    def _encoder(self, segmentation: str) -> Any:
+        if segmentation == "merges":
+            return self._codec
+        if segmentation != "compact":
+            raise ValueError(f'segmentation must be "merges" or "compact", got {segmentation!r}')
+        self._shapes_or_raise()
+        return self._compact_codec
+
+    @cached_property
+    def _codec(self) -> Any:
+        return make_codec(self._merges, self._codebook_size, self._merge_rule, self._table)
+
+    @cached_property
+    def _compact_codec(self) -> Any:
+        from .codec.compact import CompactCodec
+
+        return CompactCodec(self._merges, self._codebook_size, self._table, self._codec)
+
+    @cached_property
+    def _shape_table(self) -> ShapeTable:
+        return ShapeTable(self._table)
+
+    def _shapes_or_raise(self) -> TokenTable:
+        if self._table is None:
+            raise ValueError(
+                'merge_rule="pair" tokens have no fixed shape, so they cannot be decoded or drawn; '
+                'train with merge_rule="shape" for that'
+            )
+        return self._table
+
+
+def _rebuild(merges: np.ndarray, codebook_size: int, merge_rule: str) -> ImageBPE:
+    return ImageBPE(merges, codebook_size, merge_rule=merge_rule)
+
+
+def _download(repo_id: str, revision: str | None) -> str:
+    """The path of image_bpe.json of a repository, in the cache.
+
+    Raises:
+        FileNotFoundError: there is no such repository, or it cannot be reached.
+    """
+    from huggingface_hub import hf_hub_download
+
+    try:
+        return hf_hub_download(repo_id, FILE_NAME, revision=revision)
+    except OSError as error:
+        raise FileNotFoundError(
+            f"{repo_id} is no folder here, and its {FILE_NAME} cannot be had from the Hub: {error}"
+        ) from error

@@ -1,0 +1,70 @@
+"""merges ↔ `checkpoint.json`: what lets a killed training go on, and the lock of its folder.
+
+A checkpoint holds the rules so far with their counts; the cells follow from the grids and the rules. It is
+written aside and renamed, so it is whole at any moment. The lock belongs to the process: however it ends,
+the operating system frees the folder.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from filelock import FileLock, Timeout
+
+from ...files import write_atomic
+from .state import Checkpoint
+
+FILE_NAME = "checkpoint.json"
+_LOCK_NAME = "train-bpe.lock"
+_VERSION = 1
+
+
+def lock_folder(folder: Path) -> FileLock:
+    """Make the folder, and hold it until the process ends or the lock is released.
+
+    Raises:
+        ValueError: another process holds it.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(folder / _LOCK_NAME)
+    try:
+        lock.acquire(blocking=False)
+    except Timeout:
+        raise ValueError(f"{folder}: another process is training in this folder") from None
+    return lock
+
+
+def save_checkpoint(folder: Path, checkpoint: Checkpoint, options: dict[str, Any]) -> None:
+    """Write the rules so far; `options` are what they depend on beside the grids."""
+    rows = np.concatenate([checkpoint.merges, checkpoint.counts[:, None]], axis=1)
+    content = {"version": _VERSION, "options": options, "merges_and_counts": rows.tolist()}
+    write_atomic(folder / FILE_NAME, json.dumps(content).encode())
+
+
+def load_checkpoint(folder: Path, options: dict[str, Any]) -> Checkpoint | None:
+    """The checkpoint of a folder, if there is one.
+
+    Raises:
+        ValueError: it is malformed, or was made with other options.
+    """
+    path = folder / FILE_NAME
+    if not path.exists():
+        return None
+    try:
+        content = json.loads(path.read_bytes())
+        version, found = content["version"], content["options"]
+        rows = np.array(content["merges_and_counts"], np.int64).reshape(-1, 5)
+    except (KeyError, TypeError, ValueError, OverflowError, RecursionError) as error:
+        raise ValueError(f"{path}: not a checkpoint of train-bpe: {error}") from error
+    if version != _VERSION:
+        raise ValueError(f"{path}: version must be {_VERSION}, got {version!r}")
+    for name, value in options.items():
+        if name not in found or found[name] != value:
+            raise ValueError(
+                f"{path}: it was made with {name}={found.get(name)!r}, not {value!r}; "
+                "use the same options, or another folder"
+            )
+    return Checkpoint(rows[:, :4].astype(np.int32), rows[:, 4])

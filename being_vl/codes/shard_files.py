@@ -1,0 +1,128 @@
+"""codes → files: one parquet shard of code grids, and what its metadata says.
+
+The format is described in `code_shards.py`, which reads it.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from ..files import write_atomic
+
+VERSION = 1
+_METADATA_KEY = b"being_vl.codes"
+_ROW_GROUP = 4096
+
+
+@dataclass(frozen=True)
+class ShardInfo:
+    """What a shard's metadata says of it.
+
+    Attributes:
+        codebook_size: K; every code is in [0, K).
+        quantizer: identity of the model and preprocessing that made the codes ("" if unknown).
+        source: digest of the ids and contents of the images, in order ("" if unknown).
+        last: whether this is the last shard of its part of the source.
+        skipped: images left out, as (position, image_id, reason), positions counted within the shard.
+        version: version of the format.
+    """
+
+    codebook_size: int
+    quantizer: str = ""
+    source: str = ""
+    last: bool = True
+    skipped: tuple[tuple[int, str, str], ...] = field(default=())
+    version: int = VERSION
+
+
+def code_type(codebook_size: int) -> pa.DataType:
+    """The narrowest of int16, uint16, int32 that holds codes 0…codebook_size − 1."""
+    if codebook_size <= 1 << 15:
+        return pa.int16()
+    return pa.uint16() if codebook_size <= 1 << 16 else pa.int32()
+
+
+def write_shard(
+    path: str | os.PathLike, image_ids: Sequence[str], grids: Sequence[np.ndarray], info: ShardInfo
+) -> None:
+    """Write one shard atomically; equal input gives equal bytes.
+
+    Args:
+        path: the file to make.
+        image_ids: one id a grid.
+        grids: (h, w) integer arrays, of mixed sizes if need be.
+        info: the metadata; its `codebook_size` chooses the type of the codes.
+
+    Raises:
+        ValueError: lengths differ, a grid has not two dimensions, or a code is outside [0, K).
+        OSError: the file cannot be written.
+    """
+    if len(image_ids) != len(grids):
+        raise ValueError(f"{path}: {len(image_ids)} image ids for {len(grids)} grids")
+    for image_id, grid in zip(image_ids, grids, strict=True):
+        if grid.ndim != 2:
+            raise ValueError(f"{path}: the grid of {image_id!r} must be (h, w), got {grid.shape}")
+        check_range(grid, info.codebook_size, f"{path}: codes of {image_id!r}")
+    kind = code_type(info.codebook_size)
+    sizes = np.array([grid.size for grid in grids], np.int64)
+    flat = [grid.reshape(-1) for grid in grids]
+    values = np.concatenate(flat) if flat else np.empty(0, np.int64)
+    offsets = np.concatenate([[0], np.cumsum(sizes)]).astype(np.int32)
+    table = pa.table(
+        {
+            "image_id": pa.array(image_ids, pa.string()),
+            "height": pa.array([grid.shape[0] for grid in grids], pa.int32()),
+            "width": pa.array([grid.shape[1] for grid in grids], pa.int32()),
+            "codes": pa.ListArray.from_arrays(
+                pa.array(offsets), pa.array(values.astype(kind.to_pandas_dtype()))
+            ),
+        }
+    ).replace_schema_metadata({_METADATA_KEY: json.dumps(asdict(info)).encode()})
+    sink = pa.BufferOutputStream()
+    pq.write_table(
+        table, sink, compression="zstd", use_dictionary=False, write_statistics=False,
+        row_group_size=_ROW_GROUP,
+    )  # fmt: skip
+    write_atomic(Path(path), memoryview(sink.getvalue()))
+
+
+def read_info(path: str | os.PathLike) -> ShardInfo | None:
+    """The metadata of a shard; None for a parquet file that carries none of ours.
+
+    Raises:
+        ValueError: the file is not parquet, or its metadata is malformed or of a later version.
+    """
+    try:
+        schema = pq.read_schema(path)
+    except pa.ArrowInvalid as error:
+        raise ValueError(f"{path}: not a readable parquet file ({error})") from error
+    raw = (schema.metadata or {}).get(_METADATA_KEY)
+    if raw is None:
+        return None
+    fields: dict[str, Any] = json.loads(raw)
+    if fields.get("version") != VERSION:
+        raise ValueError(
+            f"{path}: version must be {VERSION}, got {fields.get('version')!r}; "
+            "a later being_vl may have written it"
+        )
+    try:
+        skipped = tuple((int(at), str(name), str(why)) for at, name, why in fields["skipped"])
+        return ShardInfo(**{**fields, "skipped": skipped})
+    except (KeyError, TypeError, ValueError) as error:
+        raise ValueError(f"{path}: malformed metadata {raw!r}: {error}") from error
+
+
+def check_range(codes: np.ndarray, codebook_size: int, what: str) -> None:
+    if codes.size and not 0 <= int(codes.min()) <= int(codes.max()) < codebook_size:
+        raise ValueError(
+            f"{what} must be in [0, {codebook_size}), got {int(codes.min())} to {int(codes.max())}"
+        )

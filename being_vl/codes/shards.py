@@ -1,0 +1,252 @@
+"""codes ↔ files: parquet shards of code grids.
+
+Source: our own convention, a plain parquet table, so that pandas, polars, DuckDB and `datasets` read it
+too. One row is one image: `image_id` string, `height` and `width` int32 in cells, `codes` list<int16>
+(uint16 or int32 where the codebook needs it) in row-major order. The file's metadata says which quantizer
+made the codes; readers check it once, at the boundary.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections import OrderedDict
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from .shard_files import (
+    VERSION,
+    ShardInfo,
+    check_range,
+    code_type,
+    read_info,
+    write_shard,
+)
+
+MANIFEST = "manifest.json"
+RUN_FILE = "encode.json"
+_CODE_TYPES = (pa.int16(), pa.uint16(), pa.int32())
+_COLUMNS = ("image_id", "height", "width", "codes")
+
+
+class CodeShards(Sequence[np.ndarray]):
+    """The grids of a folder of shards, as a sequence of (h, w) arrays.
+
+    Opening reads footers and sizes alone. Codes are read shard by shard when they are asked for; a few
+    shards stay in memory (`cached_shards`), and arrays are read-only views of them. Reading in order
+    costs one shard at a time; for random access to more than memory holds, write `to_npy` first.
+
+    Args:
+        path: a folder that `being-vl encode` has finished, or any folder of such parquet files, or one
+            file, or a list of files. Order is that of the file names.
+        codebook_size: K, needed only for files that do not say it.
+        cached_shards: shards kept in memory.
+
+    Raises:
+        FileNotFoundError: there is no such file or folder, or no parquet file in it.
+        ValueError: a folder whose `encode` has not finished, shards of different quantizers, a column
+            missing or of another type, sizes that do not fit; the message names file, field and value.
+    """
+
+    def __init__(
+        self,
+        path: str | os.PathLike | Sequence[str | os.PathLike],
+        *,
+        codebook_size: int | None = None,
+        cached_shards: int = 4,
+    ):
+        self.files = _list_files(path)
+        self.codebook_size, self.quantizer = _common_info(self.files, codebook_size)
+        sizes = [_read_sizes(file) for file in self.files]
+        self.heights = np.concatenate([h for h, _ in sizes])  # (images,) int32
+        self.widths = np.concatenate([w for _, w in sizes])  # (images,) int32
+        self._starts = np.cumsum([0, *(len(h) for h, _ in sizes)])
+        self._cached_shards = max(1, cached_shards)
+        self._cache: OrderedDict[int, tuple[np.ndarray, np.ndarray]] = OrderedDict()
+
+    @property
+    def num_cells(self) -> int:
+        """Cells of all grids together."""
+        return int((self.heights.astype(np.int64) * self.widths).sum())
+
+    @property
+    def dtype(self) -> np.dtype:
+        """The type of the codes, int16 for up to 32,768 codes."""
+        return np.dtype(code_type(self.codebook_size).to_pandas_dtype())
+
+    def __len__(self) -> int:
+        return len(self.heights)
+
+    def __getitem__(self, index: Any) -> Any:
+        """Grid `index`, (h, w); a slice gives a list of grids."""
+        if isinstance(index, slice):
+            return [self[i] for i in range(*index.indices(len(self)))]
+        position = index + len(self) if index < 0 else index
+        if not 0 <= position < len(self):
+            raise IndexError(f"grid {index} of {len(self)}")
+        shard = int(np.searchsorted(self._starts, position, side="right")) - 1
+        values, offsets = self._shard(shard)
+        row = position - self._starts[shard]
+        shape = (self.heights[position], self.widths[position])
+        return values[offsets[row] : offsets[row + 1]].reshape(shape)
+
+    def __iter__(self) -> Iterator[np.ndarray]:
+        """All grids in order, one shard in memory at a time."""
+        for values, heights, widths in self.iter_flat():
+            start = 0
+            for height, width in zip(heights.tolist(), widths.tolist(), strict=True):
+                yield values[start : start + height * width].reshape(height, width)
+                start += height * width
+
+    def iter_flat(self) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
+        """Shard by shard: codes of all its grids end to end, heights, widths; without a copy."""
+        for shard, (start, stop) in enumerate(zip(self._starts, self._starts[1:], strict=False)):
+            values, _ = self._load(shard)
+            yield values, self.heights[start:stop], self.widths[start:stop]
+
+    def image_ids(self) -> list[str]:
+        """The ids of all images, in order."""
+        columns = (pq.read_table(file, columns=["image_id"])["image_id"] for file in self.files)
+        return [name for column in columns for name in column.to_pylist()]
+
+    def to_npy(self, path: str | os.PathLike) -> None:
+        """Write all codes as one (images, h, w) array, to be opened with `np.load(mmap_mode="r")`.
+
+        Raises:
+            ValueError: the grids are of more than one size.
+        """
+        shapes = set(zip(self.heights.tolist(), self.widths.tolist(), strict=True))
+        if len(shapes) != 1:
+            raise ValueError(
+                f"grids of {len(shapes)} sizes cannot be one array: {sorted(shapes)[:5]}"
+            )
+        shape = (len(self), *shapes.pop())
+        aside = Path(f"{path}.tmp")
+        array = np.lib.format.open_memmap(aside, mode="w+", dtype=self.dtype, shape=shape)
+        start = 0
+        for values, heights, _ in self.iter_flat():
+            array[start : start + len(heights)] = values.reshape(len(heights), *shape[1:])
+            start += len(heights)
+        array.flush()
+        os.replace(aside, path)
+
+    def _shard(self, shard: int) -> tuple[np.ndarray, np.ndarray]:
+        if shard in self._cache:
+            self._cache.move_to_end(shard)
+        else:
+            self._cache[shard] = self._load(shard)
+            if len(self._cache) > self._cached_shards:
+                self._cache.popitem(last=False)
+        return self._cache[shard]
+
+    def _load(self, shard: int) -> tuple[np.ndarray, np.ndarray]:
+        """Codes of a shard end to end, and the offsets of its rows (rows + 1)."""
+        file = self.files[shard]
+        column = pq.read_table(file, columns=["codes"])["codes"].combine_chunks()
+        offsets = np.asarray(column.offsets).astype(np.int64)
+        start, stop = self._starts[shard], self._starts[shard + 1]
+        cells = self.heights[start:stop].astype(np.int64) * self.widths[start:stop]
+        wrong = np.flatnonzero(np.diff(offsets) != cells)
+        if column.null_count or column.values.null_count:
+            raise ValueError(f"{file}: codes must not be null")
+        if len(wrong):
+            row = int(wrong[0])
+            raise ValueError(
+                f"{file}: codes[{row}] must have height × width = {self.heights[start + row]} × "
+                f"{self.widths[start + row]} values, got {int(np.diff(offsets)[row])}"
+            )
+        values = column.values.to_numpy(zero_copy_only=True)[offsets[0] : offsets[-1]]
+        check_range(values, self.codebook_size, f"{file}: codes")
+        return values, offsets - offsets[0]
+
+
+def _list_files(path: Any) -> list[Path]:
+    if isinstance(path, Sequence) and not isinstance(path, str):
+        files = [Path(file) for file in path]
+    elif Path(path).is_dir():
+        folder = Path(path)
+        files = sorted(folder.glob("*.parquet"))
+        if (folder / RUN_FILE).exists():
+            _check_finished(folder, files)
+    else:
+        files = [Path(path)]
+    if not files:
+        raise FileNotFoundError(f"{path}: no parquet file in this folder")
+    for file in files:
+        if not file.is_file():
+            raise FileNotFoundError(f"{file}: no such file")
+    return files
+
+
+def _check_finished(folder: Path, files: list[Path]) -> None:
+    manifest = folder / MANIFEST
+    if not manifest.exists():
+        raise ValueError(
+            f"{folder}: no {MANIFEST}, so being-vl encode has not finished here; run it again (it "
+            "continues), or name the parquet files themselves"
+        )
+    listed = {shard["file"] for shard in json.loads(manifest.read_text())["shards"]}
+    missing = sorted(listed - {file.name for file in files})
+    if missing:
+        raise ValueError(f"{folder}: {missing[0]} is in {MANIFEST} but not in the folder")
+
+
+def _common_info(files: list[Path], codebook_size: int | None) -> tuple[int, str]:
+    quantizer: tuple[Path, str] | None = None
+    size = codebook_size
+    for file in files:
+        info = read_info(file)
+        if info is None and codebook_size is None:
+            raise ValueError(f"{file}: the file does not say its codebook_size: pass codebook_size")
+        if info is None:
+            continue
+        size = info.codebook_size if size is None else size
+        if info.codebook_size != size:
+            raise ValueError(f"{file}: codebook_size must be {size}, got {info.codebook_size}")
+        quantizer = quantizer or (file, info.quantizer)
+        if info.quantizer != quantizer[1]:
+            raise ValueError(
+                f"{file}: quantizer must be {quantizer[1]}, as in {quantizer[0].name}, "
+                f"got {info.quantizer}"
+            )
+    assert size is not None
+    return size, quantizer[1] if quantizer else ""
+
+
+def _read_sizes(file: Path) -> tuple[np.ndarray, np.ndarray]:
+    schema = pq.read_schema(file)
+    for name in _COLUMNS:
+        if name not in schema.names:
+            raise ValueError(f"{file}: column {name!r} is missing; there are {schema.names}")
+    kind = schema.field("codes").type
+    if not (pa.types.is_list(kind) or pa.types.is_large_list(kind)) or (
+        kind.value_type not in _CODE_TYPES
+    ):
+        raise ValueError(f"{file}: codes must be a list of int16, uint16 or int32, got {kind}")
+    table = pq.read_table(file, columns=["height", "width"])
+    sizes = []
+    for name in ("height", "width"):
+        if table[name].null_count or not pa.types.is_integer(table[name].type):
+            raise ValueError(f"{file}: {name} must be int32 without nulls, got {table[name].type}")
+        sizes.append(table[name].to_numpy().astype(np.int32))
+        if (sizes[-1] < 1).any():
+            row = int(np.flatnonzero(sizes[-1] < 1)[0])
+            raise ValueError(f"{file}: {name}[{row}] must be at least 1, got {sizes[-1][row]}")
+    return sizes[0], sizes[1]
+
+
+__all__ = [
+    "MANIFEST",
+    "RUN_FILE",
+    "VERSION",
+    "CodeShards",
+    "ShardInfo",
+    "code_type",
+    "read_info",
+    "write_shard",
+]

@@ -1,0 +1,116 @@
+"""image ids → grids of codes, from the shards of `being-vl encode`.
+
+Source: our own. An image costs 16 bytes of memory, memory-mapped and shared by all processes; the shards
+are read where a chunk of rows needs them, each at most once a chunk.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow.parquet as pq
+
+from ..codes.shards import CodeShards, read_info
+
+_KEY = np.dtype([("hash", np.uint64), ("place", np.int64)])
+
+
+class CodeIndex:
+    """Where each image's codes lie.
+
+    Build one with [`build_index`]; another process opens the saved array with `CodeIndex(files, path)`.
+
+    Args:
+        files: parquet shards, in the order that the places count in.
+        path: .npy file of a structured array (images,), sorted by hash: hash of the image id, number of
+            the image.
+    """
+
+    def __init__(self, files: Sequence[Path], path: Path):
+        self.files = list(files)
+        self.path = path
+        keys = np.load(path, mmap_mode="r")
+        self._hashes = keys["hash"]
+        self._places = keys["place"]
+        self._starts = np.cumsum([0, *(pq.read_metadata(file).num_rows for file in self.files)])
+
+    def __len__(self) -> int:
+        return len(self._hashes)
+
+    def lookup(self, image_ids: Iterable[str]) -> dict[str, np.ndarray]:
+        """Image id → codes (h, w), for those of the ids that are there."""
+        wanted = sorted(set(image_ids))
+        hashes = np.array([_hash(image_id) for image_id in wanted], np.uint64)
+        at = np.searchsorted(self._hashes, hashes)
+        near = np.minimum(at, max(len(self) - 1, 0))
+        found = [i for i in range(len(wanted)) if len(self) and self._hashes[near[i]] == hashes[i]]
+        places = {wanted[i]: int(self._places[near[i]]) for i in found}
+        by_shard: dict[int, list[str]] = {}
+        for image_id, place in places.items():
+            shard = int(np.searchsorted(self._starts, place, side="right")) - 1
+            by_shard.setdefault(shard, []).append(image_id)
+        grids = {}
+        for shard in sorted(by_shard):
+            opened = CodeShards(self.files[shard], cached_shards=1)
+            names = pq.read_table(self.files[shard], columns=["image_id"])["image_id"]
+            for image_id in by_shard[shard]:
+                row = places[image_id] - int(self._starts[shard])
+                if names[row].as_py() == image_id:  # else another id of the same hash
+                    grids[image_id] = opened[row].copy()
+        return grids
+
+
+def build_index(folders: Sequence[str], path: Path) -> tuple[CodeIndex, CodeShards]:
+    """Index the images of code shards; the keys are saved as `path` (.npy), for other processes to map.
+
+    Args:
+        folders: folders that `being-vl encode` has finished, or parquet files; of one quantizer.
+        path: the file to write.
+
+    Raises:
+        ValueError: shards of different quantizers, a folder that is not finished, or two images of one id.
+        FileNotFoundError: no such folder.
+    """
+    opened = [CodeShards(folder) for folder in folders]
+    shards = CodeShards([file for one in opened for file in one.files])
+    keys = np.empty(len(shards), _KEY)
+    keys["place"] = np.arange(len(shards))
+    start = 0
+    for file in shards.files:
+        names = pq.read_table(file, columns=["image_id"])["image_id"].to_pylist()
+        keys["hash"][start : start + len(names)] = [_hash(name) for name in names]
+        start += len(names)
+    keys.sort(order="hash", kind="stable")
+    twice = np.flatnonzero(keys["hash"][1:] == keys["hash"][:-1])
+    if len(twice):
+        names = shards.image_ids()
+        first, second = (names[keys["place"][twice[0] + i]] for i in (0, 1))
+        raise ValueError(
+            f"{', '.join(map(str, folders))}: image ids must differ, got {first!r} twice"
+            if first == second
+            else f"the image ids {first!r} and {second!r} share a hash; rename one"
+        )
+    np.save(path, keys)
+    return CodeIndex(shards.files, path), shards
+
+
+def codes_identity(shards: CodeShards) -> dict[str, Any]:
+    """What tells these codes from others: the quantizer, and a digest of the shards' sources."""
+    digest = hashlib.sha256()
+    for file in shards.files:
+        info = read_info(file)
+        source = info.source if info is not None else ""
+        digest.update(repr((file.name, file.stat().st_size, source)).encode())
+    return {
+        "images": len(shards),
+        "quantizer": shards.quantizer,
+        "sha256": digest.hexdigest(),
+    }
+
+
+def _hash(image_id: str) -> int:
+    return int.from_bytes(hashlib.blake2b(image_id.encode(), digest_size=8).digest(), "little")

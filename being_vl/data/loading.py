@@ -1,0 +1,252 @@
+"""tokenized folders → one data set to train on, alone or as a mixture.
+
+Source: our own; the rows are joined by `datasets.concatenate_datasets`, which maps them from disk. It
+differs from `interleave_datasets` with probabilities, which draws sources at random until one runs out:
+here the number of rows of each source is exact, and follows from the specification.
+
+A mixture is a YAML file (or the same as a mapping):
+
+    sources:                      # names → folders of being-vl tokenize, relative to the file
+      base: tokenized/base
+      refcoco: tokenized/refcoco
+    stages:                       # or `weights`/`shares` at the top, for every stage
+      pretrain:
+        weights: {base: 1}        # epochs of each source: 0.5 is a random half, 2 is every row twice
+      sft:
+        shares: {base: 0.8, refcoco: 0.2}   # of the rows of the result
+        rows: 100000              # default: as many as need no row twice
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import datasets
+import numpy as np
+import yaml
+
+from ..processing.tokenization_being_vl import BeingVLTokenizer
+from .files import FEATURES, read_manifest, tokenizer_identity
+
+_PARTS = ("weights", "shares", "rows")
+
+
+def load_tokenized(folder: str | os.PathLike, tokenizer: BeingVLTokenizer) -> datasets.Dataset:
+    """Open a folder of `being-vl tokenize`, memory-mapped.
+
+    Args:
+        folder: see there.
+        tokenizer: that of the model to train; the rows must hold its ids.
+
+    Raises:
+        FileNotFoundError: no such folder.
+        ValueError: the folder is not finished, its ids are another tokenizer's, or it has no row.
+    """
+    return _open(Path(folder), tokenizer_identity(tokenizer))[0]
+
+
+def load_training_data(
+    spec: str | os.PathLike | Mapping[str, Any],
+    tokenizer: BeingVLTokenizer,
+    *,
+    stage: str | None = None,
+    seed: int = 0,
+) -> datasets.Dataset:
+    """The rows to train on: a tokenized folder, or a mixture of several.
+
+    Args:
+        spec: a folder of `being-vl tokenize`, a YAML file that describes a mixture, or what such a file
+            says, as a mapping.
+        tokenizer: that of the model to train; every row must hold its ids.
+        stage: which of the mixture's stages; needed where it has several.
+        seed: decides which rows of a source are taken, and the order of a mixture.
+
+    Returns:
+        a map-style data set with the columns `id`, `source`, `image_ids`, `input_ids`, `assistant_masks`,
+        `length`. A folder keeps its order; a mixture is shuffled. Equal arguments give equal rows.
+
+    Raises:
+        FileNotFoundError: no such file or folder.
+        ValueError: a folder as in [`load_tokenized`]; a mixture with an unknown or missing field, a value
+            out of range, or codes of two quantizers; the message names file, field, rule and value.
+    """
+    base, name = Path(), "mixture"
+    if not isinstance(spec, Mapping):
+        path = Path(spec)
+        if path.suffix not in (".yaml", ".yml"):
+            return load_tokenized(path, tokenizer)
+        base, name = path.parent, str(path)
+        try:
+            spec = yaml.safe_load(path.read_text("utf-8"))
+        except yaml.YAMLError as error:
+            raise ValueError(f"{path}: not valid YAML: {error}") from None
+    mixture = _read_mixture(spec, stage, name)
+    identity = tokenizer_identity(tokenizer)
+    opened = {}
+    quantizers: dict[str, str] = {}
+    for source in mixture.amounts:
+        opened[source], manifest = _open(base / mixture.sources[source], identity)
+        if quantizer := (manifest["codes"] or {}).get("quantizer"):
+            quantizers[quantizer] = source
+    if len(quantizers) > 1:
+        raise ValueError(
+            f"{name}: the sources must have codes of one quantizer, got those of "
+            + ", ".join(f"{source}: {quantizer}" for quantizer, source in quantizers.items())
+        )
+    return mix(opened, mixture.amounts, by_share=mixture.by_share, rows=mixture.rows, seed=seed)
+
+
+def mix(
+    sources: Mapping[str, datasets.Dataset],
+    amounts: Mapping[str, float],
+    *,
+    by_share: bool = False,
+    rows: int | None = None,
+    seed: int = 0,
+) -> datasets.Dataset:
+    """Rows of several data sets, shuffled; how many of each is exact.
+
+    Args:
+        sources: data sets of equal columns.
+        amounts: of each source, its weight (epochs) or, with `by_share`, its share of the result; shares
+            need not add up to 1.
+        by_share: which of the two.
+        rows: with `by_share`, rows of the result; by default the most that need no row twice.
+        seed: decides which rows are taken where not all are, and the order.
+
+    Raises:
+        ValueError: an amount is not positive, or nothing is left.
+    """
+    for name, amount in amounts.items():
+        if not math.isfinite(amount) or amount <= 0:
+            raise ValueError(f"the amount of {name!r} must be positive, got {amount}")
+    if by_share:
+        total = sum(amounts.values())
+        shares = {name: amount / total for name, amount in amounts.items()}
+        if rows is None:
+            rows = math.floor(min(len(sources[n]) / share for n, share in shares.items()) + 1e-9)
+        counts = _rounded(shares, rows)
+    else:
+        counts = {name: round(amount * len(sources[name])) for name, amount in amounts.items()}
+    parts = [
+        sources[name].select(_take(len(sources[name]), count, seed, name))
+        for name, count in counts.items()
+        if count
+    ]
+    if not parts:
+        raise ValueError(f"the mixture has no row: {counts}")
+    joined = datasets.concatenate_datasets(parts)
+    order = np.random.default_rng([seed, len(joined)]).permutation(len(joined))
+    return joined.select(order)
+
+
+@dataclass(frozen=True)
+class _Mixture:
+    sources: dict[str, str]
+    amounts: dict[str, float]
+    by_share: bool
+    rows: int | None
+
+
+def _read_mixture(spec: Any, stage: str | None, name: str) -> _Mixture:
+    if not isinstance(spec, Mapping):
+        raise ValueError(f"{name}: must be a mapping with sources, got {type(spec).__name__}")
+    _known(spec, ("sources", "stages", *_PARTS), name)
+    sources = spec.get("sources")
+    if not isinstance(sources, Mapping) or not sources:
+        raise ValueError(f"{name}: sources must map names to folders, got {sources!r}")
+    for source, folder in sources.items():
+        if not isinstance(folder, (str, os.PathLike)):
+            raise ValueError(f"{name}: sources.{source} must be a folder, got {folder!r}")
+    parts, where = spec, name
+    stages = spec.get("stages")
+    if stages is not None:
+        if not isinstance(stages, Mapping) or not stages:
+            raise ValueError(f"{name}: stages must map names to parts, got {stages!r}")
+        if any(part in spec for part in _PARTS):
+            raise ValueError(f"{name}: give stages, or weights or shares for all of them, not both")
+        if stage is None and len(stages) == 1:
+            stage = next(iter(stages))
+        if stage not in stages:
+            raise ValueError(
+                f"{name}: stages has no {stage!r}; there are {', '.join(map(str, stages))}"
+            )
+        parts, where = stages[stage], f"{name}: stages.{stage}"
+        if not isinstance(parts, Mapping):
+            raise ValueError(f"{where} must have weights or shares, got {parts!r}")
+        _known(parts, _PARTS, where)
+    if ("weights" in parts) == ("shares" in parts):
+        raise ValueError(f"{where}: exactly one of weights and shares must be there")
+    by_share = "shares" in parts
+    field = "shares" if by_share else "weights"
+    amounts = parts[field]
+    if not isinstance(amounts, Mapping) or not amounts:
+        raise ValueError(f"{where}: {field} must map sources to numbers, got {amounts!r}")
+    for source, amount in amounts.items():
+        if source not in sources:
+            raise ValueError(
+                f"{where}: {field}.{source} is not one of sources: {', '.join(sources)}"
+            )
+        if (
+            isinstance(amount, bool)
+            or not isinstance(amount, (int, float))
+            or not 0 < amount < math.inf
+        ):
+            raise ValueError(f"{where}: {field}.{source} must be a positive number, got {amount!r}")
+    rows = parts.get("rows")
+    if rows is not None and (not by_share or not isinstance(rows, int) or rows < 1):
+        raise ValueError(f"{where}: rows must be a positive integer beside shares, got {rows!r}")
+    return _Mixture(dict(sources), {s: float(a) for s, a in amounts.items()}, by_share, rows)
+
+
+def _known(fields: Mapping[str, Any], known: tuple[str, ...], where: str) -> None:
+    for field in fields:
+        if field not in known:
+            raise ValueError(f"{where}: unknown field {field!r}; there are {', '.join(known)}")
+
+
+def _open(folder: Path, identity: dict[str, Any]) -> tuple[datasets.Dataset, dict[str, Any]]:
+    manifest = read_manifest(folder)
+    found = manifest["tokenizer"]
+    for name, value in identity.items():
+        if found.get(name) != value:
+            raise ValueError(
+                f"{folder}: its ids are another tokenizer's: {name} is {found.get(name)}, the model's is "
+                f"{value}; tokenize the data with this checkpoint"
+            )
+    loaded = datasets.load_from_disk(str(folder))
+    if loaded.features != FEATURES:
+        raise ValueError(f"{folder}: columns must be {FEATURES}, got {loaded.features}")
+    if len(loaded) != manifest["counts"]["rows"]:
+        raise ValueError(
+            f"{folder}: {len(loaded)} rows, but tokenized.json counts {manifest['counts']['rows']}"
+        )
+    if not len(loaded):
+        raise ValueError(f"{folder}: has no row")
+    return loaded, manifest
+
+
+def _rounded(shares: Mapping[str, float], rows: int) -> dict[str, int]:
+    """Whole numbers in these proportions that add up to `rows` (largest remainders first)."""
+    counts = {name: math.floor(share * rows) for name, share in shares.items()}
+    rest = rows - sum(counts.values())
+    by_remainder = sorted(shares, key=lambda name: counts[name] - shares[name] * rows)
+    for name in by_remainder[:rest]:
+        counts[name] += 1
+    return counts
+
+
+def _take(size: int, count: int, seed: int, name: str) -> np.ndarray:
+    """`count` of `size` rows: all of them as often as that goes, then a random part."""
+    digest = hashlib.sha256(name.encode()).digest()
+    random = np.random.default_rng([seed, int.from_bytes(digest[:8], "little")])
+    whole, part = divmod(count, size)
+    return np.concatenate(
+        [np.tile(np.arange(size), whole), np.sort(random.permutation(size)[:part])]
+    )

@@ -1,0 +1,22 @@
+"""images → shards of codes, at scale: where images come from, and how they become files."""
+
+from ...quantizers.identity import quantizer_identity
+from .dataset_sources import DatasetSource, StreamSource, load_dataset_source
+from .engine import Quantizer, Summary, quantize_source
+from .manifest import write_manifest
+from .sources import FolderSource, Record, Source, TarSource
+
+__all__ = [
+    "DatasetSource",
+    "FolderSource",
+    "Quantizer",
+    "Record",
+    "Source",
+    "StreamSource",
+    "Summary",
+    "TarSource",
+    "load_dataset_source",
+    "quantize_source",
+    "quantizer_identity",
+    "write_manifest",
+]

@@ -1,0 +1,106 @@
+"""encoded image files → pixels, in worker processes.
+
+A task travels to a worker with its bytes or path, and comes back, in order, as pixels or as the reason why
+there are none. Pixels come through a pipe as numpy arrays: torch's way, shared memory, loses an item for
+ever where that memory is short (64 MB in a container), and the run would hang.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import multiprocessing
+import os
+import threading
+import time
+from dataclasses import dataclass
+
+import numpy as np
+from torch.utils.data import DataLoader, Dataset, Sampler
+
+from ...quantizers.image_loading import MAX_IMAGE_PIXELS, load_image
+from ...quantizers.image_processing_being_vl import BeingVLImageProcessor
+from .sources import Record
+
+_PREFETCH = 8  # decoded images that wait, for each worker
+
+
+@dataclass(frozen=True)
+class Task:
+    """A record and its place: the shard (part, chunk), the position in it, and what ends with it."""
+
+    record: Record
+    part: int
+    chunk: int
+    position: int
+    ends_chunk: bool
+    ends_part: bool
+
+
+@dataclass(frozen=True)
+class Decoded:
+    """The outcome of a task: pixels (3, height, width) float32, or None and the reason."""
+
+    task: Task
+    digest: bytes  # of the encoded file; empty if it could not be read
+    pixels: np.ndarray | None
+    reason: str = ""
+
+
+def make_loader(
+    tasks: Sampler[Task],
+    processor: BeingVLImageProcessor,
+    *,
+    downsampling: int,
+    num_workers: int,
+) -> DataLoader:
+    """A loader whose "indices" are the tasks themselves, so that their order and any source will do."""
+    return DataLoader(
+        _Decoder(processor, downsampling),
+        batch_size=None,
+        sampler=tasks,
+        num_workers=num_workers,
+        collate_fn=_as_it_is,  # type: ignore[arg-type]
+        worker_init_fn=end_with_parent,
+        prefetch_factor=_PREFETCH if num_workers else None,
+    )
+
+
+class _Decoder(Dataset):
+    def __init__(self, processor: BeingVLImageProcessor, downsampling: int):
+        self._processor = processor
+        self._max_pixels = processor.max_image_pixels or MAX_IMAGE_PIXELS
+        self._downsampling = downsampling
+
+    def __getitem__(self, task: Task) -> Decoded:
+        image_id = task.record.image_id
+        digest = b""
+        try:
+            data = task.record.read()
+            digest = hashlib.sha256(data).digest()
+            image = load_image(data, max_pixels=self._max_pixels, name=image_id)
+            pixels = self._processor(image, return_tensors="np")["pixel_values"][0]
+            if any(side % self._downsampling for side in pixels.shape[1:]):
+                raise ValueError(
+                    f"height × width must be multiples of {self._downsampling} after preprocessing, got "
+                    f"{pixels.shape[1]} × {pixels.shape[2]}"
+                )
+        except (OSError, ValueError) as error:
+            reason = " ".join(str(error).split()) or type(error).__name__
+            return Decoded(task, digest, None, reason.removeprefix(f"{image_id}: "))
+        return Decoded(task, digest, pixels)
+
+
+def end_with_parent(worker_id: int = 0) -> None:
+    """Called in a worker: it ends when the main process is killed, instead of waiting on a full pipe for ever."""
+    parent = multiprocessing.parent_process().pid  # type: ignore[union-attr]
+
+    def watch() -> None:
+        while os.getppid() == parent:
+            time.sleep(1.0)
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
+
+
+def _as_it_is(decoded: Decoded) -> Decoded:
+    return decoded

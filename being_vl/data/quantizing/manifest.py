@@ -1,0 +1,108 @@
+"""The files beside the shards: what a folder is made from (`encode.json`), what is in it (`manifest.json`).
+
+`encode.json` is written first and guards against mixing; `manifest.json` and `skipped.jsonl` are written
+last, from the metadata of the shards, and say that the folder is whole.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow.parquet as pq
+
+from ...codes.shards import MANIFEST, RUN_FILE, VERSION, ShardInfo, read_info
+from ...files import claim as claim_folder
+from ...files import write_atomic
+from .sources import Source
+
+
+def shard_path(output: Path, part: int, chunk: int) -> Path:
+    """Where the `chunk`-th shard of a part of the source lies."""
+    return output / f"codes-{part:05d}-{chunk:05d}.parquet"
+
+
+def read_our_info(path: Path) -> ShardInfo:
+    """The metadata of a shard of ours.
+
+    Raises:
+        ValueError: another program wrote the file, or it is damaged.
+    """
+    info = read_info(path)
+    if info is None:
+        raise ValueError(f"{path}: not a shard that being-vl encode wrote")
+    return info
+
+
+def claim(
+    output: Path, source: Source, *, quantizer: str, codebook_size: int, shard_size: int
+) -> None:
+    """Write down what this folder is made from; refuse a folder that was made from something else.
+
+    Raises:
+        ValueError: the folder holds, or is to hold, shards of another source, quantizer or shard size.
+    """
+    wanted = {
+        "version": VERSION,
+        "quantizer": quantizer,
+        "codebook_size": codebook_size,
+        "shard_size": shard_size,
+        "source": source.identity(),
+    }
+    claim_folder(
+        output / RUN_FILE,
+        wanted,
+        "shards of both must not be mixed; choose another output folder",
+        made="codes-*.parquet",
+    )
+
+
+def write_manifest(output: Path, source: Source) -> dict[str, Any]:
+    """Check that every shard is there, and write `manifest.json` and `skipped.jsonl`.
+
+    Returns:
+        The manifest: totals, and for each shard its file, images and skipped images.
+
+    Raises:
+        ValueError: a shard is missing or not ours.
+    """
+    shards, skipped, cells = [], [], 0
+    for path, info in _all_shards(output, source):
+        sizes = pq.read_table(path, columns=["height", "width"])
+        cells += int(np.dot(sizes["height"].to_numpy().astype(np.int64), sizes["width"].to_numpy()))
+        shards.append({"file": path.name, "images": sizes.num_rows, "skipped": len(info.skipped)})
+        skipped += [
+            {"image_id": image_id, "reason": reason, "shard": path.name}
+            for _, image_id, reason in info.skipped
+        ]
+    manifest = {
+        "version": VERSION,
+        "images": sum(shard["images"] for shard in shards),
+        "skipped": len(skipped),
+        "cells": cells,
+        "shards": shards,
+    }
+    lines = "".join(json.dumps(line) + "\n" for line in skipped)
+    write_atomic(output / "skipped.jsonl", lines.encode())
+    write_atomic(output / MANIFEST, json.dumps(manifest, indent=1).encode())
+    return manifest
+
+
+def _all_shards(output: Path, source: Source) -> list[tuple[Path, ShardInfo]]:
+    found = []
+    for part in range(source.num_parts):
+        chunk = 0
+        while True:
+            path = shard_path(output, part, chunk)
+            if not path.exists():
+                if chunk == 0 and next(source.records(part), None) is None:
+                    break  # an empty part has no shard
+                raise ValueError(f"{path}: this shard is missing; run the command again to make it")
+            info = read_our_info(path)
+            found.append((path, info))
+            if info.last:
+                break
+            chunk += 1
+    return found

@@ -1,0 +1,179 @@
+"""text model + VQ model + image BPE → a Being-VL checkpoint, before any training.
+
+Source: the expansion step of Being-VL-0.5 (its `convert_llama_beingvl.py`). It differs in that any
+Llama-family model will do, and that everything a checkpoint needs is in the folder.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
+
+from ..files import new_folder, read_json, write_atomic, write_json
+from ..models.modeling_being_vl import BeingVLForCausalLM
+from ..processing.chat_templates import default_chat_template
+from ..processing.processing_being_vl import BeingVLProcessor
+from ..processing.tokenization_being_vl import BeingVLTokenizer
+from ..quantizers.image_processing_being_vl import BeingVLImageProcessor
+from .remote_code import add_remote_code
+
+if TYPE_CHECKING:
+    import torch
+
+    from ..bpe.image_bpe import ImageBPE
+    from ..models.configuration_being_vl import BeingVLConfig
+
+
+def init_checkpoint(
+    text_model: LlamaForCausalLM,
+    text_tokenizer: PreTrainedTokenizerBase,
+    vq_model: PreTrainedModel,
+    image_bpe: ImageBPE,
+    *,
+    image_processor: BeingVLImageProcessor | None = None,
+    special_tokens: Mapping[str, str] | None = None,
+    chat_template: str | None = None,
+    image_init: str = "normal",
+    image_init_std: float | None = None,
+    generator: torch.Generator | None = None,
+) -> tuple[BeingVLForCausalLM, BeingVLProcessor]:
+    """Extend a text model by the image vocabulary; its behaviour on text stays the same, bit for bit.
+
+    Args:
+        text_model: any Llama, with a tied or an untied head.
+        text_tokenizer: its fast tokenizer.
+        vq_model: the quantizer of images, with as many codes as `image_bpe` knows.
+        image_bpe: the trained image BPE.
+        image_processor: by default Chameleon's, with a square crop of `vq_model.config.resolution`.
+        special_tokens: see [`BeingVLTokenizer.from_text_tokenizer`].
+        chat_template: Jinja source; by default one with the turn markers of the text tokenizer.
+        image_init, image_init_std, generator: how the new rows start, see
+            [`BeingVLForCausalLM.from_text_model`].
+
+    Raises:
+        ValueError: the VQ model and the image BPE have different codebook sizes, or the tokenizer has more
+            ids than the model has rows.
+    """
+    if vq_model.config.num_embeddings != image_bpe.codebook_size:
+        raise ValueError(
+            f"the VQ model has {vq_model.config.num_embeddings} codes, but the image BPE was trained on "
+            f"{image_bpe.codebook_size}"
+        )
+    tokenizer = BeingVLTokenizer.from_text_tokenizer(text_tokenizer, image_bpe, special_tokens)
+    tokenizer.chat_template = chat_template or default_chat_template(tokenizer.get_vocab())
+    if image_processor is None:
+        image_processor = default_image_processor(vq_model.config)
+    processor = BeingVLProcessor(image_processor, tokenizer, vq_model=vq_model)
+    model = BeingVLForCausalLM.from_text_model(
+        text_model,
+        tokenizer.layout,
+        boi_token_id=tokenizer.boi_token_id,
+        eoi_token_id=tokenizer.eoi_token_id,
+        image_token_id=tokenizer.image_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+        image_grid_size=_grid_size(image_processor, vq_model.config.downsampling),
+        image_init=image_init,
+        image_init_std=image_init_std,
+        codebook=vq_model.get_codebook(),
+        merges=image_bpe.merges,
+        generator=generator,
+    )
+    return model, processor
+
+
+def default_image_processor(vq_config: Any) -> BeingVLImageProcessor:
+    """Chameleon's preprocessing at the resolution of a VQ model."""
+    side = vq_config.resolution
+    return BeingVLImageProcessor(
+        size={"shortest_edge": side},
+        crop_size={"height": side, "width": side},
+        size_divisor=vq_config.downsampling,
+    )
+
+
+def _grid_size(image_processor: BeingVLImageProcessor, downsampling: int) -> tuple[int, int] | None:
+    """The grid of every image where the image processor crops, None where their sizes differ."""
+    if not image_processor.do_center_crop or image_processor.aspect_ratio_buckets:
+        return None
+    crop = image_processor.crop_size
+    return crop["height"] // downsampling, crop["width"] // downsampling
+
+
+def save_checkpoint(
+    model: BeingVLForCausalLM,
+    processor: BeingVLProcessor,
+    folder: str | os.PathLike,
+    *,
+    remote_code: bool = False,
+    settings: Mapping[str, str] | None = None,
+) -> None:
+    """Save model, tokenizer, processor and VQ model; the folder appears when all of it is written.
+
+    Args:
+        model, processor: what `init_checkpoint` returned, or a trained model and its processor.
+        folder: must not exist yet, or be empty.
+        remote_code: add the modules that `trust_remote_code=True` needs where being_vl is not installed.
+        settings: names to texts of further files, such as the options of the command that made it.
+
+    Raises:
+        ValueError: the folder has files in it.
+    """
+    with new_folder(folder) as partial:
+        model.save_pretrained(partial)
+        processor.save_pretrained(partial)
+        _write_settings(partial, settings)
+        if remote_code:
+            add_remote_code(partial)
+
+
+def export_checkpoint(
+    model: BeingVLForCausalLM,
+    tokenizer: BeingVLTokenizer,
+    folder: str | os.PathLike,
+    *,
+    settings: Mapping[str, str] | None = None,
+) -> None:
+    """Save a model as a plain Llama with a plain fast tokenizer, same ids, same logits.
+
+    The folder loads with `LlamaForCausalLM` and `PreTrainedTokenizerFast` where being_vl is not installed.
+    The sizes of the vocabulary lie under the key `being_vl` of `config.json`; `image_bpe.json` stays, for
+    whoever turns images into ids.
+
+    Raises:
+        ValueError: the folder has files in it, or the model has grid positions, which no Llama has.
+    """
+    if model.config.image_positions is not None:
+        raise ValueError(
+            f"a model with image_positions={model.config.image_positions!r} is no plain Llama and cannot be "
+            "exported"
+        )
+    with new_folder(folder) as partial:
+        model.save_pretrained(partial)
+        tokenizer.save_pretrained(partial)
+        _write_settings(partial, settings)
+        _make_plain_llama(partial / "config.json", model.config)
+        tokenizer_config = read_json(partial / "tokenizer_config.json")
+        tokenizer_config["tokenizer_class"] = "PreTrainedTokenizerFast"
+        for name in ("auto_map", "processor_class"):
+            tokenizer_config.pop(name, None)
+        write_json(partial / "tokenizer_config.json", tokenizer_config)
+
+
+def _make_plain_llama(path: Path, config: BeingVLConfig) -> None:
+    """Rewrite a config.json: Llama's fields at the top, ours under one key."""
+    fields = read_json(path)
+    ours = set(config.to_dict()) - set(LlamaConfig().to_dict()) - {"auto_map"}
+    fields["being_vl"] = {name: fields.pop(name) for name in sorted(ours & set(fields))}
+    fields.pop("auto_map", None)
+    fields["model_type"] = LlamaConfig.model_type
+    fields["architectures"] = [LlamaForCausalLM.__name__]
+    write_json(path, fields)
+
+
+def _write_settings(folder: Path, settings: Mapping[str, str] | None) -> None:
+    for name, text in (settings or {}).items():
+        write_atomic(folder / name, text)

@@ -1,0 +1,125 @@
+"""The sizes of a Being-VL language model: Llama's fields and the layout of its vocabulary.
+
+Source: transformers' LlamaConfig, which it extends, so every Llama field means what it means there.
+It differs by fields that say where text ends and images begin, and by optional grid positions.
+"""
+
+from typing import Any, Literal
+
+from huggingface_hub.dataclasses import strict
+from transformers import LlamaConfig
+
+from ..vocabulary import VocabularyLayout
+
+_SIZES = ("vocab_size", "text_vocab_size", "num_special_tokens", "codebook_size", "num_merges")
+
+
+@strict
+class BeingVLConfig(LlamaConfig):
+    r"""Configuration of [`BeingVLModel`] and [`BeingVLForCausalLM`].
+
+    Args:
+        vocab_size: rows of the embeddings. Left out, it is the size of the layout; a larger value is
+            padding (rows that no token has), a smaller one an error.
+        text_vocab_size: T, the size of the base tokenizer, its own special tokens included.
+        num_special_tokens: S, the special tokens added for images.
+        codebook_size: K, the codes of the VQ-GAN.
+        num_merges: M, the rules of the image BPE.
+        boi_token_id, eoi_token_id: the tokens that open and close an image, in [0, T + S).
+        image_token_id: the placeholder of an image in chat text, in [0, T + S); never generated.
+        image_grid_size: (height, width), the cells of the images that the model generates when
+            `generate` is not told otherwise.
+        image_positions: `"grid"` adds learned row and column vectors to the embeddings of image tokens.
+            Such a checkpoint has two more tensors than a Llama and **no stock Llama can run it**.
+        max_grid_size: rows, and columns, that `image_positions="grid"` has vectors for.
+
+    Raises:
+        ValueError: a size is negative, `vocab_size` is too small, an id lies outside its range, or
+            `image_grid_size` is not two positive numbers.
+    """
+
+    model_type = "being_vl"
+
+    vocab_size: int | None = None
+    text_vocab_size: int = 32000
+    num_special_tokens: int = 4
+    codebook_size: int = 8192
+    num_merges: int = 8192
+    boi_token_id: int | None = None
+    eoi_token_id: int | None = None
+    image_token_id: int | None = None
+    image_grid_size: list[int] | tuple[int, int] | None = None
+    image_positions: Literal["grid"] | None = None
+    max_grid_size: int = 64
+
+    def __post_init__(self, **kwargs: Any) -> None:
+        if self.vocab_size is None:
+            self.vocab_size = self.layout.size
+        super().__post_init__(**kwargs)
+        # Here too, so that bad sizes are a ValueError: @strict wraps what its validators raise.
+        self.validate_layout()
+        self.validate_image_grid()
+
+    @classmethod
+    def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> "BeingVLConfig":
+        """transformers', but a size given to override one is checked, and `vocab_size` follows it.
+
+        Raises:
+            ValueError: the configuration is of another kind of model; transformers would build a new
+                model of the default sizes from it.
+        """
+        found = config_dict.get("model_type", cls.model_type)
+        if found != cls.model_type:
+            raise ValueError(
+                f"config.json: model_type must be {cls.model_type!r} to load as {cls.__name__}, got "
+                f"{found!r}; `being-vl init` makes a Being-VL checkpoint of a Llama"
+            )
+        given = {name: kwargs.pop(name) for name in _SIZES if name in kwargs}
+        if given:
+            config_dict = {**config_dict, "vocab_size": None, **given}
+        return super().from_dict(config_dict, **kwargs)
+
+    @property
+    def layout(self) -> VocabularyLayout:
+        """Where text, special tokens, codes and merges lie in the vocabulary."""
+        return VocabularyLayout(
+            self.text_vocab_size, self.num_special_tokens, self.codebook_size, self.num_merges
+        )
+
+    @layout.setter
+    def layout(self, layout: VocabularyLayout) -> None:
+        self.text_vocab_size = layout.text_size
+        self.num_special_tokens = layout.num_special_tokens
+        self.codebook_size = layout.codebook_size
+        self.num_merges = layout.num_merges
+
+    def validate_layout(self) -> None:
+        """Part of the `@strict` validation: the vocabulary's sizes and ids agree."""
+        layout = self.layout
+        if self.vocab_size < layout.size:
+            raise ValueError(
+                f"vocab_size must be at least text_vocab_size + num_special_tokens + codebook_size + "
+                f"num_merges = {layout.size}, got {self.vocab_size}"
+            )
+        for name in ("boi_token_id", "eoi_token_id", "image_token_id"):
+            token_id = getattr(self, name)
+            if token_id is not None and not 0 <= token_id < layout.first_code_id:
+                raise ValueError(
+                    f"{name} must be a text or special token, in [0, {layout.first_code_id}), got {token_id}"
+                )
+
+    def validate_image_grid(self) -> None:
+        """Part of the `@strict` validation: the grid sizes are positive and fit each other."""
+        size = self.image_grid_size
+        if size is not None and (len(size) != 2 or any(side < 1 for side in size)):
+            raise ValueError(f"image_grid_size must be (height, width), both positive, got {size}")
+        if self.image_positions == "grid":
+            if self.max_grid_size < 1:
+                raise ValueError(f"max_grid_size must be positive, got {self.max_grid_size}")
+            if size is not None and max(size) > self.max_grid_size:
+                raise ValueError(
+                    f"image_grid_size {tuple(size)} exceeds max_grid_size {self.max_grid_size}"
+                )
+
+
+__all__ = ["BeingVLConfig"]

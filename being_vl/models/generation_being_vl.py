@@ -1,0 +1,360 @@
+"""logits → legal token ids: generation of text, of images, and of both in turn.
+
+Source: transformers' GenerationMixin, which does the decoding; the mask of point 8 of the law of the image
+BPE. Differs from other image-generating models in that the number of tokens of an image is not fixed: it is
+closed when its last cell is covered, so every generated image decodes.
+"""
+
+import copy
+import os
+from typing import Any, Literal, get_args
+
+import numpy as np
+import torch
+from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList
+from transformers.utils import cached_file
+
+from ..bpe.grid_tracking import OpenImageTracker
+from ..bpe.image_bpe import ImageBPE
+from ..bpe.placement import GridState
+from ..vocabulary import VocabularyLayout
+
+GenerationTarget = Literal["text", "image", "interleaved"]
+
+_IMAGE_BPE_FILE = "image_bpe.json"
+_DEFAULT_NEW_TOKENS = 20  # what `generate` does when told no length
+
+
+class TextOnlyLogitsProcessor(LogitsProcessor):
+    """Masks codes, merges, boi, eoi and the image placeholder."""
+
+    def __init__(self, layout: VocabularyLayout, image_special_ids: list[int]):
+        self._image_ids = slice(layout.first_code_id, layout.size)
+        self._special_ids = image_special_ids
+
+    def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
+        scores = scores.clone()
+        scores[:, self._image_ids] = -torch.inf
+        scores[:, self._special_ids] = -torch.inf
+        return scores
+
+
+class ImageGridLogitsProcessor(LogitsProcessor):
+    """Leaves only what keeps each image a legal cover of its grid.
+
+    Outside an image it leaves text, and boi if a whole image still fits into the budget (interleaved), or
+    boi alone (image only). Inside it leaves the tokens that fit at the first uncovered cell, and once
+    none is uncovered, eoi alone.
+
+    Args:
+        tracker: follows the images of the batch.
+        layout: the vocabulary.
+        boi_token_id, eoi_token_id, image_token_id: see [`BeingVLConfig`].
+        prompt_length: ids given, not generated.
+        max_new_tokens: None for one image and nothing else; else the budget for interleaved text.
+    """
+
+    def __init__(
+        self,
+        tracker: OpenImageTracker,
+        layout: VocabularyLayout,
+        *,
+        boi_token_id: int,
+        eoi_token_id: int,
+        image_token_id: int | None,
+        prompt_length: int,
+        max_new_tokens: int | None,
+    ):
+        self._tracker = tracker
+        self._layout = layout
+        self._boi_token_id = boi_token_id
+        self._eoi_token_id = eoi_token_id
+        self._image_token_id = image_token_id
+        self._prompt_length = prompt_length
+        self._max_new_tokens = max_new_tokens
+
+    def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
+        ids = input_ids.cpu().numpy()
+        allowed = np.zeros(scores.shape, dtype=bool)
+        for row, state in enumerate(self._tracker.states(ids)):
+            self._allow(allowed[row], state, ids[row])
+        mask = torch.from_numpy(allowed).to(scores.device)
+        scores = scores.masked_fill(~mask, -torch.inf)
+        # Another processor may have ruled out all that is legal here; the grid comes first.
+        is_stuck = (scores == -torch.inf).all(dim=-1, keepdim=True)
+        return torch.where(is_stuck & mask, torch.zeros_like(scores), scores)
+
+    def _allow(
+        self, allowed: np.ndarray, state: GridState | ValueError | None, ids: np.ndarray
+    ) -> None:
+        """Set what may come next after `ids`, in place."""
+        layout = self._layout
+        if isinstance(state, GridState):
+            if state.finished:
+                allowed[self._eoi_token_id] = True
+            else:
+                allowed[layout.first_code_id : layout.size] = state.legal_mask()
+        elif isinstance(state, ValueError):
+            # Beam search fills up with beams of score -inf, whose ids mean nothing and never win.
+            allowed[:] = True
+        elif self._max_new_tokens is None:
+            is_finished = self._eoi_token_id in ids[self._prompt_length :]
+            allowed[slice(None) if is_finished else self._boi_token_id] = True
+        else:
+            allowed[:] = True
+            allowed[layout.first_code_id : layout.size] = False
+            allowed[self._eoi_token_id] = False
+            if self._image_token_id is not None:
+                allowed[self._image_token_id] = False
+            height, width = self._tracker.grid_size
+            left = self._max_new_tokens - (len(ids) - self._prompt_length)
+            if left < image_token_bound(height, width):
+                allowed[self._boi_token_id] = False
+
+
+def image_token_bound(height: int, width: int) -> int:
+    """The most tokens that an image of this size takes: one a cell, boi and eoi."""
+    return height * width + 2
+
+
+class BeingVLGenerationMixin:
+    """`generate` with a mode, for a model with a `config` of [`BeingVLConfig`]."""
+
+    output_modalities = ("text", "image")
+    _image_bpe: ImageBPE | None = None
+
+    @property
+    def image_bpe(self) -> ImageBPE:
+        """The merge rules, from `image_bpe.json` of the checkpoint unless they were set.
+
+        Raises:
+            OSError: there is no such file where the model came from.
+            ValueError: the model came from nowhere, or the rules are not of the model's sizes.
+        """
+        if self._image_bpe is None:
+            if not self.name_or_path:
+                raise ValueError("the model has no image BPE yet: set model.image_bpe")
+            path = cached_file(
+                self.name_or_path,
+                _IMAGE_BPE_FILE,
+                revision=getattr(self.config, "_commit_hash", None),
+            )
+            self.image_bpe = ImageBPE.from_pretrained(path)
+        return self._image_bpe
+
+    @image_bpe.setter
+    def image_bpe(self, image_bpe: ImageBPE | None) -> None:
+        if image_bpe is not None:
+            sizes = (image_bpe.codebook_size, image_bpe.num_merges)
+            expected = (self.config.codebook_size, self.config.num_merges)
+            if sizes != expected:
+                raise ValueError(
+                    f"the image BPE has {sizes[0]} codes and {sizes[1]} merges, the model {expected[0]} "
+                    f"and {expected[1]}"
+                )
+        self._image_bpe = image_bpe
+
+    def save_pretrained(
+        self,
+        save_directory: str | os.PathLike,
+        is_main_process: bool = True,
+        state_dict: dict[str, torch.Tensor] | None = None,
+        **kwargs: Any,
+    ) -> Any:
+        """Llama's, with `image_bpe.json` beside the weights where the model knows its merge rules."""
+        if self._image_bpe is not None and is_main_process:
+            self._image_bpe.save_pretrained(save_directory)
+        return super().save_pretrained(
+            save_directory, is_main_process=is_main_process, state_dict=state_dict, **kwargs
+        )
+
+    def generate(
+        self,
+        inputs: torch.Tensor | None = None,
+        generation_config: GenerationConfig | None = None,
+        logits_processor: LogitsProcessorList | None = None,
+        *args: Any,
+        generation_mode: GenerationTarget | None = None,
+        image_grid_size: tuple[int, int] | None = None,
+        **kwargs: Any,
+    ) -> Any:
+        """transformers' generate, told what to generate.
+
+        Args:
+            generation_mode: `"text"` (the default) never emits a token of an image. `"image"` emits one
+                image: boi unless the prompt ends in it, tokens that cover the grid, eoi; its length
+                follows from the grid, so `max_new_tokens` and `eos_token_id` are not consulted; a prompt
+                that ends inside an image is continued. `"interleaved"` emits text and images, and begins
+                an image only where `max_new_tokens` leaves room to finish it.
+            image_grid_size: (height, width) of the images in cells; by default
+                `config.image_grid_size`.
+            guidance_scale: in images, classifier-free guidance; without `negative_prompt_ids` the
+                unconditional sequence is bos, and the image as far as the prompt has it.
+
+        Returns:
+            As transformers' generate: the ids of prompt and continuation, (batch, length), or a
+            ModelOutput.
+
+        Raises:
+            ValueError: an unknown mode, no grid size, boi or eoi unknown, the prompt ends in an image
+                that does not fit the grid, or guidance together with beam search.
+        """
+        if generation_mode is not None and generation_mode not in get_args(GenerationTarget):
+            raise ValueError(
+                f"generation_mode must be one of {get_args(GenerationTarget)}, got {generation_mode!r}"
+            )
+        processors = LogitsProcessorList(logits_processor or [])
+        if generation_mode in (None, "text"):
+            # An assistant model is handed the main model's processors, and follows its mode.
+            if not any(isinstance(p, ImageGridLogitsProcessor) for p in processors):
+                processors.append(self._text_only())
+            return super().generate(inputs, generation_config, processors, *args, **kwargs)
+
+        settings = _Settings(generation_config, self.generation_config, kwargs)
+        tracker = self._tracker(image_grid_size)
+        prompt = inputs if inputs is not None else kwargs.get("input_ids")
+        if prompt is not None:
+            _check_prompt(tracker, prompt)
+        if generation_mode == "image":
+            settings.set("max_new_tokens", image_token_bound(*tracker.grid_size))
+            settings.kwargs.pop("max_length", None)
+            settings.set("eos_token_id", self.config.eoi_token_id)
+            budget = None
+        else:
+            budget = settings.max_new_tokens(prompt, kwargs.get("inputs_embeds"))
+        self._prepare_guidance(settings, tracker, prompt, kwargs)
+        if self.config.image_positions is not None:
+            settings.kwargs["image_grid_size"] = tracker.grid_size
+        processors.append(
+            ImageGridLogitsProcessor(
+                tracker,
+                self.config.layout,
+                boi_token_id=self.config.boi_token_id,
+                eoi_token_id=self.config.eoi_token_id,
+                image_token_id=self.config.image_token_id,
+                prompt_length=0 if prompt is None else prompt.shape[1],
+                max_new_tokens=budget,
+            )
+        )
+        return super().generate(inputs, settings.config, processors, *args, **settings.kwargs)
+
+    def _text_only(self) -> TextOnlyLogitsProcessor:
+        config = self.config
+        special = (config.boi_token_id, config.eoi_token_id, config.image_token_id)
+        return TextOnlyLogitsProcessor(
+            config.layout, [token_id for token_id in special if token_id is not None]
+        )
+
+    def _tracker(self, image_grid_size: tuple[int, int] | None) -> OpenImageTracker:
+        config = self.config
+        size = image_grid_size if image_grid_size is not None else config.image_grid_size
+        if size is None:
+            raise ValueError(
+                "image_grid_size=(height, width) must be given, or set in the model's configuration"
+            )
+        for name in ("boi_token_id", "eoi_token_id"):
+            if getattr(config, name) is None:
+                raise ValueError(f"config.{name} must be set to generate images, got None")
+        return OpenImageTracker(
+            config.layout, self.image_bpe, tuple(size), config.boi_token_id, config.eoi_token_id
+        )
+
+    def _prepare_guidance(
+        self,
+        settings: "_Settings",
+        tracker: OpenImageTracker,
+        prompt: torch.Tensor | None,
+        kwargs: dict[str, Any],
+    ) -> None:
+        """Give transformers' guidance its unconditional sequences, one for each generated one."""
+        if settings.get("guidance_scale") in (None, 1):
+            return
+        if (settings.get("num_beams") or 1) > 1:
+            raise ValueError(
+                "guidance_scale works with greedy search and sampling, got num_beams > 1"
+            )
+        if self.config.image_positions is not None:
+            raise ValueError("guidance_scale does not work with image_positions='grid'")
+        negative = kwargs.get("negative_prompt_ids")
+        if negative is None:
+            negative = self._unconditional_ids(settings, tracker, prompt, kwargs)
+        copies = settings.get("num_return_sequences") or 1
+        settings.kwargs["negative_prompt_ids"] = negative.repeat_interleave(copies, dim=0)
+        mask = kwargs.get("negative_prompt_attention_mask")
+        if mask is not None:
+            settings.kwargs["negative_prompt_attention_mask"] = mask.repeat_interleave(
+                copies, dim=0
+            )
+
+    def _unconditional_ids(
+        self,
+        settings: "_Settings",
+        tracker: OpenImageTracker,
+        prompt: torch.Tensor | None,
+        kwargs: dict[str, Any],
+    ) -> torch.Tensor:
+        bos_token_id = settings.get("bos_token_id")
+        if bos_token_id is None:
+            raise ValueError(
+                "guidance_scale needs negative_prompt_ids, as the model has no bos token"
+            )
+        given = prompt if prompt is not None else kwargs["inputs_embeds"]
+        bos = torch.full((given.shape[0], 1), bos_token_id, dtype=torch.long, device=given.device)
+        if prompt is None:
+            return bos
+        starts = {tracker.open_at(ids) for ids in prompt.cpu().numpy()}
+        if len(starts) > 1:
+            raise ValueError(
+                "guidance_scale needs negative_prompt_ids where the prompts' images are unequally far"
+            )
+        start = starts.pop()
+        return bos if start is None else torch.cat([bos, prompt[:, start - 1 :]], dim=1)
+
+
+class _Settings:
+    """Generation settings where transformers looks for them: arguments, else a config, else the model's."""
+
+    def __init__(
+        self,
+        config: GenerationConfig | None,
+        defaults: GenerationConfig,
+        kwargs: dict[str, Any],
+    ):
+        self.config = copy.deepcopy(config)
+        self.kwargs = dict(kwargs)
+        self._defaults = defaults
+
+    def get(self, name: str) -> Any:
+        for value in (self.kwargs.get(name), getattr(self.config, name, None)):
+            if value is not None:
+                return value
+        return getattr(self._defaults, name, None)
+
+    def set(self, name: str, value: Any) -> None:
+        if self.config is None:
+            self.kwargs[name] = value
+        else:
+            self.kwargs.pop(name, None)
+            setattr(self.config, name, value)
+
+    def max_new_tokens(self, prompt: torch.Tensor | None, embeds: torch.Tensor | None) -> int:
+        """How many tokens transformers will generate at most."""
+        max_new_tokens, max_length = self.get("max_new_tokens"), self.get("max_length")
+        if max_new_tokens is not None:
+            return max_new_tokens
+        if max_length is None:
+            return _DEFAULT_NEW_TOKENS
+        given = embeds if embeds is not None else prompt
+        return max_length - (0 if given is None else given.shape[1])
+
+
+def _check_prompt(tracker: OpenImageTracker, prompt: torch.Tensor) -> None:
+    for row, state in enumerate(tracker.states(prompt.cpu().numpy())):
+        if isinstance(state, ValueError):
+            height, width = tracker.grid_size
+            raise ValueError(
+                f"the image that prompt {row} ends in does not fit a grid of {height}x{width} cells: {state}"
+            )
+
+
+__all__ = ["BeingVLGenerationMixin", "ImageGridLogitsProcessor", "TextOnlyLogitsProcessor"]

@@ -1,0 +1,104 @@
+"""text model → the configuration and the parameters of the Being-VL model that it becomes.
+
+Source: the expansion step of Being-VL-0.5. It differs in that nothing of the text model is changed, not even
+by a bit: every parameter is copied, and new rows are appended.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+from transformers import LlamaForCausalLM
+
+from ..vocabulary import VocabularyLayout
+from .configuration_being_vl import BeingVLConfig
+from .image_rows import ImageInit, new_rows
+
+_OF_THE_TEXT_MODEL_ALONE = (
+    "_name_or_path",
+    "architectures",
+    "auto_map",
+    "model_type",
+    "quantization_config",  # a GGUF file's: its weights are plain numbers once they are loaded
+    "transformers_version",
+)
+
+
+def extended_config(
+    text_model: LlamaForCausalLM, layout: VocabularyLayout, **fields: Any
+) -> BeingVLConfig:
+    """The text model's configuration with the layout's sizes, and `fields`."""
+    text = text_model.config.to_dict()
+    for name in _OF_THE_TEXT_MODEL_ALONE:
+        text.pop(name, None)
+    config = BeingVLConfig(
+        **{
+            **text,
+            "vocab_size": layout.size,
+            "text_vocab_size": layout.text_size,
+            "num_special_tokens": layout.num_special_tokens,
+            "codebook_size": layout.codebook_size,
+            "num_merges": layout.num_merges,
+            "dtype": text_model.dtype,
+            **fields,
+        }
+    )
+    config._attn_implementation = text_model.config._attn_implementation
+    return config
+
+
+def extended_state(
+    text_model: LlamaForCausalLM,
+    config: BeingVLConfig,
+    image_init: ImageInit,
+    *,
+    std: float | None,
+    codebook: torch.Tensor | None,
+    merges: np.ndarray | torch.Tensor | None,
+    generator: torch.Generator | None,
+) -> dict[str, torch.Tensor]:
+    """A state dict for `config`: copies of the text model's tensors, with new rows after the first T.
+
+    The initialisation is as in [`image_rows.new_rows`]; an untied head draws rows of its own.
+
+    Raises:
+        ValueError: the text model's weights are quantized.
+    """
+    for name, tensor in text_model.state_dict().items():
+        if not tensor.is_floating_point():
+            raise ValueError(
+                f"text_model: {name} has dtype {tensor.dtype}, but rows are added to plain weights: load it "
+                "without quantization"
+            )
+
+    def extended(matrix: torch.Tensor) -> torch.Tensor:
+        text_rows = matrix[: config.text_vocab_size].detach()
+        rows = new_rows(
+            text_rows,
+            config.layout,
+            image_init,
+            std=std,
+            codebook=codebook,
+            merges=merges,
+            generator=generator,
+        )
+        return torch.cat([text_rows, rows.to(text_rows)])
+
+    state = {
+        name: tensor.detach().clone()
+        for name, tensor in text_model.state_dict().items()
+        if name not in ("model.embed_tokens.weight", "lm_head.weight")
+    }
+    state["model.embed_tokens.weight"] = extended(text_model.get_input_embeddings().weight)
+    state["lm_head.weight"] = (
+        state["model.embed_tokens.weight"]
+        if config.tie_word_embeddings
+        else extended(text_model.get_output_embeddings().weight)
+    )
+    if config.image_positions == "grid":
+        table = torch.zeros(config.max_grid_size, config.hidden_size).to(text_model.lm_head.weight)
+        state["model.grid_positions.rows"] = table
+        state["model.grid_positions.columns"] = table.clone()
+    return state

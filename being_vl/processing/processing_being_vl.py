@@ -1,0 +1,465 @@
+"""pixels and text → ids, and ids → text and pixels: what surrounds the language model.
+
+Source: transformers' `ProcessorMixin`, whose conventions it keeps. It differs from its peers (Chameleon,
+Emu3) in that an image takes as many tokens as its content needs, so images are quantized and encoded
+here, before the text is tokenized, and the model sees nothing but `input_ids`. The VQ model lies in the
+checkpoint's subfolder `vq_model/` and is loaded when the first image comes.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+import os
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from transformers import BatchFeature, PreTrainedModel, ProcessorMixin
+from transformers.image_utils import make_flat_list_of_images
+from transformers.processing_utils import MultiModalData
+from transformers.utils.hub import resolve_revision
+
+from ..bpe.grid_inputs import flatten, is_nested, nested_grids
+from ..hub.commit import VQ_FOLDER
+from ..hub.pushing import PushesCheckpoint, hub_options
+from ..quantizers.lazy_vq import LazyVQ
+from ..vocabulary import VocabularyLayout
+
+_HUB_OPTIONS = (
+    "cache_dir",
+    "force_download",
+    "local_files_only",
+    "token",
+    "revision",
+    "trust_remote_code",
+)
+
+
+class BeingVLProcessor(ProcessorMixin, PushesCheckpoint):
+    """Image processor, VQ model, image BPE and tokenizer behind one call.
+
+    Each `<image>` of a text becomes `boi_token`, the image's tokens, `eoi_token`. Images come as `images`
+    (anything that transformers accepts), which the VQ model quantizes, or as `image_codes`, grids of codes
+    computed before, for which no VQ model is needed or loaded.
+
+    Args:
+        image_processor: image → pixel values.
+        tokenizer: a `BeingVLTokenizer`.
+        chat_template: Jinja source; the tokenizer's by default.
+        vq_model: any model with `encode`, `decode`, a config and `save_pretrained`. `from_pretrained` finds
+            it in `vq_model/` and loads it on first use.
+        vq_device: where the VQ model runs; the CPU, or where the given model already is, by default.
+    """
+
+    def __init__(
+        self, image_processor, tokenizer, chat_template=None, vq_model=None, vq_device=None
+    ):
+        self.image_token = tokenizer.image_token
+        self.image_token_id = tokenizer.image_token_id
+        self.boi_token = tokenizer.boi_token
+        self.boi_token_id = tokenizer.boi_token_id
+        self.eoi_token = tokenizer.eoi_token
+        self.eoi_token_id = tokenizer.eoi_token_id
+        self._vq = LazyVQ(vq_model, vq_device)
+        super().__init__(
+            image_processor, tokenizer, chat_template=chat_template or tokenizer.chat_template
+        )
+
+    # ---- the VQ model
+
+    @property
+    def vq_model(self) -> PreTrainedModel:
+        """The VQ model, loaded on first use.
+
+        Raises:
+            ValueError: the processor was built without one, or loaded with `vq=False`.
+        """
+        return self._vq.model
+
+    @property
+    def vq_device(self) -> torch.device:
+        """Where the VQ model runs. Assign to move it, or to choose before it is loaded."""
+        return self._vq.device
+
+    @vq_device.setter
+    def vq_device(self, device: str | torch.device) -> None:
+        self._vq.to(device)
+
+    def quantize(self, images: Any, **images_kwargs: Any) -> list[np.ndarray]:
+        """Pixels → codes: one int32 array (h, w) for each image, in order."""
+        features = self.image_processor(make_flat_list_of_images(images), **images_kwargs)
+        return self._vq.quantize(features["pixel_values"])
+
+    def reconstruct(self, codes: Any) -> Image.Image:
+        """Codes (h, w) → the image that the VQ model makes of them."""
+        return self.image_processor.postprocess(self._vq.reconstruct(codes))[0]
+
+    # ---- text and images → ids
+
+    def __call__(
+        self,
+        images: Any = None,
+        text: str | list[str] | None = None,
+        image_codes: Any = None,
+        split_special_tokens: bool | None = None,
+        **kwargs: Any,
+    ) -> BatchFeature:
+        """Tokenize texts and replace each `<image>` by its image.
+
+        Args:
+            images: one image, a list, or a list of lists (one list for each text).
+            text: one text or a list. Without text the images are only quantized.
+            image_codes: grids of codes in place of `images`: one array (h, w), an array (n, h, w), or
+                a (nested) list of grids of any sizes.
+            split_special_tokens: text that spells a special or image token stays text. Only for texts
+                without images; a chat with images has `sanitize_control_tokens` for that.
+            kwargs: what the tokenizer and the image processor take: `padding`, `return_tensors`, …
+
+        Returns:
+            `input_ids` and `attention_mask`; `image_codes`, a list of int32 arrays (h, w), without text.
+
+        Raises:
+            ValueError: images and placeholders differ in number, truncation would cut an image, codes are
+                out of range, or an image comes and there is no VQ model.
+        """
+        if images is not None and image_codes is not None:
+            raise ValueError("pass images or image_codes, not both")
+        if text is None and images is None:
+            raise ValueError("pass text, images or both")
+        images, text, *_ = self.prepare_inputs_layout(images=images, text=text, **kwargs)
+        merged = self._merge_kwargs(
+            self.valid_processor_kwargs, tokenizer_init_kwargs=self.tokenizer.init_kwargs, **kwargs
+        )
+        text_kwargs, images_kwargs = merged["text_kwargs"], merged["images_kwargs"]
+        return_tensors = text_kwargs.pop("return_tensors", None)
+        images_kwargs.pop("return_tensors", None)
+        if text is None:
+            codes = self.quantize(images, **images_kwargs)
+            return BatchFeature({"image_codes": codes}, tensor_type=return_tensors)
+
+        given = images if image_codes is None else nested_grids(image_codes)
+        counts = self._count_placeholders(text, given)
+        if sum(counts) and (split_special_tokens or self.tokenizer.split_special_tokens):
+            raise ValueError(
+                "split_special_tokens=True splits the image placeholders too; for text that is not trusted "
+                "use apply_chat_template(..., sanitize_control_tokens=True)"
+            )
+        grids = flatten(given) if image_codes is not None else []
+        if images is not None:
+            grids = self.quantize(images, **images_kwargs)
+        image_ids = self.tokenizer.encode_codes(grids) if grids else []
+
+        expanded = [
+            f"{self.boi_token}{self.image_token * len(ids)}{self.eoi_token}" for ids in image_ids
+        ]
+        text, offsets = self.get_text_with_replacements(list(text), expanded)
+        # Options of the processor, which transformers still mirrors among the tokenizer's.
+        return_types, return_offsets = (
+            text_kwargs.pop(name, merged.get(name, False))
+            for name in ("return_mm_token_type_ids", "return_text_replacement_offsets")
+        )
+        data = dict(self.tokenizer(text, split_special_tokens=split_special_tokens, **text_kwargs))
+        data["input_ids"] = self._fill_placeholders(
+            data["input_ids"], image_ids, counts, text_kwargs
+        )
+        if return_types:
+            data["mm_token_type_ids"] = self.create_mm_token_type_ids(data["input_ids"])
+        if return_offsets:
+            data["text_replacement_offsets"] = offsets
+        if return_tensors is None:
+            data["input_ids"] = [ids.tolist() for ids in data["input_ids"]]
+        elif "attention_mask" in data:  # arrays, as the ids are: torch is slow to read nested lists
+            data["attention_mask"] = [
+                np.array(row, dtype=np.int64) for row in data["attention_mask"]
+            ]
+        return BatchFeature(
+            data, tensor_type=return_tensors, skip_tensor_conversion=self.skip_tensor_conversion
+        )
+
+    def _count_placeholders(self, text: list[str], given: Any) -> list[int]:
+        """Placeholders in each text, checked against the images or grids given (nested or flat, or None)."""
+        # The base class knows which placeholders a sanitized chat has marked as the user's plain text.
+        most = sum(sample.count(self.image_token) for sample in text)
+        _, offsets = self.get_text_with_replacements(list(text), [self.image_token] * most)
+        counts = [len(sample) for sample in offsets]
+        if given is None:
+            expected = [0] * len(text)
+        elif isinstance(given, (list, tuple)) and len(given) == len(text) and is_nested(given):
+            expected = [len(sample) for sample in given]
+        else:
+            total = len(flatten(given))
+            expected = counts if sum(counts) == total else [total]
+        if counts != expected:
+            raise ValueError(
+                f"text has {counts} {self.image_token!r} placeholders (one number for each text), but the "
+                f"images or grids given are {expected}"
+            )
+        return counts
+
+    def _fill_placeholders(
+        self,
+        input_ids: list[list[int]],
+        image_ids: list[np.ndarray],
+        counts: list[int],
+        text_kwargs: dict[str, Any],
+    ) -> list[np.ndarray]:
+        """Write the images' ids over their placeholders; an image that lost a token is an error."""
+        if len(input_ids) != len(counts):
+            raise ValueError("return_overflowing_tokens would split images and is not supported")
+        filled = []
+        remaining = iter(image_ids)
+        for index, (row, count) in enumerate(zip(input_ids, counts, strict=True)):
+            ids = np.array(row, dtype=np.int64)
+            images = [next(remaining) for _ in range(count)]
+            places = np.flatnonzero(ids == self.image_token_id)
+            lengths = np.array([len(image) for image in images], dtype=np.int64)
+            whole = len(places) == lengths.sum()
+            if whole and count:
+                ends = np.cumsum(lengths)
+                before, after = places[ends - lengths] - 1, places[ends - 1] + 1
+                whole = before.min() >= 0 and after.max() < len(ids)
+                whole = whole and (ids[before] == self.boi_token_id).all()
+                whole = whole and (ids[after] == self.eoi_token_id).all()
+            if not whole:
+                raise ValueError(
+                    f"text {index}: truncation to max_length={text_kwargs.get('max_length')} cuts an image "
+                    f"(its {count} images take {int(lengths.sum()) + 2 * count} tokens); raise max_length or "
+                    "turn truncation off"
+                )
+            if count:
+                ids[places] = np.concatenate(images)
+            filled.append(ids)
+        return filled
+
+    def create_mm_token_type_ids(self, input_ids: Sequence[Any]) -> list[list[int]]:
+        """1 for the tokens of an image, its begin and end tokens included, and 0 for text."""
+        first, size = self._layout.first_code_id, self._layout.size
+        kinds = []
+        for row in input_ids:
+            ids = np.asarray(row)
+            image = (ids >= first) & (ids < size)
+            kinds.append(
+                (image | np.isin(ids, (self.boi_token_id, self.eoi_token_id))).astype(int).tolist()
+            )
+        return kinds
+
+    @property
+    def _layout(self) -> VocabularyLayout:
+        return self.tokenizer.layout
+
+    @property
+    def model_input_names(self) -> list[str]:
+        """What the model takes: the tokenizer's names, since pixels end here."""
+        return list(self.tokenizer.model_input_names)
+
+    def _get_num_multimodal_tokens(
+        self, image_sizes: Sequence[Sequence[int]] | None = None, **kwargs: Any
+    ) -> MultiModalData:
+        """The most tokens that images of these (height, width) can take, begin and end tokens included.
+
+        The image BPE decides how many they take, by content, so this is an upper bound.
+        """
+        if image_sizes is None:
+            return MultiModalData()
+        tokens = [math.prod(self.grid_size(height, width)) + 2 for height, width in image_sizes]
+        return MultiModalData(num_image_tokens=tokens, num_image_patches=[1] * len(tokens))
+
+    def grid_size(self, height: int, width: int) -> tuple[int, int]:
+        """The size (h, w) of the grid of codes of an image of height × width pixels."""
+        blank = self.image_processor(Image.new("RGB", (width, height)))["pixel_values"][0]
+        downsampling = self._vq.config.downsampling
+        return blank.shape[-2] // downsampling, blank.shape[-1] // downsampling
+
+    # ---- ids → text and images
+
+    def decode_image(
+        self,
+        ids: Any,
+        height: int | None = None,
+        width: int | None = None,
+        *,
+        visual: bool | None = None,
+    ) -> Image.Image:
+        """The ids of one image → the image.
+
+        Args:
+            ids: token ids, with or without the begin and end tokens, or visual ids.
+            height, width: the size of the grid, in cells; by default it is a square.
+            visual: whether ids are visual ids. By default they are if one of them is smaller than every
+                image token's id.
+
+        Raises:
+            ValueError: the ids do not cover a grid of that size exactly, naming the id and its position.
+        """
+        return self.reconstruct(self.decode_codes(ids, height, width, visual=visual))
+
+    def decode_codes(
+        self,
+        ids: Any,
+        height: int | None = None,
+        width: int | None = None,
+        *,
+        visual: bool | None = None,
+    ) -> np.ndarray:
+        """The ids of one image → its grid of codes, int32 (h, w); see [`decode_image`]."""
+        ids = np.asarray(
+            ids.cpu() if isinstance(ids, torch.Tensor) else ids, dtype=np.int64
+        ).reshape(-1)
+        layout = self._layout
+        if len(ids) and visual is not True:
+            start = int(ids[0] == self.boi_token_id)
+            stop = len(ids) - int(ids[-1] == self.eoi_token_id)
+            inner = ids[start:stop]
+            if visual is False or not len(inner) or inner.min() >= layout.first_code_id:
+                ids = inner - layout.first_code_id
+        bpe = self.tokenizer.image_bpe
+        wrong = np.flatnonzero((ids < 0) | (ids >= bpe.vocab_size))
+        if len(wrong):
+            raise ValueError(
+                f"visual id {ids[wrong[0]]} at position {wrong[0]} is not in [0, {bpe.vocab_size})"
+            )
+        if height is None or width is None:
+            height, width = self._infer_grid_size(
+                sum(len(bpe.cells(int(visual_id))) for visual_id in ids)
+            )
+        return bpe.decode(ids.astype(np.int32), height, width)
+
+    def _infer_grid_size(self, num_cells: int) -> tuple[int, int]:
+        side = math.isqrt(num_cells)
+        if side * side != num_cells or not side:
+            raise ValueError(
+                f"an image of {num_cells} cells is not square: give its height and width in cells"
+            )
+        return side, side
+
+    def post_process_multimodal_output(
+        self,
+        generated_outputs: Any,
+        skip_special_tokens: bool = True,
+        generation_mode: str | None = None,
+        height: int | None = None,
+        width: int | None = None,
+        **kwargs: Any,
+    ) -> list[Any]:
+        """What `generate` returned → texts, images, or both.
+
+        Args:
+            generated_outputs: ids (batch, length) or (length,), or a list of such rows.
+            skip_special_tokens: leave special tokens out of texts.
+            generation_mode: `"text"` (default) gives a text for each row; `"image"` the last image of each
+                row; `"interleaved"` a list of `{"type": "text", "text": …}` and
+                `{"type": "image", "image": …}` for each row.
+            height, width: the size of the images' grids, in cells, where they are not square.
+
+        Raises:
+            ValueError: another mode; a row without an image in mode `"image"`; ids that are no image.
+        """
+        if generation_mode in (None, "text"):
+            return self.post_process_image_text_to_text(
+                generated_outputs, skip_special_tokens=skip_special_tokens, **kwargs
+            )
+        if generation_mode not in ("image", "interleaved"):
+            raise ValueError(
+                f"generation_mode must be 'text', 'image' or 'interleaved', got {generation_mode!r}"
+            )
+        if (
+            isinstance(generated_outputs, (torch.Tensor, np.ndarray))
+            and generated_outputs.ndim == 1
+        ):
+            generated_outputs = generated_outputs[None]
+        results = []
+        for index, row in enumerate(generated_outputs):
+            runs = self._split_images(row)
+            if generation_mode == "image":
+                images = [ids for is_image, ids in runs if is_image]
+                if not images:
+                    raise ValueError(f"row {index} of generated_outputs has no image")
+                results.append(self.decode_image(images[-1], height, width, visual=False))
+                continue
+            segments = []
+            for is_image, ids in runs:
+                if is_image:
+                    image = self.decode_image(ids, height, width, visual=False)
+                    segments.append({"type": "image", "image": image})
+                elif text := self.tokenizer.decode(
+                    ids, skip_special_tokens=skip_special_tokens, **kwargs
+                ):
+                    segments.append({"type": "text", "text": text})
+            results.append(segments)
+        return results
+
+    def _split_images(self, row: Any) -> list[tuple[bool, np.ndarray]]:
+        """Runs of image tokens and runs of other tokens, in order."""
+        ids = np.asarray(row.cpu() if isinstance(row, torch.Tensor) else row, dtype=np.int64)
+        is_image = (ids >= self._layout.first_code_id) & (ids < self._layout.size)
+        bounds = np.flatnonzero(np.diff(is_image)) + 1
+        return [
+            (bool(flags[0]), part)
+            for flags, part in zip(np.split(is_image, bounds), np.split(ids, bounds), strict=True)
+            if len(part)
+        ]
+
+    # ---- files
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        pretrained_model_name_or_path: str | os.PathLike,
+        *,
+        vq: bool = True,
+        vq_device: str | torch.device | None = None,
+        **kwargs: Any,
+    ) -> BeingVLProcessor:
+        """Load image processor, tokenizer and chat template now, and the VQ model when it is needed.
+
+        Args:
+            pretrained_model_name_or_path: a folder, or a repository on the Hub.
+            vq: False leaves the VQ model out for good: texts and `image_codes` only.
+            vq_device: where the VQ model will run; the CPU by default.
+            kwargs: as in `ProcessorMixin.from_pretrained`.
+        """
+        # The VQ model is loaded later: from the commit that everything else came from.
+        where = {
+            name: kwargs[name]
+            for name in ("token", "local_files_only", "cache_dir")
+            if name in kwargs
+        }
+        kwargs["revision"] = resolve_revision(
+            pretrained_model_name_or_path, kwargs.get("revision"), **where
+        )
+        loaded = super().from_pretrained(pretrained_model_name_or_path, **kwargs)
+        processor = loaded[0] if isinstance(loaded, tuple) else loaded  # return_unused_kwargs=True
+        source = None
+        if vq:
+            options = {name: kwargs[name] for name in _HUB_OPTIONS if kwargs.get(name) is not None}
+            subfolder = "/".join(filter(None, (kwargs.get("subfolder"), VQ_FOLDER)))
+            source = (str(pretrained_model_name_or_path), {**options, "subfolder": subfolder})
+        processor._vq = LazyVQ(device=vq_device, source=source)
+        return loaded
+
+    def save_pretrained(
+        self, save_directory: str | os.PathLike, push_to_hub: bool = False, **kwargs: Any
+    ) -> list[str]:
+        """Save the processor, and the VQ model in the subfolder `vq_model/` if there is one."""
+        options = hub_options(kwargs) if push_to_hub else {}
+        files = super().save_pretrained(save_directory, **kwargs)
+        if self._vq.available:
+            self.vq_model.save_pretrained(os.path.join(save_directory, VQ_FOLDER))
+        if push_to_hub:  # the whole folder
+            self._push_saved(save_directory, options)
+        return files
+
+    # transformers looks for its own class right above a processor, so the mixin comes after it.
+    push_to_hub = PushesCheckpoint.push_to_hub
+
+    def _checkpoint_source(self) -> tuple[str, str | None] | None:
+        return self.tokenizer._checkpoint_source()
+
+    def to_dict(self) -> dict[str, Any]:
+        """The configuration; the VQ model is no part of it."""
+        light = copy.copy(self)
+        light._vq = LazyVQ()
+        return super(BeingVLProcessor, light).to_dict()

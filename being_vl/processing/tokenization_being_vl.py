@@ -1,0 +1,252 @@
+"""text and codes → ids: a Llama-family tokenizer with the image ids after its text vocabulary.
+
+Source: the authors' checkpoints append one added token for each visual id to the Llama 3.1 tokenizer.
+It differs from theirs in that the ids follow from the sizes stored with the tokenizer (`vocabulary.py`),
+never from the text of a token, and in that `image_bpe.json` lies beside `tokenizer.json`.
+
+The class defines no `__init__`: transformers rebuilds a fast tokenizer that does from its bare vocabulary
+and merges, which loses its normalizer and pre-tokenizer.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import numpy as np
+from tokenizers import AddedToken, Tokenizer
+from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
+
+from ..bpe.image_bpe import ImageBPE
+from ..hub.pushing import PushesCheckpoint, commit_of
+from ..vocabulary import VocabularyLayout
+
+IMAGE_BPE_FILE = "image_bpe.json"
+
+DEFAULT_SPECIAL_TOKENS: dict[str, str] = {
+    "boi_token": "<|boi|>",
+    "eoi_token": "<|eoi|>",
+    "image_token": "<image>",
+}
+"""The tokens that every being_vl tokenizer has; a `<pad>` precedes them where the base has none."""
+
+LLAMA_31_SPECIAL_TOKENS: dict[str, str] = {
+    "pad_token": "<pad>",
+    "sep_token": "<reserved08706>",
+    "eoi_token": "<eoss>",
+    "image_token": "<image>",
+    "boi_token": "<racm3:break>",
+}
+"""The five tokens of the authors' Being-VL checkpoints, in the order of their ids 128256 … 128260."""
+
+# What the user set on the text tokenizer and that is not part of the backend.
+_CARRIED_SETTINGS = (
+    "model_max_length",
+    "padding_side",
+    "truncation_side",
+    "model_input_names",
+    "clean_up_tokenization_spaces",
+    "chat_template",
+)
+
+
+def visual_token(visual_id: int) -> str:
+    """The text of the token of a visual id. Nothing parses it back."""
+    return f"<|visual_{visual_id}|>"
+
+
+class BeingVLTokenizer(PushesCheckpoint, PreTrainedTokenizerFast):
+    """A fast text tokenizer with special tokens for images and one token for each visual id.
+
+    Ids: `[0, T)` the text tokenizer's own, `[T, T+S)` special tokens, then codes, then merges; see `layout`.
+    `len(tokenizer)` is the number of rows that the model's embeddings need. Image tokens are special added
+    tokens: `skip_special_tokens=True` drops them in `decode`. Text that spells one becomes its id, as with
+    every added token; `split_special_tokens=True`, or `apply_chat_template(sanitize_control_tokens=True)`,
+    turns that off for text that is not trusted.
+
+    Build one with [`from_text_tokenizer`]; load one with `AutoTokenizer.from_pretrained`. The files load as
+    a plain `PreTrainedTokenizerFast` where this package is not installed, with the same ids.
+    """
+
+    vocab_files_names = {"tokenizer_file": "tokenizer.json", "image_bpe_file": IMAGE_BPE_FILE}  # noqa: RUF012
+    model_input_names = ["input_ids", "attention_mask"]  # noqa: RUF012
+
+    _image_bpe: ImageBPE | None = None
+
+    @classmethod
+    def from_text_tokenizer(
+        cls,
+        text_tokenizer: PreTrainedTokenizerBase,
+        image_bpe: ImageBPE,
+        special_tokens: Mapping[str, str] | None = None,
+    ) -> BeingVLTokenizer:
+        """Append the special tokens and the image tokens to a text tokenizer, whose ids stay as they are.
+
+        Args:
+            text_tokenizer: any fast tokenizer (Llama 3, Llama 2, TinyLlama, SmolLM …).
+            image_bpe: the trained image BPE; it is saved with the tokenizer.
+            special_tokens: names (`boi_token`, `eoi_token`, `image_token`, and any other name that ends in
+                `_token`) to texts, in the order of their ids. By default `DEFAULT_SPECIAL_TOKENS`, after a
+                `<pad>` where the text tokenizer has no padding token. A text that the vocabulary already
+                has keeps its id and takes no new one. `LLAMA_31_SPECIAL_TOKENS` gives the authors' layout.
+
+        Raises:
+            ValueError: the tokenizer is not a fast one, its ids have gaps, a name is missing, two special
+                tokens share a text, or the vocabulary already has an image token.
+        """
+        if not isinstance(text_tokenizer, PreTrainedTokenizerFast):
+            raise ValueError(
+                "text_tokenizer must be a fast tokenizer (PreTrainedTokenizerFast), "
+                f"got {type(text_tokenizer).__name__}"
+            )
+        backend = Tokenizer.from_str(text_tokenizer.backend_tokenizer.to_str())
+        backend.no_padding()
+        backend.no_truncation()
+        vocabulary = backend.get_vocab(with_added_tokens=True)
+        text_size = len(vocabulary)
+        if max(vocabulary.values(), default=-1) + 1 != text_size:
+            raise ValueError(
+                f"text_tokenizer has {text_size} tokens but its largest id is {max(vocabulary.values())}: "
+                "ids with gaps leave no place to append image tokens"
+            )
+        named = _resolve_special_tokens(text_tokenizer, special_tokens)
+        image_tokens = [visual_token(visual_id) for visual_id in range(image_bpe.vocab_size)]
+        clash = next((token for token in image_tokens if token in vocabulary), None)
+        if clash is not None:
+            raise ValueError(f"text_tokenizer already has the image token {clash!r}")
+        appended = [token for token in named.values() if token not in vocabulary]
+        backend.add_special_tokens(
+            [
+                AddedToken(token, special=True, normalized=False)
+                for token in [*appended, *image_tokens]
+            ]
+        )
+        settings = {
+            name: getattr(text_tokenizer, name)
+            for name in _CARRIED_SETTINGS
+            if getattr(text_tokenizer, name, None) is not None
+        }
+        tokenizer = cls(
+            tokenizer_object=backend,
+            text_vocab_size=text_size,
+            extra_special_tokens=text_tokenizer.extra_special_tokens,
+            **{**text_tokenizer.special_tokens_map, **named},
+            **settings,
+        )
+        tokenizer._image_bpe = image_bpe
+        tokenizer._check_image_tokens()
+        return tokenizer
+
+    @property
+    def image_bpe(self) -> ImageBPE:
+        """The image BPE saved with this tokenizer.
+
+        Raises:
+            ValueError: the tokenizer was loaded or built without an `image_bpe.json`.
+        """
+        if self._image_bpe is None:
+            path = self.init_kwargs.get("image_bpe_file")
+            if path is None:
+                raise ValueError(
+                    f"{IMAGE_BPE_FILE} is missing beside the tokenizer "
+                    f"{self.name_or_path or '(built in memory)'}; "
+                    "BeingVLTokenizer.from_text_tokenizer builds a tokenizer from a text tokenizer and an ImageBPE"
+                )
+            self._image_bpe = ImageBPE.from_pretrained(os.path.dirname(path))
+        return self._image_bpe
+
+    @property
+    def layout(self) -> VocabularyLayout:
+        """The blocks of ids: text, special tokens, codes, merges."""
+        text_size = self.init_kwargs["text_vocab_size"]
+        return VocabularyLayout(
+            text_size=text_size,
+            num_special_tokens=self._tokenizer.token_to_id(visual_token(0)) - text_size,
+            codebook_size=self.image_bpe.codebook_size,
+            num_merges=self.image_bpe.num_merges,
+        )
+
+    def encode_codes(self, grids: Iterable[np.ndarray]) -> list[np.ndarray]:
+        """Grids of codes → token ids, without the begin and end tokens.
+
+        Args:
+            grids: arrays (h, w) of codes, of any sizes.
+
+        Returns:
+            one int32 array of token ids for each grid.
+        """
+        first_code_id = self.layout.first_code_id
+        return [ids + np.int32(first_code_id) for ids in self.image_bpe.encode_batch(list(grids))]
+
+    def _check_image_tokens(self) -> None:
+        """Fails on files that do not belong together: another image_bpe.json, or a cut tokenizer.json."""
+        if "text_vocab_size" not in self.init_kwargs:
+            raise ValueError(
+                f"tokenizer_config.json of {self.name_or_path or 'the tokenizer'}: text_vocab_size is missing"
+            )
+        last = self.image_bpe.vocab_size - 1
+        ends = [self._tokenizer.token_to_id(visual_token(visual_id)) for visual_id in (0, last)]
+        if (
+            None in ends
+            or ends[1] - ends[0] != last
+            or self._tokenizer.token_to_id(visual_token(last + 1))
+        ):
+            raise ValueError(
+                f"{IMAGE_BPE_FILE} has {last + 1} visual ids, but the vocabulary of the tokenizer "
+                f"{self.name_or_path or ''} does not have one token for each".replace("  ", " ")
+            )
+
+    @classmethod
+    def _from_pretrained(cls, *args: Any, **kwargs: Any) -> BeingVLTokenizer:
+        tokenizer = super()._from_pretrained(*args, **kwargs)
+        tokenizer._check_image_tokens()
+        return tokenizer
+
+    def _checkpoint_source(self) -> tuple[str, str | None] | None:
+        if not self.name_or_path:
+            return None
+        return self.name_or_path, commit_of(self.init_kwargs.get("image_bpe_file"))
+
+    def _save_pretrained(
+        self,
+        save_directory: str | os.PathLike,
+        file_names: tuple[str, ...],
+        legacy_format: bool | None = None,
+        filename_prefix: str | None = None,
+    ) -> tuple[str, ...]:
+        names = super()._save_pretrained(save_directory, file_names, legacy_format, filename_prefix)
+        self.image_bpe.save_pretrained(save_directory)
+        return (*names, os.path.join(str(save_directory), IMAGE_BPE_FILE))
+
+    def __repr__(self) -> str:
+        layout = self.layout
+        return (
+            f"{type(self).__name__}(name_or_path={self.name_or_path!r}, text_size={layout.text_size}, "
+            f"num_special_tokens={layout.num_special_tokens}, codebook_size={layout.codebook_size}, "
+            f"num_merges={layout.num_merges}, model_max_length={self.model_max_length}, "
+            f"padding_side={self.padding_side!r}, special_tokens={self.special_tokens_map})"
+        )
+
+
+def _resolve_special_tokens(
+    text_tokenizer: PreTrainedTokenizerBase, special_tokens: Mapping[str, str] | None
+) -> dict[str, str]:
+    """The named special tokens in the order of their ids, checked."""
+    if special_tokens is None:
+        named = dict(DEFAULT_SPECIAL_TOKENS)
+        if text_tokenizer.special_tokens_map.get("pad_token") is None:
+            named = {"pad_token": "<pad>", **named}
+    else:
+        named = dict(special_tokens)
+    for name in DEFAULT_SPECIAL_TOKENS:
+        if name not in named:
+            raise ValueError(f"special_tokens lacks {name!r}, got {sorted(named)}")
+    for name, token in named.items():
+        if not name.endswith("_token") or not isinstance(token, str) or not token:
+            raise ValueError(
+                f"special_tokens maps names that end in '_token' to texts, got {name!r}: {token!r}"
+            )
+    if len(set(named.values())) != len(named):
+        raise ValueError(f"special_tokens must differ from each other, got {named}")
+    return named

@@ -1,0 +1,306 @@
+"""pictures → pixel values, and pixel values → pictures.
+
+Source: transformers' `ChameleonImageProcessorPil`, whose defaults and results it keeps exactly (shortest
+edge 512, centre crop, LANCZOS, rescale by 0.0078, mean and std 1). It differs in what it accepts
+(`image_loading.py`), in options for other sizes (no crop, padding, aspect-ratio buckets), and in
+`postprocess`, its inverse. It never needs torchvision.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import math
+import os
+from typing import Any
+
+import numpy as np
+import PIL.Image
+from transformers.image_processing_backends import PilBackend
+from transformers.image_processing_utils import BatchFeature
+from transformers.image_utils import ImageInput, PILImageResampling, SizeDict
+from transformers.processing_utils import ImagesKwargs, Unpack
+from transformers.utils import TensorType
+
+from ..hub.pushing import PushesCheckpoint
+from .image_loading import (
+    MAX_IMAGE_PIXELS,
+    UnreadableImageError,
+    load_image,
+    picture_name,
+    scale_uint16,
+    to_rgb,
+)
+
+
+class BeingVLImageProcessorKwargs(ImagesKwargs, total=False):
+    """Options beyond those of every image processor.
+
+    Args:
+        max_image_pixels: pictures of more pixels are refused before they are decoded.
+        size_divisor: without a crop, both sides of a picture resized by `shortest_edge` or
+            `longest_edge` are rounded to multiples of this; padding rounds up to them. The VQ model's
+            `config.downsampling`.
+        aspect_ratio_buckets: (height, width) pairs. Each picture is resized to cover the one with the
+            nearest aspect ratio, and centre-cropped to it, in place of `size` and `crop_size`.
+    """
+
+    max_image_pixels: int | None
+    size_divisor: int | None
+    aspect_ratio_buckets: list[list[int]] | list[tuple[int, int]] | None
+
+
+class BeingVLImageProcessor(PushesCheckpoint, PilBackend):
+    """Chameleon's preprocessing by default, and its inverse.
+
+    Pictures come as PIL images, numpy or torch arrays, paths, URLs, data URIs, or (nested) lists of
+    these. Returns a `BatchFeature` with `pixel_values`, float32 (batch, 3, height, width).
+
+    Raises:
+        UnreadableImageError: (a ValueError) a picture cannot be read; the message names it.
+        ValueError: an option is out of range, or tensors are asked for and the sizes differ.
+    """
+
+    valid_kwargs = BeingVLImageProcessorKwargs
+    model_input_names = ["pixel_values"]  # noqa: RUF012
+
+    resample = PILImageResampling.LANCZOS
+    image_mean = [1.0, 1.0, 1.0]  # noqa: RUF012
+    image_std = [1.0, 1.0, 1.0]  # noqa: RUF012
+    size = {"shortest_edge": 512}  # noqa: RUF012
+    default_to_square = False
+    crop_size = {"height": 512, "width": 512}  # noqa: RUF012
+    do_resize = True
+    do_center_crop = True
+    do_rescale = True
+    rescale_factor = 0.0078
+    do_normalize = True
+    do_convert_rgb = True
+    do_pad = False
+    max_image_pixels = MAX_IMAGE_PIXELS
+    size_divisor = 16
+    aspect_ratio_buckets = None
+
+    _source: tuple[str, str | None] | None = None
+
+    def __init__(self, **kwargs: Unpack[BeingVLImageProcessorKwargs]) -> None:
+        super().__init__(**kwargs)
+
+    @classmethod
+    def from_pretrained(
+        cls, pretrained_model_name_or_path: str | os.PathLike, **kwargs: Any
+    ) -> BeingVLImageProcessor:
+        """As every image processor; remembers where from, for `push_to_hub`."""
+        loaded = super().from_pretrained(pretrained_model_name_or_path, **kwargs)
+        processor = loaded[0] if isinstance(loaded, tuple) else loaded  # return_unused_kwargs=True
+        processor._source = (str(pretrained_model_name_or_path), kwargs.get("revision"))
+        return loaded
+
+    def to_dict(self) -> dict[str, Any]:
+        """The options; where they were loaded from is none."""
+        options = super().to_dict()
+        options.pop("_source", None)
+        return options
+
+    def _checkpoint_source(self) -> tuple[str, str | None] | None:
+        return self._source
+
+    def _validate_preprocess_kwargs(self, **kwargs: Any) -> None:
+        super()._validate_preprocess_kwargs(**kwargs)
+        for name in ("max_image_pixels", "size_divisor"):
+            if kwargs[name] is not None and kwargs[name] < 1:
+                raise ValueError(f"{name} must be positive, got {kwargs[name]}")
+        for bucket in kwargs["aspect_ratio_buckets"] or ():
+            if len(bucket) != 2 or min(bucket) < 1:
+                raise ValueError(
+                    f"aspect_ratio_buckets must be (height, width) pairs, got {bucket}"
+                )
+
+    def fetch_images(self, image_url_or_urls: Any) -> Any:
+        """Load what is named by a path, a URL, a data URI or base64; pass pictures through."""
+        return self._fetch(image_url_or_urls, self.max_image_pixels or MAX_IMAGE_PIXELS)
+
+    def _fetch(self, source: Any, max_pixels: int) -> Any:
+        if isinstance(source, (list, tuple)):
+            return [self._fetch(entry, max_pixels) for entry in source]
+        if isinstance(source, os.PathLike):
+            return load_image(source, max_pixels=max_pixels)
+        if not isinstance(source, str) or source.startswith(("http://", "https://")):
+            return super().fetch_images(source)
+        encoded = _base64_bytes(source)
+        if encoded is None:
+            return load_image(source, max_pixels=max_pixels)
+        return load_image(encoded, max_pixels=max_pixels, name=f"{source[:60]}…")
+
+    def _preprocess_image_like_inputs(
+        self, images: ImageInput, *args: Any, **kwargs: Any
+    ) -> BatchFeature:
+        images = self._fetch(images, kwargs["max_image_pixels"] or MAX_IMAGE_PIXELS)
+        return super()._preprocess_image_like_inputs(images, *args, **kwargs)
+
+    def process_image(self, image: ImageInput, **kwargs: Any) -> np.ndarray:
+        """One picture as an array (channels, height, width), RGB unless `do_convert_rgb` is False."""
+        limit = kwargs.get("max_image_pixels") or MAX_IMAGE_PIXELS
+        name = "<array>"
+        if isinstance(image, PIL.Image.Image):
+            name = picture_name(image)
+            if kwargs.get("do_convert_rgb"):
+                image = to_rgb(image, max_pixels=limit)
+        else:
+            image = np.asarray(image)
+            if image.dtype == np.uint16:
+                image = scale_uint16(image)
+        processed = super().process_image(image, **kwargs)
+        _check_resized(processed.shape[-2:], kwargs, limit, name)
+        return processed
+
+    def resize(
+        self,
+        image: np.ndarray,
+        size: SizeDict,
+        resample: PILImageResampling | None = None,
+        *,
+        size_divisor: int | None = None,
+        **kwargs: Any,
+    ) -> np.ndarray:
+        """Resize as every image processor does, then to multiples of `size_divisor` where it is given."""
+        if size_divisor is not None and not (size.height and size.width):
+            size = _round_size(image.shape[-2:], size, size_divisor)
+        return super().resize(image, size, resample, **kwargs)
+
+    def _fit(self, image: np.ndarray, options: dict[str, Any]) -> np.ndarray:
+        """Resize and crop one picture (channels, height, width)."""
+        if options["aspect_ratio_buckets"]:
+            bucket = _nearest_bucket(image.shape[-2:], options["aspect_ratio_buckets"])
+            image = self.resize(image, _cover(image.shape[-2:], bucket), options["resample"])
+            return self.center_crop(image, bucket)
+        if options["do_resize"]:
+            divisor = None if options["do_center_crop"] else options["size_divisor"]
+            image = self.resize(image, options["size"], options["resample"], size_divisor=divisor)
+        return self.center_crop(image, options["crop_size"]) if options["do_center_crop"] else image
+
+    def _preprocess(
+        self,
+        images: list[np.ndarray],
+        *,
+        return_tensors: str | TensorType | None = None,
+        **options: Any,
+    ) -> BatchFeature:
+        processed = []
+        for image in images:
+            image = self._fit(image, options)
+            if options["do_rescale"]:
+                image = self.rescale(image, options["rescale_factor"])
+            if options["do_normalize"]:
+                image = self.normalize(image, options["image_mean"], options["image_std"])
+            processed.append(image)
+        if options["do_pad"]:
+            pad_size = options["pad_size"] or _common_size(processed, options["size_divisor"] or 1)
+            processed = self.pad(processed, pad_size=pad_size)
+        sizes = {image.shape[-2:] for image in processed}
+        if return_tensors is not None and len(sizes) > 1:
+            listed = ", ".join(f"{height}×{width}" for height, width in sorted(sizes))
+            raise ValueError(
+                f"pictures of different sizes do not fit one tensor, got {listed}: crop or pad them, or "
+                "process each size by itself"
+            )
+        return BatchFeature(data={"pixel_values": processed}, tensor_type=return_tensors)
+
+    def postprocess(self, pixel_values: Any) -> list[PIL.Image.Image]:
+        """Pixel values back to pictures: the inverse of rescaling and normalising, clipped and rounded.
+
+        Args:
+            pixel_values: (batch, 3, height, width) or (3, height, width), torch or numpy, or a list of
+                the latter.
+
+        Raises:
+            ValueError: another shape.
+        """
+        if isinstance(pixel_values, (list, tuple)):
+            return [image for entry in pixel_values for image in self.postprocess(entry)]
+        if hasattr(pixel_values, "detach"):
+            pixel_values = pixel_values.detach().float().cpu().numpy()
+        values = np.asarray(pixel_values, dtype=np.float32)
+        if values.ndim == 3:
+            values = values[None]
+        if values.ndim != 4 or values.shape[1] != 3:
+            raise ValueError(f"pixel_values must be (batch, 3, height, width), got {values.shape}")
+        if self.do_normalize:
+            mean, std = (
+                np.broadcast_to(np.asarray(value, dtype=np.float32), 3).reshape(3, 1, 1)
+                for value in (self.image_mean, self.image_std)
+            )
+            values = values * std + mean
+        if self.do_rescale:
+            values = values / self.rescale_factor
+        pixels = np.rint(values.clip(0, 255)).astype(np.uint8).transpose(0, 2, 3, 1)
+        return [PIL.Image.fromarray(picture) for picture in pixels]
+
+
+def _base64_bytes(text: str) -> bytes | None:
+    """The bytes of a data URI or of base64 text, or None for anything else, such as a path."""
+    is_uri = text.startswith("data:image/")
+    if not is_uri and os.path.exists(text):
+        return None
+    try:
+        return base64.b64decode(text.partition(",")[2] if is_uri else text, validate=not is_uri)
+    except (binascii.Error, ValueError):
+        return None
+
+
+def _check_resized(shape: tuple[int, int], options: dict[str, Any], limit: int, name: str) -> None:
+    """A picture one pixel high is small until its shortest edge is resized."""
+    size = options.get("size")
+    if options.get("aspect_ratio_buckets"):
+        size = _cover(shape, _nearest_bucket(shape, options["aspect_ratio_buckets"]))
+    elif not options.get("do_resize") or size is None or size.longest_edge or size.max_height:
+        return
+    pixels = (
+        size.shortest_edge**2 * max(shape) // min(shape)
+        if size.shortest_edge
+        else size.height * size.width
+    )
+    if pixels > limit:
+        raise UnreadableImageError(
+            f"{name}: {shape[1]}×{shape[0]} pixels would be resized to {pixels} pixels, more than the "
+            f"limit of {limit} (max_image_pixels)"
+        )
+
+
+def _round_size(shape: tuple[int, int], size: SizeDict, divisor: int) -> SizeDict:
+    height, width = shape
+    if size.shortest_edge:
+        scale = size.shortest_edge / min(shape)
+        if size.longest_edge:
+            scale = min(scale, size.longest_edge / max(shape))
+    elif size.longest_edge:
+        scale = size.longest_edge / max(shape)
+    elif size.max_height and size.max_width:
+        scale = min(size.max_height / height, size.max_width / width)
+    else:
+        return size
+    rounded = (max(1, round(side * scale / divisor)) * divisor for side in shape)
+    return SizeDict(**dict(zip(("height", "width"), rounded, strict=True)))
+
+
+def _nearest_bucket(shape: tuple[int, int], buckets: Any) -> SizeDict:
+    aspect = math.log(shape[0] / shape[1])
+    height, width = min(buckets, key=lambda bucket: abs(math.log(bucket[0] / bucket[1]) - aspect))
+    return SizeDict(height=height, width=width)
+
+
+def _cover(shape: tuple[int, int], bucket: SizeDict) -> SizeDict:
+    """The smallest size of the picture's aspect ratio that is nowhere smaller than the bucket."""
+    scale = max(bucket.height / shape[0], bucket.width / shape[1])
+    return SizeDict(
+        height=max(bucket.height, round(shape[0] * scale)),
+        width=max(bucket.width, round(shape[1] * scale)),
+    )
+
+
+def _common_size(images: list[np.ndarray], divisor: int) -> SizeDict:
+    height, width = (max(image.shape[axis] for image in images) for axis in (-2, -1))
+    return SizeDict(height=-(-height // divisor) * divisor, width=-(-width // divisor) * divisor)
+
+
+__all__ = ["BeingVLImageProcessor"]

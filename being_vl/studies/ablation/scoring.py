@@ -1,0 +1,97 @@
+"""checkpoint + test rows → the share of exact answers, and the weights of its image rows."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from transformers import AutoModelForImageTextToText, AutoProcessor
+
+from ...data.codes import build_index
+from ...data.conversations import parse_row
+from ...data.sources import iter_rows, open_rows
+from ...evaluation.answering import generate_answers
+from ...evaluation.scoring.exact import exact_match_scores
+
+
+class TestRows:
+    """Questions to score on, read once for all cells.
+
+    Args:
+        rows: file or data set; each row has one image and ends with the assistant's answer. A field `type`
+            groups the scores.
+        codes: code shards.
+        index: a file for the index of the codes.
+        limit: the first so many rows.
+
+    Raises:
+        ValueError: a row of another form, or an image without codes.
+    """
+
+    __test__ = False  # for pytest, which takes it for tests
+
+    def __init__(self, rows: str, codes: tuple[str, ...], index: Path, limit: int | None = None):
+        found: list[tuple[str, list[dict[str, Any]], str, str]] = []
+        for number, where, row in iter_rows(open_rows(rows), limit):
+            conversation = parse_row(row, where=where, number=number)
+            *prompt, last = conversation.messages
+            said = [part.get("text") for part in last["content"]]
+            if (
+                len(conversation.image_ids) != 1
+                or last["role"] != "assistant"
+                or len(said) != 1
+                or said[0] is None
+            ):
+                raise ValueError(
+                    f"{where}: a row to score on must have one image and end with an answer in text"
+                )
+            found.append((conversation.image_ids[0], prompt, said[0], str(row.get("type", ""))))
+        found.sort(key=lambda row: row[0])  # an image's questions together: it is read once
+        self.image_ids = [row[0] for row in found]
+        self.prompts = [row[1] for row in found]
+        self.answers = [row[2] for row in found]
+        self.groups = [row[3] for row in found]
+        self.codes = build_index(codes, index)[0].lookup(self.image_ids)
+        missing = next((name for name in self.image_ids if name not in self.codes), None)
+        if missing is not None:
+            raise ValueError(f"{rows}: image {missing!r}: no codes for this image")
+
+    def __len__(self) -> int:
+        return len(self.answers)
+
+    def score(
+        self, checkpoint: str, *, max_new_tokens: int, device: str, name: str
+    ) -> dict[str, Any]:
+        """Greedy answers of a saved checkpoint: `metrics` in percent, and `tokens_per_image`."""
+        processor = AutoProcessor.from_pretrained(checkpoint, vq=False)
+        model = AutoModelForImageTextToText.from_pretrained(checkpoint).to(device).eval()
+        prompts = [
+            processor.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+            for messages in self.prompts
+        ]
+        answers = generate_answers(
+            model,
+            processor,
+            prompts,
+            self.image_ids,
+            self.codes,
+            max_new_tokens=max_new_tokens,
+            description=f"{name}: test",
+        )
+        groups = self.groups if any(self.groups) else None
+        ids = processor.tokenizer.encode_codes(self.codes.values())
+        return {
+            "metrics": exact_match_scores(answers, self.answers, groups),
+            "tokens_per_image": float(np.mean(list(map(len, ids)))),
+        }
+
+
+def image_row_weights(checkpoint: str) -> np.ndarray:
+    """Mean absolute weight of the input embedding of each visual id, float32 (K + M,): Figure 3b."""
+    model = AutoModelForImageTextToText.from_pretrained(checkpoint)
+    layout = model.config.layout
+    with torch.inference_mode():
+        rows = model.get_input_embeddings().weight[layout.first_code_id : layout.size]
+        return rows.float().abs().mean(1).cpu().numpy()

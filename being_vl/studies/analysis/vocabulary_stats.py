@@ -1,0 +1,147 @@
+"""tokens → figures: how well a vocabulary compresses a set of grids, and what it uses.
+
+Source: the project's own; entropy is the empirical entropy of single tokens, in bits. The same figures
+hold for both merge rules, except those about token shapes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import numpy as np
+
+from ...bpe.image_bpe import ImageBPE
+from .vocabulary_shapes import DIRECTIONS, merge_directions, rank_frequency
+
+_SLICE = 4096
+
+
+def vocabulary_stats(
+    bpe: ImageBPE,
+    grids: Any,
+    *,
+    max_grids: int | None = None,
+    curve: list[int] | None = None,
+    segmentation: str = "merges",
+    num_threads: int | None = None,
+    progress: Callable[[int], Any] | None = None,
+) -> dict[str, Any]:
+    """Encode grids and count.
+
+    Args:
+        bpe: the vocabulary.
+        grids: int codes (N, H, W), or a sequence of (h, w) arrays.
+        max_grids: use the first so many only.
+        curve: numbers of merges at which to encode anew for `compression_by_rank`; by default 0, then
+            powers of two from 256, then all.
+        segmentation: as for `ImageBPE.encode`.
+        num_threads: all cores by default.
+        progress: called with the number of grids done after each slice; each point of the curve counts.
+
+    Returns:
+        JSON-ready: `grids`, `cells`, `tokens`, `tokens_per_grid`, `compression_ratio`,
+        `bits_per_token`, `bits_per_cell`, `code_bits_per_cell` (entropies), `rank_exponent` (of Zipf's
+        law; None where fewer than three tokens occur), `codes_used`, `merges_used`, `cells_in_merges`
+        (fractions), `compression_by_rank`, `merge_uses` (by rank) and, for merge_rule "shape",
+        `tokens_by_cells` and `merge_directions` (rules by how their parts touch).
+
+    Raises:
+        ValueError: no grids, or as of `ImageBPE.encode`.
+    """
+    count = len(grids) if max_grids is None else min(max_grids, len(grids))
+    if not count:
+        raise ValueError("there are no grids to count over")
+    uses = np.zeros(bpe.vocab_size, dtype=np.int64)
+    codes = np.zeros(bpe.codebook_size, dtype=np.int64)
+    for part in _slices(grids, count):
+        ids = np.concatenate(bpe.encode_batch(part, num_threads, segmentation=segmentation))
+        uses += np.bincount(ids, minlength=len(uses))
+        flat = np.concatenate([np.asarray(grid).reshape(-1) for grid in part])
+        codes += np.bincount(flat, minlength=len(codes))
+        if progress:
+            progress(len(part))
+    cells, tokens = int(codes.sum()), int(uses.sum())
+    in_codes = int(uses[: bpe.codebook_size].sum())
+    stats: dict[str, Any] = {
+        "grids": count,
+        "segmentation": segmentation,
+        "cells": cells,
+        "tokens": tokens,
+        "tokens_per_grid": tokens / count,
+        "compression_ratio": cells / tokens,
+        "bits_per_token": _entropy(uses),
+        "bits_per_cell": _entropy(uses) * tokens / cells,
+        "code_bits_per_cell": _entropy(codes),
+        "rank_exponent": rank_frequency(uses)["exponent"] if (uses > 0).sum() > 2 else None,
+        "codes_used": float((codes > 0).mean()),
+        "merges_used": float((uses[bpe.codebook_size :] > 0).mean()) if bpe.num_merges else 0.0,
+        "cells_in_merges": 1 - in_codes / cells,
+    }
+    if bpe.merge_rule == "shape":
+        stats["tokens_by_cells"] = _by_cells(bpe, uses)
+        directions = np.bincount(merge_directions(bpe), minlength=len(DIRECTIONS))
+        stats["merge_directions"] = dict(zip(DIRECTIONS, directions.tolist(), strict=True))
+    stats["compression_by_rank"] = [
+        _point(bpe, merges, grids, count, cells, segmentation, num_threads, progress)
+        for merges in (default_curve(bpe.num_merges) if curve is None else curve)
+    ]
+    stats["merge_uses"] = uses[bpe.codebook_size :].tolist()
+    return stats
+
+
+def default_curve(num_merges: int) -> list[int]:
+    """0, 256, 512, … and num_merges."""
+    points = [0]
+    while (following := max(256, 2 * points[-1])) < num_merges:
+        points.append(following)
+    return [*points, num_merges] if num_merges else points
+
+
+def _slices(grids: Any, count: int) -> Iterator[Any]:
+    for begin in range(0, count, _SLICE):
+        yield grids[begin : min(begin + _SLICE, count)]
+
+
+def _point(
+    bpe: ImageBPE,
+    merges: int,
+    grids: Any,
+    count: int,
+    cells: int,
+    segmentation: str,
+    num_threads: int | None,
+    progress: Callable[[int], Any] | None,
+) -> dict[str, Any]:
+    shorter = ImageBPE(bpe.merges[:merges], bpe.codebook_size, merge_rule=bpe.merge_rule)
+    uses = np.zeros(shorter.vocab_size, dtype=np.int64)
+    for part in _slices(grids, count):
+        ids = np.concatenate(shorter.encode_batch(part, num_threads, segmentation=segmentation))
+        uses += np.bincount(ids, minlength=len(uses))
+        if progress:
+            progress(len(part))
+    tokens = int(uses.sum())
+    return {
+        "merges": merges,
+        "tokens_per_grid": tokens / count,
+        "compression_ratio": cells / tokens,
+        "bits_per_token": _entropy(uses),
+        "bits_per_cell": _entropy(uses) * tokens / cells,
+    }
+
+
+def _by_cells(bpe: ImageBPE, uses: np.ndarray) -> list[dict[str, int]]:
+    sizes = bpe.token_sizes()
+    return [
+        {
+            "cells": int(size),
+            "ids": int((sizes == size).sum()),
+            "tokens": int(uses[sizes == size].sum()),
+        }
+        for size in np.unique(sizes)
+    ]
+
+
+def _entropy(counts: np.ndarray) -> float:
+    share = counts[counts > 0] / counts.sum()
+    return float(-(share * np.log2(share)).sum())

@@ -1,0 +1,100 @@
+"""A small text-only Llama and its tokenizer, the stand-in for a pretrained base model."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from transformers import (
+    LlamaConfig,
+    LlamaForCausalLM,
+    PreTrainedTokenizerFast,
+    Trainer,
+    TrainingArguments,
+)
+from transformers.trainer_callback import PrinterCallback
+
+from ...training.clock import TrainingClock
+from ...training.packing import IGNORE_INDEX
+
+# Question, separator, answer: the shortest prompt that a tiny model can follow.
+CHAT_TEMPLATE = (
+    "{{ bos_token }}"
+    "{% for message in messages %}"
+    "{% if message['content'] is string %}{% set text = message['content'] %}"
+    "{% else %}{% set text %}{% for part in message['content'] %}"
+    "{% if part['type'] == 'image' %}<image>{% else %}{{ part['text'] }}{% endif %}"
+    "{% endfor %}{% endset %}{% endif %}"
+    "{% if message['role'] == 'user' %}{{ text }}<sep>"
+    "{% else %}{% generation %}{{ text }}{{ eos_token }}{% endgeneration %}{% endif %}"
+    "{% endfor %}"
+)
+
+
+def train_text_tokenizer(texts: Sequence[str], vocab_size: int = 512) -> PreTrainedTokenizerFast:
+    """A byte-level BPE tokenizer with `<pad>`, `<s>`, `</s>` and `<sep>`."""
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=True)
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocab_size,
+        special_tokens=["<pad>", "<s>", "</s>", "<sep>"],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(texts, trainer)
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        pad_token="<pad>",
+        bos_token="<s>",
+        eos_token="</s>",
+        extra_special_tokens={"sep_token": "<sep>"},
+        chat_template=CHAT_TEMPLATE,
+        padding_side="left",
+    )
+
+
+def text_model_config(tokenizer: PreTrainedTokenizerFast) -> LlamaConfig:
+    """2 layers, 64 dimensions, 4 heads, untied; `initializer_range` 0.1 suits so small a width."""
+    return LlamaConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=64,
+        intermediate_size=256,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        initializer_range=0.1,
+        tie_word_embeddings=False,
+        max_position_embeddings=1024,
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+    )
+
+
+def train_text_model(
+    tokenizer: PreTrainedTokenizerFast, texts: Sequence[str], args: TrainingArguments
+) -> LlamaForCausalLM:
+    """A language model of the texts, trained from scratch with the plain `Trainer`."""
+    torch.manual_seed(args.seed)
+    model = LlamaForCausalLM(text_model_config(tokenizer))
+    rows = [
+        {"input_ids": ids} for ids in tokenizer([f"<s>{text}</s>" for text in texts])["input_ids"]
+    ]
+
+    def collate(batch: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
+        padded = tokenizer.pad(batch, padding_side="right", return_tensors="pt")
+        labels = padded["input_ids"].masked_fill(padded["attention_mask"] == 0, IGNORE_INDEX)
+        return {**padded, "labels": labels}
+
+    trainer = Trainer(
+        model=model,
+        args=args,
+        train_dataset=rows,
+        data_collator=collate,
+        callbacks=[TrainingClock("text model")],
+    )
+    trainer.remove_callback(PrinterCallback)  # the clock shows the progress
+    trainer.train()
+    return model

@@ -1,0 +1,115 @@
+"""images in memory → a VQ-GAN, in one call.
+
+Source: the trainer of `vq_trainer.py`, whose names this module gives again; its defaults follow
+hub_configs/vq/easy-vqa-64.yaml.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import torch
+from transformers import TrainerCallback, set_seed
+
+from ...quantizers.image_processing_being_vl import BeingVLImageProcessor
+from ...quantizers.metrics import PixelScale
+from ...quantizers.modeling_being_vl_vq import BeingVLVQConfig, BeingVLVQModel
+from .data import CachedImages, pixels_from_uint8
+from .module import VQLossConfig, VQTrainingModule
+from .trainer import ProgressBar, VQTrainer, VQTrainingArguments
+
+
+def fit_vq_model(
+    images: np.ndarray,
+    config: BeingVLVQConfig,
+    *,
+    seconds: float | None = None,
+    steps: int | None = None,
+    batch_size: int = 4,
+    learning_rate: float = 4e-3,
+    autoencoder_fraction: float = 0.2,
+    losses: VQLossConfig | None = None,
+    processor: BeingVLImageProcessor | None = None,
+    seed: int = 0,
+    device: str | torch.device = "cpu",
+    progress: Callable[[float], Any] | None = None,
+) -> BeingVLVQModel:
+    """Train a small VQ-GAN on images in memory.
+
+    Args:
+        images: uint8 (N, H, W, 3), of sides that `config.downsampling` divides.
+        config: the model.
+        seconds: train for so long; the result then depends on the machine.
+        steps: or for so many steps.
+        batch_size: images in a step.
+        learning_rate: its peak.
+        autoencoder_fraction: the share of the training before anything is quantized.
+        losses: the losses; by default those of the small preset.
+        processor: the scale of the pixels; by default that of `BeingVLImageProcessor`.
+        seed: of weights and order.
+        device: "cpu", or another that `Trainer` finds by itself.
+        progress: called after each step with the share of the training that is behind.
+
+    Returns:
+        The model, on the CPU, in evaluation mode.
+
+    Raises:
+        ValueError: neither or both of seconds and steps, or images of another shape or dtype.
+    """
+    if (seconds is None) == (steps is None):
+        raise ValueError(f"give seconds or steps, got seconds={seconds} and steps={steps}")
+    processor = processor or BeingVLImageProcessor()
+    set_seed(seed)
+    module = VQTrainingModule(
+        BeingVLVQModel(config), losses or VQLossConfig(reconstruction="l2", ema_decay=0.97)
+    )
+    stopwatch = _Stopwatch(progress)
+    with tempfile.TemporaryDirectory() as folder:
+        trainer = VQTrainer(
+            module,
+            VQTrainingArguments(
+                output_dir=folder,
+                max_steps=steps or 10**7,
+                max_seconds=seconds,
+                per_device_train_batch_size=batch_size,
+                learning_rate=learning_rate,
+                adam_beta2=0.95,
+                lr_scheduler_type="cosine",
+                warmup_steps=min(30, (steps or 300) // 10),
+                autoencoder_fraction=autoencoder_fraction,
+                save_strategy="no",
+                logging_strategy="no",
+                report_to="none",
+                disable_tqdm=True,
+                seed=seed,
+                use_cpu=torch.device(device).type == "cpu",
+                dataloader_pin_memory=False,
+            ),
+            train_dataset=CachedImages(pixels_from_uint8(images, processor)),
+            scale=PixelScale.of(processor),
+            callbacks=[stopwatch],
+        )
+        stopwatch.trainer = trainer
+        trainer.train()
+    return module.model.cpu().eval()
+
+
+class _Stopwatch(TrainerCallback):
+    """Ends a run of `max_seconds`, and reports how far any run is."""
+
+    def __init__(self, progress: Callable[[float], Any] | None):
+        self.trainer: VQTrainer  # set once it exists: callbacks come before it
+        self._progress = progress
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        done = self.trainer.progress()
+        if self._progress is not None:
+            self._progress(done)
+        if args.max_seconds is not None and done >= 1.0:
+            control.should_training_stop = True
+
+
+__all__ = ["ProgressBar", "VQTrainer", "VQTrainingArguments", "fit_vq_model"]

@@ -1,0 +1,234 @@
+"""The fast trainer against the law, bit for bit."""
+
+import hashlib
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+from being_vl.bpe import naive
+from being_vl.bpe.training import shard
+from being_vl.bpe.training.grids import open_grids
+from being_vl.bpe.training.processes import OneProcess
+from being_vl.bpe.training.state import Checkpoint
+from being_vl.bpe.training.trainer import train_merges
+from being_vl.codes.shards import CodeShards, ShardInfo, write_shard
+
+SHAPES = [(1, 1), (1, 9), (9, 1), (2, 3), (5, 7), (8, 8)]
+
+
+def draw_grids(rng: np.random.Generator) -> tuple[list[np.ndarray], int]:
+    """Some small grids of one kind, and their codebook size."""
+    codes = int(rng.integers(1, 5))
+    shapes = [SHAPES[i] for i in rng.integers(0, len(SHAPES), int(rng.integers(1, 6)))]
+    kind = rng.choice(["random", "equal", "checkerboard", "stripes", "high codes"])
+    if kind == "equal":
+        return [np.zeros(shape, np.int64) for shape in shapes], codes
+    if kind == "checkerboard":
+        return [np.indices(shape).sum(axis=0) % 2 for shape in shapes], 2
+    if kind == "stripes":
+        return [np.indices(shape)[1] % 3 for shape in shapes], 3
+    grids = [rng.integers(0, codes, shape) for shape in shapes]
+    if kind == "high codes":
+        return [16383 - grid for grid in grids], 16384
+    return grids, codes
+
+
+def draw_options(rng: np.random.Generator, mode: str) -> dict:
+    options = {"num_merges": int(rng.integers(0, 20)), "min_count": int(rng.integers(1, 4))}
+    if rng.random() < 0.3:
+        options["max_cells"] = int(rng.integers(1, 7))
+    if mode != "pair" and rng.random() < 0.3:
+        options["max_token_extent"] = int(rng.integers(1, 5))
+    if mode == "pair":
+        options["merge_rule"] = "pair"
+    if mode == "spatial":
+        options["scoring"] = "spatial"
+        options["spatial_weight"] = float(rng.choice([0.0, 0.3, 0.9, 1.5]))
+        options["spatial_sigma"] = float(rng.choice([0.5, 1.0, 3.0]))
+    return options
+
+
+def as_rules(merges: np.ndarray) -> list[tuple[int, ...]]:
+    assert merges.dtype == np.int32 and merges.shape[1:] == (4,)
+    return [tuple(rule) for rule in merges.tolist()]
+
+
+@pytest.mark.parametrize(("mode", "rounds"), [("shape", 150), ("spatial", 80), ("pair", 80)])
+def test_rules_are_those_of_the_law(mode, rounds):
+    """Also with the grids in another order, with two threads, and from a checkpoint at any rank."""
+    rng = np.random.default_rng(7)
+    for _ in range(rounds):
+        grids, codes = draw_grids(rng)
+        options = draw_options(rng, mode)
+        expected = naive.train(grids, codebook_size=codes, **options)
+        seen = []
+        merges = train_merges(
+            grids, codebook_size=codes, num_threads=1, progress=seen.append, **options
+        )
+        assert as_rules(merges) == expected, (options, grids)
+        shuffled = [grids[i] for i in rng.permutation(len(grids))]
+        again = train_merges(shuffled, codebook_size=codes, num_threads=2, **options)
+        assert as_rules(again) == expected, (options, grids)
+        if not seen:
+            continue
+        rule = options.get("merge_rule", "shape")
+        tokens = sum(len(naive.encode(grid, expected, codes, rule)) for grid in grids)
+        assert seen[-1].num_tokens == tokens
+        rank = int(rng.integers(0, len(expected) + 1))
+        checkpoint = Checkpoint(merges[:rank], seen[-1].checkpoint.counts[:rank])
+        resumed = train_merges(
+            grids, codebook_size=codes, num_threads=1, checkpoint=checkpoint, **options
+        )
+        assert as_rules(resumed) == expected, (options, grids, rank)
+
+
+def test_without_numba():
+    """The same kernels as plain Python: the same rules, in every mode."""
+    script = """
+import numpy as np
+from being_vl.bpe import _jit, naive
+from being_vl.bpe.training.trainer import train_merges
+assert not _jit.HAS_NUMBA
+rng = np.random.default_rng(0)
+grids = [rng.integers(0, 3, (4, 5)) for _ in range(4)] + [np.zeros((3, 7), int)]
+for options in ({}, {"merge_rule": "pair"}, {"scoring": "spatial"}, {"max_cells": 4}):
+    expected = naive.train(grids, num_merges=12, codebook_size=3, **options)
+    merges = train_merges(grids, num_merges=12, codebook_size=3, num_threads=2, **options)
+    assert [tuple(rule) for rule in merges.tolist()] == expected, options
+"""
+    subprocess.run(
+        [sys.executable, "-W", "error", "-c", script],
+        check=True,
+        env={"BEING_VL_DISABLE_NUMBA": "1", "PYTHONPATH": ":".join(sys.path)},
+    )
+
+
+@pytest.fixture(scope="module")
+def smooth_grids() -> np.ndarray:
+    """Grids with structure: steps of a slow random walk in both directions, (200, 16, 16) int16."""
+    rng = np.random.default_rng(3)
+    steps = rng.integers(-1, 2, (200, 16, 16)).cumsum(axis=1) + rng.integers(
+        -1, 2, (200, 1, 16)
+    ).cumsum(axis=2)
+    return (steps % 64).astype(np.int16)
+
+
+def digest(merges: np.ndarray) -> str:
+    return hashlib.sha256(merges.tobytes()).hexdigest()
+
+
+def test_threads_and_order_do_not_matter(smooth_grids):
+    """Five trainings: 1, 2 and 8 threads, and two other orders of the grids."""
+    options = {"num_merges": 400, "codebook_size": 64}
+    digests = {digest(train_merges(smooth_grids, num_threads=n, **options)) for n in (1, 2, 8)}
+    for seed in (0, 1):
+        order = np.random.default_rng(seed).permutation(len(smooth_grids))
+        digests.add(digest(train_merges(smooth_grids[order], num_threads=2, **options)))
+    assert len(digests) == 1
+
+
+def test_a_low_memory_limit_counts_again_with_the_same_result(smooth_grids):
+    options = {"num_merges": 400, "codebook_size": 64, "num_threads": 1}
+    free = train_merges(smooth_grids, **options)
+    tight = train_merges(smooth_grids, memory_limit=5 * smooth_grids.size, **options)
+    assert digest(free) == digest(tight)
+
+
+def test_a_full_pool_is_compacted_and_enlarged(smooth_grids, monkeypatch):
+    options = {"num_merges": 400, "codebook_size": 64, "num_threads": 2}
+    roomy = train_merges(smooth_grids, **options)
+    monkeypatch.setattr(shard, "_SPARE_POSITIONS", 1)
+    sizes = []
+    compact = shard.compact
+    monkeypatch.setattr(shard, "compact", lambda *args: sizes.append(compact(*args)) or sizes[-1])
+    assert digest(train_merges(smooth_grids, **options)) == digest(roomy)
+    assert len(sizes) > 2
+
+
+def test_large_ids_and_long_grids_need_wide_cells(smooth_grids):
+    """More than 65,535 ids, or more than 256 columns: the same rules in 64 bits."""
+    options = {"num_merges": 60, "num_threads": 1}
+    rules = train_merges(smooth_grids, codebook_size=64, **options).astype(np.int64)
+    wide = train_merges(smooth_grids, codebook_size=70_000, **options).astype(np.int64)
+    rules[:, :2] += (rules[:, :2] >= 64) * (70_000 - 64)
+    assert (rules == wide).all()
+    long = [np.tile(np.arange(3), 100).reshape(1, 300)]
+    assert as_rules(train_merges(long, codebook_size=3, num_merges=5)) == naive.train(long, 5, 3)
+
+
+def test_sources_give_the_same_rules(tmp_path, smooth_grids):
+    options = {"num_merges": 100, "codebook_size": 64, "num_threads": 2}
+    expected = digest(train_merges(smooth_grids, **options))
+    np.save(tmp_path / "codes.npy", smooth_grids)
+    info = ShardInfo(codebook_size=64, quantizer="test")
+    for part in range(2):
+        grids = list(smooth_grids[100 * part : 100 * part + 100])
+        names = [f"{part}-{i}" for i in range(100)]
+        write_shard(tmp_path / f"codes-{part}.parquet", names, grids, info)
+    for source in (
+        tmp_path / "codes.npy",
+        np.load(tmp_path / "codes.npy", mmap_mode="r"),
+        list(smooth_grids),
+        tmp_path,
+        [tmp_path / "codes-0.parquet", tmp_path / "codes-1.parquet"],
+        CodeShards(tmp_path),
+        smooth_grids.astype(np.uint16),
+        smooth_grids.astype(np.int32),
+    ):
+        assert digest(train_merges(source, **options)) == expected
+
+
+class TwoInOne(OneProcess):
+    """Claims to be one of two processes whose other half holds no grids: sums and joins change nothing."""
+
+    size = 2
+
+
+def test_a_process_reads_its_own_grids_alone(smooth_grids):
+    seen = []
+    train_merges(
+        smooth_grids, num_merges=1, codebook_size=64, processes=TwoInOne(), progress=seen.append
+    )
+    half = train_merges(smooth_grids[:100], num_merges=1, codebook_size=64, progress=seen.append)
+    assert seen[0].checkpoint.counts[0] == seen[1].checkpoint.counts[0]
+    assert half.shape == (1, 4)
+
+
+@pytest.mark.parametrize(
+    ("grids", "options", "message"),
+    [
+        ([[[0, 9]]], {}, r"grids\[0\]\[0, 1\] must be in \[0, 4\), got 9"),
+        ([[[0]], [[-1]]], {}, r"grids\[1\]\[0, 0\] must be in \[0, 4\), got -1"),
+        ([[0, 1]], {}, r"grids\[0\] must have shape \(height, width\), got \(2,\)"),
+        ([[[0.5]]], {}, r"grids\[0\] must hold integers, got float64"),
+        (np.zeros((2, 2)), {}, r"grids must have shape \(N, height, width\), got \(2, 2\)"),
+        (np.zeros((2, 0, 2), int), {}, r"grids\[0\] must not be empty, got 0x2"),
+        ([[[0]]], {"num_merges": -1}, "num_merges must be an integer of at least 0, got -1"),
+        ([[[0]]], {"num_merges": True}, "num_merges must be an integer of at least 0, got True"),
+        ([[[0]]], {"min_count": 0}, "min_count must be an integer of at least 1, got 0"),
+        ([[[0]]], {"scoring": "best"}, "scoring must be one of .*, got 'best'"),
+        ([[[0]]], {"merge_rule": "best"}, "merge_rule must be one of .*, got 'best'"),
+        ([[[0]]], {"merge_rule": "pair", "scoring": "spatial"}, "needs the offsets"),
+        ([[[0]]], {"merge_rule": "pair", "max_token_extent": 2}, "needs the shapes"),
+        ([[[0]]], {"spatial_sigma": float("nan")}, "spatial_sigma must be .*, got nan"),
+    ],
+)
+def test_wrong_input_is_named(grids, options, message):
+    with pytest.raises(ValueError, match=message):
+        train_merges(grids, **{"num_merges": 4, "codebook_size": 4, **options})
+
+
+def test_a_checkpoint_of_other_grids_is_refused():
+    grids = [np.zeros((2, 2), int)]
+    checkpoint = Checkpoint(np.array([[0, 0, 0, 1]], np.int32), np.array([3]))
+    with pytest.raises(
+        ValueError, match="its merge 0 occurs 2 times in these, and occurred 3 times"
+    ):
+        train_merges(grids, num_merges=2, codebook_size=1, checkpoint=checkpoint)
+
+
+def test_no_grids_no_rules():
+    assert train_merges([], num_merges=3, codebook_size=4).shape == (0, 4)
+    assert open_grids(np.empty((0, 4, 4), np.int16)).sizes.shape == (0, 2)

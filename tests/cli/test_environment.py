@@ -1,0 +1,64 @@
+"""The command env: what it tells, and what it finds broken."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+import torch
+
+from being_vl.cli import environment, main
+
+
+def test_env_command(capsys):
+    status = main(["env", "--json"])
+    facts = json.loads(capsys.readouterr().out)
+    assert facts["packages"]["torch"] == torch.__version__
+    assert facts["devices"][-1].startswith("cpu")
+    assert status == int(bool(facts["problems"]))
+    assert main(["env"]) == status
+    assert f"torch: {torch.__version__}" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    "package, error, mended_by",
+    [
+        (
+            "torchvision",
+            'RuntimeError("operator torchvision::nms does not exist")',
+            "pip uninstall torchvision timm",
+        ),
+        ("timm", "ModuleNotFoundError(\"No module named 'torchvision'\")", "pip uninstall timm"),
+    ],
+)
+def test_a_package_that_breaks_others_is_found(package, error, mended_by, tmp_path):
+    """As after `pip install lmms-eval` on a machine without CUDA, and after half of the remedy."""
+    (tmp_path / package).mkdir()
+    (tmp_path / package / "__init__.py").write_text(f"raise {error}\n")
+    (tmp_path / f"{package}-9.9.dist-info").mkdir()
+    (tmp_path / f"{package}-9.9.dist-info" / "METADATA").write_text(
+        f"Metadata-Version: 2.1\nName: {package}\nVersion: 9.9\n"
+    )
+    path = os.pathsep.join([str(tmp_path), *filter(None, sys.path)])
+    code = f"from being_vl.cli.environment import {package}_problem; print({package}_problem())"
+    run = subprocess.run(
+        [sys.executable, "-c", code],
+        env={**os.environ, "PYTHONPATH": path},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert f"{package} 9.9" in run.stdout and "torchvision" in run.stdout
+    assert mended_by in run.stdout
+
+
+def test_an_untested_lmms_eval_is_named(monkeypatch):
+    versions = {"lmms-eval": "0.8.0"}
+    monkeypatch.setattr(environment, "_version", versions.get)
+    (problem,) = environment.describe()["problems"]
+    assert "lmms-eval 0.8.0" in problem and environment.LMMS_EVAL_TESTED in problem
+    versions["lmms-eval"] = environment.LMMS_EVAL_TESTED
+    assert environment.describe()["problems"] == []

@@ -1,0 +1,171 @@
+"""The parquet format of code grids."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from being_vl.codes.shards import CodeShards, ShardInfo, code_type, read_info, write_shard
+
+ROWS = st.lists(
+    st.tuples(st.text(max_size=8), st.integers(1, 5), st.integers(1, 5), st.integers(0, 2**32 - 1)),
+    max_size=6,
+)
+
+
+def _grids(rows, codebook_size, dtype=np.int64):
+    return [
+        np.random.default_rng(seed).integers(0, codebook_size, (h, w)).astype(dtype)
+        for _, h, w, seed in rows
+    ]
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    shards=st.lists(ROWS, min_size=1, max_size=3),
+    codebook_size=st.sampled_from([1, 256, 8192, 32768, 32769, 65536, 70000]),
+)
+def test_what_is_written_is_read(tmp_path_factory, shards, codebook_size):
+    folder = tmp_path_factory.mktemp("shards")
+    for i, rows in enumerate(shards):
+        grids = _grids(rows, codebook_size)
+        write_shard(
+            folder / f"{i}.parquet", [row[0] for row in rows], grids, ShardInfo(codebook_size)
+        )
+    read = CodeShards(folder, cached_shards=1)
+    expected = [grid for rows in shards for grid in _grids(rows, codebook_size)]
+    assert len(read) == len(expected)
+    assert read.image_ids() == [row[0] for rows in shards for row in rows]
+    assert read.num_cells == sum(grid.size for grid in expected)
+    for got, again, want in zip(read, [read[i] for i in range(len(read))], expected, strict=True):
+        assert got.dtype == read.dtype == np.dtype(code_type(codebook_size).to_pandas_dtype())
+        np.testing.assert_array_equal(got, want)
+        np.testing.assert_array_equal(again, want)
+
+
+def test_equal_input_gives_equal_bytes_and_metadata_survives(tmp_path):
+    info = ShardInfo(9, "sha256:q", "sha256:s", False, ((1, "b", "broken"),))
+    for name in ("x", "y"):
+        write_shard(tmp_path / name, ["a"], [np.array([[8, 0]])], info)
+    assert (tmp_path / "x").read_bytes() == (tmp_path / "y").read_bytes()
+    assert read_info(tmp_path / "x") == info
+
+
+def test_other_programs_can_read_it(tmp_path):
+    write_shard(tmp_path / "a.parquet", ["a"], [np.array([[1, 2], [3, 4]])], ShardInfo(5))
+    table = pq.read_table(tmp_path / "a.parquet")
+    assert table.schema.field("codes").type == pa.list_(pa.int16())
+    assert table.to_pylist() == [{"image_id": "a", "height": 2, "width": 2, "codes": [1, 2, 3, 4]}]
+
+
+def test_slices_negative_indices_and_the_end(tmp_path):
+    grids = [np.full((1, 2), i) for i in range(5)]
+    write_shard(tmp_path / "a.parquet", list("abcde"), grids, ShardInfo(5))
+    read = CodeShards(tmp_path)
+    assert [int(grid[0, 0]) for grid in read[1:4]] == [1, 2, 3]
+    assert int(read[-1][0, 0]) == 4
+    with pytest.raises(IndexError, match="grid 5 of 5"):
+        read[5]
+
+
+def test_to_npy_makes_one_array_that_can_be_mapped(tmp_path):
+    grids = [np.full((2, 3), i) for i in range(5)]
+    write_shard(tmp_path / "a.parquet", ["a", "b"], grids[:2], ShardInfo(5))
+    write_shard(tmp_path / "b.parquet", ["c", "d", "e"], grids[2:], ShardInfo(5))
+    CodeShards(tmp_path).to_npy(tmp_path / "codes.npy")
+    mapped = np.load(tmp_path / "codes.npy", mmap_mode="r")
+    assert mapped.dtype == np.int16
+    np.testing.assert_array_equal(mapped, np.stack(grids))
+
+
+def test_to_npy_refuses_mixed_sizes(tmp_path):
+    write_shard(
+        tmp_path / "a.parquet", ["a", "b"], [np.zeros((1, 2)), np.zeros((2, 1))], ShardInfo(1)
+    )
+    with pytest.raises(ValueError, match="grids of 2 sizes"):
+        CodeShards(tmp_path).to_npy(tmp_path / "codes.npy")
+
+
+@pytest.mark.parametrize(
+    ("columns", "message"),
+    [
+        ({"codes": None}, "column 'codes' is missing"),
+        ({"codes": [["x", "y"]]}, "codes must be a list of int16, uint16 or int32, got list<"),
+        ({"codes": pa.array([[1]], pa.list_(pa.int16()))}, r"codes\[0\] must have height × width = 1 × 2"),
+        ({"codes": pa.array([[1, 9]], pa.list_(pa.int16()))}, r"codes must be in \[0, 9\), got 1 to 9"),
+        ({"codes": pa.array([[1, -1]], pa.list_(pa.int16()))}, r"got -1 to 1"),
+        ({"codes": pa.array([[1, None]], pa.list_(pa.int16()))}, "codes must not be null"),
+        ({"height": pa.array([0], pa.int32())}, r"height\[0\] must be at least 1, got 0"),
+        ({"width": pa.array([None], pa.int32())}, "width must be int32 without nulls"),
+    ],
+)  # fmt: skip
+def test_a_malformed_file_is_named_with_field_and_value(tmp_path, columns, message):
+    good = {
+        "image_id": ["a"],
+        "height": pa.array([1], pa.int32()),
+        "width": pa.array([2], pa.int32()),
+        "codes": pa.array([[1, 2]], pa.list_(pa.int16())),
+    }
+    table = {name: value for name, value in {**good, **columns}.items() if value is not None}
+    pq.write_table(pa.table(table), tmp_path / "bad.parquet")
+    with pytest.raises(ValueError, match=message) as caught:
+        list(CodeShards(tmp_path, codebook_size=9))
+    assert "bad.parquet" in str(caught.value)
+
+
+def test_a_file_without_metadata_needs_the_codebook_size(tmp_path):
+    table = {
+        "image_id": ["a"],
+        "height": [1],
+        "width": [1],
+        "codes": pa.array([[3]], pa.list_(pa.int32())),
+    }
+    pq.write_table(pa.table(table), tmp_path / "a.parquet")
+    with pytest.raises(ValueError, match="pass codebook_size"):
+        CodeShards(tmp_path)
+    assert int(CodeShards(tmp_path, codebook_size=4)[0][0, 0]) == 3
+
+
+def test_shards_of_two_quantizers_are_refused(tmp_path):
+    write_shard(tmp_path / "a.parquet", ["a"], [np.zeros((1, 1))], ShardInfo(4, "one"))
+    write_shard(tmp_path / "b.parquet", ["b"], [np.zeros((1, 1))], ShardInfo(4, "two"))
+    with pytest.raises(
+        ValueError, match=r"b.parquet: quantizer must be one, as in a.parquet, got two"
+    ):
+        CodeShards(tmp_path)
+
+
+def test_a_later_version_is_refused(tmp_path):
+    info = {"codebook_size": 4, "skipped": [], "version": 2}
+    table = pa.table({"image_id": ["a"]}).replace_schema_metadata(
+        {"being_vl.codes": json.dumps(info)}
+    )
+    pq.write_table(table, tmp_path / "a.parquet")
+    with pytest.raises(ValueError, match="version must be 1, got 2"):
+        CodeShards(tmp_path)
+
+
+def test_what_is_not_there_or_not_parquet(tmp_path):
+    with pytest.raises(FileNotFoundError, match="no parquet file"):
+        CodeShards(tmp_path)
+    with pytest.raises(FileNotFoundError, match="no such file"):
+        CodeShards(tmp_path / "nothing.parquet")
+    (tmp_path / "a.parquet").write_bytes(b"PAR1 but not really PAR1")
+    with pytest.raises(ValueError, match=r"a.parquet: not a readable parquet file"):
+        CodeShards(tmp_path)
+
+
+def test_writing_checks_its_input(tmp_path):
+    with pytest.raises(ValueError, match="2 image ids for 1 grids"):
+        write_shard(tmp_path / "a", ["a", "b"], [np.zeros((1, 1))], ShardInfo(4))
+    with pytest.raises(ValueError, match=r"the grid of 'a' must be \(h, w\), got \(1,\)"):
+        write_shard(tmp_path / "a", ["a"], [np.zeros(1)], ShardInfo(4))
+    with pytest.raises(ValueError, match=r"codes of 'a' must be in \[0, 4\), got 4 to 4"):
+        write_shard(tmp_path / "a", ["a"], [np.full((1, 1), 4)], ShardInfo(4))
+    assert not list(tmp_path.iterdir())

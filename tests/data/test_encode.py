@@ -1,0 +1,350 @@
+"""`being-vl encode`: sources, order, restarts, refusals."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import resource
+import shutil
+import signal
+import tarfile
+import time
+
+import datasets
+import numpy as np
+import psutil
+import pytest
+import torch
+from encode_fixtures import make_images, make_processor, make_quantizer, shard_bytes
+from filelock import FileLock
+from PIL import Image
+
+from being_vl.cli import main as being_vl_command
+from being_vl.codes.shards import CodeShards
+from being_vl.data.quantizing import (
+    DatasetSource,
+    FolderSource,
+    StreamSource,
+    TarSource,
+    quantize_source,
+    quantizer_identity,
+    write_manifest,
+)
+
+SHARD_SIZE = 4
+
+
+def encode(source, output, *, crop=True, finish=True, **options):
+    model, processor = make_quantizer(), make_processor(crop=crop)
+    summary = quantize_source(
+        source,
+        model,
+        processor,
+        output,
+        quantizer=options.pop("quantizer", None) or quantizer_identity(model, processor),
+        shard_size=SHARD_SIZE,
+        batch_size=3,
+        **options,
+    )
+    if finish:
+        write_manifest(output, source)
+    return summary
+
+
+def folder_source(folder):
+    return FolderSource(folder, shard_size=SHARD_SIZE)
+
+
+@pytest.fixture
+def images(tmp_path):
+    make_images(tmp_path / "images")
+    return tmp_path / "images"
+
+
+def test_each_image_gets_the_codes_that_it_gets_alone_in_sorted_order(tmp_path):
+    ids = make_images(tmp_path / "images", 11)
+    encode(folder_source(tmp_path / "images"), tmp_path / "out", crop=False)
+    read = CodeShards(tmp_path / "out")
+    assert read.image_ids() == ids
+    model, processor = make_quantizer(), make_processor(crop=False)
+    shapes = set()
+    for image_id, grid in zip(ids, read, strict=True):
+        image = Image.open(tmp_path / "images" / image_id)
+        alone = model.encode(processor(image, return_tensors="pt")["pixel_values"])[0]
+        np.testing.assert_array_equal(grid, alone.numpy())
+        shapes.add(grid.shape)
+    assert len(shapes) > 1  # the batches were mixed
+
+
+def test_workers_and_ranks_do_not_change_a_byte(images, tmp_path):
+    source = folder_source(images)
+    encode(source, tmp_path / "one")
+    encode(source, tmp_path / "workers", num_workers=2)
+    for rank in (2, 0, 1):
+        encode(source, tmp_path / "ranks", rank=rank, world=3, finish=rank == 1)
+    assert shard_bytes(tmp_path / "workers") == shard_bytes(tmp_path / "one")
+    assert shard_bytes(tmp_path / "ranks") == shard_bytes(tmp_path / "one")
+
+
+def test_all_sources_give_the_same_codes(images, tmp_path):
+    ids = [record.image_id for part in range(3) for record in folder_source(images).records(part)]
+    rows = {"name": ids, "image": [{"bytes": (images / i).read_bytes(), "path": None} for i in ids]}
+    features = datasets.Features({"name": datasets.Value("string"), "image": datasets.Image()})
+    rows = datasets.Dataset.from_dict(rows, features=features)
+    for i, part in enumerate((ids[:5], ids[5:])):
+        with tarfile.open(tmp_path / f"shard-{i}.tar", "w") as archive:
+            for image_id in part:
+                for name, data in (
+                    (f"{image_id[:-4]}.json", b"{}"),
+                    (f"{image_id[:-4]}.PNG", (images / image_id).read_bytes()),
+                ):
+                    member = tarfile.TarInfo(name)
+                    member.size = len(data)
+                    archive.addfile(member, io.BytesIO(data))
+    sources = {
+        "folder": (folder_source(images), ids),
+        "dataset": (DatasetSource(rows, shard_size=SHARD_SIZE, id_column="name"), ids),
+        "stream": (StreamSource(rows.to_iterable_dataset(num_shards=2), id_column="name"), ids),
+        "tar": (
+            TarSource(str(tmp_path / "shard-*.tar")),
+            [f"shard-{i // 5}/{name[:-4]}" for i, name in enumerate(ids)],
+        ),
+    }
+    grids = {}
+    for name, (source, expected_ids) in sources.items():
+        encode(source, tmp_path / name)
+        read = CodeShards(tmp_path / name)
+        assert read.image_ids() == expected_ids
+        grids[name] = np.stack(list(read))
+    for name in grids:
+        np.testing.assert_array_equal(grids[name], grids["folder"])
+
+
+def test_unreadable_images_are_named_and_never_replaced(images, tmp_path):
+    (images / "b" / "001.png").write_bytes(b"not a picture")
+    (images / "c" / "999.jpg").symlink_to("nowhere")
+    source = folder_source(images)
+    with pytest.raises(ValueError, match=r"b/001\.png: not a readable picture"):
+        encode(source, tmp_path / "raise", on_error="raise")
+    summary = encode(source, tmp_path / "skip", on_error="skip")
+    assert (summary.images, summary.skipped) == (9, 2)
+    read = CodeShards(tmp_path / "skip")
+    assert len(read) == 9
+    assert "b/001.png" not in read.image_ids()
+    lines = [json.loads(line) for line in (tmp_path / "skip" / "skipped.jsonl").open()]
+    assert [line["image_id"] for line in lines] == ["b/001.png", "c/999.jpg"]
+    assert lines[0]["reason"].startswith("not a readable picture")
+    assert "No such file" in lines[1]["reason"]
+
+
+def test_samples_without_an_image_and_damaged_archives(tmp_path):
+    with tarfile.open(tmp_path / "a.tar", "w") as archive:
+        member = tarfile.TarInfo("one.json")
+        archive.addfile(member, io.BytesIO())
+    encode(TarSource(str(tmp_path / "a.tar")), tmp_path / "skip", on_error="skip")
+    assert "the sample has no image" in (tmp_path / "skip" / "skipped.jsonl").read_text()
+    assert len(CodeShards(tmp_path / "skip")) == 0
+    (tmp_path / "b.tar").write_bytes(b"x" * 2000)
+    with pytest.raises(ValueError, match=r"b\.tar: damaged tar file"):
+        encode(TarSource(str(tmp_path / "b.tar")), tmp_path / "damaged")
+
+
+def test_a_continued_run_makes_only_what_is_missing(images, tmp_path):
+    source = folder_source(images)
+    encode(source, tmp_path / "out")
+    wanted = shard_bytes(tmp_path / "out")
+    (tmp_path / "out" / "codes-00001-00000.parquet").unlink()
+    (tmp_path / "out" / "codes-00002-00000.parquet.tmp").write_bytes(b"half")
+    summary = encode(source, tmp_path / "out")
+    assert (summary.shards, summary.shards_found) == (1, 2)
+    assert shard_bytes(tmp_path / "out") == wanted
+
+
+def test_a_continued_part_of_many_shards(tmp_path):
+    ids = make_images(tmp_path / "images", 10)
+    features = datasets.Features({"image": datasets.Image()})
+    rows = {"image": [{"bytes": (tmp_path / "images" / i).read_bytes(), "path": None} for i in ids]}
+    rows = datasets.Dataset.from_dict(rows, features=features)
+
+    def source():
+        return StreamSource(rows.to_iterable_dataset(num_shards=1))
+
+    encode(source(), tmp_path / "out")
+    wanted = shard_bytes(tmp_path / "out")
+    assert sorted(wanted)[:3] == [f"codes-00000-0000{i}.parquet" for i in range(3)]
+    assert CodeShards(tmp_path / "out").image_ids()[-1] == "00000/00000009"
+    for name in ("codes-00000-00001.parquet", "codes-00000-00002.parquet"):
+        (tmp_path / "out" / name).unlink()
+        encode(source(), tmp_path / "out")
+        assert shard_bytes(tmp_path / "out") == wanted
+
+
+def test_an_unfinished_folder_is_not_read_as_if_it_were_whole(images, tmp_path):
+    encode(folder_source(images), tmp_path / "out", rank=0, world=2, finish=False)
+    with pytest.raises(ValueError, match="has not finished"):
+        CodeShards(tmp_path / "out")
+    with pytest.raises(ValueError, match=r"codes-00001-00000\.parquet: this shard is missing"):
+        write_manifest(tmp_path / "out", folder_source(images))
+    encode(folder_source(images), tmp_path / "out")
+    (tmp_path / "out" / "codes-00000-00000.parquet").unlink()
+    with pytest.raises(ValueError, match=r"is in manifest\.json but not in the folder"):
+        CodeShards(tmp_path / "out")
+
+
+def test_a_changed_source_or_quantizer_is_refused(images, tmp_path):
+    encode(folder_source(images), tmp_path / "out")
+    before = shard_bytes(tmp_path / "out")
+    with pytest.raises(
+        ValueError, match=r"encode\.json: quantizer is sha256:.* this run's is other"
+    ):
+        encode(folder_source(images), tmp_path / "out", quantizer="other")
+    shutil.copy(images / "a" / "000.png", images / "a" / "new.png")
+    with pytest.raises(ValueError, match=r"encode\.json: source is .*'images': 10.*'images': 11"):
+        encode(folder_source(images), tmp_path / "out")
+    (images / "a" / "new.png").unlink()
+    encode(folder_source(images), tmp_path / "out")
+    assert shard_bytes(tmp_path / "out") == before
+
+
+def test_a_newer_image_is_compared_by_its_bytes(images, tmp_path):
+    encode(folder_source(images), tmp_path / "out")
+    path = images / "a" / "000.png"
+    later = time.time() + 100
+    os.utime(path, (later, later))
+    encode(folder_source(images), tmp_path / "out")  # touched, not changed
+    data = bytearray(path.read_bytes())
+    data[-1] ^= 1
+    path.write_bytes(data)
+    os.utime(path, (later, later))
+    with pytest.raises(
+        ValueError, match=r"codes-00000-00000\.parquet: an image of this shard has changed"
+    ):
+        encode(folder_source(images), tmp_path / "out")
+
+
+def test_of_two_processes_one_wins(images, tmp_path):
+    (tmp_path / "out").mkdir()
+    with FileLock(tmp_path / "out" / ".rank-00000.lock"):
+        with pytest.raises(OSError, match="another process is encoding into it as rank 0"):
+            encode(folder_source(images), tmp_path / "out")
+    encode(folder_source(images), tmp_path / "out")
+
+
+def test_a_full_disk_leaves_nothing_half_written(images, tmp_path):
+    encode(folder_source(images), tmp_path / "wanted")
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(
+        resource.RLIMIT_FSIZE, (600, limits[1])
+    )  # encode.json fits, a shard does not
+    try:
+        with pytest.raises(OSError, match=r"File too large: .*codes-00000-00000\.parquet"):
+            encode(folder_source(images), tmp_path / "out", num_workers=1)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    left = {path.name for path in (tmp_path / "out").iterdir()}
+    assert left == {"encode.json", ".rank-00000.lock"}
+    encode(folder_source(images), tmp_path / "out")
+    assert shard_bytes(tmp_path / "out") == shard_bytes(tmp_path / "wanted")
+
+
+def test_killed_at_random_moments_it_ends_with_the_same_bytes(tmp_path):
+    make_images(tmp_path / "images", 40)
+    source = folder_source(tmp_path / "images")
+    started = time.perf_counter()
+    encode(source, tmp_path / "wanted")
+    seconds = time.perf_counter() - started
+    rng = np.random.default_rng(0)
+    for _ in range(5):
+        child = os.fork()
+        if child == 0:
+            torch.set_num_threads(1)  # OpenMP does not survive a fork
+            encode(source, tmp_path / "out", finish=False)
+            os._exit(0)
+        time.sleep(float(rng.uniform(0, seconds)))
+        os.kill(child, signal.SIGKILL)
+        os.waitpid(child, 0)
+    encode(source, tmp_path / "out")
+    assert shard_bytes(tmp_path / "out") == shard_bytes(tmp_path / "wanted")
+    assert not list((tmp_path / "out").glob("*.tmp"))
+
+
+def test_a_killed_process_leaves_no_worker_behind(tmp_path):
+    make_images(tmp_path / "images", 200)
+    child = os.fork()
+    if child == 0:
+        torch.set_num_threads(1)
+        encode(folder_source(tmp_path / "images"), tmp_path / "out", num_workers=2, finish=False)
+        os._exit(0)
+    workers = wait_for(lambda: [p for p in psutil.Process(child).children() if p.is_running()])
+    os.kill(child, signal.SIGKILL)
+    os.waitpid(child, 0)
+    assert workers
+    wait_for(lambda: not any(p.is_running() and p.status() != "zombie" for p in workers))
+
+
+def wait_for(condition, seconds=20.0):
+    """The first true value of a condition; the test fails if none comes."""
+    end = time.perf_counter() + seconds
+    while not (value := condition()):
+        assert time.perf_counter() < end, "it did not happen"
+        time.sleep(0.02)
+    return value
+
+
+def test_the_identity_follows_what_decides_the_codes():
+    model, processor = make_quantizer(), make_processor()
+    same = quantizer_identity(make_quantizer(), make_processor())
+    assert quantizer_identity(model, processor) == same
+    assert quantizer_identity(model, processor, torch.bfloat16) != same
+    assert quantizer_identity(model, make_processor(crop=False)) != same
+    model.codebook.data[0, 0] += 1
+    assert quantizer_identity(model, processor) != same
+
+
+@pytest.fixture
+def quantizer_folder(tmp_path):
+    make_quantizer().save_pretrained(tmp_path / "quantizer")
+    make_processor().save_pretrained(tmp_path / "quantizer")
+    return tmp_path / "quantizer"
+
+
+def test_the_command(images, tmp_path, quantizer_folder, capsys):
+    arguments = [
+        "encode", "--images", str(images), "--quantizer", str(quantizer_folder), "--output",
+        str(tmp_path / "out"), "--shard-size", "4", "--device", "cpu", "--num-workers", "0", "--json",
+    ]  # fmt: skip
+    assert being_vl_command(arguments) == 0
+    result = json.loads(capsys.readouterr().out)
+    assert (result["images"], result["skipped"], result["shards"]) == (10, 0, 3)
+    assert result["cells"] == 160
+    assert len(CodeShards(tmp_path / "out")) == 10
+    # The saved configuration runs the command again, which finds all done.
+    saved = str(tmp_path / "out" / "encode.yaml")
+    assert being_vl_command(["encode", "--config", saved]) == 0
+    assert json.loads(capsys.readouterr().out)["shards_found_done"] == 3
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"--images": None}, "name one of --images, --dataset, --webdataset; got none"),
+        ({"--webdataset": "x.tar"}, "got --images, --webdataset"),
+        ({"--images": "nowhere"}, "nowhere: not a folder"),
+        ({"--images": None, "--webdataset": "no*.tar"}, "no*.tar: no tar file matches"),
+    ],
+)
+def test_bad_input_is_one_line_and_status_2(
+    images, tmp_path, quantizer_folder, capsys, changes, message
+):
+    options = {
+        "--images": str(images),
+        "--quantizer": str(quantizer_folder),
+        "--output": str(tmp_path / "out"),
+        **changes,
+    }
+    flags = [part for pair in options.items() if pair[1] is not None for part in pair]
+    assert being_vl_command(["encode", *flags]) == 2
+    error = capsys.readouterr().err.strip().splitlines()
+    assert error[-1].startswith("being-vl encode: error:")
+    assert message in error[-1]

@@ -1,0 +1,278 @@
+"""What goes of a folder, what stays, and which folders are refused; cards say what files say."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import yaml
+from hub_validation import card_errors
+from huggingface_hub import EvalResultEntry, ModelCard, ModelCardData
+from huggingface_hub._eval_results import parse_eval_result_entries
+from PIL import Image
+from publish_fixtures import RESULT, published_checkpoint, write_result
+
+from being_vl.cli import main
+from being_vl.codes.shards import ShardInfo, write_shard
+from being_vl.hub.card import card_text, write_card
+from being_vl.hub.commit import matches
+from being_vl.hub.facts import CardFacts, read_facts
+from being_vl.hub.folder import check_whole, folder_kind
+from being_vl.hub.push import planned
+from being_vl.hub.results import load_results
+
+
+@pytest.fixture(scope="module")
+def original(tmp_path_factory) -> Path:
+    return published_checkpoint(tmp_path_factory.mktemp("original") / "checkpoint", shard="50KB")
+
+
+@pytest.fixture
+def checkpoint(original: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(original, tmp_path / "checkpoint"))
+
+
+def test_patterns_do_not_cross_folders() -> None:
+    assert matches("model-00001-of-00002.safetensors", ["*.safetensors"])
+    assert not matches("checkpoint-10/model.safetensors", ["*.safetensors"])
+    assert matches("vq_model/model.safetensors", ["vq_model/*.safetensors"])
+
+
+def test_a_whole_checkpoint_passes(checkpoint: Path) -> None:
+    assert len(list(checkpoint.glob("model-*.safetensors"))) > 1
+    assert folder_kind(checkpoint) == "checkpoint"
+    check_whole(checkpoint)
+
+
+def cut(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[:-100])
+
+
+def change(path: Path, **fields) -> None:
+    path.write_text(json.dumps({**json.loads(path.read_text()), **fields}))
+
+
+BROKEN = {
+    "no tokenizer": (lambda f: (f / "tokenizer.json").unlink(), r"tokenizer\.json missing"),
+    "no VQ model": (lambda f: shutil.rmtree(f / "vq_model"), r"vq_model/config\.json missing"),
+    "no VQ weights": (
+        lambda f: (f / "vq_model/model.safetensors").unlink(),
+        r"vq_model: model\.safetensors is missing",
+    ),
+    "a shard missing": (
+        lambda f: min(f.glob("model-*.safetensors")).unlink(),
+        r"model-00001-of-\d+\.safetensors is missing",
+    ),
+    "a shard cut": (lambda f: cut(min(f.glob("model-*"))), "damaged or cut"),
+    "other merges": (
+        lambda f: change(f / "image_bpe.json", merges=[]),
+        r"image_bpe\.json: the number of merges is 0, but config\.json says 12",
+    ),
+    "another codebook": (
+        lambda f: change(f / "vq_model/config.json", num_embeddings=8),
+        r"num_embeddings is 8, but config\.json says 16",
+    ),
+    "another vocabulary": (
+        lambda f: change(f / "config.json", text_vocab_size=410, vocab_size=442),
+        r"number of ids is 437, but config\.json says 442",
+    ),
+    "another model": (
+        lambda f: change(f / "config.json", model_type="llama"),
+        "model_type is 'llama'",
+    ),
+    "no configuration": (
+        lambda f: (f / "config.json").unlink(),
+        "parts of a checkpoint but no config.json",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", BROKEN)
+def test_half_a_checkpoint_is_refused(checkpoint: Path, name: str, capsys) -> None:
+    breaks, message = BROKEN[name]
+    breaks(checkpoint)
+    with pytest.raises(ValueError, match=message):
+        check_whole(checkpoint)
+    assert main(["push", str(checkpoint), "a/b", "--dry-run"]) == 2
+    assert len(capsys.readouterr().err.strip().splitlines()) == 1
+
+
+def test_a_folder_of_other_things_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "thesis.tex").write_text("x")
+    with pytest.raises(ValueError, match=r"holds no checkpoint \(config\.json\)"):
+        check_whole(tmp_path)
+    with pytest.raises(FileNotFoundError, match="is not a folder"):
+        check_whole(tmp_path / "none")
+
+
+def test_what_goes_and_what_stays(checkpoint: Path, capsys) -> None:
+    (checkpoint / "checkpoint-10").mkdir()
+    for name in ("checkpoint-10/model.safetensors", "optimizer.pt", "train.yaml", ".env"):
+        (checkpoint / name).write_text("x: 1\n")
+    before = sorted(checkpoint.rglob("*"))
+    command = ["push", str(checkpoint), "a/b", "--dry-run", "--json", "--include", "['*.yaml']"]
+    assert main(command) == 0
+    answer = json.loads(capsys.readouterr().out)
+    assert answer["left_out"] == [".env", "checkpoint-10/model.safetensors", "optimizer.pt"]
+    assert {"README.md", ".eval_results/easyvqa.yaml", "train.yaml"} <= set(answer["files"])
+    assert answer["bytes"] == sum(answer["files"].values()) and "url" not in answer
+    assert sorted(checkpoint.rglob("*")) == before  # the card was made elsewhere
+    with (
+        pytest.raises(ValueError, match=r"--include \*\.doc: no such file"),
+        planned(checkpoint, ["*.doc"]),
+    ):
+        pass
+
+
+def test_results_newer_than_the_card_are_named(checkpoint: Path, capsys) -> None:
+    write_card(checkpoint)
+    later = (checkpoint / "README.md").stat().st_mtime + 10
+    path = write_result(checkpoint)
+    os.utime(path, (later, later))
+    assert main(["push", str(checkpoint), "a/b", "--dry-run"]) == 0
+    assert "evaluation/easyvqa.json is newer than README.md" in capsys.readouterr().err
+
+
+def test_card_says_what_the_files_say(checkpoint: Path, capsys) -> None:
+    image = str(checkpoint.parent / "image.png")
+    Image.fromarray(np.full((8, 8, 3), 90, np.uint8)).save(image)
+    (checkpoint / "train.yaml").write_text(
+        "data: /home/me/data\ntraining: {learning_rate: 0.002, seed: 3}\n"
+    )
+    options = {
+        "title": "Seeing Llama", "license": "apache-2.0", "base_model": "tester/llama", "language": "[en]",
+        "datasets": "[tester/easy-vqa]", "limits": "It sees little.", "vq_source": "Trained here.",
+        "hardware": "two cores", "question": 'Is it "red"?',
+    }  # fmt: skip
+    flags = [part for name, value in options.items() for part in (f"--{name}", value)]
+    assert main(["card", str(checkpoint), "--image", image, "--json", *flags]) == 0
+    assert json.loads(capsys.readouterr().out)["files"] == [
+        "example.png", "tokens.png", "card.yaml", "README.md", ".eval_results/easyvqa.yaml",
+    ]  # fmt: skip
+    card = ModelCard.load(checkpoint / "README.md")
+    assert isinstance(card.data, ModelCardData)
+    data = card.data
+    assert data.pipeline_tag == "image-text-to-text" and data.library_name == "being_vl"
+    assert card.data.base_model == "tester/llama" and card.data.metrics == ["accuracy"]
+    assert [(r.metric_name, r.metric_value, r.dataset_split) for r in card.data.eval_results] == [
+        ("accuracy", 99.28, "test"),
+        ("accuracy, yes/no", 99.4, "test"),
+    ]
+    text = card.content
+    for said in (
+        "# Seeing Llama", "| easyvqa | easy-VQA, test | accuracy | 99.28 | 9,673 | greedy, max_new_tokens=8 | being_vl 0.1.0 |",
+        "| easy-VQA, test | 16 | 5.5 | 2.9 |", "](tokens.png)", "It sees little.", "Trained here.", "two cores",
+        "| learning_rate | 0.002 |", "405 text, 4 special, 16 codes, 12 merges", "<image>Is it \"red\"?",
+    ):  # fmt: skip
+        assert said in text, said
+    assert "/home/me" not in text and "None" not in text
+    assert card_errors(text, "model") == []
+    entries = parse_eval_result_entries(
+        yaml.safe_load((checkpoint / ".eval_results/easyvqa.yaml").read_text())
+    )
+    assert entries == [
+        EvalResultEntry(
+            dataset_id="tester/easy-vqa",
+            task_id="easyvqa",
+            value=99.28,
+            notes="accuracy; greedy, max_new_tokens=8; being_vl 0.1.0; 9673 examples",
+        )
+    ]
+    # Again, without options: card.yaml has them.
+    assert main(["card", str(checkpoint)]) == 0
+    assert ModelCard.load(checkpoint / "README.md").content == text
+
+
+def test_what_is_not_known_is_left_out(checkpoint: Path) -> None:
+    shutil.rmtree(checkpoint / "evaluation")
+    text = card_text(checkpoint)
+    for heading in (
+        "## Evaluation",
+        "## Training",
+        "## Limits",
+        "## Tokens an image",
+        "license",
+        "model-index",
+    ):
+        assert heading not in text, heading
+    assert "None" not in text and card_errors(text, "model") == []
+
+
+def test_results_without_a_data_set_on_the_hub_are_in_the_card_alone(checkpoint: Path) -> None:
+    write_card(checkpoint)
+    assert (checkpoint / ".eval_results/easyvqa.yaml").exists()
+    write_result(checkpoint, dataset={"name": "easy-VQA", "id": None, "split": "test"})
+    write_card(checkpoint)
+    assert not (checkpoint / ".eval_results/easyvqa.yaml").exists()
+    assert "type: easy-vqa" in (checkpoint / "README.md").read_text()
+    write_card(checkpoint, CardFacts(dataset_ids={"easyvqa": "somebody/easy-vqa"}))
+    assert "somebody/easy-vqa" in (checkpoint / ".eval_results/easyvqa.yaml").read_text()
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"version": 2}, "with version: 1"),
+        ({"metrics": {"accuracy": "99"}}, r"metrics\.accuracy must be a number, got '99'"),
+        ({"dataset": {"id": "a/b"}}, r"dataset\.name must be str, got None"),
+        ({"num_examples": "many"}, "num_examples must be int, got 'many'"),
+        ({"harness": {"name": "x"}}, r"harness\.version must be str"),
+    ],
+)
+def test_malformed_results(tmp_path: Path, changes: dict, message: str) -> None:
+    path = write_result(tmp_path, **changes)
+    with pytest.raises(ValueError, match=message) as error:
+        load_results(tmp_path)
+    assert str(path) in str(error.value)
+
+
+def test_results_without_numbers_are_left_out(tmp_path: Path) -> None:
+    write_result(tmp_path, metrics={})
+    assert load_results(tmp_path) == []
+    write_result(tmp_path)
+    assert load_results(tmp_path)[0].metrics == RESULT["metrics"]
+
+
+def test_facts_are_read_with_suspicion(tmp_path: Path) -> None:
+    facts = CardFacts(title="A", datasets=["a/b"], tokens_per_image=2.5, sections={"Note": "b"})
+    (tmp_path / "card.yaml").write_text(facts.to_yaml())
+    assert read_facts(tmp_path) == facts
+    assert facts.updated({"title": None, "license": "mit"}).title == "A"
+    for text, message in (
+        ("- a", "must be a mapping"),
+        ("licence: mit", "unknown field 'licence'"),
+        ("datasets: a/b", "datasets must be list"),
+        ("max_new_tokens: many", "max_new_tokens must be int"),
+        ("a: [", "not YAML"),
+    ):
+        (tmp_path / "card.yaml").write_text(text)
+        with pytest.raises(ValueError, match=message):
+            read_facts(tmp_path)
+
+
+def test_card_of_codes(tmp_path: Path) -> None:
+    grids = [np.zeros((2, 3), int), np.ones((4, 4), int)]
+    write_shard(tmp_path / "codes-00000-00000.parquet", ["a", "b"], grids, ShardInfo(4, "vq"))
+    (tmp_path / "encode.yaml").write_text("images: /home/me\n")
+    with planned(tmp_path) as plan:
+        assert plan.repo_type == "dataset"
+        assert set(plan.files) == {"README.md", "codes-00000-00000.parquet"}
+        text = plan.files["README.md"].read_text()
+    assert "| codes | 22, of a codebook of 4 |" in text and "2 × 3, 4 × 4" in text
+    assert card_errors(text, "dataset") == []
+
+
+def test_the_validator_sees_what_is_wrong() -> None:
+    def errors(**fields) -> list[str]:
+        return card_errors(f"---\n{yaml.safe_dump(fields)}---\n# A card\n", "model")
+
+    assert errors(license="mit", tags=["a"], language=["en"]) == []
+    assert errors(license="my own")
+    assert errors(pipeline_tag="seeing")
+    assert errors(base_model="a b")
+    assert errors(**{"model-index": [{"name": "a", "results": [{"task": {}}]}]})
+    assert card_errors("---\na: [\n---\n", "model")

@@ -1,0 +1,104 @@
+"""The commands of docs/findings.md run as they stand, but for a tiny size and another folder; its losses are those
+of the committed results."""
+
+from __future__ import annotations
+
+import json
+import re
+import runpy
+import shlex
+import statistics
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+PAGE = ROOT / "docs" / "findings.md"
+FIGURES = ROOT / "docs" / "figures"
+COMMANDS = re.findall(r"^python (experiments/\S+\.py.*)$", PAGE.read_text(), re.MULTILINE)
+
+
+def test_the_page_names_every_experiment() -> None:
+    scripts = {path.name for path in (ROOT / "experiments").glob("*.py")} - {"experiment_tools.py"}
+    assert {Path(shlex.split(command)[0]).name for command in COMMANDS} == scripts
+
+
+def test_the_losses_are_those_of_the_results() -> None:
+    """Every mean and spread of Figure 2, and the last of the propositions, stand on the page."""
+    found: dict[tuple, list[float]] = {}
+    for row in json.loads((FIGURES / "figure2.json").read_text()):
+        names = ("source", "size", "learning_rate", "tokens", "positions")
+        found.setdefault(tuple(row[name] for name in names), []).append(
+            row["optimum"] + row["excess"]
+        )
+    for row in json.loads((FIGURES / "propositions.json").read_text()):
+        found.setdefault((row["source"],), []).append(row["losses"][-1])
+    page = PAGE.read_text()
+    for name, losses in found.items():
+        spread = f" ± {statistics.stdev(losses):.4f}" if len(losses) > 1 else ""
+        text = f"{statistics.mean(losses):.4f}{spread}"
+        assert text in page, (name, text)
+
+
+def run(command: str, output: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A command of the page in this process, at a tiny size."""
+    words = [*shlex.split(command), "--quick", "--output", str(output)]
+    script = ROOT / words[0]
+    monkeypatch.setattr(sys, "argv", [str(script), *words[1:]])
+    monkeypatch.syspath_prepend(str(script.parent))
+    with pytest.raises(SystemExit) as end:
+        runpy.run_path(str(script), run_name="__main__")
+    assert end.value.code == 0
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_command_runs(command: str, tmp_path: Path, monkeypatch) -> None:
+    run(command, tmp_path, monkeypatch)
+    results = list(tmp_path.glob("*.json"))
+    assert results, "no results were written"
+    for path in results:
+        committed = json.loads((FIGURES / path.name).read_text())
+        assert committed[0].keys() == json.loads(path.read_text())[0].keys(), path.name
+
+
+def test_figure2_goes_on_where_it_was(tmp_path: Path, monkeypatch, capsys) -> None:
+    """A second command does nothing that the first has done, and takes up what it has not."""
+    options = "--sizes [small] --sources [rows-1] --tokens [bpe] --positions"
+    printed = []
+    for positions in ("[plain]", "[plain,cell]"):
+        run(f"experiments/figure2.py {options} {positions}", tmp_path, monkeypatch)
+        printed.append(capsys.readouterr().out)
+    assert "bpe_plain" in printed[0] and "bpe_plain" not in printed[1]
+    assert "bpe_cell" in printed[1]
+    assert len(json.loads((tmp_path / "figure2.json").read_text())) == 2
+
+
+def test_positions_are_those_of_the_model(monkeypatch) -> None:
+    """The experiment's anchors are the library's grid positions."""
+    import numpy as np
+    import torch
+
+    from being_vl import ImageBPE
+    from being_vl.models.image_grid_positions import image_token_positions
+    from being_vl.vocabulary import VocabularyLayout
+
+    monkeypatch.syspath_prepend(str(ROOT / "experiments"))
+    from experiment_tools import SOURCES
+    from figure2 import Reader, Setting
+
+    setting = Setting("mixed-1", "bpe", "cell", "small", 1e-2, 0, side=7)
+    rng = np.random.default_rng(0)
+    grids = SOURCES["mixed-1"].sample(300, 7, 7, rng)
+    bpe = ImageBPE.train(grids, 8, 2)
+    batch = Reader(bpe, setting)(grids[:1])
+    expected = image_token_positions(
+        batch["input_ids"],
+        VocabularyLayout(1, 0, 2, 8),
+        bpe,
+        (7, 7),
+        boi_token_id=0,
+        eoi_token_id=-1,
+    )
+    assert torch.equal(batch["image_token_positions"], expected)
+    assert batch["labels"][0, 0] == -100 and (batch["labels"][0, 1:] > 0).all()

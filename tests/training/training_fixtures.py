@@ -1,0 +1,130 @@
+"""Tiny checkpoints and tokenized rows for the tests of training."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import datasets
+import numpy as np
+from checkpoint_fixtures import random_grids, tiny_checkpoint
+
+from being_vl.data.files import FEATURES, MANIFEST, VERSION, tokenizer_identity
+from being_vl.hub.checkpoint import save_checkpoint
+from being_vl.training.arguments import (
+    BeingVLTrainingArguments,
+    DataArguments,
+    ModelArguments,
+    StageArguments,
+)
+
+QUESTIONS = ("What is it?", "Is it red?", "Which shape is above the other one?")
+ANSWERS = ("a red square", "yes", "the small blue circle")
+
+
+def checkpoint_folder(folder: Path, *, tied: bool = False):
+    """A saved tiny checkpoint; its model and processor are returned."""
+    model, processor = tiny_checkpoint("smollm", tied=tied)
+    save_checkpoint(model, processor, folder)
+    return model, processor
+
+
+def conversations(processor, *, images: int = 6, questions: int = 3, seed: int = 0) -> list[dict]:
+    """Tokenized samples: `questions` about each of `images` images, and one without an image."""
+    rng = np.random.default_rng(seed)
+    rows = []
+    for number, grid in enumerate(random_grids(images, seed=seed, smooth=True)):
+        for turn in range(questions):
+            rows.append(_sample(processor, grid, f"{number}-{turn}", rng))
+    rows.append(_sample(processor, None, "text", rng))
+    return rows
+
+
+def _sample(processor, grid, name: str, rng) -> dict:
+    content = [] if grid is None else [{"type": "image"}]
+    text = str(rng.choice(QUESTIONS)) + " " + "x" * int(rng.integers(0, 6))
+    messages = [
+        {"role": "user", "content": [*content, {"type": "text", "text": text}]},
+        {"role": "assistant", "content": [{"type": "text", "text": str(rng.choice(ANSWERS))}]},
+    ]
+    codes = {} if grid is None else {"image_codes": [grid]}
+    encoded = processor.apply_chat_template(
+        messages,
+        tokenize=True,
+        return_dict=True,
+        return_assistant_tokens_mask=True,
+        processor_kwargs=codes,
+    )
+    ids, masks = encoded["input_ids"][0], encoded["assistant_masks"][0]
+    return {
+        "id": name,
+        "source": "fixture",
+        "image_ids": [] if grid is None else [name.split("-")[0]],
+        "input_ids": [int(i) for i in ids],
+        "assistant_masks": [int(i) for i in masks],
+        "length": len(ids),
+    }
+
+
+def tokenized(processor, **options) -> datasets.Dataset:
+    """`conversations` in the types that `being-vl tokenize` writes."""
+    return datasets.Dataset.from_list(conversations(processor, **options), features=FEATURES)
+
+
+def tokenized_folder(folder: Path, data: datasets.Dataset, processor) -> None:
+    """`data` as a folder of `being-vl tokenize`."""
+    data.save_to_disk(folder)
+    manifest = {
+        "version": VERSION,
+        "tokenizer": tokenizer_identity(processor.tokenizer),
+        "counts": {"rows": len(data)},
+    }
+    (folder / MANIFEST).write_text(json.dumps(manifest))
+
+
+SMALL_RUN = {
+    "warmup_steps": 0,
+    "logging_steps": 1,
+    "save_strategy": "no",
+    "report_to": "none",
+    "disable_tqdm": True,
+    "use_cpu": True,
+    "dataloader_pin_memory": False,
+}
+
+
+def arguments(checkpoint: Path, output: Path, *, model=(), data=(), stage=(), **training):
+    """The four dataclasses of a run of a few steps on the CPU."""
+    training = {
+        **SMALL_RUN,
+        "max_steps": 4,
+        "per_device_train_batch_size": 2,
+        "learning_rate": 1e-2,
+        **training,
+    }
+    return (
+        ModelArguments(model_name_or_path=str(checkpoint), **dict(model)),
+        DataArguments(dataset="given", **dict(data)),
+        StageArguments(**dict(stage)),
+        BeingVLTrainingArguments(output_dir=str(output), **training),
+    )
+
+
+def rows_of(samples: list[dict]) -> datasets.Dataset:
+    """Samples `{"id", "input_ids", "spoken"}` in the types of `being-vl tokenize`; the last `spoken` ids are
+    the assistant's."""
+    rows = [
+        {
+            "id": sample["id"],
+            "source": "fixture",
+            "image_ids": [],
+            "input_ids": [int(i) for i in sample["input_ids"]],
+            "assistant_masks": [
+                int(i >= len(sample["input_ids"]) - sample["spoken"])
+                for i in range(len(sample["input_ids"]))
+            ],
+            "length": len(sample["input_ids"]),
+        }
+        for sample in samples
+    ]
+    return datasets.Dataset.from_list(rows, features=FEATURES)
