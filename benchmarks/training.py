@@ -213,7 +213,7 @@ def make_models(tokens: str, options: argparse.Namespace, parts: tuple) -> tuple
     """A maker of (model, configuration of a stock Llama with as many rows), and the processor."""
     text_tokenizer, vq, bpe, _, _ = parts
     if tokens == "VQ":
-        bpe = ImageBPE(bpe.merges[:0], bpe.codebook_size)
+        bpe = bpe.first(0)
     config = text_model_config(text_tokenizer)
     config.update(
         {

@@ -1,4 +1,9 @@
-"""codes → merges: training the image BPE.
+"""codes ↔ tokens: the law of the image BPE, its vocabulary, its training.
 
-`naive` is the law in plain Python, `trainer.train_merges` the fast way to the same rules.
+`naive` is the law in plain Python; `ImageBPE` is what one uses. Loads numpy alone: numba comes with the first
+grid, torch never.
 """
+
+from .image_bpe import GridState, ImageBPE
+
+__all__ = ["GridState", "ImageBPE"]

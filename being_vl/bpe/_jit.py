@@ -1,30 +1,43 @@
-"""Numba where it is installed; without it the kernels run as plain Python, slower, with the same result.
+"""Numba where it is installed; without it the same functions run as plain Python, slower, with the same result.
 
-The kernels are written so that both give the same integers: no wrap-around, no unsigned arithmetic.
+The one place of the package that imports numba. Kernels that must give the same without it keep to integers
+that do not wrap; those that hash with wrapping 64-bit arithmetic (`codec.encode`) have a plain twin instead.
 """
 
 from __future__ import annotations
 
+import logging
 import os
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
-try:
+try:  # inside try: transformers demands what a checkpoint's module imports outside of one
     if os.environ.get("BEING_VL_DISABLE_NUMBA"):
         raise ImportError("BEING_VL_DISABLE_NUMBA is set")
     import numba
     from llvmlite import ir
     from numba.extending import intrinsic
 
-    HAS_NUMBA = True
+    HAS_NUMBA = not numba.config.DISABLE_JIT  # NUMBA_DISABLE_JIT=1: decorators that do nothing
 except ImportError:
     HAS_NUMBA = False
+
+_logger = logging.getLogger(__name__)
 
 if HAS_NUMBA:
 
     def kernel(function: Callable[..., Any]) -> Callable[..., Any]:
         """Compile without the GIL and keep the machine code on disk."""
-        return numba.njit(function, nogil=True, cache=True)
+        try:
+            return numba.njit(function, nogil=True, cache=True)
+        except RuntimeError:  # no folder here is writable: compile in every process
+            return numba.njit(function, nogil=True)
+
+    def inlined(function: Callable[..., Any]) -> Callable[..., Any]:
+        """Compile as a part of its callers: a call with a dozen arrays costs more than its work."""
+        return numba.njit(function, nogil=True, forceinline=True)
 
     @intrinsic
     def prefetch(typing_context: Any, array: Any, index: Any) -> Any:
@@ -48,5 +61,24 @@ else:
     def kernel(function: Callable[..., Any]) -> Callable[..., Any]:
         return function
 
+    inlined = kernel
+
     def prefetch(array: Any, index: Any) -> None:
         pass
+
+
+@contextmanager
+def explain_compilation(compiled: Any) -> Iterator[None]:
+    """Say so when the first call of a kernel makes the caller wait."""
+    if not HAS_NUMBA or compiled.signatures:
+        yield
+        return
+    notice = threading.Timer(
+        2.0, _logger.warning, ["compiling the image BPE kernels, once on this machine"]
+    )
+    notice.daemon = True
+    notice.start()
+    try:
+        yield
+    finally:
+        notice.cancel()

@@ -8,7 +8,6 @@ neither torch nor transformers; numba makes it fast and is optional.
 
 from __future__ import annotations
 
-import importlib
 import os
 import re
 import tempfile
@@ -19,7 +18,8 @@ from typing import Any
 
 import numpy as np
 
-from .codec.batch import (
+from .codec.plain import OK, PlainCodec
+from .grids import (
     MAX_GRID_CELLS,
     check_grid,
     check_sides,
@@ -30,18 +30,10 @@ from .codec.batch import (
     map_in_order,
     split_flat,
 )
-from .codec.codec import make_codec
-from .codec.plain import OK
-from .codec.tables import (
-    MAX_CODEBOOK_SIZE,
-    MAX_MERGES,
-    TokenTable,
-    build_token_table,
-    check_merges,
-    split_position,
-)
-from .files import FILE_NAME, MERGE_RULES, load_vocabulary, save_vocabulary
 from .placement import GridState, ShapeTable
+from .rules import MAX_CODEBOOK_SIZE, MAX_MERGES, MERGE_RULES, check_merges
+from .shapes import TokenTable, build_token_table, split_position
+from .vocabulary_file import FILE_NAME, load_vocabulary, save_vocabulary
 
 __all__ = ["GridState", "ImageBPE"]
 
@@ -125,15 +117,15 @@ class ImageBPE:
             ImportError: the trainer is not there (this module was loaded from a Hub checkpoint alone).
             ValueError: naming the argument and the value got.
         """
-        # By name, not by a relative import: transformers would copy those into every checkpoint.
+        # Absolute: what a relative import names travels with checkpoints, and the trainer stays here.
         try:
-            trainer = importlib.import_module("being_vl.bpe.training.trainer")
+            from being_vl.bpe.training.trainer import train_merges
         except ModuleNotFoundError as error:
             raise ImportError(
                 "ImageBPE.train needs the package being_vl with its trainer (pip install being-vl); "
                 "a vocabulary loaded from a checkpoint alone can encode and decode"
             ) from error
-        merges = trainer.train_merges(
+        merges = train_merges(
             grids,
             num_merges=num_merges,
             codebook_size=codebook_size,
@@ -190,6 +182,20 @@ class ImageBPE:
             ValueError: merge_rule is "pair".
         """
         return np.diff(self._shapes_or_raise().start)
+
+    def first(self, num_merges: int) -> ImageBPE:
+        """The vocabulary cut at a rank: the one that training would have had after `num_merges` merges.
+
+        All else that this vocabulary says is kept.
+
+        Raises:
+            ValueError: num_merges is not in [0, self.num_merges].
+        """
+        if not 0 <= num_merges <= self.num_merges:
+            raise ValueError(f"num_merges must be in [0, {self.num_merges}], got {num_merges}")
+        cut = ImageBPE(self._merges[:num_merges], self._codebook_size, merge_rule=self._merge_rule)
+        cut._source = self._source
+        return cut
 
     def encode(self, grid: Any, *, segmentation: str = "merges") -> np.ndarray:
         """Codes (height, width) → visual ids int32 (n,), in raster order of the tokens' anchors.
@@ -273,7 +279,7 @@ class ImageBPE:
 
         flat, counts = flat_ids(ids, name)
         sides = np.array([heights, widths], dtype=np.int64)
-        codes, status, index = self._codec.decode(flat, counts, sides[0], sides[1])
+        codes, status, index = self._decoder.decode(flat, counts, sides[0], sides[1])
         if (status != OK).any():
             i = int((status != OK).argmax())
             one = split_flat(flat, counts)[i]
@@ -393,21 +399,43 @@ class ImageBPE:
 
     def _encoder(self, segmentation: str) -> Any:
         if segmentation == "merges":
-            return self._codec
+            return self._by_merges
         if segmentation != "compact":
             raise ValueError(f'segmentation must be "merges" or "compact", got {segmentation!r}')
         self._shapes_or_raise()
-        return self._compact_codec
+        return self._compact
+
+    # Kernels are imported on first use: numba takes half a second.
 
     @cached_property
-    def _codec(self) -> Any:
-        return make_codec(self._merges, self._codebook_size, self._merge_rule, self._table)
+    def _by_merges(self) -> Any:
+        from ._jit import HAS_NUMBA
+
+        if not HAS_NUMBA or self._table is None:
+            return self._plain
+        from .codec.encode import KernelEncoder
+
+        return KernelEncoder(self._merges, self._codebook_size, self._table)
 
     @cached_property
-    def _compact_codec(self) -> Any:
-        from .codec.compact import CompactCodec
+    def _decoder(self) -> Any:
+        from ._jit import HAS_NUMBA
 
-        return CompactCodec(self._merges, self._codebook_size, self._table, self._codec)
+        if not HAS_NUMBA:
+            return self._plain
+        from .codec.decode import KernelDecoder
+
+        return KernelDecoder(self._codebook_size, self._table)
+
+    @cached_property
+    def _plain(self) -> PlainCodec:
+        return PlainCodec(self._merges, self._codebook_size, self._merge_rule, self._table)
+
+    @cached_property
+    def _compact(self) -> Any:
+        from .codec.compact import CompactEncoder
+
+        return CompactEncoder(self._merges, self._codebook_size, self._table, self._by_merges)
 
     @cached_property
     def _shape_table(self) -> ShapeTable:

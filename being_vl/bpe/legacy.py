@@ -17,10 +17,10 @@ from typing import Any
 import numpy as np
 
 from ..files import read_json, shown, write_atomic
-from .codec.batch import check_grid
-from .codec.tables import MAX_CODEBOOK_SIZE, MAX_MERGES
-from .files import check_header, int_rows
+from .grids import check_grid
 from .plain_pickle import read_plain_pickle
+from .rules import MAX_CODEBOOK_SIZE, MAX_MERGES
+from .vocabulary_file import check_header, int_rows
 
 FILE_NAME = "legacy_image_bpe.json"
 FORMAT = "being_vl.bpe.legacy"

@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from .codec.batch import check_side
-from .codec.tables import TokenTable, split_position
+from .grids import check_side
+from .shapes import TokenTable, split_position
 
 if TYPE_CHECKING:
     from .image_bpe import ImageBPE

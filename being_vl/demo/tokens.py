@@ -37,7 +37,7 @@ class TokenView:
 @lru_cache(maxsize=8)
 def first_merges(bpe: ImageBPE, count: int) -> ImageBPE:
     """The vocabulary that training had after `count` merges."""
-    return ImageBPE(bpe.merges[:count], bpe.codebook_size)
+    return bpe.first(count)
 
 
 def view_tokens(

@@ -14,8 +14,8 @@ from typing import Any
 import torch
 from tqdm.auto import tqdm
 
-from ..bpe.grid_inputs import nested_grids
 from ..models.modeling_being_vl import BeingVLForCausalLM
+from ..processing.grid_inputs import nested_grids
 from ..processing.processing_being_vl import BeingVLProcessor
 
 

@@ -104,14 +104,10 @@ def tokens_by_merges(bpe: ImageBPE, grids: Sequence[np.ndarray]) -> dict[int, fl
     """
     counts = {0, bpe.num_merges} | {2**n for n in range(bpe.num_merges.bit_length())}
     return {
-        count: float(np.mean([len(ids) for ids in _first(bpe, count).encode_batch(list(grids))]))
+        count: float(np.mean([len(ids) for ids in bpe.first(count).encode_batch(list(grids))]))
         for count in sorted(counts)
         if count <= bpe.num_merges
     }
-
-
-def _first(bpe: ImageBPE, count: int) -> ImageBPE:
-    return ImageBPE(bpe.merges[:count], bpe.codebook_size, merge_rule=bpe.merge_rule)
 
 
 def _of_one_size(pixel_values: Sequence[Any]) -> list[torch.Tensor]:

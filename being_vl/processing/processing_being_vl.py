@@ -22,11 +22,11 @@ from transformers.image_utils import make_flat_list_of_images
 from transformers.processing_utils import MultiModalData
 from transformers.utils.hub import resolve_revision
 
-from ..bpe.grid_inputs import flatten, is_nested, nested_grids
 from ..hub.commit import VQ_FOLDER
 from ..hub.pushing import PushesCheckpoint, hub_options
 from ..quantizers.lazy_vq import LazyVQ
 from ..vocabulary import VocabularyLayout
+from .grid_inputs import flatten, is_nested, nested_grids
 
 _HUB_OPTIONS = (
     "cache_dir",

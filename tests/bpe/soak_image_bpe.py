@@ -14,7 +14,6 @@ import numpy as np
 from image_bpe_fixtures import mutated_files, odd_grids, random_rules
 
 from being_vl.bpe import naive
-from being_vl.bpe.codec.codec import PlainCodec
 from being_vl.bpe.image_bpe import ImageBPE
 
 
@@ -83,7 +82,7 @@ def same_as_the_law(count):
             expected = [naive.encode(grid.tolist(), merges, num_codes) for grid in grids]
             bpe = ImageBPE(merges, num_codes)
             plain = copy.copy(bpe)
-            plain.__dict__["_codec"] = PlainCodec(bpe.merges, num_codes, "shape", bpe._table)
+            plain.__dict__["_by_merges"] = plain.__dict__["_decoder"] = bpe._plain
             for encoder in (bpe, plain):
                 for threads in (1, 2, 8):
                     assert [

@@ -54,7 +54,7 @@ def test_is_exact_and_never_longer(num_codes):
 
 def test_a_grid_with_more_places_than_are_kept(monkeypatch):
     """Places beyond the limit are left out whole ranks at a time; the covering stays exact."""
-    table = AHEAD._compact_codec._vocabulary[2]
+    table = AHEAD._compact._vocabulary[2]
     board = np.array([1, 0] * 8, dtype=np.int32)
     everything = (board, 1, 16, AHEAD.merges, 2, table, np.full(2, -1))
     list_places = getattr(image_bpe_compact.list_places, "py_func", image_bpe_compact.list_places)

@@ -13,15 +13,15 @@ from typing import Any
 
 import numpy as np
 
-from .kernels import compiled, explain_compilation, inlined
-from .tables import TokenTable, split_position
+from .._jit import explain_compilation, inlined, kernel
+from ..shapes import TokenTable, split_position
 
 MAX_PLACES = 1 << 20  # per grid; on blank grids of rich vocabularies later tokens are then left out
 ROUNDS = 4
 _OPEN = -1
 
 
-class CompactCodec:
+class CompactEncoder:
     """Encodes with coverings; takes and returns what the other codecs do."""
 
     def __init__(self, merges: np.ndarray, codebook_size: int, table: TokenTable, by_merges: Any):
@@ -50,7 +50,7 @@ class CompactCodec:
         )
 
 
-@compiled
+@kernel
 def cover_grids(codes, heights, widths, merges, codebook_size, table):
     """Cover grids that lie one after another in codes; ids int32 and int64 counts.
 

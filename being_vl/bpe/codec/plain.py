@@ -8,11 +8,92 @@ popping (rank, anchor) in order is the same.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import cached_property
 from heapq import heapify, heappop, heappush
+
+import numpy as np
+
+from ..shapes import TokenTable, split_position
 
 UNCOVERED = -1
 # What is wrong with a sequence of ids; the kernels return the same numbers.
 OK, OUT_OF_RANGE, OVERLAP, OVER_BORDER, TOO_MANY, TOO_FEW = range(6)
+
+
+class PlainCodec:
+    """Encodes and decodes without numba."""
+
+    def __init__(
+        self, merges: np.ndarray, codebook_size: int, merge_rule: str, table: TokenTable | None
+    ):
+        self._codebook_size = codebook_size
+        self._merges = [tuple(rule) for rule in merges.tolist()]
+        self._table = table
+        self._ranks: dict[tuple[int, ...], int] = {}
+        for rank, rule in enumerate(self._merges):
+            self._ranks.setdefault(rule if merge_rule == "shape" else rule[:2], rank)
+        self._by_offset = merge_rule == "shape"
+
+    def encode(
+        self, codes: np.ndarray, heights: np.ndarray, widths: np.ndarray
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """int32 codes of many grids, one after another → int32 ids, and how many each grid has."""
+        ids: list[int] = []
+        counts = []
+        begin = 0
+        for height, width in zip(heights.tolist(), widths.tolist(), strict=True):
+            end = begin + height * width
+            grid = codes[begin:end].tolist()
+            found = encode(
+                grid, height, width, self._ranks, self._merges, self._codebook_size, self._by_offset
+            )
+            ids += found
+            counts.append(len(found))
+            begin = end
+        return np.array(ids, dtype=np.int32), np.array(counts, dtype=np.int64)
+
+    def decode(
+        self, ids: np.ndarray, counts: np.ndarray, heights: np.ndarray, widths: np.ndarray
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """int64 ids of many grids → int32 codes, what is wrong with each, and at which of its ids."""
+        codes = np.empty(int((heights * widths).sum()), dtype=np.int32)
+        status = np.zeros(len(counts), dtype=np.int64)
+        index = np.zeros(len(counts), dtype=np.int64)
+        id_begin = cell_begin = 0
+        for i, (count, height, width) in enumerate(
+            zip(counts.tolist(), heights.tolist(), widths.tolist(), strict=True)
+        ):
+            one = ids[id_begin : id_begin + count].tolist()
+            out: list[int] = []
+            status[i], index[i] = decode(one, height, width, self._cells, out)
+            codes[cell_begin : cell_begin + height * width] = out
+            id_begin += count
+            cell_begin += height * width
+        return codes, status, index
+
+    @cached_property
+    def _cells(self) -> _CellsOf:
+        return _CellsOf(self._table)
+
+
+class _CellsOf:
+    """(row, col, code) lists by visual id, made when first asked for."""
+
+    def __init__(self, table: TokenTable):
+        self._table = table
+        self._made: dict[int, list[tuple[int, int, int]]] = {}
+
+    def __len__(self) -> int:
+        return len(self._table.start) - 1
+
+    def __getitem__(self, visual_id: int) -> list[tuple[int, int, int]]:
+        if visual_id not in self._made:
+            begin, end = self._table.start[visual_id], self._table.start[visual_id + 1]
+            rows, cols = split_position(self._table.position[begin:end])
+            self._made[visual_id] = list(
+                zip(rows.tolist(), cols.tolist(), self._table.code[begin:end].tolist(), strict=True)
+            )
+        return self._made[visual_id]
 
 
 def encode(

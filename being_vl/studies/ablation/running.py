@@ -201,7 +201,7 @@ def _start(cell: Cell, inputs: Inputs, settings: AblationSettings, work: Path) -
             LlamaForCausalLM.from_pretrained(inputs.base),
             (tokenizer := AutoTokenizer.from_pretrained(inputs.base)),
             AutoModel.from_pretrained(inputs.vq),
-            ImageBPE(whole.merges[: cell.merges], whole.codebook_size, merge_rule=whole.merge_rule),
+            whole.first(cell.merges),
             chat_template=tokenizer.chat_template,
             image_init=settings.image_init,
             image_init_std=settings.image_init_std,

@@ -49,8 +49,7 @@ def unigram_losses(
             raise ValueError(
                 f"dictionary_sizes must lie in [{bpe.codebook_size}, {bpe.vocab_size}], got {size}"
             )
-        rules = bpe.merges[: size - bpe.codebook_size]
-        part = ImageBPE(rules, bpe.codebook_size, merge_rule=bpe.merge_rule)
+        part = bpe.first(size - bpe.codebook_size)
         found.append(unigram_loss(part, training, held_out, num_threads))
     return found
 

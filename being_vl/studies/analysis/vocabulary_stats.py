@@ -113,7 +113,7 @@ def _point(
     num_threads: int | None,
     progress: Callable[[int], Any] | None,
 ) -> dict[str, Any]:
-    shorter = ImageBPE(bpe.merges[:merges], bpe.codebook_size, merge_rule=bpe.merge_rule)
+    shorter = bpe.first(merges)
     uses = np.zeros(shorter.vocab_size, dtype=np.int64)
     for part in _slices(grids, count):
         ids = np.concatenate(shorter.encode_batch(part, num_threads, segmentation=segmentation))

@@ -249,7 +249,7 @@ def run_row(
     steps = {"pretrain": pretrain, "sft": total - pretrain}
     bpe = ImageBPE.from_pretrained(work / "image_bpe")
     if not row.merges:
-        bpe = ImageBPE(bpe.merges[:0], bpe.codebook_size)
+        bpe = bpe.first(0)
 
     def build_checkpoint(target: Path) -> None:
         text_tokenizer = AutoTokenizer.from_pretrained(work / "text_model")

@@ -14,14 +14,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from .rules import MAX_TOKEN_CELLS, MAX_TOTAL_CELLS
+
 ROW = 1 << 16
-MAX_CODEBOOK_SIZE = 1 << 20
-MAX_MERGES = 1 << 17
-MAX_TOKEN_CELLS = 1 << 14
-MAX_TOTAL_CELLS = 1 << 22  # over all merges: bounds memory against rules that double at every rank
-_MAX_EDGE = MAX_TOKEN_CELLS - 1
 _BLOCK_CELLS = 1 << 17
-_FIELDS = ("first", "second", "row_offset", "col_offset")
 _NEIGHBOURS = (1, -1, ROW, -ROW)
 
 
@@ -54,67 +50,6 @@ def ragged(start: np.ndarray, size: np.ndarray) -> np.ndarray:
     """Concatenation of ``range(start[i], start[i] + size[i])``."""
     ends = np.cumsum(size)
     return np.repeat(start - ends + size, size) + np.arange(ends[-1] if len(ends) else 0)
-
-
-def check_merges(merges: np.ndarray, codebook_size: int, merge_rule: str) -> None:
-    """Check ranges and order of the four fields of int64 rules (M, 4).
-
-    With merge_rule "pair" both offsets are 0.
-
-    Raises:
-        ValueError: naming the rule, the field, what is allowed and the value.
-    """
-    rank = np.arange(len(merges))
-    known = codebook_size + rank
-    for column, name in enumerate(_FIELDS[:2]):
-        part = merges[:, column]
-        bad = np.flatnonzero((part < 0) | (part >= known))
-        if len(bad):
-            r = bad[0]
-            if part[r] < 0:
-                raise ValueError(f"merges[{r}].{name} is {part[r]}, but an id is at least 0")
-            raise ValueError(
-                f"merges[{r}].{name} is {part[r]}, but only {known[r]} tokens exist at that rank"
-            )
-    if merge_rule == "pair":
-        bad = np.argwhere(merges[:, 2:] != 0)
-        if len(bad):
-            r, column = bad[0][0], bad[0][1] + 2
-            raise ValueError(
-                f'merges[{r}].{_FIELDS[column]} is {merges[r, column]}, but is 0 where merge_rule is "pair"'
-            )
-    else:
-        _check_offsets(merges)
-    _check_distinct(merges)
-
-
-def _check_offsets(merges: np.ndarray) -> None:
-    row, col = merges[:, 2], merges[:, 3]
-    for column, low in ((2, 0), (3, -_MAX_EDGE)):
-        offset = merges[:, column]
-        bad = np.flatnonzero((offset < low) | (offset > _MAX_EDGE))
-        if len(bad):
-            r = bad[0]
-            raise ValueError(
-                f"merges[{r}].{_FIELDS[column]} is {offset[r]}, but must lie in [{low}, {_MAX_EDGE}]"
-            )
-    bad = np.flatnonzero((row == 0) & (col <= 0))
-    if len(bad):
-        r = bad[0]
-        raise ValueError(
-            f"merges[{r}].col_offset is {col[r]} at row_offset 0, but must be positive there: "
-            "first's anchor comes before second's in raster order"
-        )
-
-
-def _check_distinct(merges: np.ndarray) -> None:
-    order = np.lexsort(merges.T[::-1])
-    same = np.flatnonzero((merges[order[1:]] == merges[order[:-1]]).all(axis=1))
-    if len(same):
-        pair = min((int(order[i + 1]), int(order[i])) for i in same)  # lexsort is stable
-        raise ValueError(
-            f"merges[{pair[0]}] repeats merges[{pair[1]}], but every rule is learned once"
-        )
 
 
 def _sizes_and_levels(merges: np.ndarray, codebook_size: int) -> tuple[np.ndarray, np.ndarray]:

@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from .plain import OUT_OF_RANGE, OVER_BORDER, OVERLAP, TOO_MANY
+from .codec.plain import OUT_OF_RANGE, OVER_BORDER, OVERLAP, TOO_MANY
 
 CHUNK_CELLS = 1 << 18
 _BOARD_CELLS = 1 << 20  # tallest by widest grid of a chunk: what the kernels lay out, roughly

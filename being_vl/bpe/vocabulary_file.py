@@ -1,7 +1,7 @@
-"""merges ↔ image_bpe.json: the versioned file of a vocabulary, read with suspicion.
+"""merges ↔ image_bpe.json: the versioned file of a vocabulary, checked field by field.
 
-Source: the project's own format, version 1. Differs from tokenizers' `tokenizer.json` in that every
-rule carries its offset, and that the file is checked field by field before anything is built from it.
+Version 1. Differs from tokenizers' `tokenizer.json` in that every rule carries its offset; nothing is built from
+a file before all of its fields are checked.
 
     {"format": "being_vl.bpe.image_bpe", "version": 1, "codebook_size": K, "merge_rule": "shape",
      "merges": [[first, second, row_offset, col_offset], …]}
@@ -18,16 +18,14 @@ from typing import Any
 import numpy as np
 
 from ..files import read_json, shown, write_atomic
+from .rules import MERGE_RULES, RULE_FIELDS
 
 FILE_NAME = "image_bpe.json"
 FORMAT = "being_vl.bpe.image_bpe"
 VERSION = 1
-MAX_FILE_BYTES = (
-    1 << 22
-)  # 131,072 rules of the longest spelling fit; bounds what parsing may allocate
-MERGE_RULES = ("shape", "pair")
+# 131,072 rules of the longest spelling fit; bounds what parsing may allocate
+MAX_FILE_BYTES = 1 << 22
 _FIELDS = ("format", "version", "codebook_size", "merge_rule", "merges")
-_COLUMNS = ("first", "second", "row_offset", "col_offset")
 _INT32_MAX = 2**31 - 1
 
 
@@ -96,7 +94,7 @@ def load_vocabulary(folder_or_file: str | os.PathLike[str]) -> dict[str, Any]:
             f"{path}: merge_rule is {shown(fields['merge_rule'])}, expected one of {MERGE_RULES}"
         )
     try:
-        merges = int_rows(fields["merges"], _COLUMNS, "merges")
+        merges = int_rows(fields["merges"], RULE_FIELDS, "merges")
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from None
     return {

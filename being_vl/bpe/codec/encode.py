@@ -1,6 +1,6 @@
-"""flat grids ↔ flat tokens, compiled: arrays in, arrays out, the GIL released.
+"""flat grids → flat tokens, compiled: arrays in, arrays out, the GIL released.
 
-Source: points 5 to 8 of the law of the image BPE. Differs from the law's wording in that a queue of ranks
+Source: points 5 to 7 of the law of the image BPE. Differs from the law's wording in that a queue of ranks
 replaces one pass per rule: a merge makes only rules of later ranks applicable, so one sweep over a bitset
 of waiting ranks meets every rule once. Without numba this module imports, and nothing in it is to be called.
 
@@ -11,24 +11,10 @@ are read without bounds checks.
 
 from __future__ import annotations
 
-import logging
-import threading
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from typing import Any
-
 import numpy as np
 
-from .plain import OK, OUT_OF_RANGE, OVER_BORDER, OVERLAP, TOO_FEW, TOO_MANY
-
-try:  # inside try: transformers demands what a checkpoint's module imports outside of one
-    import numba
-except ImportError:
-    numba = None
-
-HAVE_NUMBA = numba is not None
-
-_logger = logging.getLogger(__name__)
+from .._jit import explain_compilation, inlined, kernel
+from ..shapes import TokenTable, cells_around, flat_position, ragged
 
 _HASH = np.array([0x9E3779B97F4A7C15, 0xC2B2AE3D27D4EB4F, 0x165667B19E3779F9], dtype=np.uint64)
 _DE_BRUIJN = np.uint64(0x03F79D71B4CB0A89)
@@ -38,35 +24,52 @@ for _bit in range(64):
     _BIT_OF[(0x03F79D71B4CB0A89 << _bit & 0xFFFFFFFFFFFFFFFF) >> 58] = _bit
 
 
-def compiled(function: Callable[..., Any]) -> Callable[..., Any]:
-    if numba is None:
-        return function
-    try:
-        return numba.njit(nogil=True, cache=True)(function)
-    except RuntimeError:  # no folder here is writable: compile in every process
-        return numba.njit(nogil=True)(function)
+class KernelEncoder:
+    """Encodes with the compiled kernel; merge_rule "shape" alone."""
 
+    def __init__(self, merges: np.ndarray, codebook_size: int, table: TokenTable):
+        self._merges = np.array(merges)
+        self._codebook_size = codebook_size
+        self._table = table
+        self._by_stride: dict[int, tuple[np.ndarray, ...]] = {}
 
-def inlined(function: Callable[..., Any]) -> Callable[..., Any]:
-    """Compile as a part of its callers: a call with a dozen arrays costs more than its work."""
-    return function if numba is None else numba.njit(nogil=True, forceinline=True)(function)
+    def encode(
+        self, codes: np.ndarray, heights: np.ndarray, widths: np.ndarray
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """As PlainCodec.encode."""
+        stride = 1 << int(2 * widths.max() - 1).bit_length()
+        if stride not in self._by_stride:
+            self._by_stride[stride] = self._at_stride(stride)
+        tables = self._by_stride[stride]
+        with explain_compilation(encode_grids):
+            return encode_grids(codes, heights, widths, stride, self._codebook_size, tables)
 
-
-@contextmanager
-def explain_compilation(kernel: Any) -> Iterator[None]:
-    """Say so when the first call of a kernel makes the caller wait."""
-    if numba is None or kernel.signatures:
-        yield
-        return
-    notice = threading.Timer(
-        2.0, _logger.warning, ["compiling the image BPE kernels, once on this machine"]
-    )
-    notice.daemon = True
-    notice.start()
-    try:
-        yield
-    finally:
-        notice.cancel()
+    def _at_stride(self, stride: int) -> tuple[np.ndarray, ...]:
+        """What encode_grids takes after the codebook's size, for rows of this many cells."""
+        table, merges = self._table, self._merges.astype(np.int64)
+        step = merges[:, 2] * stride + merges[:, 3]
+        usable = (np.abs(merges[:, 3]) < stride // 2) & (step < 1 << 31)  # no grid here has others
+        second = merges[:, 1]
+        sizes = table.start[second + 1] - table.start[second]
+        cells_end = np.cumsum(sizes)
+        cell = flat_position(table.position, stride)[ragged(table.start[second], sizes)]
+        edge_start, edge = cells_around(table, self._merges, self._codebook_size)
+        rules = np.zeros((len(merges), 8), dtype=np.int32)
+        rules[:, :2] = merges[:, :2]
+        rules[:, 2] = np.where(usable, step, -1)
+        rules[:, 3], rules[:, 4] = cells_end - sizes, cells_end
+        rules[:, 5], rules[:, 6] = edge_start[:-1], edge_start[1:]
+        slots = np.full(1 << max(6, (2 * len(merges)).bit_length()), -1, dtype=np.int32)
+        bloom = np.zeros(max(1, len(slots) // 4), dtype=np.uint64)
+        build_ranks(rules, usable, slots, bloom)
+        cell += np.repeat(step, sizes)
+        return (
+            rules,
+            slots,
+            bloom,
+            cell.astype(np.int32),
+            flat_position(edge, stride).astype(np.int32),
+        )
 
 
 # Columns of the table of rules: one row of 32 bytes, so one cache line, holds all about a rank.
@@ -87,7 +90,7 @@ def _mix(first, second, step):
     return np.uint64(first) * _HASH[0] + np.uint64(second) * _HASH[1] + np.uint64(step) * _HASH[2]
 
 
-@compiled
+@kernel
 def build_ranks(rules, usable, slots, bloom):
     """Fill the hash table of ranks and its bit filter.
 
@@ -244,7 +247,7 @@ def _emit(height, width, stride, token, ids, written):
     return written
 
 
-@compiled
+@kernel
 def encode_grids(codes, heights, widths, stride, codebook_size, vocabulary):
     """Encode grids that lie one after another in codes.
 
@@ -285,71 +288,3 @@ def encode_grids(codes, heights, widths, stride, codebook_size, vocabulary):
         counts[grid] = end - written
         written = end
     return ids[:written].copy(), counts
-
-
-@compiled
-def decode_grids(ids, counts, heights, widths, codebook_size, start, row, col, code, box):
-    """Decode sequences of ids that lie one after another.
-
-    Args:
-        ids: int64; counts, heights, widths: int64, one a grid.
-        start, row, col, code: the cells of id v are [start[v]:start[v + 1]] of the others.
-        box: int32 (V, 3), last row, first column and last column of each token.
-
-    Returns:
-        int32 codes of all grids, what is wrong with each grid, and at which of its ids.
-    """
-    codes = np.full((heights * widths).sum(), -1, dtype=np.int32)
-    status = np.zeros(len(counts), dtype=np.int64)
-    index = np.zeros(len(counts), dtype=np.int64)
-    vocab_size = len(start) - 1
-    read = 0
-    base = 0
-    for grid in range(len(counts)):
-        height, width = heights[grid], widths[grid]
-        size = height * width
-        anchor, anchor_row, row_end = 0, 0, width
-        state, i = OK, 0
-        while i < counts[grid]:
-            token = ids[read + i]
-            if token < 0 or token >= vocab_size:
-                state = OUT_OF_RANGE
-                break
-            while anchor < size and codes[base + anchor] >= 0:
-                anchor += 1
-            if anchor == size:
-                state = TOO_MANY
-                break
-            if token < codebook_size:
-                codes[base + anchor] = token
-                i += 1
-                continue
-            while anchor >= row_end:
-                anchor_row += 1
-                row_end += width
-            anchor_col = anchor - row_end + width
-            if (
-                anchor_row + box[token, 0] >= height
-                or anchor_col + box[token, 1] < 0
-                or anchor_col + box[token, 2] >= width
-            ):
-                state = OVER_BORDER
-                break
-            for k in range(start[token], start[token + 1]):
-                at = base + anchor + row[k] * width + col[k]
-                if codes[at] >= 0:
-                    state = OVERLAP
-                    break
-                codes[at] = code[k]
-            if state != OK:
-                break
-            i += 1
-        if state == OK:
-            while anchor < size and codes[base + anchor] >= 0:
-                anchor += 1
-            if anchor < size:
-                state = TOO_FEW
-        status[grid], index[grid] = state, i
-        read += counts[grid]
-        base += size
-    return codes, status, index
