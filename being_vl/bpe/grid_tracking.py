@@ -38,6 +38,7 @@ class OpenImageTracker:
         eoi_token_id: int,
     ):
         self.grid_size = grid_size
+        self.image_bpe = image_bpe
         self._layout = layout
         self._empty = GridState(image_bpe, *grid_size)
         self._boi_token_id = boi_token_id

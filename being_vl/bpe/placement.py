@@ -20,7 +20,13 @@ if TYPE_CHECKING:
 
 
 class ShapeTable:
-    """The distinct shapes of a vocabulary."""
+    """The distinct shapes of a vocabulary, their cells end to end.
+
+    Attributes:
+        shape_of: int64 (vocab_size,), the shape of each visual id.
+        rows, cols: int64 (cells,), position of each cell relative to the anchor.
+        starts: int64 (shapes,), index of each shape's first cell.
+    """
 
     def __init__(self, table: TokenTable):
         shapes: dict[bytes, int] = {}
@@ -33,16 +39,16 @@ class ShapeTable:
             dtype=np.int64,
         )
         positions = [np.frombuffer(shape, dtype=table.position.dtype) for shape in shapes]
-        self._rows, self._cols = split_position(np.concatenate(positions).astype(np.int64))
-        self._starts = np.concatenate([[0], np.cumsum([len(p) for p in positions])[:-1]])
+        self.rows, self.cols = split_position(np.concatenate(positions).astype(np.int64))
+        self.starts = np.concatenate([[0], np.cumsum([len(p) for p in positions])[:-1]])
 
     def fitting(self, covered: np.ndarray, anchor_row: int, anchor_col: int) -> np.ndarray:
         """bool (V,): the ids whose cells, anchored there, are all inside the grid and uncovered."""
         height, width = covered.shape
-        rows, cols = self._rows + anchor_row, self._cols + anchor_col
+        rows, cols = self.rows + anchor_row, self.cols + anchor_col
         free = (rows < height) & (cols >= 0) & (cols < width)
         free[free] = ~covered[rows[free], cols[free]]
-        return np.logical_and.reduceat(free, self._starts)[self.shape_of]
+        return np.logical_and.reduceat(free, self.starts)[self.shape_of]
 
 
 class GridState:

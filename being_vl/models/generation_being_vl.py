@@ -9,15 +9,14 @@ import copy
 import os
 from typing import Any, Literal, get_args
 
-import numpy as np
 import torch
 from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList
 from transformers.utils import cached_file
 
 from ..bpe.grid_tracking import OpenImageTracker
 from ..bpe.image_bpe import ImageBPE
-from ..bpe.placement import GridState
 from ..vocabulary import VocabularyLayout
+from .grid_mask import GridMask
 
 GenerationTarget = Literal["text", "image", "interleaved"]
 
@@ -66,6 +65,7 @@ class ImageGridLogitsProcessor(LogitsProcessor):
         max_new_tokens: int | None,
     ):
         self._tracker = tracker
+        self._mask = GridMask(tracker, layout, boi_token_id, eoi_token_id)
         self._layout = layout
         self._boi_token_id = boi_token_id
         self._eoi_token_id = eoi_token_id
@@ -74,42 +74,37 @@ class ImageGridLogitsProcessor(LogitsProcessor):
         self._max_new_tokens = max_new_tokens
 
     def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
-        ids = input_ids.cpu().numpy()
-        allowed = np.zeros(scores.shape, dtype=bool)
-        for row, state in enumerate(self._tracker.states(ids)):
-            self._allow(allowed[row], state, ids[row])
-        mask = torch.from_numpy(allowed).to(scores.device)
-        scores = scores.masked_fill(~mask, -torch.inf)
-        # Another processor may have ruled out all that is legal here; the grid comes first.
-        is_stuck = (scores == -torch.inf).all(dim=-1, keepdim=True)
-        return torch.where(is_stuck & mask, torch.zeros_like(scores), scores)
-
-    def _allow(
-        self, allowed: np.ndarray, state: GridState | ValueError | None, ids: np.ndarray
-    ) -> None:
-        """Set what may come next after `ids`, in place."""
-        layout = self._layout
-        if isinstance(state, GridState):
-            if state.finished:
-                allowed[self._eoi_token_id] = True
-            else:
-                allowed[layout.first_code_id : layout.size] = state.legal_mask()
-        elif isinstance(state, ValueError):
-            # Beam search fills up with beams of score -inf, whose ids mean nothing and never win.
-            allowed[:] = True
-        elif self._max_new_tokens is None:
-            is_finished = self._eoi_token_id in ids[self._prompt_length :]
-            allowed[slice(None) if is_finished else self._boi_token_id] = True
+        mask, layout = self._mask, self._layout
+        mask.advance(input_ids)
+        is_outside = ~mask.is_open
+        # Beam search fills up with beams of score -inf, whose ids mean nothing and never win.
+        is_free = mask.is_illegal
+        if self._max_new_tokens is None:  # one image, behind which nothing matters
+            generated = input_ids[:, self._prompt_length :]
+            is_free = is_free | is_outside & (generated == self._eoi_token_id).any(dim=1)
+            text, boi = is_free, is_free | is_outside
         else:
-            allowed[:] = True
-            allowed[layout.first_code_id : layout.size] = False
-            allowed[self._eoi_token_id] = False
-            if self._image_token_id is not None:
-                allowed[self._image_token_id] = False
-            height, width = self._tracker.grid_size
-            left = self._max_new_tokens - (len(ids) - self._prompt_length)
-            if left < image_token_bound(height, width):
-                allowed[self._boi_token_id] = False
+            left = self._max_new_tokens - (input_ids.shape[1] - self._prompt_length)
+            fits = left >= image_token_bound(*self._tracker.grid_size)
+            text, boi = is_free | is_outside, is_free | is_outside & fits
+        special = {self._boi_token_id: boi, self._eoi_token_id: is_free | mask.is_full}
+        if self._image_token_id is not None:
+            special[self._image_token_id] = is_free
+        goes_on = (mask.is_open & ~mask.is_full)[:, None]
+        visual = is_free[:, None] | goes_on & mask.legal_visual_ids()
+
+        # The passes over the whole vocabulary are what a step costs: one fill, one maximum.
+        codes = slice(layout.first_code_id, layout.size)
+        filled = scores.masked_fill(~text[:, None], -torch.inf)
+        filled[:, codes] = scores[:, codes].masked_fill(~visual, -torch.inf)
+        for token_id, rows in special.items():
+            filled[:, token_id] = scores[:, token_id].masked_fill(~rows, -torch.inf)
+        # Another processor may have ruled out all that is legal here; the grid comes first.
+        is_stuck = filled.amax(dim=1) == -torch.inf
+        filled[:, codes].masked_fill_(is_stuck[:, None] & visual, 0)
+        for token_id, rows in special.items():
+            filled[:, token_id].masked_fill_(is_stuck & rows, 0)
+        return filled
 
 
 def image_token_bound(height: int, width: int) -> int:

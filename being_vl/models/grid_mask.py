@@ -1,0 +1,122 @@
+"""token ids so far → which ids keep each image decodable, as tensors on the model's device.
+
+The reference is `bpe.grid_tracking` with `bpe.placement`, in numpy, one sequence at a time. Here a batch
+advances together and nothing leaves the device: the mask of a step takes a handful of kernels whose size is
+that of the distinct shapes of the vocabulary (some hundreds for 8,192 merges), not of the vocabulary.
+"""
+
+import numpy as np
+import torch
+
+from ..bpe.grid_tracking import OpenImageTracker
+from ..vocabulary import VocabularyLayout
+
+
+class GridMask:
+    """Follows the open image of each sequence of a batch, from one step of generation to the next.
+
+    Args:
+        tracker: the reference, asked where the sequences are not those of the last step plus one token.
+        layout: the vocabulary.
+        boi_token_id, eoi_token_id: the tokens that open and close an image.
+    """
+
+    def __init__(
+        self,
+        tracker: OpenImageTracker,
+        layout: VocabularyLayout,
+        boi_token_id: int,
+        eoi_token_id: int,
+    ):
+        self._tracker = tracker
+        self._layout = layout
+        self._boi_token_id = boi_token_id
+        self._eoi_token_id = eoi_token_id
+        self._tables: tuple[torch.Tensor, ...] | None = None
+        self._ids: torch.Tensor | None = None  # (batch, length) of the last step
+
+    def advance(self, input_ids: torch.Tensor) -> None:
+        """Take the sequences of the next step, (batch, length) long; rows may be reordered, as beams are."""
+        before, self._ids = self._ids, input_ids.clone()
+        if before is None or before.shape != (input_ids.shape[0], input_ids.shape[1] - 1):
+            self._start_anew(input_ids)
+            return
+        same = (before[None] == input_ids[:, None, :-1]).all(dim=-1)  # (batch, batch)
+        # generate() waits for the device once a step anyway, to see whether all sequences have ended.
+        if not bool(same.any(dim=1).all()):
+            self._start_anew(input_ids)
+            return
+        parents = same.to(torch.uint8).argmax(dim=1)
+        self._covered = self._covered[parents]
+        self.is_open, self.is_illegal = self.is_open[parents], self.is_illegal[parents]
+        self._place(input_ids[:, -1])
+
+    def _start_anew(self, input_ids: torch.Tensor) -> None:
+        ids = input_ids.cpu().numpy()
+        states = self._tracker.states(ids)
+        covered = np.zeros((len(ids), np.prod(self._tracker.grid_size)), dtype=bool)
+        flags = np.zeros((2, len(ids)), dtype=bool)
+        for row, state in enumerate(states):
+            if isinstance(state, ValueError):
+                flags[1, row] = True
+            elif state is not None:
+                flags[0, row] = True
+                covered[row] = state.covered.reshape(-1)
+        device = input_ids.device
+        self._covered = torch.from_numpy(covered).to(device)
+        self.is_open, self.is_illegal = torch.from_numpy(flags).to(device)
+        if self._tables is None:
+            shapes = self._tracker.image_bpe.shape_table()
+            starts = np.append(shapes.starts, len(shapes.rows))
+            arrays = (shapes.rows, shapes.cols, starts, shapes.shape_of)
+            self._tables = tuple(torch.from_numpy(array).to(device) for array in arrays)
+
+    @property
+    def is_full(self) -> torch.Tensor:
+        """bool (batch,): whether the open image has no uncovered cell; where none is open, False."""
+        return self.is_open & self._covered.all(dim=1)
+
+    def legal_visual_ids(self) -> torch.Tensor:
+        """bool (batch, K + M): the visual ids that fit at the first uncovered cell; undefined for full grids."""
+        starts, shape_of = self._tables[2:]
+        blocked = self._blocked_cells()
+        # Exact sums of each shape's cells: differences of one running sum, without atomic additions.
+        sums = torch.nn.functional.pad(blocked.cumsum(dim=1, dtype=torch.int32), (1, 0))
+        fits = sums[:, starts[1:]] == sums[:, starts[:-1]]
+        return fits[:, shape_of]
+
+    def _positions(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """Of each cell of each shape, anchored where the next token goes: flat position, and whether inside."""
+        rows, cols = self._tables[:2]
+        height, width = self._tracker.grid_size
+        anchor = self._covered.to(torch.uint8).argmin(
+            dim=1, keepdim=True
+        )  # the first uncovered cell
+        row, col = anchor // width + rows, anchor % width + cols
+        is_inside = (row < height) & (col >= 0) & (col < width)
+        return torch.where(is_inside, row * width + col, 0), is_inside
+
+    def _blocked_cells(self) -> torch.Tensor:
+        position, is_inside = self._positions()
+        return ~is_inside | self._covered.gather(1, position)
+
+    def _place(self, token_ids: torch.Tensor) -> None:
+        """Put one token (batch,) at the end of each sequence."""
+        _, _, starts, shape_of = self._tables
+        is_boi, is_eoi = token_ids == self._boi_token_id, token_ids == self._eoi_token_id
+        is_visual = (token_ids >= self._layout.first_code_id) & (token_ids < self._layout.size)
+        was_open, was_full = self.is_open, self.is_full
+        visual_ids = (token_ids - self._layout.first_code_id).clamp(0, len(shape_of) - 1)
+        shape = shape_of[visual_ids]
+        position, is_inside = self._positions()
+        cell = torch.arange(position.shape[1], device=position.device)
+        is_cell = (cell >= starts[shape, None]) & (cell < starts[shape + 1, None])
+        is_blocked = (is_cell & (~is_inside | self._covered.gather(1, position))).any(dim=1)
+        is_placed = was_open & is_visual & ~was_full & ~is_blocked
+        touched = torch.zeros_like(self._covered, dtype=torch.uint8)
+        touched.scatter_reduce_(1, position, (is_cell & is_inside).to(torch.uint8), "amax")
+        self._covered = self._covered | (touched.bool() & is_placed[:, None])
+        self._covered = self._covered & ~is_boi[:, None]
+        inside_broken = self.is_illegal & ~is_boi & ~is_eoi
+        self.is_illegal = inside_broken | (was_open & ~is_placed & ~is_boi & ~is_eoi)
+        self.is_open = is_boi | (was_open & is_placed)
