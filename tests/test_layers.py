@@ -33,7 +33,7 @@ _KNOWN_UP: dict[str, set[str]] = {
     "quantizers.image_processing_being_vl": {"hub.pushing", "hub.commit"},
     "quantizers.modeling_being_vl_vq": {"hub.pushing"},
     "quantizers.modeling_being_vl_patch_vq": {"hub.pushing"},
-    "models.modeling_being_vl": {"hub.pushing"},
+    "models.language_model": {"hub.pushing"},
     "processing.processing_being_vl": {"hub.pushing", "hub.commit"},
     "processing.tokenization_being_vl": {"hub.pushing", "hub.commit"},
 }

@@ -1,22 +1,33 @@
-"""The sizes of a Being-VL language model: Llama's fields and the layout of its vocabulary.
+"""The sizes of a Being-VL language model: its text model's fields and the layout of its vocabulary.
 
-Source: transformers' LlamaConfig, which it extends, so every Llama field means what it means there.
-It differs by fields that say where text ends and images begin, and by optional grid positions.
+Source: transformers' configurations, which these extend, so every field of a text model means what it means
+there. They differ by fields that say where text ends and images begin, and by optional grid positions.
 """
 
+from dataclasses import dataclass
 from typing import Any, Literal
 
 from huggingface_hub.dataclasses import strict
-from transformers import LlamaConfig
+from transformers import (
+    Gemma3TextConfig,
+    LlamaConfig,
+    MistralConfig,
+    Olmo2Config,
+    Phi3Config,
+    Qwen2Config,
+    Qwen3Config,
+    SmolLM3Config,
+)
 
 from ..vocabulary import VocabularyLayout
+from .families import MODEL_TYPES
 
 _SIZES = ("vocab_size", "text_vocab_size", "num_special_tokens", "codebook_size", "num_merges")
 
 
-@strict
-class BeingVLConfig(LlamaConfig):
-    r"""Configuration of [`BeingVLModel`] and [`BeingVLForCausalLM`].
+@dataclass(kw_only=True)
+class ImageVocabularyConfig:
+    """The fields that every Being-VL language model has beside those of its text model.
 
     Args:
         vocab_size: rows of the embeddings. Left out, it is the size of the layout; a larger value is
@@ -30,15 +41,13 @@ class BeingVLConfig(LlamaConfig):
         image_grid_size: (height, width), the cells of the images that the model generates when
             `generate` is not told otherwise.
         image_positions: `"grid"` adds learned row and column vectors to the embeddings of image tokens.
-            Such a checkpoint has two more tensors than a Llama and **no stock Llama can run it**.
+            Such a checkpoint has two more tensors than its text model and **no stock class can run it**.
         max_grid_size: rows, and columns, that `image_positions="grid"` has vectors for.
 
     Raises:
         ValueError: a size is negative, `vocab_size` is too small, an id lies outside its range, or
             `image_grid_size` is not two positive numbers.
     """
-
-    model_type = "being_vl"
 
     vocab_size: int | None = None
     text_vocab_size: int = 32000
@@ -55,29 +64,34 @@ class BeingVLConfig(LlamaConfig):
     def __post_init__(self, **kwargs: Any) -> None:
         if self.vocab_size is None:
             self.vocab_size = self.layout.size
-        super().__post_init__(**kwargs)
+        super().__post_init__(**kwargs)  # type: ignore[misc]
         # Here too, so that bad sizes are a ValueError: @strict wraps what its validators raise.
         self.validate_layout()
         self.validate_image_grid()
 
     @classmethod
-    def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> "BeingVLConfig":
+    def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> Any:
         """transformers', but a size given to override one is checked, and `vocab_size` follows it.
 
         Raises:
             ValueError: the configuration is of another kind of model; transformers would build a new
                 model of the default sizes from it.
         """
-        found = config_dict.get("model_type", cls.model_type)
-        if found != cls.model_type:
+        own = cls.model_type  # type: ignore[attr-defined]
+        found = config_dict.get("model_type", own)
+        if found != own:
+            advice = (
+                "AutoModelForCausalLM and AutoConfig know its class"
+                if found in MODEL_TYPES
+                else "`being-vl init` makes a Being-VL checkpoint of a text model"
+            )
             raise ValueError(
-                f"config.json: model_type must be {cls.model_type!r} to load as {cls.__name__}, got "
-                f"{found!r}; `being-vl init` makes a Being-VL checkpoint of a Llama"
+                f"config.json: model_type must be {own!r} to load as {cls.__name__}, got {found!r}; {advice}"
             )
         given = {name: kwargs.pop(name) for name in _SIZES if name in kwargs}
         if given:
             config_dict = {**config_dict, "vocab_size": None, **given}
-        return super().from_dict(config_dict, **kwargs)
+        return super().from_dict(config_dict, **kwargs)  # type: ignore[misc]
 
     @property
     def layout(self) -> VocabularyLayout:
@@ -122,4 +136,54 @@ class BeingVLConfig(LlamaConfig):
                 )
 
 
-__all__ = ["BeingVLConfig"]
+@strict
+class BeingVLConfig(ImageVocabularyConfig, LlamaConfig):
+    model_type = "being_vl"
+
+
+@strict
+class BeingVLQwen2Config(ImageVocabularyConfig, Qwen2Config):
+    model_type = "being_vl_qwen2"
+
+
+@strict
+class BeingVLQwen3Config(ImageVocabularyConfig, Qwen3Config):
+    model_type = "being_vl_qwen3"
+
+
+@strict
+class BeingVLMistralConfig(ImageVocabularyConfig, MistralConfig):
+    model_type = "being_vl_mistral"
+
+
+@strict
+class BeingVLGemma3Config(ImageVocabularyConfig, Gemma3TextConfig):
+    model_type = "being_vl_gemma3"
+
+
+@strict
+class BeingVLSmolLM3Config(ImageVocabularyConfig, SmolLM3Config):
+    model_type = "being_vl_smollm3"
+
+
+@strict
+class BeingVLPhi3Config(ImageVocabularyConfig, Phi3Config):
+    model_type = "being_vl_phi3"
+
+
+@strict
+class BeingVLOlmo2Config(ImageVocabularyConfig, Olmo2Config):
+    model_type = "being_vl_olmo2"
+
+
+__all__ = [
+    "BeingVLConfig",
+    "BeingVLGemma3Config",
+    "BeingVLMistralConfig",
+    "BeingVLOlmo2Config",
+    "BeingVLPhi3Config",
+    "BeingVLQwen2Config",
+    "BeingVLQwen3Config",
+    "BeingVLSmolLM3Config",
+    "ImageVocabularyConfig",
+]

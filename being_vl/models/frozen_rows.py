@@ -1,4 +1,4 @@
-"""ids → embeddings and hidden states → logits, with some rows of the matrix held still.
+"""ids → embeddings and hidden states → logits, with some rows of the matrix frozen.
 
 Source: nn.Embedding and nn.Linear. They differ in one attribute, `frozen_rows`: while gradients are
 computed, these rows enter the forward as constants, so no gradient reaches them. A stop-gradient in the
@@ -12,24 +12,18 @@ from __future__ import annotations
 import torch
 import torch.nn.functional as F
 from torch import nn
+from transformers.models.gemma3.modeling_gemma3 import Gemma3TextScaledWordEmbedding
 
 
-class RowFreezingEmbedding(nn.Embedding):
-    """nn.Embedding whose rows `[start, stop)` do not move while `frozen_rows = (start, stop)`."""
+class FreezesRows(nn.Module):
+    """A layer whose rows `[start, stop)` do not move while `frozen_rows = (start, stop)`."""
 
     frozen_rows: tuple[int, int] | None = None
+    weight: nn.Parameter
 
-    @classmethod
-    def of(cls, embedding: nn.Embedding) -> RowFreezingEmbedding:
-        """The same layer around the same parameter."""
-        layer = cls(
-            embedding.num_embeddings,
-            embedding.embedding_dim,
-            padding_idx=embedding.padding_idx,
-            device="meta",
-        )
-        layer.weight = embedding.weight
-        return layer.train(embedding.training)
+
+class RowFreezingEmbedding(FreezesRows, nn.Embedding):
+    """nn.Embedding with rows that can be frozen."""
 
     def forward(self, input: torch.Tensor) -> torch.Tensor:
         rows = super().forward(input)
@@ -40,21 +34,12 @@ class RowFreezingEmbedding(nn.Embedding):
         return torch.where(moves.unsqueeze(-1), rows, rows.detach())
 
 
-class RowFreezingLinear(nn.Linear):
-    """nn.Linear without bias whose output rows `[start, stop)` do not move while `frozen_rows` is set."""
+class RowFreezingScaledEmbedding(RowFreezingEmbedding, Gemma3TextScaledWordEmbedding):
+    """Gemma's embedding, which multiplies its rows by √hidden_size, with rows that can be frozen."""
 
-    frozen_rows: tuple[int, int] | None = None
 
-    @classmethod
-    def of(cls, linear: nn.Linear) -> RowFreezingLinear:
-        """The same layer around the same parameter."""
-        if isinstance(linear, cls):
-            return linear
-        layer = cls(linear.in_features, linear.out_features, bias=False, device="meta")
-        layer.weight = linear.weight
-        # transformers' mark on a layer that `post_init` must not initialise again.
-        layer._is_hf_initialized = getattr(linear, "_is_hf_initialized", False)
-        return layer.train(linear.training)
+class RowFreezingLinear(FreezesRows, nn.Linear):
+    """nn.Linear without bias, with output rows that can be frozen."""
 
     def forward(self, input: torch.Tensor) -> torch.Tensor:
         if self.frozen_rows is None or not torch.is_grad_enabled():
@@ -66,3 +51,27 @@ class RowFreezingLinear(nn.Linear):
         if stop < self.weight.shape[0]:
             parts.append(F.linear(input, self.weight[stop:]))
         return torch.cat(parts, dim=-1)
+
+
+_ABLE: dict[type[nn.Module], type[FreezesRows]] = {
+    nn.Embedding: RowFreezingEmbedding,
+    Gemma3TextScaledWordEmbedding: RowFreezingScaledEmbedding,
+    nn.Linear: RowFreezingLinear,
+}
+
+
+def able_to_freeze(layer: nn.Module) -> FreezesRows:
+    """The same layer, whose class becomes the one of its kind that can freeze rows.
+
+    A new layer around the same parameter would lose what else a text model's layer holds: its scale, its
+    buffers, its hooks and transformers' marks.
+
+    Raises:
+        TypeError: a kind of layer that has no such class.
+    """
+    if isinstance(layer, FreezesRows):
+        return layer
+    if type(layer) not in _ABLE:
+        raise TypeError(f"rows of a {type(layer).__name__} cannot be frozen")
+    layer.__class__ = _ABLE[type(layer)]
+    return layer  # type: ignore[return-value]

@@ -10,10 +10,9 @@ from typing import Any
 
 import numpy as np
 import torch
-from transformers import LlamaForCausalLM
+from transformers import PreTrainedConfig, PreTrainedModel
 
 from ..vocabulary import VocabularyLayout
-from .configuration_being_vl import BeingVLConfig
 from .image_rows import ImageInit, new_rows
 
 _OF_THE_TEXT_MODEL_ALONE = (
@@ -27,13 +26,16 @@ _OF_THE_TEXT_MODEL_ALONE = (
 
 
 def extended_config(
-    text_model: LlamaForCausalLM, layout: VocabularyLayout, **fields: Any
-) -> BeingVLConfig:
+    config_class: type[PreTrainedConfig],
+    text_model: PreTrainedModel,
+    layout: VocabularyLayout,
+    **fields: Any,
+) -> Any:
     """The text model's configuration with the layout's sizes, and `fields`."""
     text = text_model.config.to_dict()
     for name in _OF_THE_TEXT_MODEL_ALONE:
         text.pop(name, None)
-    config = BeingVLConfig(
+    config = config_class(
         **{
             **text,
             "vocab_size": layout.size,
@@ -50,8 +52,8 @@ def extended_config(
 
 
 def extended_state(
-    text_model: LlamaForCausalLM,
-    config: BeingVLConfig,
+    text_model: PreTrainedModel,
+    config: Any,
     image_init: ImageInit,
     *,
     std: float | None,
@@ -64,8 +66,10 @@ def extended_state(
     The initialisation is as in [`image_rows.new_rows`]; an untied head draws rows of its own.
 
     Raises:
-        ValueError: the text model's weights are quantized.
+        ValueError: the text model's weights are quantized, or its head has a bias.
     """
+    if getattr(text_model.get_output_embeddings(), "bias", None) is not None:
+        raise ValueError("text_model: a head with a bias cannot be extended")
     for name, tensor in text_model.state_dict().items():
         if not tensor.is_floating_point():
             raise ValueError(
@@ -98,7 +102,7 @@ def extended_state(
         else extended(text_model.get_output_embeddings().weight)
     )
     if config.image_positions == "grid":
-        table = torch.zeros(config.max_grid_size, config.hidden_size).to(text_model.lm_head.weight)
+        table = torch.zeros(config.max_grid_size, config.hidden_size).to(state["lm_head.weight"])
         state["model.grid_positions.rows"] = table
         state["model.grid_positions.columns"] = table.clone()
     return state

@@ -14,7 +14,7 @@ import torch
 from torch import nn
 from torch.distributed.tensor import DTensor
 
-from ..models.frozen_rows import RowFreezingEmbedding, RowFreezingLinear
+from ..models.frozen_rows import FreezesRows
 
 _ROWS_AT_ONCE = 4096
 _BITS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
@@ -31,13 +31,13 @@ class FrozenRowsCheck:
     All processes of a sharded run must make it, and call `verify`, together: rows are gathered.
 
     Args:
-        model: a model with `RowFreezing` layers; it may be sharded by DeepSpeed or FSDP2.
+        model: a model with [`FreezesRows`] layers; it may be sharded by DeepSpeed or FSDP2.
     """
 
     def __init__(self, model: nn.Module):
         self._taken: list[_Taken] = []
         for name, module in model.named_modules():
-            if not isinstance(module, RowFreezingEmbedding | RowFreezingLinear):
+            if not isinstance(module, FreezesRows):
                 continue
             # A tied head is the same matrix.
             if module.frozen_rows is None or any(
@@ -64,7 +64,7 @@ class FrozenRowsCheck:
 
 class _Taken(NamedTuple):
     name: str
-    layer: RowFreezingEmbedding | RowFreezingLinear
+    layer: FreezesRows
     start: int
     stop: int
     fingerprints: torch.Tensor

@@ -1,0 +1,352 @@
+"""ids → embeddings → hidden states → logits: what being_vl adds to a text model of any family.
+
+Source: Being-VL ("From Pixels to Tokens", ICLR 2025), on transformers' models. Parameters, their names and
+their arithmetic are the text model's, whose own forward is called, so its stock class loads the same
+checkpoint with the same logits. It differs in training: rows of the embeddings can be frozen, and the loss
+can be computed from only the positions that have a label.
+"""
+
+import copy
+import functools
+import inspect
+from collections.abc import Callable
+from typing import Any, Literal
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import nn
+from transformers import Cache, PreTrainedModel
+from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutputWithPast
+from transformers.utils import can_return_tuple
+
+from ..bpe.image_bpe import ImageBPE
+from ..hub.pushing import PushesCheckpoint, model_source
+from ..vocabulary import VocabularyLayout
+from .attention_masks import block_masks
+from .frozen_rows import able_to_freeze
+from .generation_being_vl import BeingVLGenerationMixin
+from .image_grid_positions import GridPositionEmbedding
+from .image_grid_positions import image_token_positions as positions_in_grids
+from .image_rows import ImageInit, check_image_init
+from .text_model_extension import extended_config, extended_state
+from .vocabulary_rows import VocabularyRows
+
+_IGNORE_INDEX = -100
+
+
+def _after_those_of(stock: Callable[..., Any], method: Callable[..., Any]) -> Callable[..., Any]:
+    """`method`, which takes keywords alone, with the parameters of `stock` before its own.
+
+    transformers looks into signatures: for the columns of a Trainer, for what `generate` may pass. Names
+    of parameters change between its versions (`past_key_values` became `cache`), so they are read.
+    """
+    theirs = [
+        parameter
+        for parameter in inspect.signature(stock).parameters.values()
+        if parameter.kind is not inspect.Parameter.VAR_KEYWORD
+    ]
+    ours = [
+        parameter
+        for parameter in inspect.signature(method).parameters.values()
+        if parameter.kind in (inspect.Parameter.KEYWORD_ONLY, inspect.Parameter.VAR_KEYWORD)
+    ]
+    names = [parameter.name for parameter in theirs[1:]]
+
+    @functools.wraps(method)
+    def following(self: Any, *args: Any, **kwargs: Any) -> Any:
+        if len(args) > len(names):
+            raise TypeError(f"{method.__name__} takes {len(names)} arguments, got {len(args)}")
+        return method(self, **dict(zip(names, args, strict=False)), **kwargs)
+
+    following.__signature__ = inspect.Signature([*theirs, *ours])  # type: ignore[attr-defined]
+    return following
+
+
+class BeingVLDecoder:
+    """A mixin before a text model's decoder: rows that can be frozen, vectors of grid positions."""
+
+    stock_class: type[PreTrainedModel]
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        if "stock_class" in vars(cls):
+            cls.forward = _after_those_of(cls.stock_class.forward, cls.forward)
+
+    def __init__(self, config: Any):
+        super().__init__(config)
+        able_to_freeze(self.embed_tokens)
+        self.grid_positions = (
+            GridPositionEmbedding(config.max_grid_size, config.hidden_size)
+            if config.image_positions == "grid"
+            else None
+        )
+
+    def _init_weights(self, module: nn.Module) -> None:
+        if isinstance(module, GridPositionEmbedding):
+            module.reset_parameters()
+        else:
+            super()._init_weights(module)
+
+    def forward(
+        self,
+        *,
+        image_token_positions: torch.Tensor | None = None,
+        label_positions: torch.Tensor | None = None,
+        **kwargs: Any,
+    ) -> BaseModelOutputWithPast:
+        """The text model's forward, with two more arguments.
+
+        Args:
+            attention_mask: as of the text model; a 4D mask may be boolean on eager attention too, and
+                layers with a sliding window see no further than it through a 4D mask.
+            image_token_positions: (batch, length, 2) long, only with grid positions.
+            label_positions: (batch, length) bool; `last_hidden_state` then has shape (1, number of True,
+                hidden_size), in row-major order.
+        """
+        kwargs["attention_mask"] = block_masks(
+            kwargs.get("attention_mask"), kwargs.get("position_ids"), self.config, self.dtype
+        )
+        if self.grid_positions is not None and image_token_positions is not None:
+            if kwargs.get("inputs_embeds") is None:
+                kwargs["inputs_embeds"] = self.embed_tokens(kwargs.pop("input_ids"))
+            vectors = self.grid_positions(image_token_positions)
+            kwargs["inputs_embeds"] = kwargs["inputs_embeds"] + vectors
+        outputs = super().forward(**kwargs)
+        if label_positions is not None:
+            hidden_states = outputs.last_hidden_state
+            outputs.last_hidden_state = hidden_states[label_positions.to(hidden_states.device)][
+                None
+            ]
+        return outputs
+
+
+class BeingVLLanguageModel(BeingVLGenerationMixin, VocabularyRows, PushesCheckpoint):
+    """A mixin before a text model with a head, over the vocabulary of text, special and image tokens.
+
+    A family's class names two more: `stock_class`, transformers' class that it extends, and
+    `decoder_class`, the [`BeingVLDecoder`] under the head.
+    """
+
+    stock_class: type[PreTrainedModel]
+    decoder_class: type[BeingVLDecoder]
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        if "stock_class" in vars(cls):
+            stock = cls.stock_class
+            cls.forward = _after_those_of(stock.forward, cls.forward)
+            cls.prepare_inputs_for_generation = _after_those_of(
+                stock.prepare_inputs_for_generation, cls.prepare_inputs_for_generation
+            )
+
+    def __init__(self, config: Any):
+        # The stock class would allocate a decoder only for it to be replaced.
+        super(self.stock_class, self).__init__(config)
+        self.model = self.decoder_class(config)
+        self.vocab_size = config.vocab_size
+        self.lm_head = able_to_freeze(nn.Linear(config.hidden_size, config.vocab_size, bias=False))
+        self.post_init()
+
+    def _checkpoint_source(self) -> tuple[str, str | None] | None:
+        return model_source(self)
+
+    @can_return_tuple
+    def forward(
+        self,
+        *,
+        image_token_positions: torch.Tensor | None = None,
+        label_logits_only: bool = False,
+        **kwargs: Any,
+    ) -> CausalLMOutputWithPast:
+        """The text model's forward, with two more arguments.
+
+        Args:
+            input_ids: (batch, length) long, token ids.
+            attention_mask: (batch, length), or on sdpa and eager (batch, 1, length, key_length): boolean
+                with True where a query may look, or float and added to the attention scores.
+            position_ids: (batch, length) long.
+            labels: (batch, length) long, −100 where there is nothing to predict; shifted inside.
+            logits_to_keep: the number of last positions, or the positions, to compute logits for.
+            image_token_positions: (batch, length, 2) long, row and column of each image token in its grid
+                and −1 elsewhere; for `config.image_positions="grid"` alone. Left out, it is computed
+                from the ids, on the CPU, by `config.image_grid_size`.
+            label_logits_only: compute logits only where the next token has a label, which costs next to
+                nothing for answer-only labels on a large vocabulary. The loss is the same; `logits`
+                has shape (num_labels, vocab_size), in row-major order of the positions.
+
+        Raises:
+            ValueError: `label_logits_only` without labels or together with `logits_to_keep`; grid
+                positions wanted and not given where they cannot be computed.
+        """
+        if image_token_positions is None and self.config.image_positions == "grid":
+            cache = kwargs.get("cache", kwargs.get("past_key_values"))
+            image_token_positions = self._positions_from_ids(kwargs.get("input_ids"), cache)
+        if image_token_positions is not None:
+            kwargs["image_token_positions"] = image_token_positions
+        if not label_logits_only:
+            return super().forward(**kwargs, return_dict=True)
+        keep = kwargs.get("logits_to_keep", 0)
+        if not (isinstance(keep, int) and keep == 0):
+            raise ValueError("label_logits_only and logits_to_keep exclude each other")
+        shift_labels = _shifted(kwargs.get("labels"), kwargs.get("shift_labels"))
+        has_label = shift_labels != _IGNORE_INDEX
+        kwargs["shift_labels"] = shift_labels[has_label]
+        outputs = super().forward(**kwargs, label_positions=has_label, return_dict=True)
+        outputs.logits = outputs.logits[0]
+        return outputs
+
+    def prepare_inputs_for_generation(
+        self,
+        *,
+        image_token_positions: torch.Tensor | None = None,
+        image_grid_size: tuple[int, int] | None = None,
+        **kwargs: Any,
+    ) -> dict[str, Any]:
+        """transformers', with the grid positions of the ids that go in, where the model has any."""
+        input_ids = kwargs["input_ids"]
+        inputs = super().prepare_inputs_for_generation(**kwargs)
+        if self.config.image_positions == "grid" and inputs.get("input_ids") is not None:
+            positions = self._grid_positions(
+                input_ids, image_grid_size, known=image_token_positions, strict=False
+            )
+            inputs["image_token_positions"] = positions[:, -inputs["input_ids"].shape[1] :]
+        return inputs
+
+    def _positions_from_ids(
+        self, input_ids: torch.Tensor | None, cache: Cache | None
+    ) -> torch.Tensor | None:
+        """Positions for a forward that was given none."""
+        layout = self.config.layout
+        if input_ids is None:
+            return None
+        if not ((input_ids >= layout.first_code_id) & (input_ids < layout.size)).any():
+            return None
+        if cache is not None and cache.get_seq_length() > 0:
+            raise ValueError("image_token_positions must be given with image tokens behind a cache")
+        return self._grid_positions(input_ids, None)
+
+    def _grid_positions(
+        self,
+        input_ids: torch.Tensor,
+        image_grid_size: tuple[int, int] | None,
+        *,
+        known: torch.Tensor | None = None,
+        strict: bool = True,
+    ) -> torch.Tensor:
+        config = self.config
+        size = image_grid_size if image_grid_size is not None else config.image_grid_size
+        if size is None:
+            raise ValueError(
+                "image_token_positions must be given, or image_grid_size set in the configuration"
+            )
+        return positions_in_grids(
+            input_ids,
+            config.layout,
+            self.image_bpe,
+            tuple(size),
+            boi_token_id=config.boi_token_id,
+            eoi_token_id=config.eoi_token_id,
+            known=known,
+            strict=strict,
+        )
+
+    @classmethod
+    def from_text_model(
+        cls,
+        text_model: PreTrainedModel,
+        layout: VocabularyLayout,
+        *,
+        boi_token_id: int,
+        eoi_token_id: int,
+        image_token_id: int,
+        pad_token_id: int | None = None,
+        image_grid_size: tuple[int, int] | None = None,
+        image_positions: Literal["grid"] | None = None,
+        image_init: ImageInit = "normal",
+        image_init_std: float | None = None,
+        codebook: torch.Tensor | None = None,
+        merges: np.ndarray | torch.Tensor | None = None,
+        generator: torch.Generator | None = None,
+    ) -> "BeingVLLanguageModel":
+        """A model that is `text_model` on text, and has new rows for special and image tokens.
+
+        All parameters are copied, bit for bit; those of the first T ids keep their place in the
+        embedding and in the head. Rows of `text_model` beyond T (padding) are dropped.
+
+        Args:
+            text_model: a model of the family's stock class, with a tied or an untied head.
+            layout: the vocabulary; `layout.text_size` is the size of the text tokenizer.
+            boi_token_id, eoi_token_id, image_token_id: see [`ImageVocabularyConfig`].
+            pad_token_id: replaces the text model's.
+            image_grid_size: (height, width) of the images to generate by default.
+            image_positions: see [`ImageVocabularyConfig`].
+            image_init: how the new rows start, see `image_rows.new_rows`: `"normal"`, `"mean_text"`,
+                `"codebook"` (needs `codebook` and `merges`) or `"constituents"` (needs `merges`).
+            image_init_std: see `image_rows.new_rows`; by default that of the text rows.
+            codebook: (K, dim) code vectors of the VQ-GAN.
+            merges: (M, 4) merge rules, `ImageBPE.merges`.
+            generator: a CPU generator for the new rows.
+
+        Raises:
+            TypeError: `text_model` is of another class.
+            ValueError: T exceeds the rows of `text_model`, or an initialisation lacks its source.
+        """
+        if not isinstance(text_model, cls.stock_class):
+            raise TypeError(
+                f"text_model must be a {cls.stock_class.__name__}, got {type(text_model).__name__}"
+            )
+        num_text_rows = text_model.get_input_embeddings().weight.shape[0]
+        if layout.text_size > num_text_rows:
+            raise ValueError(
+                f"layout.text_size is {layout.text_size}, but the text model has {num_text_rows} rows"
+            )
+        check_image_init(image_init, layout, codebook, merges)
+        config = extended_config(
+            cls.config_class,
+            text_model,
+            layout,
+            boi_token_id=boi_token_id,
+            eoi_token_id=eoi_token_id,
+            image_token_id=image_token_id,
+            image_grid_size=image_grid_size,
+            image_positions=image_positions,
+            **({} if pad_token_id is None else {"pad_token_id": pad_token_id}),
+        )
+        state = extended_state(
+            text_model,
+            config,
+            image_init,
+            std=image_init_std,
+            codebook=codebook,
+            merges=merges,
+            generator=generator,
+        )
+        with torch.device("meta"):
+            model = cls(config)
+        model.load_state_dict(state, assign=True)
+        model.tie_weights()
+        if merges is not None:
+            merges = np.asarray(merges)
+            # Rules without offsets are the paper's pairs; in rules of shapes, one offset is never 0.
+            is_pairs = len(merges) > 0 and not merges[:, 2:].any()
+            model.image_bpe = ImageBPE(
+                merges, layout.codebook_size, merge_rule="pair" if is_pairs else "shape"
+            )
+        # Frequencies and scales are in no state dict; on the meta device they have no values.
+        for name, buffer in text_model.named_buffers():
+            holder, _, own_name = name.rpartition(".")
+            setattr(model.get_submodule(holder), own_name, buffer.clone())
+        model.generation_config = copy.deepcopy(text_model.generation_config)
+        if pad_token_id is not None:
+            model.generation_config.pad_token_id = pad_token_id
+        return model.train(text_model.training)
+
+
+def _shifted(labels: torch.Tensor | None, shift_labels: torch.Tensor | None) -> torch.Tensor:
+    """What each position predicts, (batch, length); −100 where nothing."""
+    if shift_labels is not None:
+        return shift_labels
+    if labels is None:
+        raise ValueError("label_logits_only needs labels")
+    return F.pad(labels[:, 1:], (0, 1), value=_IGNORE_INDEX)
