@@ -25,6 +25,8 @@ from typing import Any
 import datasets
 import numpy as np
 import torch
+from being_vl.training.collation import PaddingCollator
+from being_vl.training.rows import TokenizedRows
 from transformers import LlamaConfig, LlamaForCausalLM, PrinterCallback, Trainer, TrainerCallback
 
 from being_vl import BeingVLPatchVQConfig, BeingVLPatchVQModel, BeingVLProcessor, ImageBPE
@@ -35,9 +37,7 @@ from being_vl.studies.quickstart.pipeline import CODEBOOK_SIZE, NUM_MERGES, enco
 from being_vl.studies.quickstart.rows import image_ids, tokenize_turn
 from being_vl.studies.quickstart.text_model import text_model_config, train_text_tokenizer
 from being_vl.training.arguments import BeingVLTrainingArguments, DataArguments, StageArguments
-from being_vl.training.collation import PaddingCollator
 from being_vl.training.packing import IGNORE_INDEX
-from being_vl.training.rows import TokenizedRows
 from being_vl.training.run import make_trainer
 from being_vl.training.stages import prepare_stage
 

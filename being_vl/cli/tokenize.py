@@ -20,14 +20,14 @@ from jsonargparse.typing import NonNegativeInt, PositiveInt
 if TYPE_CHECKING:
     import numpy as np
 
-    from ..data import RowSource
+    from ..data import SampleSource
 
 
 def make_parser() -> ArgumentParser:
     """The options of the command."""
     parser = ArgumentParser(
         description="Tokenize conversations about images: OUTPUT/data-*.arrow, tokenized.json and "
-        "skipped.jsonl, to be opened with datasets.load_from_disk or named by a training. Run again after "
+        "skipped.jsonl, to be named by a training or opened with being_vl.data.load_tokenized. Run again after "
         "an interruption, it continues.",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
@@ -71,6 +71,10 @@ def make_parser() -> ArgumentParser:
         "--on-control-token", type=Literal["raise", "skip"], default="raise",
         help="what a row does whose text spells a special token of the tokenizer",
     )  # fmt: skip
+    rows.add_argument(
+        "--accept-mismatch", type=Literal["quantizer", "positions"], nargs="+", default=[],
+        help="what may differ: the quantizer of codes and checkpoint, the data set that numbered the images",
+    )  # fmt: skip
     concepts = parser.add_argument_group(
         "filters", "for many concepts; docs/data.md says how they choose"
     )
@@ -104,12 +108,12 @@ def main(args: Namespace) -> int:
     """
     from tqdm import tqdm
 
-    from ..data import TokenizeSettings, open_rows, tokenize_rows
+    from ..data import TokenizeSettings, open_samples, tokenize_samples
     from ..processing.processing_being_vl import BeingVLProcessor
 
     started = time.perf_counter()
     output = Path(args.output)
-    source = open_rows(
+    source = open_samples(
         args.data, split=args.split, config_name=args.dataset_config, id_column=args.id_column
     )
     filters = {
@@ -128,10 +132,10 @@ def main(args: Namespace) -> int:
         on_control_token=args.on_control_token,
         shard_size=args.shard_size,
     )
-    processor = BeingVLProcessor.from_pretrained(args.checkpoint, vq=False)
-    total = source.num_rows if selection is None else len(selection)
+    processor = BeingVLProcessor.from_pretrained(args.checkpoint)
+    total = source.num_samples if selection is None else len(selection)
     with tqdm(total=total, unit="row") as bar:
-        manifest = tokenize_rows(
+        manifest = tokenize_samples(
             source,
             processor,
             output,
@@ -140,6 +144,7 @@ def main(args: Namespace) -> int:
             codes=args.codes,
             selection=selection,
             selected_by=None if selection is None else filters,
+            accept_mismatch=args.accept_mismatch,
             num_workers=_cores() if args.num_workers is None else args.num_workers,
             progress=bar.update,
         )
@@ -157,10 +162,10 @@ def main(args: Namespace) -> int:
     return 0
 
 
-def _selection(source: RowSource, filters: dict[str, Any]) -> np.ndarray | None:
-    from ..data import iter_rows, select_rows
+def _selection(source: SampleSource, filters: dict[str, Any]) -> np.ndarray | None:
+    from ..data import iter_samples, select_samples
 
-    return select_rows(lambda: (row for _, _, row in iter_rows(source)), **filters)
+    return select_samples(lambda: (row for _, _, row in iter_samples(source)), **filters)
 
 
 def _cores() -> int:

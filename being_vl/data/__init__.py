@@ -1,25 +1,25 @@
-"""conversations and codes → ids on disk → rows to train on.
+"""conversations and codes → ids on disk → samples to train on.
 
-`tokenize_rows` makes a folder of ids, `load_training_data` opens one, or a mixture of several.
+`tokenize_samples` makes a folder of ids, `load_training_data` opens one, or a mixture of several.
 """
 
-from .chunks import TokenizeSettings
-from .loading import load_tokenized, load_training_data, mix
-from .selection import cap_per_group, cap_per_phrase, noun_phrases, select_rows
-from .sources import RowSource, iter_rows, open_rows
-from .tokenizing import tokenize_rows
+from .mixtures import mix
+from .selection import cap_per_group, cap_per_phrase, noun_phrases, select_samples
+from .sources import SampleSource, iter_samples, open_samples
+from .tokenized import load_tokenized, load_training_data
+from .tokenizing import TokenizeSettings, tokenize_samples
 
 __all__ = [
-    "RowSource",
+    "SampleSource",
     "TokenizeSettings",
     "cap_per_group",
     "cap_per_phrase",
-    "iter_rows",
+    "iter_samples",
     "load_tokenized",
     "load_training_data",
     "mix",
     "noun_phrases",
-    "open_rows",
-    "select_rows",
-    "tokenize_rows",
+    "open_samples",
+    "select_samples",
+    "tokenize_samples",
 ]

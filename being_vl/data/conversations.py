@@ -12,6 +12,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from ..processing.tokenization_being_vl import BeingVLTokenizer
+
 PLACEHOLDER = "<image>"
 ROLES = {"human": "user", "user": "user", "gpt": "assistant", "assistant": "assistant", "system": "system"}  # fmt: skip
 
@@ -53,7 +55,7 @@ class Conversation:
         return Conversation(self.id, kept, messages)
 
 
-def parse_row(row: Any, *, where: str, number: int) -> Conversation:
+def parse_sample(row: Any, *, where: str, number: int) -> Conversation:
     """Read a row of LLaVA's form (`conversations`) or of chat form (`messages`).
 
     Args:
@@ -175,3 +177,34 @@ def _text_parts(text: Any, where: str) -> list[dict[str, Any]]:
 def _shown(value: Any) -> str:
     text = repr(value)
     return text if len(text) <= 80 else f"{text[:77]}…"
+
+
+class ControlTokens:
+    """The special tokens of a tokenizer, to be looked for in texts.
+
+    A tokenizer turns text that spells one of its special tokens into that token's id, so that a sample
+    could end its own turn or smuggle in an image token.
+    """
+
+    def __init__(self, tokenizer: BeingVLTokenizer):
+        self._tokens = {
+            token.content for token in tokenizer.added_tokens_decoder.values() if token.special
+        }
+        self._lengths = sorted({len(token) for token in self._tokens}, reverse=True)
+        # Thousands of image tokens begin alike: look where one can begin, not for each.
+        self._begin = re.compile(f"[{re.escape(''.join(sorted({t[0] for t in self._tokens})))}]")
+
+    def find(self, conversation: Conversation) -> str | None:
+        """The first special token that a text of the conversation spells, or None."""
+        for message in conversation.messages:
+            for part in message["content"]:
+                if part["type"] == "text" and (token := self._find_in(part["text"])):
+                    return token
+        return None
+
+    def _find_in(self, text: str) -> str | None:
+        for match in self._begin.finditer(text):
+            for length in self._lengths:
+                if (candidate := text[match.start() : match.start() + length]) in self._tokens:
+                    return candidate
+        return None

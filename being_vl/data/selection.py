@@ -83,7 +83,7 @@ def noun_phrases(texts: Iterable[str], model: str = "en_core_web_sm") -> list[li
     return [[chunk.text for chunk in document.noun_chunks] for document in nlp.pipe(texts)]
 
 
-def select_rows(
+def select_samples(
     rows: Callable[[], Iterable[Any]],
     *,
     label_field: str | None = None,

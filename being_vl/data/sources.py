@@ -18,23 +18,23 @@ import numpy as np
 from .quantizing.dataset_sources import load_dataset_by_name
 
 
-class RowSource(Protocol):
+class SampleSource(Protocol):
     """Rows by number.
 
     Attributes:
         name: what the column `source` says by default.
-        num_rows: how many there are.
+        num_samples: how many there are.
     """
 
     name: str
-    num_rows: int
+    num_samples: int
 
     def identity(self) -> dict[str, Any]:
         """What tells this source from another: JSON values."""
         ...
 
     def read(self, numbers: Sequence[int]) -> Iterator[Any]:
-        """The rows of these numbers, ascending; JSON Lines come as bytes, see `decode_row`."""
+        """The rows of these numbers, ascending; JSON Lines come as bytes, see `decode_sample`."""
         ...
 
     def where(self, number: int) -> str:
@@ -57,10 +57,10 @@ class JsonSource:
         if not isinstance(rows, list):
             raise ValueError(f"{path}: must be a list of rows, got {type(rows).__name__}")
         self._rows = rows
-        self.num_rows = len(rows)
+        self.num_samples = len(rows)
 
     def identity(self) -> dict[str, Any]:
-        return {"kind": "json", "rows": self.num_rows, "sha256": self._digest}
+        return {"kind": "json", "rows": self.num_samples, "sha256": self._digest}
 
     def read(self, numbers: Sequence[int]) -> Iterator[Any]:
         for number in numbers:
@@ -89,10 +89,10 @@ class JsonLinesSource:
         self._starts = np.array(starts, np.int64)
         self._lines = np.array(lines, np.int64)
         self._digest = digest.hexdigest()
-        self.num_rows = len(starts)
+        self.num_samples = len(starts)
 
     def identity(self) -> dict[str, Any]:
-        return {"kind": "jsonl", "rows": self.num_rows, "sha256": self._digest}
+        return {"kind": "jsonl", "rows": self.num_samples, "sha256": self._digest}
 
     def read(self, numbers: Sequence[int]) -> Iterator[bytes]:
         with open(self.path, "rb") as file:
@@ -104,7 +104,7 @@ class JsonLinesSource:
         return f"{self.path}: line {self._lines[number]}"
 
 
-class DatasetRows:
+class DatasetSamples:
     """A `datasets.Dataset`; a column of type Image stands for the ids that `being-vl encode` gave it.
 
     These are the values of `id_column`, or the numbers of the rows.
@@ -125,7 +125,7 @@ class DatasetRows:
         ]
         self._identity = {"rows": len(dataset), "fingerprint": dataset._fingerprint}
         self._dataset = dataset.remove_columns(self._pixels)
-        self.num_rows = len(dataset)
+        self.num_samples = len(dataset)
 
     def identity(self) -> dict[str, Any]:
         return {"kind": "dataset", "id_column": self._id_column, **self._identity}
@@ -142,13 +142,13 @@ class DatasetRows:
         return f"{self._shown}: row {number}"
 
 
-def open_rows(
+def open_samples(
     data: str,
     *,
     split: str = "train",
     config_name: str | None = None,
     id_column: str | None = None,
-) -> RowSource:
+) -> SampleSource:
     """A source by its name: a .json or .jsonl file, else a data set (saved, a folder, or a Hub id).
 
     Raises:
@@ -156,7 +156,7 @@ def open_rows(
         FileNotFoundError: no such file or data set.
     """
     path = Path(data)
-    source: RowSource
+    source: SampleSource
     if path.suffix == ".json":
         source = JsonSource(path)
     elif path.suffix in (".jsonl", ".ndjson"):
@@ -165,14 +165,14 @@ def open_rows(
         raise ValueError(f"{data}: must be a .json or .jsonl file, or a data set")
     else:
         loaded = load_dataset_by_name(data, split=split, config_name=config_name)
-        source = DatasetRows(loaded, data, id_column=id_column)
-    if not source.num_rows:
+        source = DatasetSamples(loaded, data, id_column=id_column)
+    if not source.num_samples:
         raise ValueError(f"{data}: has no row")
     return source
 
 
-def decode_row(raw: Any, where: str) -> Any:
-    """A row as `RowSource.read` gives it → its JSON value.
+def decode_sample(raw: Any, where: str) -> Any:
+    """A row as `SampleSource.read` gives it → its JSON value.
 
     Raises:
         ValueError: a line is not JSON.
@@ -185,16 +185,16 @@ def decode_row(raw: Any, where: str) -> Any:
         raise ValueError(f"{where}: not valid JSON: {error}") from None
 
 
-def iter_rows(source: RowSource, limit: int | None = None) -> Iterator[tuple[int, str, Any]]:
+def iter_samples(source: SampleSource, limit: int | None = None) -> Iterator[tuple[int, str, Any]]:
     """All rows, or the first so many: number, name in errors, JSON value.
 
     Raises:
         ValueError: a line is not JSON.
     """
-    numbers = range(source.num_rows if limit is None else min(limit, source.num_rows))
+    numbers = range(source.num_samples if limit is None else min(limit, source.num_samples))
     for number, raw in zip(numbers, source.read(numbers), strict=True):
         where = source.where(number)
-        yield number, where, decode_row(raw, where)
+        yield number, where, decode_sample(raw, where)
 
 
 def _is_image(feature: Any) -> bool:

@@ -14,8 +14,9 @@ from transformers import PreTrainedModel
 
 from .image_processing_being_vl import BeingVLImageProcessor
 
+# The last two are added to parts that a checkpoint holds.
 _VOLATILE_CONFIG = frozenset(
-    ("_name_or_path", "transformers_version", "dtype", "torch_dtype", "architectures")
+    "_name_or_path transformers_version dtype torch_dtype architectures processor_class auto_map".split()
 )
 
 

@@ -59,6 +59,8 @@ class DataArguments:
         max_length: tokens of a row; longer samples are an error, or are dropped. With packing it is the
             capacity of a row. None: the model's `max_position_embeddings`.
         drop_long: drop samples longer than `max_length` instead of raising.
+        accept_mismatch: chat_template, quantizer: parts of the data that may differ from the checkpoint's.
+        verify_data: compare the digest of every shard before training, which reads all of them.
     """
 
     dataset: str = field(metadata={"help": "a folder of being-vl tokenize, or a mixture"})
@@ -75,10 +77,21 @@ class DataArguments:
     drop_long: bool = field(
         default=False, metadata={"help": "drop longer samples instead of raising"}
     )
+    accept_mismatch: list[str] | None = field(
+        default=None, metadata={"help": "chat_template, quantizer: may differ from the data's"}
+    )
+    verify_data: bool = field(
+        default=False, metadata={"help": "compare the digest of every shard first"}
+    )
 
     def __post_init__(self) -> None:
         if self.max_length is not None and self.max_length < 1:
             raise ValueError(f"max_length must be positive, got {self.max_length}")
+        for name in self.accept_mismatch or ():
+            if name not in ("chat_template", "quantizer"):
+                raise ValueError(
+                    f"accept_mismatch must be chat_template or quantizer, got {name!r}"
+                )
 
 
 @dataclass

@@ -1,24 +1,163 @@
-"""ids → rows: several samples in one row, each as if it stood alone.
+"""samples → sequences: several samples in one sequence, each as if it stood alone.
 
-Source: sequence packing without contamination (Krell et al. 2021). Two kinds: samples that share nothing,
-whose positions begin anew; and samples that share an image, which stands once, at the front: every
+Sequence packing without contamination (Krell et al. 2021), of two kinds: samples that share nothing, whose
+positions begin anew; and samples that share an image, which stands once, at the front: every
 question-answer pair sees the image and itself, and its positions go on from the end of the image. Losses
-and logits equal those of the separate rows.
+and logits equal those of the separate samples. Bins are filled best-fit-decreasing, as TRL packs (Ding et
+al. 2024, "Fewer Truncations Improve Language Modeling"); a sample is never cut, and a plan of sample
+numbers is kept instead of a second copy of the tokens.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import bisect
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from hashlib import blake2b
 from typing import Any, Literal
 
 import numpy as np
 import torch
 from torch.nn.attention.flex_attention import BlockMask, create_block_mask
+from torch.utils.data import Dataset
+from tqdm.auto import tqdm
 
-IGNORE_INDEX = -100
+from .samples import IGNORE_INDEX, TokenizedSamples, padded
+
 PAD_SEGMENT = -1
+
 SHARED_SEGMENT = 0
+
+_READ_AT_ONCE = 1000
+
+
+class PackedSamples(Dataset):
+    """Several samples a row, each as if it stood alone; see `packing.pack_samples`.
+
+    Args:
+        rows: the samples.
+        max_length: the most tokens of a row.
+    """
+
+    def __init__(self, rows: TokenizedSamples, max_length: int):
+        self._samples = rows
+        self._bins = best_fit(rows.lengths, max_length)
+        self.lengths = np.array([rows.lengths[bin_].sum() for bin_ in self._bins], np.int32)
+
+    def __len__(self) -> int:
+        return len(self._bins)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        return pack_samples(self._samples.__getitems__(self._bins[index]))
+
+
+class SharedImageSamples(Dataset):
+    """Samples about the same image in one row, the image once; see `packing.pack_shared_image`.
+
+    Samples share a row when they agree on every token up to the end of their first image. Samples without
+    an image share their first token.
+
+    Args:
+        rows: the samples, with labels on what the assistant says.
+        eoi_token_id: the end of an image.
+        max_length: the most tokens of a row. What does not fit begins another row with the image again.
+
+    Raises:
+        ValueError: the labels are others. When a row is read: the assistant speaks before the first image
+            ends.
+    """
+
+    def __init__(self, rows: TokenizedSamples, *, eoi_token_id: int, max_length: int):
+        if rows.labels != "assistant":
+            raise ValueError(
+                f"packing=shared_image needs labels=assistant, got {rows.labels!r}: a label before the end of "
+                "the image would count once for all questions"
+            )
+        self._samples = rows
+        groups: dict[bytes, list[int]] = {}
+        prefixes = np.empty(len(rows), np.int32)
+        for index, ids in enumerate(_all_ids(rows)):
+            prefixes[index] = shared_prefix(ids, eoi_token_id)
+            key = blake2b(ids[: prefixes[index]].tobytes(), digest_size=16).digest()
+            groups.setdefault(key, []).append(index)
+        self._prefixes = prefixes
+        self._bins: list[np.ndarray] = []
+        lengths = []
+        for group in groups.values():
+            members, prefix = np.array(group), int(prefixes[group[0]])
+            turns = rows.lengths[members] - prefix
+            for bin_ in best_fit(turns, max_length - prefix):
+                self._bins.append(members[np.sort(bin_)])
+                lengths.append(prefix + turns[bin_].sum())
+        self.lengths = np.array(lengths, np.int32)
+
+    def __len__(self) -> int:
+        return len(self._bins)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        samples = self._samples.__getitems__(self._bins[index])
+        start = int(self._prefixes[self._bins[index][0]])
+        if any((sample["labels"][:start] != IGNORE_INDEX).any() for sample in samples):
+            raise ValueError(
+                "packing=shared_image needs labels after the first image alone, but the assistant speaks before "
+                f"its end in one of the rows {self._bins[index].tolist()}; take packing=samples"
+            )
+        turns = [(sample["input_ids"][start:], sample["labels"][start:]) for sample in samples]
+        return pack_shared_image(samples[0]["input_ids"][:start], turns)
+
+
+def _all_ids(rows: TokenizedSamples) -> Iterable[np.ndarray]:
+    starts = range(0, len(rows), _READ_AT_ONCE)
+    for start in tqdm(starts, desc="finding shared images", unit="k rows", leave=False):
+        indices = range(start, min(start + _READ_AT_ONCE, len(rows)))
+        yield from rows.ids_of(indices)
+
+
+def shared_prefix(input_ids: np.ndarray, eoi_token_id: int) -> int:
+    """Tokens up to the end of the first image; 1 where there is none."""
+    ends = np.flatnonzero(input_ids == eoi_token_id)
+    return int(ends[0]) + 1 if len(ends) else 1
+
+
+def best_fit(lengths: Sequence[int] | np.ndarray, capacity: int) -> list[np.ndarray]:
+    """Put items into bins: the longest first, each into the fullest bin that still has room.
+
+    Args:
+        lengths: of the items, int.
+        capacity: of a bin.
+
+    Returns:
+        int64 arrays of item numbers, one a bin. They depend on the lengths and their order alone.
+
+    Raises:
+        ValueError: an item is longer than a bin.
+    """
+    lengths = np.asarray(lengths)
+    if len(lengths) and lengths.max() > capacity:
+        raise ValueError(
+            f"item {int(lengths.argmax())} has length {int(lengths.max())}, but a bin holds {capacity}"
+        )
+    bins: list[list[int]] = []
+    room: list[int] = []  # the distinct free spaces, ascending
+    with_room: dict[int, list[int]] = {}  # free space → bins that have it
+    for item in np.argsort(-lengths, kind="stable").tolist():
+        length = int(lengths[item])
+        place = bisect.bisect_left(room, length)
+        if place < len(room):
+            left = room[place]
+            number = with_room[left].pop()
+            if not with_room[left]:
+                del with_room[left], room[place]
+        else:
+            left, number = capacity, len(bins)
+            bins.append([])
+        bins[number].append(item)
+        left -= length
+        if left not in with_room:
+            bisect.insort(room, left)
+            with_room[left] = []
+        with_room[left].append(number)
+    return [np.array(bin_, np.int64) for bin_ in bins]
 
 
 def pack_samples(samples: Sequence[dict[str, Any]]) -> dict[str, Any]:
@@ -150,9 +289,27 @@ class SharedImageCollator:
         return batch
 
 
-def padded(rows: Sequence[dict[str, Any]], name: str, value: int) -> torch.Tensor:
-    """A column of rows as long (batch, length of the longest), filled with `value` on the right."""
-    padded = np.full((len(rows), max(len(row[name]) for row in rows)), value, np.int64)
-    for i, row in enumerate(rows):
-        padded[i, : len(row[name])] = row[name]
-    return torch.from_numpy(padded)
+@dataclass
+class FlatCollator:
+    """Rows of `packing.pack_samples` → one row without padding, for FlashAttention's kernels.
+
+    FlashAttention keeps the samples of a batch apart only when it is given their borders, and transformers
+    passes these on for a batch of one row.
+
+    Returns:
+        `input_ids`, `labels`, `position_ids` long (1, total length), the borders `cu_seq_lens_q` and
+        `cu_seq_lens_k` int32 (samples + 1,), and the longest sample `max_length_q` and `max_length_k`.
+    """
+
+    def __call__(self, rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
+        batch: dict[str, Any] = {}
+        for name in ("input_ids", "labels", "position_ids"):
+            joined = np.concatenate([row[name] for row in rows]).astype(np.int64)
+            batch[name] = torch.from_numpy(joined)[None]
+        starts = np.flatnonzero(batch["position_ids"][0].numpy() == 0)
+        borders = np.append(starts, batch["position_ids"].shape[1]).astype(np.int32)
+        longest = int(np.diff(borders).max())
+        for side in ("q", "k"):
+            batch[f"cu_seq_lens_{side}"] = torch.from_numpy(borders)
+            batch[f"max_length_{side}"] = longest
+        return batch

@@ -1,7 +1,9 @@
-"""Which parameters move in which stage.
+"""stage → which parameters move; and LoRA for a stage on a small GPU.
 
-Source: Being-VL-0, section 4.2: `pretrain` (the paper's PT) learns the embeddings of the image tokens on a
-frozen language model, `sft` trains everything. Being-VL-0.5 puts a stage between them, `selective`.
+Being-VL-0, section 4.2: `pretrain` (the paper's PT) learns the embeddings of the image tokens on a frozen
+language model, `sft` trains everything. Being-VL-0.5 puts a stage between them, `selective`. LoRA (Hu et al.
+2021) and trainable tokens are peft's: the optimizer then holds the adapters and the new rows instead of the
+model; text rows stay, bit for bit.
 """
 
 from __future__ import annotations
@@ -10,7 +12,10 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from peft import PeftModel
+
     from ..models.modeling_being_vl import BeingVLForCausalLM
+    from .arguments import ModelArguments, StageArguments
 
 STAGES = ("pretrain", "selective", "sft")
 
@@ -81,3 +86,54 @@ def _chosen_layers(model: BeingVLForCausalLM, train_layers: Sequence[int] | None
         if not 0 <= number < len(layers):
             raise ValueError(f"train_layers must be in [0, {len(layers)}), got {number}")
     return [layers[number] for number in train_layers]
+
+
+def add_lora(
+    model: BeingVLForCausalLM, model_args: ModelArguments, stage_args: StageArguments
+) -> PeftModel:
+    """Wrap a model for training; `merge_lora` undoes it.
+
+    Args:
+        model: its parameters stop requiring gradients.
+        model_args: rank, scale, dropout and layers of the adapters.
+        stage_args: the stage `sft`; with `freeze="image"` the adapters train alone.
+
+    Raises:
+        ImportError: peft is not installed.
+        ValueError: another stage.
+    """
+    from peft import LoraConfig, TaskType, get_peft_model
+
+    if stage_args.stage != "sft":
+        raise ValueError(
+            f"use_peft is for the stage sft, got {stage_args.stage}: the others leave the decoder, or most of "
+            "it, as it is"
+        )
+    layout = model.config.layout
+    rows = None
+    if stage_args.freeze == "none":
+        new_ids = list(range(layout.text_size, layout.size))
+        rows = {"embed_tokens": new_ids}
+        if not model.config.tie_word_embeddings:
+            rows["lm_head"] = new_ids
+    model.freeze_text_embeddings()  # peft passes the rows by; what it says is checked at saves
+    config = LoraConfig(
+        task_type=TaskType.CAUSAL_LM,
+        r=model_args.lora_r,
+        lora_alpha=model_args.lora_alpha,
+        lora_dropout=model_args.lora_dropout,
+        target_modules=model_args.lora_target_modules or "all-linear",
+        trainable_token_indices=rows,
+    )
+    return get_peft_model(model, config)
+
+
+def merge_lora(model: PeftModel) -> BeingVLForCausalLM:
+    """The trained model with adapters and rows in its own weights.
+
+    Raises:
+        ValueError: a merged weight is not finite.
+    """
+    merged = model.merge_and_unload(safe_merge=True)
+    merged.unfreeze()
+    return merged

@@ -17,14 +17,18 @@ from torch.utils.data import Sampler
 from transformers import Trainer, TrainerCallback, trainer_pt_utils
 from transformers.trainer_utils import EvalLoopOutput
 
-from .collation import COUNTS, CountingCollator
-from .exact_resume import ExactResumeMixin
 from .frozen_check import FrozenRowsCheck
-from .labels import kinds_of
-from .packing import IGNORE_INDEX, flex_block_mask
-from .rows import PackedSamples, SharedImageRows, TokenizedRows
-from .sampling import LengthGroupedSampler
-from .token_meter import TokenMeter
+from .logs import TokenMeter
+from .packing import PackedSamples, SharedImageSamples, flex_block_mask
+from .resume import ExactResumeMixin
+from .samples import (
+    COUNTS,
+    IGNORE_INDEX,
+    CountingCollator,
+    LengthGroupedSampler,
+    TokenizedSamples,
+    kinds_of,
+)
 
 
 class BeingVLTrainer(ExactResumeMixin, Trainer):
@@ -36,7 +40,7 @@ class BeingVLTrainer(ExactResumeMixin, Trainer):
 
     Raises:
         ValueError: a loss function is given, one process drives several devices, or settings of DeepSpeed
-            or FSDP are refused by `distributed_settings`.
+            or FSDP are refused by `distributed`.
     """
 
     def __init__(
@@ -83,7 +87,7 @@ class BeingVLTrainer(ExactResumeMixin, Trainer):
             return super()._get_train_sampler(train_dataset)
         dataset = self.train_dataset if train_dataset is None else train_dataset
         seed = self.args.seed if self.args.data_seed is None else self.args.data_seed
-        if isinstance(dataset, TokenizedRows | PackedSamples | SharedImageRows):
+        if isinstance(dataset, TokenizedSamples | PackedSamples | SharedImageSamples):
             step = self.args.train_batch_size * self.args.gradient_accumulation_steps
             return LengthGroupedSampler(dataset.lengths, step, seed=seed)
         sampler = super()._get_train_sampler(train_dataset)

@@ -11,6 +11,7 @@ import numpy as np
 from checkpoint_fixtures import CODEBOOK_SIZE, random_grids, tiny_checkpoint
 
 from being_vl.codes.shards import ShardInfo, write_shard
+from being_vl.data.identity import processor_identity
 from being_vl.hub.checkpoint import save_checkpoint
 
 
@@ -19,8 +20,12 @@ def make_checkpoint(folder: Path, family: str = "llama-3") -> Path:
     return folder
 
 
-def make_codes(folder: Path, count: int = 6, *, quantizer: str = "q") -> dict[str, np.ndarray]:
-    """Two shards of grids of two sizes; returns image id → grid."""
+def make_codes(
+    folder: Path, count: int = 6, *, quantizer: str | None = None
+) -> dict[str, np.ndarray]:
+    """Two shards of grids of two sizes, by default of `tiny_checkpoint`'s quantizer; image id → grid."""
+    if quantizer is None:
+        quantizer = processor_identity(tiny_checkpoint()[1])["quantizer"]
     sides = [4 + i % 2 for i in range(count)]
     grids = {f"{'ab'[i % 2]}/{i}.png": random_grids(1, seed=i, side=side, smooth=True)[0]
              for i, side in enumerate(sides)}  # fmt: skip

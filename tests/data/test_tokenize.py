@@ -21,10 +21,10 @@ from PIL import Image
 from being_vl import BeingVLProcessor
 from being_vl.cli import main as being_vl_command
 from being_vl.codes.shards import ShardInfo, write_shard
-from being_vl.data import load_training_data
+from being_vl.data import load_tokenized, load_training_data
 from being_vl.data.codes import CodeIndex, build_index
-from being_vl.data.control_tokens import ControlTokens
-from being_vl.data.conversations import parse_row
+from being_vl.data.conversations import ControlTokens, parse_sample
+from being_vl.data.identity import processor_identity
 
 
 class Data:
@@ -83,7 +83,7 @@ def test_ids_and_masks_are_those_of_the_processor_alone(data, tmp_path) -> None:
 def test_the_folder_is_a_memory_mapped_data_set_with_counts(data, tmp_path) -> None:
     rows = make_rows(list(data.grids))
     assert data.run(write_rows(tmp_path / "rows.jsonl", rows), tmp_path / "out") == 0
-    loaded = datasets.load_from_disk(str(tmp_path / "out"))
+    loaded = load_tokenized(tmp_path / "out", data.processor.tokenizer)
     assert loaded.features["input_ids"].feature.dtype == "int32"
     assert len(loaded.cache_files) == 3  # mapped from three shards of at most four rows
     manifest = json.loads((tmp_path / "out/tokenized.json").read_text())
@@ -95,7 +95,7 @@ def test_the_folder_is_a_memory_mapped_data_set_with_counts(data, tmp_path) -> N
     grids = [data.grids[i] for ids in loaded["image_ids"] for i in ids]
     assert counts["cells"] == sum(grid.size for grid in grids)
     assert counts["image_tokens"] == sum(map(len, data.processor.tokenizer.encode_codes(grids)))
-    assert manifest["tokenizer"]["size"] == len(data.processor.tokenizer)
+    assert manifest["parts"]["tokenizer"]["size"] == len(data.processor.tokenizer)
 
 
 def test_json_json_lines_data_sets_and_processes_give_the_same_rows(data, tmp_path) -> None:
@@ -158,7 +158,7 @@ def test_messages_of_parts_name_their_images(data) -> None:
     row = {
         "messages": [{"role": "user", "content": content}, {"role": "assistant", "content": "red"}]
     }
-    parsed = parse_row(row, where="row 7", number=7)
+    parsed = parse_sample(row, where="row 7", number=7)
     assert parsed.id == "7" and parsed.image_ids == ("a/0.png",)
     assert parsed.messages[0]["content"] == [{"type": "image"}, {"type": "text", "text": "\nWhat?"}]
 
@@ -174,7 +174,7 @@ def test_missing_images(data, tmp_path, capsys, policy) -> None:
         assert status == 2
         error = capsys.readouterr().err.splitlines()[-1]
         assert "rows.jsonl: line 1: image 'gone.png': no codes" in error
-        assert not (tmp_path / "out/state.json").exists()
+        assert not (tmp_path / "out/tokenized.json").exists()
         with pytest.raises(ValueError, match="not finished"):
             load_training_data(tmp_path / "out", data.processor.tokenizer)
         return
@@ -230,7 +230,7 @@ def test_a_text_without_a_control_token_has_no_special_id(data, text) -> None:
     tokenizer = data.processor.tokenizer
     special = {i for i, token in tokenizer.added_tokens_decoder.items() if token.special}
     spelled = special & set(tokenizer(text, add_special_tokens=False).input_ids)
-    found = ControlTokens(tokenizer).find(parse_row(row, where="row", number=0))
+    found = ControlTokens(tokenizer).find(parse_sample(row, where="row", number=0))
     assert (found is not None) == bool(spelled)
 
 
@@ -281,7 +281,7 @@ json_values = st.recursive(
 @settings(max_examples=300, deadline=None)
 def test_any_json_value_is_a_conversation_or_a_value_error(row) -> None:
     try:
-        parsed = parse_row(row, where="row", number=0)
+        parsed = parse_sample(row, where="row", number=0)
     except ValueError as error:
         assert str(error).startswith("row")
     else:
@@ -378,7 +378,7 @@ def test_a_folder_of_something_else_is_refused(data, tmp_path, capsys) -> None:
     other = make_checkpoint(tmp_path / "other", "smollm")
     changes = {
         "settings": ["--max-length", "4096"],
-        "tokenizer": ["--checkpoint", str(other)],
+        "parts": ["--checkpoint", str(other)],
         "selected_by": ["--label-field", "id", "--max-per-label", "1"],
     }
     for what, flags in changes.items():
@@ -389,7 +389,8 @@ def test_a_folder_of_something_else_is_refused(data, tmp_path, capsys) -> None:
     assert "tokenize.json: data is" in capsys.readouterr().err
     write_rows(path, rows)
     grid = next(iter(data.grids.values()))
-    write_shard(tmp_path / "more.parquet", ["more"], [grid], ShardInfo(16, quantizer="q"))
+    quantizer = processor_identity(BeingVLProcessor.from_pretrained(data.checkpoint))["quantizer"]
+    write_shard(tmp_path / "more.parquet", ["more"], [grid], ShardInfo(16, quantizer=quantizer))
     codes = ("--codes", str(data.folder / "codes"), str(tmp_path / "more.parquet"))
     assert data.run(path, output, *codes) == 2
     assert "tokenize.json: codes is" in capsys.readouterr().err

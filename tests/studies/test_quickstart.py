@@ -22,7 +22,7 @@ from being_vl.studies.quickstart import pipeline
 from being_vl.studies.quickstart.rows import conversation, training_rows
 from being_vl.studies.quickstart.settings import Settings, Workspace
 from being_vl.studies.quickstart.text_model import CHAT_TEMPLATE, train_text_tokenizer
-from being_vl.training.clock import TrainingClock
+from being_vl.training.logs import TrainingClock
 
 SMALL = {"train": 120, "validation": 20, "test": 30}
 

@@ -17,16 +17,20 @@ from torch.nn import functional as F
 from training_fixtures import SMALL_RUN, rows_of
 
 from being_vl.training.arguments import BeingVLTrainingArguments
-from being_vl.training.collation import PaddingCollator
-from being_vl.training.packing import SharedImageCollator, block_mask
-from being_vl.training.rows import PackedSamples, SharedImageRows, TokenizedRows
+from being_vl.training.packing import (
+    PackedSamples,
+    SharedImageCollator,
+    SharedImageSamples,
+    block_mask,
+)
+from being_vl.training.samples import PaddingCollator, TokenizedSamples
 from being_vl.training.trainer import BeingVLTrainer
 
 CODE, MERGE = LAYOUT.first_code_id, LAYOUT.first_merge_id
 WEIGHTS = (1.0, 0.25, 3.0)
 
 
-def data(count: int = 8, seed: int = 0) -> TokenizedRows:
+def data(count: int = 8, seed: int = 0) -> TokenizedSamples:
     """Samples of other lengths, each with an image of 3 codes and 2 merges; everything is a label."""
     rng = np.random.default_rng(seed)
     samples = []
@@ -34,10 +38,10 @@ def data(count: int = 8, seed: int = 0) -> TokenizedRows:
         image = [*rng.integers(CODE, MERGE, 3), *rng.integers(MERGE, LAYOUT.size, 2)]
         text = rng.integers(3, LAYOUT.text_size, 2 + number)
         samples.append({"id": str(number), "input_ids": [1, BOI, *image, EOI, *text], "spoken": 1})
-    return TokenizedRows(rows_of(samples), LAYOUT, labels="all")
+    return TokenizedSamples(rows_of(samples), LAYOUT, labels="all")
 
 
-def spoken_rows() -> TokenizedRows:
+def spoken_rows() -> TokenizedSamples:
     """Four questions about one image and one about none; the last two ids of each are labels."""
     rng = np.random.default_rng(0)
     image = [1, BOI, CODE, MERGE, EOI]
@@ -49,7 +53,7 @@ def spoken_rows() -> TokenizedRows:
         }
         for n in range(5)
     ]
-    return TokenizedRows(rows_of(samples), LAYOUT)
+    return TokenizedSamples(rows_of(samples), LAYOUT)
 
 
 def make_trainer(
@@ -130,7 +134,7 @@ def test_a_step_without_labels_moves_nothing(tmp_path):
     samples = [{"id": "silent", "input_ids": [1, 5, 6], "spoken": 0}] * 4
     model = being_vl_model()
     before = {n: p.clone() for n, p in model.named_parameters()}
-    trainer = make_trainer(tmp_path, model=model, rows=TokenizedRows(rows_of(samples), LAYOUT))
+    trainer = make_trainer(tmp_path, model=model, rows=TokenizedSamples(rows_of(samples), LAYOUT))
     trainer.train()
     assert trainer.state.log_history[0]["loss"] == 0
     assert all(torch.equal(p, before[n]) for n, p in model.named_parameters())
@@ -140,7 +144,7 @@ def a_clock_that_ticks_when_it_is_read(monkeypatch):
     """Its readings are 0, 1, 4, 9, 16, …"""
     ticks = itertools.count()
     clock = types.SimpleNamespace(perf_counter=lambda: next(ticks) ** 2)
-    monkeypatch.setattr("being_vl.training.token_meter.time", clock)
+    monkeypatch.setattr("being_vl.training.logs.time", clock)
 
 
 def test_throughput_counts_tokens_and_images(tmp_path, monkeypatch):
@@ -176,7 +180,7 @@ def test_a_packed_step_is_that_of_the_rows_apart(tmp_path, packing):
         packed, collator = PackedSamples(rows, 30), PaddingCollator(PAD)
     else:
         packed, collator = (
-            SharedImageRows(rows, eoi_token_id=EOI, max_length=60),
+            SharedImageSamples(rows, eoi_token_id=EOI, max_length=60),
             SharedImageCollator(PAD),
         )
     assert len(packed) == 2
@@ -208,7 +212,7 @@ def test_evaluation_averages_over_labels(tmp_path):
 
 def test_segments_become_a_mask_where_the_model_is(tmp_path, monkeypatch):
     """What the collator leaves to the trainer for FlexAttention, on sdpa with the dense mask in its place."""
-    rows = SharedImageRows(spoken_rows(), eoi_token_id=EOI, max_length=60)
+    rows = SharedImageSamples(spoken_rows(), eoi_token_id=EOI, max_length=60)
     monkeypatch.setattr("being_vl.training.trainer.flex_block_mask", block_mask)
     losses = [
         make_trainer(tmp_path, collator=SharedImageCollator(PAD, kind)).evaluate(rows)["eval_loss"]

@@ -9,8 +9,7 @@ from training_fixtures import arguments, checkpoint_folder, tokenized
 
 from being_vl import BeingVLForCausalLM
 from being_vl.training.frozen_check import FrozenRowsCheck, FrozenRowsMoved
-from being_vl.training.run import run_stage
-from being_vl.training.setup import load_for_training, make_trainer
+from being_vl.training.run import load_for_training, make_trainer, run_stage
 
 EMBEDDINGS = ("model.embed_tokens.weight", "lm_head.weight")
 

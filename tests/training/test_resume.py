@@ -27,7 +27,7 @@ from transformers import TrainerCallback
 
 from being_vl.training import checkpoints
 from being_vl.training.checkpoints import DamagedCheckpointError, read_manifest
-from being_vl.training.run_identity import _data_identity
+from being_vl.training.resume import _data_identity
 
 
 class Stop(Exception):

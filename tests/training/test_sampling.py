@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from being_vl.training.sampling import LengthGroupedSampler
+from being_vl.training.samples import LengthGroupedSampler
 
 
 @given(

@@ -27,8 +27,7 @@ from being_vl.training.arguments import (
     ModelArguments,
     StageArguments,
 )
-from being_vl.training.run import run_stage
-from being_vl.training.setup import load_for_training
+from being_vl.training.run import load_for_training, run_stage
 
 CLASSES = (ModelArguments, DataArguments, StageArguments, BeingVLTrainingArguments)
 

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import datasets
 import numpy as np
 from checkpoint_fixtures import random_grids, tiny_checkpoint
 
-from being_vl.data.files import FEATURES, MANIFEST, VERSION, tokenizer_identity
+from being_vl.data.identity import processor_identity
+from being_vl.data.tokenized import COUNTS, FEATURES, claim, finish, shard_bytes, shard_path
+from being_vl.files import write_atomic
 from being_vl.hub.checkpoint import save_checkpoint
 from being_vl.training.arguments import (
     BeingVLTrainingArguments,
@@ -73,13 +74,14 @@ def tokenized(processor, **options) -> datasets.Dataset:
 
 def tokenized_folder(folder: Path, data: datasets.Dataset, processor) -> None:
     """`data` as a folder of `being-vl tokenize`."""
-    data.save_to_disk(folder)
-    manifest = {
-        "version": VERSION,
-        "tokenizer": tokenizer_identity(processor.tokenizer),
-        "counts": {"rows": len(data)},
-    }
-    (folder / MANIFEST).write_text(json.dumps(manifest))
+    columns = {name: data[:][name] for name in FEATURES}
+    for name in ("input_ids", "assistant_masks"):
+        columns[name] = [np.array(values) for values in columns[name]]
+    report = {**dict.fromkeys(COUNTS, 0), "rows": len(data), "skipped": []}
+    parts = processor_identity(processor)
+    claim(folder, {"parts": parts})
+    write_atomic(shard_path(folder, 0, 1), shard_bytes(columns, report))
+    finish(folder, 1, {"parts": parts})
 
 
 SMALL_RUN = {

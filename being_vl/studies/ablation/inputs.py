@@ -14,8 +14,8 @@ from transformers import AutoModel, TrainingArguments
 from ...bpe.image_bpe import ImageBPE
 from ...codes.shards import CodeShards, ShardInfo, write_shard
 from ...data.codes import build_index
-from ...data.conversations import parse_row
-from ...data.sources import iter_rows, open_rows
+from ...data.conversations import parse_sample
+from ...data.sources import iter_samples, open_samples
 from ...evaluation.easyvqa_files import write_easyvqa
 from ...hub.checkpoint import default_image_processor
 from ...quantizers.image_loading import load_image
@@ -58,8 +58,8 @@ def train_vocabulary(codes: Sequence[str], rows: str, merges: int, folder: Path)
     def build(target: Path) -> None:
         names = dict.fromkeys(
             image_id
-            for number, where, row in iter_rows(open_rows(rows))
-            for image_id in parse_row(row, where=where, number=number).image_ids
+            for number, where, row in iter_samples(open_samples(rows))
+            for image_id in parse_sample(row, where=where, number=number).image_ids
         )
         index, shards = build_index(codes, target.parent / "index.npy")
         grids = index.lookup(names)

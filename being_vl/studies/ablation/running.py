@@ -21,7 +21,7 @@ import torch
 from transformers import AutoModel, AutoTokenizer, LlamaForCausalLM
 
 from ...bpe.image_bpe import ImageBPE
-from ...data import TokenizeSettings, open_rows, tokenize_rows
+from ...data import TokenizeSettings, open_samples, tokenize_samples
 from ...files import claim, locked, write_atomic
 from ...hub.checkpoint import init_checkpoint, save_checkpoint
 from ...processing.processing_being_vl import BeingVLProcessor
@@ -216,9 +216,9 @@ def _rows(cell: Cell, stage: str, inputs: Inputs, checkpoint: str, work: Path) -
     """The rows of a stage, tokenized once for each vocabulary."""
     data = inputs.pretrain if stage == "pretrain" else inputs.sft
     folder = work / f"m{cell.merges}-{stage}"
-    if not (folder / "state.json").exists():
-        source = open_rows(data)
-        tokenize_rows(
+    if not (folder / "tokenized.json").exists():
+        source = open_samples(data)
+        tokenize_samples(
             source,
             BeingVLProcessor.from_pretrained(checkpoint, vq=False),
             folder,
@@ -271,7 +271,7 @@ def _claim(output: Path, inputs: Inputs, settings: AblationSettings) -> None:
     """Write down what the rows come from; refuse rows of something else."""
     wanted = {"version": 1, "settings": asdict(settings)}
     for name in ("pretrain", "sft", "test"):
-        wanted[name] = open_rows(getattr(inputs, name)).identity()
+        wanted[name] = open_samples(getattr(inputs, name)).identity()
     wanted["bpe"] = hashlib.sha256(
         ImageBPE.from_pretrained(inputs.bpe).merges.tobytes()
     ).hexdigest()

@@ -10,8 +10,8 @@ import torch
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
 from ...data.codes import build_index
-from ...data.conversations import parse_row
-from ...data.sources import iter_rows, open_rows
+from ...data.conversations import parse_sample
+from ...data.sources import iter_samples, open_samples
 from ...evaluation.answering import generate_answers
 from ...evaluation.scoring.exact import exact_match_scores
 
@@ -34,8 +34,8 @@ class TestRows:
 
     def __init__(self, rows: str, codes: tuple[str, ...], index: Path, limit: int | None = None):
         found: list[tuple[str, list[dict[str, Any]], str, str]] = []
-        for number, where, row in iter_rows(open_rows(rows), limit):
-            conversation = parse_row(row, where=where, number=number)
+        for number, where, row in iter_samples(open_samples(rows), limit):
+            conversation = parse_sample(row, where=where, number=number)
             *prompt, last = conversation.messages
             said = [part.get("text") for part in last["content"]]
             if (

@@ -16,7 +16,7 @@ from ...evaluation.answering import generate_answers, render_prompts
 from ...evaluation.easyvqa import Question, accuracy
 from ...models.modeling_being_vl import BeingVLForCausalLM
 from ...processing.processing_being_vl import BeingVLProcessor
-from ...training.clock import TrainingClock
+from ...training.logs import TrainingClock
 from ...training.packing import SharedImageCollator
 from ...training.stages import prepare_stage
 from ...training.trainer import BeingVLTrainer

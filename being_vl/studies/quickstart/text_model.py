@@ -16,7 +16,7 @@ from transformers import (
 )
 from transformers.trainer_callback import PrinterCallback
 
-from ...training.clock import TrainingClock
+from ...training.logs import TrainingClock
 from ...training.packing import IGNORE_INDEX
 
 # Question, separator, answer: the shortest prompt that a tiny model can follow.

@@ -1,8 +1,8 @@
-"""tokenized folders → one data set to train on, alone or as a mixture.
+"""tokenized folders → one data set to train on.
 
-Source: our own; the rows are joined by `datasets.concatenate_datasets`, which maps them from disk. It
-differs from `interleave_datasets` with probabilities, which draws sources at random until one runs out:
-here the number of rows of each source is exact, and follows from the specification.
+The samples are joined by `datasets.concatenate_datasets`, which maps them from disk. `interleave_datasets`
+with probabilities draws sources at random until one runs out; here the number of samples of each source is
+exact, and follows from the specification.
 
 A mixture is a YAML file (or the same as a mapping):
 
@@ -22,7 +22,7 @@ from __future__ import annotations
 import hashlib
 import math
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -31,68 +31,40 @@ import datasets
 import numpy as np
 import yaml
 
-from ..processing.tokenization_being_vl import BeingVLTokenizer
-from .files import FEATURES, read_manifest, tokenizer_identity
-
 _PARTS = ("weights", "shares", "rows")
 
 
-def load_tokenized(folder: str | os.PathLike, tokenizer: BeingVLTokenizer) -> datasets.Dataset:
-    """Open a folder of `being-vl tokenize`, memory-mapped.
-
-    Args:
-        folder: see there.
-        tokenizer: that of the model to train; the rows must hold its ids.
-
-    Raises:
-        FileNotFoundError: no such folder.
-        ValueError: the folder is not finished, its ids are another tokenizer's, or it has no row.
-    """
-    return _open(Path(folder), tokenizer_identity(tokenizer))[0]
-
-
-def load_training_data(
+def load_mixture(
     spec: str | os.PathLike | Mapping[str, Any],
-    tokenizer: BeingVLTokenizer,
+    open_folder: Callable[[Path], tuple[datasets.Dataset, str]],
     *,
     stage: str | None = None,
     seed: int = 0,
 ) -> datasets.Dataset:
-    """The rows to train on: a tokenized folder, or a mixture of several.
+    """The samples of a mixture, see `tokenized.load_training_data`.
 
     Args:
-        spec: a folder of `being-vl tokenize`, a YAML file that describes a mixture, or what such a file
-            says, as a mapping.
-        tokenizer: that of the model to train; every row must hold its ids.
-        stage: which of the mixture's stages; needed where it has several.
-        seed: decides which rows of a source are taken, and the order of a mixture.
-
-    Returns:
-        a map-style data set with the columns `id`, `source`, `image_ids`, `input_ids`, `assistant_masks`,
-        `length`. A folder keeps its order; a mixture is shuffled. Equal arguments give equal rows.
+        spec: a YAML file, or what it says.
+        open_folder: folder → its samples and the quantizer of its codes.
+        stage, seed: see there.
 
     Raises:
-        FileNotFoundError: no such file or folder.
-        ValueError: a folder as in [`load_tokenized`]; a mixture with an unknown or missing field, a value
-            out of range, or codes of two quantizers; the message names file, field, rule and value.
+        ValueError: an unknown or missing field, a value out of range, or codes of two quantizers.
     """
     base, name = Path(), "mixture"
     if not isinstance(spec, Mapping):
         path = Path(spec)
-        if path.suffix not in (".yaml", ".yml"):
-            return load_tokenized(path, tokenizer)
         base, name = path.parent, str(path)
         try:
             spec = yaml.safe_load(path.read_text("utf-8"))
-        except yaml.YAMLError as error:
+        except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
             raise ValueError(f"{path}: not valid YAML: {error}") from None
     mixture = _read_mixture(spec, stage, name)
-    identity = tokenizer_identity(tokenizer)
     opened = {}
     quantizers: dict[str, str] = {}
     for source in mixture.amounts:
-        opened[source], manifest = _open(base / mixture.sources[source], identity)
-        if quantizer := (manifest["codes"] or {}).get("quantizer"):
+        opened[source], quantizer = open_folder(base / mixture.sources[source])
+        if quantizer:
             quantizers[quantizer] = source
     if len(quantizers) > 1:
         raise ValueError(
@@ -209,27 +181,6 @@ def _known(fields: Mapping[str, Any], known: tuple[str, ...], where: str) -> Non
     for field in fields:
         if field not in known:
             raise ValueError(f"{where}: unknown field {field!r}; there are {', '.join(known)}")
-
-
-def _open(folder: Path, identity: dict[str, Any]) -> tuple[datasets.Dataset, dict[str, Any]]:
-    manifest = read_manifest(folder)
-    found = manifest["tokenizer"]
-    for name, value in identity.items():
-        if found.get(name) != value:
-            raise ValueError(
-                f"{folder}: its ids are another tokenizer's: {name} is {found.get(name)}, the model's is "
-                f"{value}; tokenize the data with this checkpoint"
-            )
-    loaded = datasets.load_from_disk(str(folder))
-    if loaded.features != FEATURES:
-        raise ValueError(f"{folder}: columns must be {FEATURES}, got {loaded.features}")
-    if len(loaded) != manifest["counts"]["rows"]:
-        raise ValueError(
-            f"{folder}: {len(loaded)} rows, but tokenized.json counts {manifest['counts']['rows']}"
-        )
-    if not len(loaded):
-        raise ValueError(f"{folder}: has no row")
-    return loaded, manifest
 
 
 def _rounded(shares: Mapping[str, float], rows: int) -> dict[str, int]:

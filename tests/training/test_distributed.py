@@ -9,7 +9,7 @@ import pytest
 from accelerate.commands.config.config_args import load_config_from_file
 from accelerate.utils import FullyShardedDataParallelPlugin
 
-from being_vl.training.distributed_settings import check_deepspeed_settings, check_fsdp_settings
+from being_vl.training.distributed import check_deepspeed_settings, check_fsdp_settings
 
 CONFIGS = Path(__file__).parents[2] / "hub_configs"
 GATHER = "stage3_gather_16bit_weights_on_model_save"

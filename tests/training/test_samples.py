@@ -14,21 +14,24 @@ from torch.nn.attention.flex_attention import flex_attention
 from training_fixtures import rows_of
 
 from being_vl import ImageBPE
-from being_vl.training.collation import CountingCollator, FlatCollator, PaddingCollator
-from being_vl.training.labels import kinds_of, make_labels
 from being_vl.training.packing import (
-    IGNORE_INDEX,
+    FlatCollator,
+    PackedSamples,
     SharedImageCollator,
+    SharedImageSamples,
+    best_fit,
     block_mask,
     flex_block_mask,
     pack_samples,
-)
-from being_vl.training.rows import (
-    PackedSamples,
-    SharedImageRows,
-    TokenizedRows,
-    best_fit,
     shared_prefix,
+)
+from being_vl.training.samples import (
+    IGNORE_INDEX,
+    CountingCollator,
+    PaddingCollator,
+    TokenizedSamples,
+    kinds_of,
+    make_labels,
 )
 
 _ = IGNORE_INDEX
@@ -123,18 +126,18 @@ def test_long_samples_are_named_or_dropped():
     data = rows_of([{"id": "short", "input_ids": [1, 2], "spoken": 1},
                     {"id": "long", "input_ids": [1] * 9, "spoken": 1}])  # fmt: skip
     with pytest.raises(ValueError, match=r"row 1 \(id 'long'\) has 9 tokens, but max_length is 8"):
-        TokenizedRows(data, LAYOUT, max_length=8)
-    rows = TokenizedRows(data, LAYOUT, max_length=8, drop_long=True)
+        TokenizedSamples(data, LAYOUT, max_length=8)
+    rows = TokenizedSamples(data, LAYOUT, max_length=8, drop_long=True)
     assert len(rows) == 1 and rows[0]["input_ids"].tolist() == [1, 2]
     with pytest.raises(ValueError, match="no rows to train on"):
-        TokenizedRows(data, LAYOUT, max_length=1, drop_long=True)
+        TokenizedSamples(data, LAYOUT, max_length=1, drop_long=True)
     with pytest.raises(ValueError, match="no column 'assistant_masks'"):
-        TokenizedRows(data.remove_columns("assistant_masks"), LAYOUT)
+        TokenizedSamples(data.remove_columns("assistant_masks"), LAYOUT)
 
 
 def test_packed_samples_hold_every_token_once():
     samples = some_samples()
-    rows = TokenizedRows(rows_of(samples), LAYOUT)
+    rows = TokenizedSamples(rows_of(samples), LAYOUT)
     packed = PackedSamples(rows, 80)
     seen = []
     for number in range(len(packed)):
@@ -148,15 +151,15 @@ def test_packed_samples_hold_every_token_once():
 
 def test_shared_rows_hold_each_image_once():
     samples = some_samples()
-    rows = TokenizedRows(rows_of(samples), LAYOUT)
-    shared = SharedImageRows(rows, eoi_token_id=EOI, max_length=90)
+    rows = TokenizedSamples(rows_of(samples), LAYOUT)
+    shared = SharedImageSamples(rows, eoi_token_id=EOI, max_length=90)
     assert len(shared) == 4  # three images and the text
     for number in range(len(shared)):
         row = shared[number]
         assert (row["input_ids"] == BOI).sum() <= 1
         assert row["length"] == shared.lengths[number] == len(row["input_ids"])
     assert sum(shared[n]["segment_ids"].max() for n in range(4)) == len(samples)
-    short = SharedImageRows(rows, eoi_token_id=EOI, max_length=36)
+    short = SharedImageSamples(rows, eoi_token_id=EOI, max_length=36)
     assert len(short) > 4 and short.lengths.max() <= 36
     assert shared_prefix(np.array([1, 5, 6]), EOI) == 1
 
@@ -164,8 +167,10 @@ def test_shared_rows_hold_each_image_once():
 def test_shared_rows_need_labels_behind_the_image():
     data = rows_of([{"id": "drawn", "input_ids": [1, 5, BOI, CODE, EOI], "spoken": 3}])
     with pytest.raises(ValueError, match="needs labels=assistant, got 'all'"):
-        SharedImageRows(TokenizedRows(data, LAYOUT, labels="all"), eoi_token_id=EOI, max_length=9)
-    rows = SharedImageRows(TokenizedRows(data, LAYOUT), eoi_token_id=EOI, max_length=9)
+        SharedImageSamples(
+            TokenizedSamples(data, LAYOUT, labels="all"), eoi_token_id=EOI, max_length=9
+        )
+    rows = SharedImageSamples(TokenizedSamples(data, LAYOUT), eoi_token_id=EOI, max_length=9)
     with pytest.raises(
         ValueError, match=r"the assistant speaks before its end in one of the rows \[0\]"
     ):
@@ -201,13 +206,13 @@ def test_packed_losses_equal_those_apart(attention, packing, positions):
     """Every label's loss, whatever shares its row, and whatever padding stands behind it."""
     model = being_vl_model(image_positions=positions) if positions else being_vl_model()
     model.set_attn_implementation(attention)
-    rows = TokenizedRows(rows_of(some_samples()), LAYOUT)
+    rows = TokenizedSamples(rows_of(some_samples()), LAYOUT)
     apart = torch.cat([losses(model, PaddingCollator(PAD)([rows[i]])) for i in range(len(rows))])
     together = losses(model, PaddingCollator(PAD)([rows[i] for i in range(len(rows))]))
     torch.testing.assert_close(together, apart, atol=1e-5, rtol=1e-5)
     if packing == "shared":
         dataset, collate = (
-            SharedImageRows(rows, eoi_token_id=EOI, max_length=90),
+            SharedImageSamples(rows, eoi_token_id=EOI, max_length=90),
             SharedImageCollator(PAD),
         )
     else:
@@ -251,8 +256,8 @@ def test_flex_attention_gives_the_losses_of_sdpa(device, monkeypatch):
             plain, lambda *qkv, training, **options: flex_attention(*qkv, **options)
         )
     model = being_vl_model().to(device)
-    rows = TokenizedRows(rows_of(some_samples()), LAYOUT)
-    shared = SharedImageRows(rows, eoi_token_id=EOI, max_length=90)
+    rows = TokenizedSamples(rows_of(some_samples()), LAYOUT)
+    shared = SharedImageSamples(rows, eoi_token_id=EOI, max_length=90)
     samples = [shared[i] for i in range(len(shared))]
     dense = {k: v.to(device) for k, v in SharedImageCollator(PAD)(samples).items()}
     flex = {k: v.to(device) for k, v in SharedImageCollator(PAD, "flex")(samples).items()}

@@ -1,0 +1,291 @@
+"""tokenized samples → batches: labels, padding, order.
+
+LLaVA trains on what the assistant says, Chameleon and the released Being-VL code on every token. Rows of a
+batch are padded on the right, where a causal model's labelled positions cannot look, so no attention mask
+is made. `packing` puts several samples into one sequence.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal, get_args
+
+import numpy as np
+import torch
+from torch.utils.data import Dataset, Sampler
+
+from ..vocabulary import VocabularyLayout
+
+if TYPE_CHECKING:
+    import datasets
+
+IGNORE_INDEX = -100
+Labels = Literal["assistant", "text", "all"]
+
+# Kinds of labels, in the order of `kinds_of`. Special tokens, such as the end of an image, count as text.
+KINDS = ("text", "code", "merge")
+
+COUNTS = "counts"
+
+_COLUMNS = ("input_ids", "assistant_masks", "length")
+
+
+class TokenizedSamples(Dataset):
+    """The samples of a tokenized data set with their labels, one sample a row.
+
+    Args:
+        dataset: has the columns `id`, `input_ids`, `assistant_masks` and `length` of `being-vl tokenize`.
+        layout: the model's vocabulary.
+        labels: which tokens are predicted, see `labels.make_labels`.
+        max_length: the most tokens of a sample.
+        drop_long: leave longer samples out.
+
+    Raises:
+        ValueError: a column is missing, no sample is left, or one is longer than `max_length` (named).
+    """
+
+    def __init__(
+        self,
+        dataset: datasets.Dataset,
+        layout: VocabularyLayout,
+        *,
+        labels: Labels = "assistant",
+        max_length: int | None = None,
+        drop_long: bool = False,
+    ):
+        for name in _COLUMNS:
+            if name not in dataset.column_names:
+                raise ValueError(
+                    f"the data set has no column {name!r}, but {dataset.column_names}: tokenize it first"
+                )
+        lengths = np.asarray(dataset.with_format("numpy")["length"][:], np.int32)
+        if max_length is not None and (lengths > max_length).any():
+            if not drop_long:
+                first = int(np.argmax(lengths > max_length))
+                name = dataset[first].get("id", first)
+                raise ValueError(
+                    f"row {first} (id {name!r}) has {lengths[first]} tokens, but max_length is {max_length}; "
+                    "drop_long leaves such rows out"
+                )
+            kept = np.flatnonzero(lengths <= max_length)
+            dataset, lengths = dataset.select(kept), lengths[kept]
+        if not len(lengths):
+            raise ValueError("the data set has no rows to train on")
+        self.lengths = lengths
+        self._layout = layout
+        self.labels = labels
+        columns = dataset.select_columns(list(_COLUMNS))
+        self._dataset = columns.with_format("numpy", dtype=np.int32)
+
+    def __len__(self) -> int:
+        return len(self.lengths)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        return self.__getitems__([index])[0]
+
+    def ids_of(self, indices: Sequence[int]) -> list[np.ndarray]:
+        """Token ids of several samples, int32 (length,) each."""
+        return list(self._dataset.select_columns(["input_ids"])[list(indices)]["input_ids"])
+
+    def __getitems__(self, indices: Sequence[int]) -> list[dict[str, Any]]:
+        """Several rows in one read; `DataLoader` calls it."""
+        columns = self._dataset[[int(i) for i in indices]]
+        return [
+            {
+                "input_ids": ids,
+                "labels": make_labels(ids, spoken, self._layout, self.labels),
+                "length": len(ids),
+            }
+            for ids, spoken in zip(columns["input_ids"], columns["assistant_masks"], strict=True)
+        ]
+
+
+def make_labels(
+    input_ids: np.ndarray, assistant_masks: np.ndarray, layout: VocabularyLayout, labels: Labels
+) -> np.ndarray:
+    """The labels of one sample, not shifted.
+
+    Args:
+        input_ids: int (length,), token ids.
+        assistant_masks: int (length,), 1 where the assistant speaks.
+        layout: the vocabulary.
+        labels: `"assistant"`, `"text"` (ids below T: neither image tokens nor the special tokens around
+            them) or `"all"`.
+
+    Returns:
+        int32 (length,): the ids, -100 where nothing is predicted. The first is always -100: nothing
+        stands before it.
+
+    Raises:
+        ValueError: `labels` is unknown, or the two arrays differ in length.
+    """
+    if len(input_ids) != len(assistant_masks):
+        raise ValueError(
+            f"input_ids and assistant_masks must have one length, got {len(input_ids)} and {len(assistant_masks)}"
+        )
+    if labels == "assistant":
+        predicted = np.asarray(assistant_masks) != 0
+    elif labels == "text":
+        predicted = np.asarray(input_ids) < layout.text_size
+    elif labels == "all":
+        predicted = np.ones(len(input_ids), bool)
+    else:
+        raise ValueError(f"labels must be one of {', '.join(get_args(Labels))}, got {labels!r}")
+    chosen = np.where(predicted, input_ids, IGNORE_INDEX).astype(np.int32)
+    chosen[:1] = IGNORE_INDEX
+    return chosen
+
+
+def kinds_of(token_ids: torch.Tensor, layout: VocabularyLayout) -> torch.Tensor:
+    """Token ids of any shape → long of that shape: 0 text and special, 1 code, 2 merge (`KINDS`)."""
+    return (token_ids >= layout.first_code_id).long() + (token_ids >= layout.first_merge_id)
+
+
+@dataclass
+class PaddingCollator:
+    """Rows of one sample, or of `packing.pack_samples` → a batch padded on the right.
+
+    Args:
+        pad_token_id: the id that fills a row on the right.
+
+    Returns:
+        `input_ids` and `labels` long (batch, length), and `position_ids` where the rows have them; those of
+        the padding begin anew, so that it is a sample of its own.
+    """
+
+    pad_token_id: int
+
+    def __call__(self, rows: Sequence[dict[str, Any]]) -> dict[str, torch.Tensor]:
+        batch = {
+            "input_ids": padded(rows, "input_ids", self.pad_token_id),
+            "labels": padded(rows, "labels", IGNORE_INDEX),
+        }
+        if "position_ids" in rows[0]:
+            length = batch["input_ids"].shape[1]
+            positions = np.zeros((len(rows), length), np.int64)
+            for i, row in enumerate(rows):
+                used = len(row["position_ids"])
+                positions[i, :used] = row["position_ids"]
+                positions[i, used:] = np.arange(length - used)
+            batch["position_ids"] = torch.from_numpy(positions)
+        return batch
+
+
+def padded(rows: Sequence[dict[str, Any]], name: str, value: int) -> torch.Tensor:
+    """A column of rows as long (batch, length of the longest), filled with `value` on the right."""
+    padded = np.full((len(rows), max(len(row[name]) for row in rows)), value, np.int64)
+    for i, row in enumerate(rows):
+        padded[i, : len(row[name])] = row[name]
+    return torch.from_numpy(padded)
+
+
+@dataclass(frozen=True)
+class BatchCounts:
+    """What is in a batch, counted on the CPU, where it costs no synchronisation with a GPU.
+
+    It is no tuple: `Trainer` and accelerate would take one apart.
+
+    Args:
+        tokens: without padding.
+        images: image beginnings; an image that several questions share counts once.
+        codes, merges: image tokens by kind.
+        text_labels, code_labels, merge_labels: predicted tokens by kind.
+    """
+
+    tokens: int
+    images: int
+    codes: int
+    merges: int
+    text_labels: int
+    code_labels: int
+    merge_labels: int
+
+    @property
+    def labels(self) -> tuple[int, int, int]:
+        """Predicted tokens in the order of `labels.KINDS`."""
+        return self.text_labels, self.code_labels, self.merge_labels
+
+
+@dataclass
+class CountingCollator:
+    """A collator whose batches also hold their `BatchCounts`, under the key `counts`.
+
+    Args:
+        collate: the collator.
+        layout: the model's vocabulary.
+        boi_token_id: the beginning of an image; None counts no images.
+    """
+
+    collate: Callable[[Sequence[dict[str, Any]]], dict[str, Any]]
+    layout: VocabularyLayout
+    boi_token_id: int | None
+
+    def __call__(self, rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
+        batch = self.collate(rows)
+        ids = np.concatenate([row["input_ids"] for row in rows])
+        labels = batch["labels"][:, 1:].numpy()
+        code, merge = self.layout.first_code_id, self.layout.first_merge_id
+        merges, image_tokens = int((ids >= merge).sum()), int((ids >= code).sum())
+        predicted = int((labels != IGNORE_INDEX).sum())
+        image_labels, merge_labels = int((labels >= code).sum()), int((labels >= merge).sum())
+        batch[COUNTS] = BatchCounts(
+            tokens=len(ids),
+            images=0 if self.boi_token_id is None else int((ids == self.boi_token_id).sum()),
+            codes=image_tokens - merges,
+            merges=merges,
+            text_labels=predicted - image_labels,
+            code_labels=image_labels - merge_labels,
+            merge_labels=merge_labels,
+        )
+        return batch
+
+
+class LengthGroupedSampler(Sampler[int]):
+    """Indices of rows, such that each run of `batch_size` has rows of similar length.
+
+    Args:
+        lengths: of the rows.
+        batch_size: rows a step, gradient accumulation included.
+        seed: with the epoch, decides the order.
+        batches_per_chunk: rows are sorted by length within random chunks of so many batches.
+
+    Raises:
+        ValueError: there are no rows, or a size is not positive.
+    """
+
+    def __init__(
+        self, lengths: Sequence[int], batch_size: int, *, seed: int, batches_per_chunk: int = 50
+    ):
+        for name, value in (
+            ("the number of rows", len(lengths)),
+            ("batch_size", batch_size),
+            ("batches_per_chunk", batches_per_chunk),
+        ):
+            if value < 1:
+                raise ValueError(f"{name} must be positive, got {value}")
+        self.lengths = torch.as_tensor(lengths)
+        self.batch_size = batch_size
+        self.chunk_size = batch_size * batches_per_chunk
+        self.seed = seed
+        self.epoch = 0
+
+    def set_epoch(self, epoch: int) -> None:
+        self.epoch = epoch
+
+    def __len__(self) -> int:
+        return len(self.lengths)
+
+    def __iter__(self) -> Iterator[int]:
+        generator = torch.Generator().manual_seed(self.seed + self.epoch)
+        order = torch.randperm(len(self.lengths), generator=generator)
+        batches: list[torch.Tensor] = []
+        for chunk in order.split(self.chunk_size):
+            by_length = chunk[self.lengths[chunk].argsort(descending=True, stable=True)]
+            batches += by_length.split(self.batch_size)
+        # A short batch stays last, or it would shift the borders of all that follow.
+        short = [batches.pop()] if len(batches[-1]) < self.batch_size else []
+        for i in torch.randperm(len(batches), generator=generator).tolist():
+            yield from batches[i].tolist()
+        for batch in short:
+            yield from batch.tolist()
