@@ -12,13 +12,14 @@ import torch
 from model_fixtures import BOI, EOI, LAYOUT, TEXT_SIZE, being_vl_model, generated_grids, random_ids
 
 from being_vl import BeingVLPatchVQConfig, BeingVLPatchVQModel, BeingVLVQConfig, BeingVLVQModel
-from being_vl.training.collation import FlatCollator, PaddingCollator
 from being_vl.training.packing import (
+    FlatCollator,
     SharedImageCollator,
     flex_block_mask,
     pack_samples,
     pack_shared_image,
 )
+from being_vl.training.samples import PaddingCollator
 from being_vl.training.stages import prepare_stage
 
 pytestmark = pytest.mark.gpu
