@@ -96,7 +96,6 @@ def main(args: Namespace) -> int:
             batch_size=args.batch_size,
             num_workers=args.num_workers,
             on_error=args.on_error,
-            device=device,
             dtype=dtype,
             rank=state.process_index,
             world=state.num_processes,

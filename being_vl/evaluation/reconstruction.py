@@ -18,8 +18,8 @@ from .. import __version__
 from ..bpe.image_bpe import ImageBPE
 from ..files import Result
 from ..processing.processing_being_vl import BeingVLProcessor
-from ..quantizers.image_loading import load_image
 from ..quantizers.metrics import PixelScale, ReconstructionMetrics, inception_network
+from ..quantizers.quantizing import encode_by_size, read_pixels
 from .results import hardware
 
 _SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff")
@@ -74,14 +74,19 @@ def evaluate_reconstruction(
         device=vq.device,
     )
     grids: list[np.ndarray] = []
-    for start in range(0, len(pictures), batch_size):
-        images = [load_image(path) for path in pictures[start : start + batch_size]]
-        for pixels in _of_one_size(processor.image_processor(images)["pixel_values"]):
-            batch = pixels.to(vq.device, vq.dtype)
-            codes = vq.encode(batch)
-            metrics.update(batch, vq.decode(codes), codes)
-            grids += list(codes.cpu().numpy().astype(np.int32))
-        progress(len(images))
+    pixels = (
+        (
+            path,
+            read_pixels(
+                path, processor.image_processor, downsampling=vq.config.downsampling, name=path
+            ),
+        )
+        for path in pictures
+    )
+    for paths, batch, codes in encode_by_size(pixels, vq, batch_size=batch_size):
+        metrics.update(batch, vq.decode(codes), codes)
+        grids += list(codes.cpu().numpy().astype(np.int32))
+        progress(len(paths))
     curve = tokens_by_merges(bpe, grids)
     values = metrics.compute() | {f"tokens_per_image/{n}": mean for n, mean in curve.items()}
     return Result(
@@ -108,11 +113,3 @@ def tokens_by_merges(bpe: ImageBPE, grids: Sequence[np.ndarray]) -> dict[int, fl
         for count in sorted(counts)
         if count <= bpe.num_merges
     }
-
-
-def _of_one_size(pixel_values: Sequence[Any]) -> list[torch.Tensor]:
-    """Pictures (3, H, W) in batches of equal sizes."""
-    groups: dict[tuple[int, ...], list[torch.Tensor]] = {}
-    for pixels in map(torch.as_tensor, pixel_values):
-        groups.setdefault(tuple(pixels.shape), []).append(pixels)
-    return [torch.stack(group) for group in groups.values()]

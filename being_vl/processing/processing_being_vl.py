@@ -6,8 +6,7 @@ here, before the text is tokenized, and the model sees nothing but `input_ids`. 
 checkpoint's subfolder `vq_model/` and is loaded when the first image comes.
 """
 
-from __future__ import annotations
-
+# No `from __future__ import annotations`: transformers reads BeingVLProcessorKwargs' annotations as classes.
 import copy
 import math
 import os
@@ -18,15 +17,16 @@ import numpy as np
 import torch
 from PIL import Image
 from transformers import BatchFeature, PreTrainedModel, ProcessorMixin
-from transformers.image_utils import make_flat_list_of_images
-from transformers.processing_utils import MultiModalData
+from transformers.processing_utils import MultiModalData, ProcessingKwargs, TextKwargs
 from transformers.utils.hub import resolve_revision
 
 from ..hub.commit import VQ_FOLDER
 from ..hub.pushing import PushesCheckpoint, hub_options
 from ..quantizers.lazy_vq import LazyVQ
+from ..quantizers.quantizing import quantize
 from ..vocabulary import VocabularyLayout
 from .grid_inputs import flatten, is_nested, nested_grids
+from .tokenization_being_vl import visual_token
 
 _HUB_OPTIONS = (
     "cache_dir",
@@ -36,6 +36,28 @@ _HUB_OPTIONS = (
     "revision",
     "trust_remote_code",
 )
+
+
+class BeingVLTextKwargs(TextKwargs, total=False):
+    """Options beyond those of every processor.
+
+    Args:
+        split_special_tokens: text that spells a special or image token stays text.
+    """
+
+    split_special_tokens: bool | None
+
+
+class BeingVLProcessorKwargs(ProcessingKwargs, total=False):
+    text_kwargs: BeingVLTextKwargs
+
+
+class _Grids(list):
+    """Grids of codes, nested as they were given, on their way to `_process_images` in the place of images."""
+
+
+class _WithImages(list):
+    """Texts in which images stand, on their way to `_check_special_mm_tokens`."""
 
 
 class BeingVLProcessor(ProcessorMixin, PushesCheckpoint):
@@ -53,6 +75,8 @@ class BeingVLProcessor(ProcessorMixin, PushesCheckpoint):
             it in `vq_model/` and loads it on first use.
         vq_device: where the VQ model runs; the CPU, or where the given model already is, by default.
     """
+
+    valid_processor_kwargs = BeingVLProcessorKwargs
 
     def __init__(
         self, image_processor, tokenizer, chat_template=None, vq_model=None, vq_device=None
@@ -90,22 +114,18 @@ class BeingVLProcessor(ProcessorMixin, PushesCheckpoint):
 
     def quantize(self, images: Any, **images_kwargs: Any) -> list[np.ndarray]:
         """Pixels → codes: one int32 array (h, w) for each image, in order."""
-        features = self.image_processor(make_flat_list_of_images(images), **images_kwargs)
-        return self._vq.quantize(features["pixel_values"])
+        return quantize(images, self.vq_model, self.image_processor, **images_kwargs)
 
+    @torch.inference_mode()
     def reconstruct(self, codes: Any) -> Image.Image:
         """Codes (h, w) → the image that the VQ model makes of them."""
-        return self.image_processor.postprocess(self._vq.reconstruct(codes))[0]
+        grid = torch.as_tensor(np.asarray(codes), dtype=torch.long, device=self.vq_model.device)
+        return self.image_processor.postprocess(self.vq_model.decode(grid[None]))[0]
 
-    # ---- text and images → ids
+    # ---- text and images → ids: transformers' call, and its hooks
 
     def __call__(
-        self,
-        images: Any = None,
-        text: str | list[str] | None = None,
-        image_codes: Any = None,
-        split_special_tokens: bool | None = None,
-        **kwargs: Any,
+        self, images: Any = None, text: Any = None, image_codes: Any = None, **kwargs: Any
     ) -> BatchFeature:
         """Tokenize texts and replace each `<image>` by its image.
 
@@ -114,9 +134,9 @@ class BeingVLProcessor(ProcessorMixin, PushesCheckpoint):
             text: one text or a list. Without text the images are only quantized.
             image_codes: grids of codes in place of `images`: one array (h, w), an array (n, h, w), or
                 a (nested) list of grids of any sizes.
-            split_special_tokens: text that spells a special or image token stays text. Only for texts
-                without images; a chat with images has `sanitize_control_tokens` for that.
             kwargs: what the tokenizer and the image processor take: `padding`, `return_tensors`, …
+                `split_special_tokens=True` keeps text that spells a special or image token as text, for
+                texts without images; a chat with images has `sanitize_control_tokens` for that.
 
         Returns:
             `input_ids` and `attention_mask`; `image_codes`, a list of int32 arrays (h, w), without text.
@@ -129,122 +149,96 @@ class BeingVLProcessor(ProcessorMixin, PushesCheckpoint):
             raise ValueError("pass images or image_codes, not both")
         if text is None and images is None:
             raise ValueError("pass text, images or both")
-        images, text, *_ = self.prepare_inputs_layout(images=images, text=text, **kwargs)
-        merged = self._merge_kwargs(
-            self.valid_processor_kwargs, tokenizer_init_kwargs=self.tokenizer.init_kwargs, **kwargs
-        )
-        text_kwargs, images_kwargs = merged["text_kwargs"], merged["images_kwargs"]
-        return_tensors = text_kwargs.pop("return_tensors", None)
-        images_kwargs.pop("return_tensors", None)
-        if text is None:
-            codes = self.quantize(images, **images_kwargs)
-            return BatchFeature({"image_codes": codes}, tensor_type=return_tensors)
+        if text is not None:
+            given = images if image_codes is None else _Grids(nested_grids(image_codes))
+            return super().__call__(images=given, text=text, **kwargs)
+        options = self._merge_kwargs(tokenizer_init_kwargs=self.tokenizer.init_kwargs, **kwargs)
+        options = options["images_kwargs"]
+        return_tensors = options.pop("return_tensors", None)
+        codes = self.quantize(images, **options)
+        return BatchFeature({"image_codes": codes}, tensor_type=return_tensors)
 
-        given = images if image_codes is None else nested_grids(image_codes)
-        counts = self._count_placeholders(text, given)
-        if sum(counts) and (split_special_tokens or self.tokenizer.split_special_tokens):
+    def prepare_inputs_layout(self, images: Any = None, **inputs: Any) -> tuple[Any, ...]:
+        if not isinstance(images, _Grids):
+            return super().prepare_inputs_layout(images=images, **inputs)
+        return (images, *super().prepare_inputs_layout(**inputs)[1:])
+
+    def validate_inputs(
+        self,
+        images: Any = None,
+        text: Any = None,
+        videos: Any = None,
+        audio: Any = None,
+        **kwargs: Any,
+    ) -> None:
+        """Refuse images that are not those of the texts.
+
+        The base class compares totals, and knows pictures alone: here grids count as well, and where they
+        come as a list for each text, each text is compared with its own.
+        """
+        if videos is not None or audio is not None:
+            raise ValueError("this processor takes text and images, but neither videos nor audio")
+        if not all(isinstance(sample, str) for sample in text):
+            raise ValueError("text must be a string or a list of strings")
+        counts = [sample.count(self.image_token) for sample in text]
+        if images is None:
+            expected = [0] * len(text)
+        elif isinstance(images, (list, tuple)) and len(images) == len(text) and is_nested(images):
+            expected = [len(sample) for sample in images]
+        else:
+            total = len(flatten(images))
+            expected = counts if sum(counts) == total else [total]
+        if counts != expected:
+            raise ValueError(  # begins as the base class's message does
+                "The number of image tokens in the prompts should be the same as the number of images: text "
+                f"has {counts} {self.image_token!r} placeholders (one number for each text), but the images "
+                f"or grids given are {expected}"
+            )
+        splits = {**kwargs, **kwargs.get("text_kwargs", {})}.get("split_special_tokens")
+        if sum(counts) and (splits or self.tokenizer.split_special_tokens):
             raise ValueError(
                 "split_special_tokens=True splits the image placeholders too; for text that is not trusted "
                 "use apply_chat_template(..., sanitize_control_tokens=True)"
             )
-        grids = flatten(given) if image_codes is not None else []
-        if images is not None:
-            grids = self.quantize(images, **images_kwargs)
-        image_ids = self.tokenizer.encode_codes(grids) if grids else []
 
-        expanded = [
-            f"{self.boi_token}{self.image_token * len(ids)}{self.eoi_token}" for ids in image_ids
-        ]
-        text, offsets = self.get_text_with_replacements(list(text), expanded)
-        # Options of the processor, which transformers still mirrors among the tokenizer's.
-        return_types, return_offsets = (
-            text_kwargs.pop(name, merged.get(name, False))
-            for name in ("return_mm_token_type_ids", "return_text_replacement_offsets")
-        )
-        data = dict(self.tokenizer(text, split_special_tokens=split_special_tokens, **text_kwargs))
-        data["input_ids"] = self._fill_placeholders(
-            data["input_ids"], image_ids, counts, text_kwargs
-        )
-        if return_types:
-            data["mm_token_type_ids"] = self.create_mm_token_type_ids(data["input_ids"])
-        if return_offsets:
-            data["text_replacement_offsets"] = offsets
-        if return_tensors is None:
-            data["input_ids"] = [ids.tolist() for ids in data["input_ids"]]
-        elif "attention_mask" in data:  # arrays, as the ids are: torch is slow to read nested lists
-            data["attention_mask"] = [
-                np.array(row, dtype=np.int64) for row in data["attention_mask"]
-            ]
-        return BatchFeature(
-            data, tensor_type=return_tensors, skip_tensor_conversion=self.skip_tensor_conversion
-        )
+    def _process_images(self, images: Any, **kwargs: Any) -> tuple[dict[str, Any], list[str]]:
+        """Images or grids → nothing for the model, which sees ids alone, and a text for each of them."""
+        kwargs.pop("return_tensors", None)
+        grids = flatten(images)
+        if grids and not isinstance(images, _Grids):
+            grids = self.quantize(images, **kwargs)
+        inputs = {"visual_ids": self.tokenizer.image_bpe.encode_batch(grids) if grids else []}
+        return {}, [self.replace_image_token(inputs, index) for index in range(len(grids))]
 
-    def _count_placeholders(self, text: list[str], given: Any) -> list[int]:
-        """Placeholders in each text, checked against the images or grids given (nested or flat, or None)."""
-        # The base class knows which placeholders a sanitized chat has marked as the user's plain text.
-        most = sum(sample.count(self.image_token) for sample in text)
-        _, offsets = self.get_text_with_replacements(list(text), [self.image_token] * most)
-        counts = [len(sample) for sample in offsets]
-        if given is None:
-            expected = [0] * len(text)
-        elif isinstance(given, (list, tuple)) and len(given) == len(text) and is_nested(given):
-            expected = [len(sample) for sample in given]
-        else:
-            total = len(flatten(given))
-            expected = counts if sum(counts) == total else [total]
-        if counts != expected:
-            raise ValueError(
-                f"text has {counts} {self.image_token!r} placeholders (one number for each text), but the "
-                f"images or grids given are {expected}"
-            )
-        return counts
+    def replace_image_token(self, image_inputs: dict, image_idx: int, **kwargs: Any) -> str:
+        """What stands for an image in the text: its tokens, by their texts, between begin and end."""
+        tokens = map(visual_token, image_inputs["visual_ids"][image_idx].tolist())
+        return f"{self.boi_token}{''.join(tokens)}{self.eoi_token}"
 
-    def _fill_placeholders(
-        self,
-        input_ids: list[list[int]],
-        image_ids: list[np.ndarray],
-        counts: list[int],
-        text_kwargs: dict[str, Any],
-    ) -> list[np.ndarray]:
-        """Write the images' ids over their placeholders; an image that lost a token is an error."""
-        if len(input_ids) != len(counts):
+    def get_text_with_replacements(
+        self, text: list[str], *replacements: list[str]
+    ) -> tuple[list[str], list[Any]]:
+        text, offsets = super().get_text_with_replacements(text, *replacements)
+        return (_WithImages(text) if any(offsets) else text), offsets
+
+    def _check_special_mm_tokens(self, text: Any, text_inputs: Any, modalities: list[str]) -> None:
+        """Refuse truncation within an image: from either end, it would take the image's begin or end token."""
+        if len(text_inputs["input_ids"]) != len(text):
             raise ValueError("return_overflowing_tokens would split images and is not supported")
-        filled = []
-        remaining = iter(image_ids)
-        for index, (row, count) in enumerate(zip(input_ids, counts, strict=True)):
-            ids = np.array(row, dtype=np.int64)
-            images = [next(remaining) for _ in range(count)]
-            places = np.flatnonzero(ids == self.image_token_id)
-            lengths = np.array([len(image) for image in images], dtype=np.int64)
-            whole = len(places) == lengths.sum()
-            if whole and count:
-                ends = np.cumsum(lengths)
-                before, after = places[ends - lengths] - 1, places[ends - 1] + 1
-                whole = before.min() >= 0 and after.max() < len(ids)
-                whole = whole and (ids[before] == self.boi_token_id).all()
-                whole = whole and (ids[after] == self.eoi_token_id).all()
-            if not whole:
-                raise ValueError(
-                    f"text {index}: truncation to max_length={text_kwargs.get('max_length')} cuts an image "
-                    f"(its {count} images take {int(lengths.sum()) + 2 * count} tokens); raise max_length or "
-                    "turn truncation off"
-                )
-            if count:
-                ids[places] = np.concatenate(images)
-            filled.append(ids)
-        return filled
+        if not isinstance(text, _WithImages):
+            return  # what spells an image token here is text
+        try:
+            super()._check_special_mm_tokens(text, text_inputs, ["boi", "eoi"])
+        except ValueError as error:
+            raise ValueError(
+                f"truncation cuts an image; raise max_length or turn truncation off ({error})"
+            ) from None
 
-    def create_mm_token_type_ids(self, input_ids: Sequence[Any]) -> list[list[int]]:
-        """1 for the tokens of an image, its begin and end tokens included, and 0 for text."""
-        first, size = self._layout.first_code_id, self._layout.size
-        kinds = []
-        for row in input_ids:
-            ids = np.asarray(row)
-            image = (ids >= first) & (ids < size)
-            kinds.append(
-                (image | np.isin(ids, (self.boi_token_id, self.eoi_token_id))).astype(int).tolist()
-            )
-        return kinds
+    @property
+    def image_token_ids(self) -> list[int]:
+        """The ids of all tokens of images, begin and end tokens included: 1 in `mm_token_type_ids`."""
+        image = range(self._layout.first_code_id, self._layout.size)
+        return [self.boi_token_id, self.eoi_token_id, *image]
 
     @property
     def _layout(self) -> VocabularyLayout:
@@ -412,7 +406,7 @@ class BeingVLProcessor(ProcessorMixin, PushesCheckpoint):
         vq: bool = True,
         vq_device: str | torch.device | None = None,
         **kwargs: Any,
-    ) -> BeingVLProcessor:
+    ) -> "BeingVLProcessor":
         """Load image processor, tokenizer and chat template now, and the VQ model when it is needed.
 
         Args:

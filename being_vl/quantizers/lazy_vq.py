@@ -1,4 +1,4 @@
-"""pixels ↔ codes, by a VQ model that is loaded when it is first needed.
+"""a VQ model that is loaded when it is first needed.
 
 Source: the way transformers' processors hold an audio tokenizer. It differs in that the model stays on disk
 until an image comes: texts, and images whose codes are given, never need it.
@@ -6,16 +6,13 @@ until an image comes: texts, and images whose codes are given, never need it.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-import numpy as np
 import torch
 from transformers import AutoConfig, AutoModel, PreTrainedModel
 from transformers.integrations import deepspeed as deepspeed_integration
-
-_BATCH_SIZE = 8  # images quantized at once: a 512-pixel encoder needs about 1 GB for each
 
 
 class LazyVQ:
@@ -82,28 +79,6 @@ class LazyVQ:
         self._device = device
         if self._model is not None:
             self._place()
-
-    @torch.inference_mode()
-    def quantize(self, pixel_values: Sequence[Any]) -> list[np.ndarray]:
-        """Images (3, height, width) float, of any sizes → grids of codes int32 (h, w), in order."""
-        pixels = [torch.as_tensor(image) for image in pixel_values]
-        by_shape: dict[torch.Size, list[int]] = {}
-        for index, image in enumerate(pixels):
-            by_shape.setdefault(image.shape, []).append(index)
-        grids: dict[int, np.ndarray] = {}
-        for indices in by_shape.values():
-            for start in range(0, len(indices), _BATCH_SIZE):
-                chunk = indices[start : start + _BATCH_SIZE]
-                batch = torch.stack([pixels[index] for index in chunk])
-                codes = self.model.encode(batch.to(self.model.device, self.model.dtype))
-                grids.update(zip(chunk, codes.cpu().numpy().astype(np.int32), strict=True))
-        return [grids[index] for index in range(len(pixels))]
-
-    @torch.inference_mode()
-    def reconstruct(self, codes: np.ndarray) -> torch.Tensor:
-        """Codes (h, w) → pixels (1, 3, height, width) float32 on the CPU."""
-        grid = torch.as_tensor(np.asarray(codes), dtype=torch.long)
-        return self.model.decode(grid[None].to(self.model.device)).float().cpu()
 
     def _place(self) -> None:
         self._model.eval().requires_grad_(False)

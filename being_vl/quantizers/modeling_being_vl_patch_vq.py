@@ -13,6 +13,7 @@ from torch import nn
 from transformers import PreTrainedConfig, PreTrainedModel
 
 from ..hub.pushing import PushesVQModel
+from .finite import require_finite
 
 
 class BeingVLPatchVQConfig(PreTrainedConfig):
@@ -89,7 +90,10 @@ class BeingVLPatchVQModel(PushesVQModel, PreTrainedModel):
 
         Raises:
             ValueError: the shape is not (batch, channels, height, width) with sides that the patch divides.
+            NotFiniteError: pixels or codebook are NaN or infinite.
         """
+        require_finite(pixel_values)
+        require_finite(self.codebook[None])
         patches, grid = self._patches(pixel_values)
         codes = _nearest(patches.float(), self.codebook.float(), self._chunk_rows)
         return codes.view(pixel_values.shape[0], *grid)

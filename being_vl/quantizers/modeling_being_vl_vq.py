@@ -21,6 +21,7 @@ from transformers import initialization as init
 from transformers.utils import ModelOutput
 
 from ..hub.pushing import PushesVQModel
+from .finite import require_finite
 from .modeling_being_vl_vq_layers import Decoder, Encoder
 
 # Pixels in one pass of encode or decode: one 512×512 picture on a CPU, whose caches a bigger batch
@@ -162,31 +163,14 @@ class VectorQuantizer(nn.Module):
     def __init__(self, config: BeingVLVQConfig) -> None:
         super().__init__()
         self.embedding = nn.Embedding(config.num_embeddings, config.embed_dim)
-        self._norms: tuple[torch.Tensor, int, torch.Tensor] | None = None
-
-    def train(self, mode: bool = True) -> VectorQuantizer:
-        self._norms = None
-        return super().train(mode)
-
-    def _squared_norms(self, codebook: torch.Tensor) -> torch.Tensor:  # (K,) float32
-        """‖e‖² of every code, kept until the codebook is written to or replaced."""
-        weight = self.embedding.weight
-        if self.training or torch.compiler.is_compiling() or weight.is_inference():
-            return codebook.square().sum(1)
-        if self._norms is not None:
-            source, version, norms = self._norms
-            if source.data_ptr() == weight.data_ptr() and version == weight._version:
-                return norms
-        norms = codebook.square().sum(1)
-        self._norms = (weight.detach(), weight._version, norms)
-        return norms
 
     @torch.no_grad()
     def forward(self, z: torch.Tensor) -> torch.Tensor:
         batch, channels, height, width = z.shape
         with torch.autocast(z.device.type, enabled=False):
             codebook = self.embedding.weight.float()
-            norms = self._squared_norms(codebook)
+            # Computed at each use: kept, they would outlive changes of the weights that no hook sees.
+            norms = codebook.square().sum(1)
             vectors = z.permute(0, 2, 3, 1).reshape(-1, channels).float()
             rows = max(1, _DISTANCES_PER_CHUNK // codebook.shape[0])
             codes = []
@@ -343,15 +327,16 @@ class BeingVLVQModel(PushesVQModel, PreTrainedModel):
 
         Raises:
             ValueError: wrong shape, type or size.
+            NotFiniteError: NaN or infinite latents.
         """
         self._check_pixels(pixel_values)
         height, width = pixel_values.shape[2:]
-        return torch.cat(
-            [
-                self.quantize(self._latents(part))
-                for part in self._passes(pixel_values, height * width)
-            ]
-        )
+        codes: list[torch.Tensor] = []
+        first = 0
+        for part in self._passes(pixel_values, height * width):
+            codes.append(self.quantize(require_finite(self._latents(part), first=first)))
+            first += len(part)
+        return torch.cat(codes)
 
     def decode(self, codes: torch.Tensor) -> torch.Tensor:
         """Reconstruct pictures.

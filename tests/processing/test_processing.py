@@ -244,7 +244,7 @@ def test_truncation_cuts_text_but_never_an_image(side: str) -> None:
             assert processor(text=text, **options)["input_ids"][0] == kept
             accepted += 1
         else:
-            with pytest.raises(ValueError, match=f"max_length={length} cuts an image"):
+            with pytest.raises(ValueError, match="truncation cuts an image"):
                 processor(text=text, **options)
             refused += 1
     assert accepted and refused

@@ -9,7 +9,7 @@ from checkpoint_fixtures import patch_vq, tiny_checkpoint
 from mixin_distribution import mixin_module
 
 from being_vl import BeingVLProcessor
-from being_vl.quantizers.lazy_vq import LazyVQ
+from being_vl.quantizers import quantizing
 
 processing = mixin_module("test_processing_common")
 
@@ -28,13 +28,14 @@ class BeingVLProcessorTest(processing.ProcessorTesterMixin, unittest.TestCase):
 
     def setUp(self):
         self.pixel_values = []
-        quantize = LazyVQ.quantize
+        encode_by_size = quantizing.encode_by_size
 
-        def remember(vq, pixel_values):
-            self.pixel_values = pixel_values
-            return quantize(vq, pixel_values)
+        def remember(pictures, *args, **kwargs):
+            pictures = list(pictures)
+            self.pixel_values = [values for _, values in pictures]
+            return encode_by_size(pictures, *args, **kwargs)
 
-        spy = patch.object(LazyVQ, "quantize", remember)
+        spy = patch.object(quantizing, "encode_by_size", remember)
         spy.start()
         self.addCleanup(spy.stop)
 

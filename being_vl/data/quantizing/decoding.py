@@ -17,8 +17,8 @@ from dataclasses import dataclass
 import numpy as np
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from ...quantizers.image_loading import MAX_IMAGE_PIXELS, load_image
 from ...quantizers.image_processing_being_vl import BeingVLImageProcessor
+from ...quantizers.quantizing import read_pixels
 from .sources import Record
 
 _PREFETCH = 8  # decoded images that wait, for each worker
@@ -68,7 +68,6 @@ def make_loader(
 class _Decoder(Dataset):
     def __init__(self, processor: BeingVLImageProcessor, downsampling: int):
         self._processor = processor
-        self._max_pixels = processor.max_image_pixels or MAX_IMAGE_PIXELS
         self._downsampling = downsampling
 
     def __getitem__(self, task: Task) -> Decoded:
@@ -77,13 +76,9 @@ class _Decoder(Dataset):
         try:
             data = task.record.read()
             digest = hashlib.sha256(data).digest()
-            image = load_image(data, max_pixels=self._max_pixels, name=image_id)
-            pixels = self._processor(image, return_tensors="np")["pixel_values"][0]
-            if any(side % self._downsampling for side in pixels.shape[1:]):
-                raise ValueError(
-                    f"height × width must be multiples of {self._downsampling} after preprocessing, got "
-                    f"{pixels.shape[1]} × {pixels.shape[2]}"
-                )
+            pixels = read_pixels(
+                data, self._processor, downsampling=self._downsampling, name=image_id
+            )
         except (OSError, ValueError) as error:
             reason = " ".join(str(error).split()) or type(error).__name__
             return Decoded(task, digest, None, reason.removeprefix(f"{image_id}: "))

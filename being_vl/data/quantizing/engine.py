@@ -9,8 +9,8 @@ so what a shard holds does not depend on how many processes made it or how often
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Iterator
+from itertools import groupby
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
@@ -20,6 +20,7 @@ import torch
 from ...codes.shards import ShardInfo, code_type, write_shard
 from ...files import locked
 from ...quantizers.image_processing_being_vl import BeingVLImageProcessor
+from ...quantizers.quantizing import encode_by_size
 from .decoding import Decoded, Task, make_loader
 from .manifest import claim, shard_path
 from .sources import Source
@@ -47,7 +48,6 @@ def quantize_source(
     batch_size: int = 16,
     num_workers: int = 0,
     on_error: Literal["raise", "skip"] = "raise",
-    device: torch.device | str = "cpu",
     dtype: torch.dtype = torch.float32,
     rank: int = 0,
     world: int = 1,
@@ -57,7 +57,7 @@ def quantize_source(
 
     Args:
         source: the images.
-        model: the quantizer, on `device`, in evaluation mode.
+        model: the quantizer, on its device, in evaluation mode.
         processor: gives the `pixel_values` of one image.
         output: the folder of the shards; made if need be.
         quantizer: identity of model and preprocessing, as of `quantizer_identity`.
@@ -65,7 +65,6 @@ def quantize_source(
         batch_size: images in a batch, at most.
         num_workers: processes that decode; 0 decodes in this one.
         on_error: whether an unreadable image ends the run or is named in the manifest.
-        device: where batches go.
         dtype: float32, or a type to autocast to.
         rank: this process among `world`.
         world: processes that share the work.
@@ -95,111 +94,83 @@ def quantize_source(
             summary=summary,
             progress=progress,
         )
-        writer = _ShardWriter(
-            model,
-            output,
-            quantizer=quantizer,
-            batch_size=batch_size,
-            device=torch.device(device),
-            dtype=dtype,
-            summary=summary,
-            progress=progress,
-        )
         loader = make_loader(
             tasks, processor, downsampling=model.config.downsampling, num_workers=num_workers
         )
-        for decoded in loader:
-            if decoded.pixels is None and on_error == "raise":
-                raise ValueError(f"{decoded.task.record.image_id}: {decoded.reason}")
-            writer.take(decoded)
+        for _, images in groupby(
+            loader, key=lambda decoded: (decoded.task.part, decoded.task.chunk)
+        ):
+            shard = _Shard(model, quantizer, batch_size, dtype, on_error, progress)
+            shard.encode(images)
+            shard.write(output, summary)
         return summary
 
 
-@dataclass
 class _Shard:
-    """A shard in the making; `buckets` holds pixels that wait for a full batch of their size."""
-
-    ids: list[str] = field(default_factory=list)
-    grids: list[np.ndarray | None] = field(default_factory=list)
-    skipped: list[tuple[int, str, str]] = field(default_factory=list)
-    digest: Any = field(default_factory=hashlib.sha256)
-    buckets: dict[tuple[int, ...], list[tuple[int, np.ndarray]]] = field(default_factory=dict)
-
-
-class _ShardWriter:
-    """Takes decoded images in order, encodes them in batches, writes a shard where one ends."""
+    """A shard in the making: takes its images in order, encodes them, and is written when they have ended."""
 
     def __init__(
         self,
         model: Quantizer,
-        output: Path,
-        *,
         quantizer: str,
         batch_size: int,
-        device: torch.device,
         dtype: torch.dtype,
-        summary: Summary,
+        on_error: str,
         progress: Callable[[int], Any],
     ):
         self._model = model
-        self._output = output
         self._quantizer = quantizer
         self._batch_size = batch_size
-        self._device = device
         self._dtype = dtype
-        self._summary = summary
+        self._on_error = on_error
         self._progress = progress
-        self._shard = _Shard()
-        self._codes_dtype = code_type(model.config.num_embeddings).to_pandas_dtype()
+        self._ids: list[str] = []
+        self._grids: dict[int, np.ndarray] = {}  # by the image's place in the shard
+        self._skipped: list[tuple[int, str, str]] = []
+        self._digest = hashlib.sha256()
 
-    def take(self, decoded: Decoded) -> None:
-        """Account for the next image of the shard."""
-        task, shard = decoded.task, self._shard
-        image_id = task.record.image_id
-        add_to_digest(shard.digest, image_id, decoded.digest)
-        shard.ids.append(image_id)
-        shard.grids.append(None)
-        if decoded.pixels is None:
-            shard.skipped.append((task.position, image_id, decoded.reason))
-            self._progress(1)
-        else:
-            bucket = shard.buckets.setdefault(tuple(decoded.pixels.shape[1:]), [])
-            bucket.append((task.position, decoded.pixels))
-            if len(bucket) == self._batch_size:
-                self._encode(bucket)
-        if task.ends_chunk:
-            for bucket in shard.buckets.values():
-                if bucket:
-                    self._encode(bucket)
-            self._write(task)
+    def encode(self, images: Iterable[Decoded]) -> None:
+        """Encode the images of the shard; never more of them are in memory than wait for a batch."""
+        codes_dtype = code_type(self._model.config.num_embeddings).to_pandas_dtype()
+        for tasks, _, codes in encode_by_size(
+            self._readable(images),
+            self._model,
+            batch_size=self._batch_size,
+            dtype=self._dtype,
+            name=lambda task: task.record.image_id,
+        ):
+            for task, grid in zip(tasks, codes.cpu().numpy().astype(codes_dtype), strict=True):
+                self._grids[task.position] = grid
+            self._progress(len(tasks))
 
-    @torch.inference_mode()
-    def _encode(self, bucket: list[tuple[int, np.ndarray]]) -> None:
-        batch = torch.from_numpy(np.stack([pixels for _, pixels in bucket])).to(self._device)
-        half = self._dtype != torch.float32
-        with torch.autocast(self._device.type, dtype=self._dtype if half else None, enabled=half):
-            codes = self._model.encode(batch).cpu().numpy().astype(self._codes_dtype)
-        for (position, _), grid in zip(bucket, codes, strict=True):
-            self._shard.grids[position] = grid
-        self._progress(len(bucket))
-        bucket.clear()
+    def _readable(self, images: Iterable[Decoded]) -> Iterator[tuple[Task, np.ndarray]]:
+        """Account for every image, and pass on those that have pixels."""
+        for decoded in images:
+            self._task = task = decoded.task
+            image_id = task.record.image_id
+            add_to_digest(self._digest, image_id, decoded.digest)
+            self._ids.append(image_id)
+            if decoded.pixels is not None:
+                yield task, decoded.pixels
+            elif self._on_error == "raise":
+                raise ValueError(f"{image_id}: {decoded.reason}")
+            else:
+                self._skipped.append((task.position, image_id, decoded.reason))
+                self._progress(1)
 
-    def _write(self, task: Task) -> None:
-        shard, summary = self._shard, self._summary
-        made = [
-            (i, grid) for i, grid in zip(shard.ids, shard.grids, strict=True) if grid is not None
-        ]
+    def write(self, output: Path, summary: Summary) -> None:
         info = ShardInfo(
             codebook_size=self._model.config.num_embeddings,
             quantizer=self._quantizer,
-            source=shard.digest.hexdigest(),
-            last=task.ends_part,
-            skipped=tuple(shard.skipped),
+            source=self._digest.hexdigest(),
+            last=self._task.ends_part,
+            skipped=tuple(self._skipped),
         )
-        path = shard_path(self._output, task.part, task.chunk)
-        write_shard(path, [image_id for image_id, _ in made], [grid for _, grid in made], info)
+        places = sorted(self._grids)
+        grids = [self._grids[place] for place in places]
+        path = shard_path(output, self._task.part, self._task.chunk)
+        write_shard(path, [self._ids[place] for place in places], grids, info)
         summary.shards += 1
-        summary.images += len(made)
-        summary.skipped += len(shard.skipped)
-        summary.cells += sum(grid.size for _, grid in made)
-        self._shard = _Shard()
+        summary.images += len(grids)
+        summary.skipped += len(self._skipped)
+        summary.cells += sum(grid.size for grid in grids)

@@ -23,6 +23,7 @@ from ...evaluation.easyvqa import Split, load_easyvqa
 from ...hub.checkpoint import default_image_processor, init_checkpoint, save_checkpoint
 from ...quantizers.modeling_being_vl_patch_vq import BeingVLPatchVQConfig, BeingVLPatchVQModel
 from ...quantizers.modeling_being_vl_vq import BeingVLVQConfig, BeingVLVQModel
+from ...quantizers.quantizing import quantize as quantize_pictures
 from ...training.vq.run import fit_vq_model
 from .report import write_report
 from .rows import training_rows
@@ -180,14 +181,11 @@ def quantize(work: Workspace, data: Mapping[str, Split]) -> dict[str, dict[int, 
         }
 
 
-@torch.inference_mode()
 def encode_images(vq: PreTrainedModel, images: np.ndarray, batch_size: int = 100) -> np.ndarray:
     """uint8 (N, height, width, 3) → codes, int16 (N, h, w)."""
     processor = default_image_processor(vq.config)
-    starts = range(0, len(images), batch_size)
-    batches = (processor(list(images[i : i + batch_size]), return_tensors="pt") for i in starts)
-    codes = [vq.encode(batch["pixel_values"]).numpy() for batch in batches]
-    return np.concatenate(codes).astype(np.int16)
+    grids = quantize_pictures(list(images), vq, processor, batch_size=batch_size)
+    return np.stack(grids).astype(np.int16)
 
 
 def train_bpe(

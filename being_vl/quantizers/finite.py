@@ -1,0 +1,41 @@
+"""The check that stands between latents and codes: a NaN has no nearest code, yet `argmin` gives it one."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+
+
+class NotFiniteError(ValueError):
+    """Pictures whose latents are NaN or infinite.
+
+    Attributes:
+        indices: their places in the batch.
+    """
+
+    def __init__(self, indices: Sequence[int], names: Sequence[str] = ()):
+        self.indices = list(indices)
+        named = list(names) or [f"picture {index} of the batch" for index in self.indices]
+        more = f" and {len(named) - 3} more" if len(named) > 3 else ""
+        super().__init__(
+            f"{', '.join(named[:3])}{more}: the quantizer's latents are NaN or infinite, so there are no "
+            "codes; its weights are damaged, or the precision overflows (float32 is safe)"
+        )
+
+
+def require_finite(latents: torch.Tensor, *, first: int = 0) -> torch.Tensor:
+    """The latents (batch, …) as they are.
+
+    Args:
+        first: place in the batch of the first of them.
+
+    Raises:
+        NotFiniteError: some are NaN or infinite.
+    """
+    if torch.compiler.is_compiling():
+        return latents  # reading values would break the graph
+    finite = latents.isfinite().flatten(1).all(1)
+    if not finite.all():
+        raise NotFiniteError([first + int(index) for index in (~finite).nonzero()[:, 0]])
+    return latents

@@ -1,0 +1,130 @@
+"""pictures → codes: the one way, whether for a single picture or for a million.
+
+Read and preprocess (the image processor), gather by size, encode under autocast. Codes do not depend on the
+company that a picture is encoded in beyond the rounding of its batch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any, TypeVar
+
+import numpy as np
+import torch
+from transformers.image_utils import make_flat_list_of_images
+
+from .finite import NotFiniteError
+from .image_loading import MAX_IMAGE_PIXELS, ImageSource, load_image
+from .image_processing_being_vl import BeingVLImageProcessor
+
+Key = TypeVar("Key")
+
+_BATCH_SIZE = 8  # a 512-pixel encoder needs about 1 GB for each picture
+
+
+def quantize(
+    pictures: Any,
+    model: Any,
+    processor: BeingVLImageProcessor,
+    *,
+    batch_size: int = _BATCH_SIZE,
+    **options: Any,
+) -> list[np.ndarray]:
+    """Pictures → grids of codes, int32 (h, w), in order.
+
+    Args:
+        pictures: what the image processor takes: one, a list or nested lists.
+        model: any quantizer, in evaluation mode.
+        processor: gives the pixel values.
+        batch_size: pictures of one size that are encoded at once.
+        options: of the image processor's call.
+
+    Raises:
+        UnreadableImageError: a picture cannot be read; the message names it.
+        NotFiniteError: NaN or infinite latents.
+    """
+    pixels = processor(make_flat_list_of_images(pictures), **options)["pixel_values"]
+    grids: dict[int, np.ndarray] = {}
+    for indices, _, codes in encode_by_size(
+        enumerate(pixels), model, batch_size=batch_size, name=lambda index: f"picture {index}"
+    ):
+        grids.update(zip(indices, codes.cpu().numpy().astype(np.int32), strict=True))
+    return [grids[index] for index in range(len(pixels))]
+
+
+def read_pixels(
+    source: ImageSource, processor: BeingVLImageProcessor, *, downsampling: int, name: str
+) -> np.ndarray:
+    """An encoded picture → its pixel values, float32 (3, height, width).
+
+    Args:
+        source: a path, the bytes of a file, or an open binary file.
+        downsampling: of the quantizer, which must divide both sides.
+        name: what errors call the picture.
+
+    Raises:
+        UnreadableImageError: as of `load_image`.
+        ValueError: a size after preprocessing that the quantizer cannot encode.
+    """
+    limit = processor.max_image_pixels or MAX_IMAGE_PIXELS
+    image = load_image(source, max_pixels=limit, name=name)
+    pixels = processor(image, return_tensors="np")["pixel_values"][0]
+    height, width = pixels.shape[1:]
+    if height % downsampling or width % downsampling:
+        raise ValueError(
+            f"{name}: height × width must be multiples of {downsampling} after preprocessing, got "
+            f"{height} × {width}"
+        )
+    return pixels
+
+
+@torch.inference_mode()
+def encode_by_size(
+    pictures: Iterable[tuple[Key, Any]],
+    model: Any,
+    *,
+    batch_size: int,
+    dtype: torch.dtype = torch.float32,
+    name: Callable[[Key], str] = str,
+) -> Iterator[tuple[list[Key], torch.Tensor, torch.Tensor]]:
+    """Pixel values as they come → batches of one size, and their codes.
+
+    What a batch holds depends on the order of the pictures alone: it is full, or the pictures have ended.
+
+    Args:
+        pictures: keys with pixel values (3, height, width), of any sizes; never more than `batch_size` of
+            each size wait.
+        model: any quantizer, in evaluation mode.
+        batch_size: pictures in a batch, at most.
+        dtype: float32, or a type to autocast to.
+        name: what errors call the picture of a key.
+
+    Yields:
+        Keys, their pixels (B, 3, height, width) and codes (B, h, w) long, both on the model's device.
+
+    Raises:
+        NotFiniteError: NaN or infinite latents; the message names the pictures.
+    """
+    device, low = model.device, dtype != torch.float32
+
+    def encode(waiting: list[tuple[Key, Any]]) -> tuple[list[Key], torch.Tensor, torch.Tensor]:
+        keys = [key for key, _ in waiting]
+        pixels = torch.stack([torch.as_tensor(values) for _, values in waiting])
+        pixels = pixels.to(device, model.dtype)
+        waiting.clear()
+        try:
+            with torch.autocast(device.type, dtype=dtype if low else None, enabled=low):
+                return keys, pixels, model.encode(pixels)
+        except NotFiniteError as error:
+            names = [name(keys[index]) for index in error.indices]
+            raise NotFiniteError(error.indices, names) from None
+
+    by_size: dict[tuple[int, ...], list[tuple[Key, Any]]] = {}
+    for key, values in pictures:
+        waiting = by_size.setdefault(tuple(values.shape), [])
+        waiting.append((key, values))
+        if len(waiting) == batch_size:
+            yield encode(waiting)
+    for waiting in by_size.values():
+        if waiting:
+            yield encode(waiting)
