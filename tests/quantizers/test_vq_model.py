@@ -372,7 +372,7 @@ def test_half_precision_weights_and_autocast_run(small):
         assert (other == codes).float().mean() > 0.7
 
 
-def test_norms_are_cached_and_follow_the_codebook():
+def test_codes_follow_the_codebook_however_it_changes():
     model = make_model(TINY)
     z = torch.randn(1, 8, 4, 4, generator=torch.Generator().manual_seed(0))
     quantize = model.quantize
@@ -382,9 +382,8 @@ def test_norms_are_cached_and_follow_the_codebook():
         return torch.cdist(flat, model.get_codebook().detach()).argmin(1).view(1, 4, 4)
 
     quantize(z)
-    norms = quantize._norms[2]
-    quantize(z)
-    assert quantize._norms[2] is norms
+    model.get_codebook().data.mul_(torch.rand(32, 1))  # no version counts this
+    assert torch.equal(quantize(z), expected())
     with torch.no_grad():
         model.get_codebook()[:16].mul_(50)
     assert torch.equal(quantize(z), expected())
