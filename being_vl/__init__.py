@@ -1,7 +1,7 @@
 """being_vl: pixels → codes → merges → ids → embeddings → answer.
 
 An image becomes a grid of VQ-GAN codes, a 2D byte-pair encoding merges the codes into larger tokens,
-and the tokens join a Llama's vocabulary. Importing this package makes the Auto classes of transformers
+and the tokens join a language model's vocabulary. Importing this package makes the Auto classes of transformers
 know it; nothing heavy is loaded until it is used.
 """
 
@@ -9,12 +9,11 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 from .hub import auto_classes as _auto_classes
+from .models.families import FAMILIES
 
 __version__ = "0.1.0"
 
 _MODULE_OF = {
-    "BeingVLConfig": "models.configuration_being_vl",
-    "BeingVLForCausalLM": "models.modeling_being_vl",
     "BeingVLImageProcessor": "quantizers.image_processing_being_vl",
     "BeingVLPatchVQConfig": "quantizers.modeling_being_vl_patch_vq",
     "BeingVLPatchVQModel": "quantizers.modeling_being_vl_patch_vq",
@@ -26,12 +25,43 @@ _MODULE_OF = {
     "VocabularyLayout": "vocabulary",
 }
 
+for _family in FAMILIES:
+    _MODULE_OF[_family.config_class] = "models.configuration_being_vl"
+    _MODULE_OF[_family.decoder_class] = "models.modeling_being_vl"
+    _MODULE_OF[_family.language_model_class] = "models.modeling_being_vl"
+
 __all__ = [*sorted(_MODULE_OF)]
 
 if TYPE_CHECKING:
     from .bpe.image_bpe import ImageBPE
-    from .models.configuration_being_vl import BeingVLConfig
-    from .models.modeling_being_vl import BeingVLForCausalLM
+    from .models.configuration_being_vl import (
+        BeingVLConfig,
+        BeingVLGemma3Config,
+        BeingVLMistralConfig,
+        BeingVLOlmo2Config,
+        BeingVLPhi3Config,
+        BeingVLQwen2Config,
+        BeingVLQwen3Config,
+        BeingVLSmolLM3Config,
+    )
+    from .models.modeling_being_vl import (
+        BeingVLForCausalLM,
+        BeingVLGemma3ForCausalLM,
+        BeingVLGemma3Model,
+        BeingVLMistralForCausalLM,
+        BeingVLMistralModel,
+        BeingVLModel,
+        BeingVLOlmo2ForCausalLM,
+        BeingVLOlmo2Model,
+        BeingVLPhi3ForCausalLM,
+        BeingVLPhi3Model,
+        BeingVLQwen2ForCausalLM,
+        BeingVLQwen2Model,
+        BeingVLQwen3ForCausalLM,
+        BeingVLQwen3Model,
+        BeingVLSmolLM3ForCausalLM,
+        BeingVLSmolLM3Model,
+    )
     from .processing.processing_being_vl import BeingVLProcessor
     from .processing.tokenization_being_vl import BeingVLTokenizer
     from .quantizers.image_processing_being_vl import BeingVLImageProcessor

@@ -30,7 +30,7 @@ COMMANDS = {
     "demo": "the same in a browser, with an image's tokens",
     "card": "describe a checkpoint, from what its files say",
     "push": "send a checkpoint, or codes, to the Hub",
-    "export": "write a checkpoint as a plain Llama, for engines that know no other",
+    "export": "write a checkpoint as a plain text model, for engines that know no other",
     "env": "print versions and devices, and check what is known to break",
 }
 

@@ -66,7 +66,7 @@ def make_parser() -> ArgumentParser:
     stages.add_argument("--image-init-std", type=float, help="default: that of the text rows")
     stages.add_argument("--device", type=str, default="cpu", help="of training and answers")
     own = parser.add_argument_group("own data", "give all of them, or none for easy-VQA")
-    own.add_argument("--base", type=str, help="text model: folder or Hub id of a Llama")
+    own.add_argument("--base", type=str, help="text model: folder or Hub id")
     own.add_argument("--vq", type=str, help="quantizer: folder or Hub id")
     own.add_argument("--codes", type=str, nargs="+", help="folders of being-vl encode")
     own.add_argument("--sft-data", type=str, help="rows, as of being-vl tokenize --data")

@@ -1,4 +1,4 @@
-"""`being-vl export`: a Being-VL checkpoint → a plain Llama checkpoint, for vLLM, llama.cpp and the rest."""
+"""`being-vl export`: a Being-VL checkpoint → a plain text model, for vLLM, llama.cpp and the rest."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from jsonargparse import ArgumentParser, Namespace
 def make_parser() -> ArgumentParser:
     """The options of the command."""
     parser = ArgumentParser(
-        description="Write a checkpoint as a plain Llama with a plain fast tokenizer: it loads where "
+        description="Write a checkpoint as a plain text model with a plain fast tokenizer: it loads where "
         "being_vl is not installed. Images go in as ids, which processor(images=…) gives."
     )
     parser.add_argument("--config", action="config", help="YAML file of these options")
@@ -27,23 +27,18 @@ def main(args: Namespace) -> int:
     Raises:
         ValueError, OSError: the checkpoint does not load, has grid positions, or the output exists.
     """
-    from transformers import AutoConfig
-
     from ..hub.checkpoint import export_checkpoint
-    from ..models.modeling_being_vl import BeingVLForCausalLM
+    from ..models.loading import load_language_model
     from ..processing.tokenization_being_vl import BeingVLTokenizer
 
-    model_type = AutoConfig.from_pretrained(args.checkpoint).model_type
-    if model_type != "being_vl":
-        raise ValueError(
-            f"{args.checkpoint} is a model of type {model_type!r}, expected 'being_vl'"
-        )
-    model = BeingVLForCausalLM.from_pretrained(args.checkpoint, dtype="auto")
+    model = load_language_model(args.checkpoint, dtype="auto")
     tokenizer = BeingVLTokenizer.from_pretrained(args.checkpoint)
     resolved = make_parser().dump(args)
     export_checkpoint(model, tokenizer, Path(args.output), settings={"export.yaml": resolved})
     if args.json:
         print(json.dumps({"output": args.output, "vocab_size": model.config.vocab_size}))
     else:
-        print(f"wrote {args.output}: a LlamaForCausalLM with {model.config.vocab_size:,} ids")
+        print(
+            f"wrote {args.output}: a {model.stock_class.__name__}, {model.config.vocab_size:,} ids"
+        )
     return 0

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -20,12 +19,12 @@ _INITS = Literal["normal", "mean_text", "codebook", "constituents"]
 def make_parser() -> ArgumentParser:
     """The options of the command."""
     parser = ArgumentParser(
-        description="Extend a Llama by an image vocabulary. On text it behaves as before, bit for bit; "
+        description="Extend a text model by an image vocabulary. On text it behaves as before, bit for bit; "
         "the image tokens still have to be trained."
     )
     parser.add_argument("--config", action="config", help="YAML file of these options")
     parser.add_argument(
-        "--base", type=str, required=True, help="the Llama: folder, Hub id, or .gguf file"
+        "--base", type=str, required=True, help="text model: folder, Hub id, or .gguf file"
     )
     parser.add_argument("--vq", type=str, required=True, help="the VQ model: folder or Hub id")
     parser.add_argument(
@@ -78,18 +77,19 @@ def main(args: Namespace) -> int:
 
     from ..bpe.image_bpe import ImageBPE
     from ..hub.checkpoint import init_checkpoint, save_checkpoint
+    from ..models.loading import base_family, load_base, load_base_tokenizer
     from ..processing.tokenization_being_vl import LLAMA_31_SPECIAL_TOKENS
 
     output = Path(args.output)
     if output.exists() and (not output.is_dir() or any(output.iterdir())):
         raise ValueError(f"--output {output} exists and is not an empty folder")
+    base_family(args.base)  # refuses at once what cannot be extended
     bpe_path = Path(args.bpe)
     image_bpe = ImageBPE.from_pretrained(bpe_path.parent if bpe_path.is_file() else bpe_path)
     vq_model = AutoModel.from_pretrained(args.vq)
-    text_model, text_tokenizer = _load_base(args)
     model, processor = init_checkpoint(
-        text_model,
-        text_tokenizer,
+        load_base(args.base, dtype=args.dtype),
+        load_base_tokenizer(args.base),
         vq_model,
         image_bpe,
         image_processor=_load_image_processor(args, vq_model.config),
@@ -105,22 +105,6 @@ def main(args: Namespace) -> int:
     )
     _report(args, model, processor)
     return 0
-
-
-def _load_base(args: Namespace) -> tuple[Any, Any]:
-    """The text model and its tokenizer, from a folder, a repository or one GGUF file."""
-    from transformers import AutoConfig, AutoTokenizer, LlamaForCausalLM
-
-    source, gguf = args.base, {}
-    if source.endswith(".gguf"):
-        source, gguf = os.path.dirname(source) or ".", {"gguf_file": os.path.basename(source)}
-    model_type = AutoConfig.from_pretrained(source, **gguf).model_type
-    if model_type != "llama":
-        raise ValueError(
-            f"--base {args.base} is a model of type {model_type!r}; only 'llama' can be extended"
-        )
-    text_model = LlamaForCausalLM.from_pretrained(source, dtype=args.dtype, **gguf)
-    return text_model, AutoTokenizer.from_pretrained(source, **gguf)
 
 
 def _load_image_processor(args: Namespace, vq_config: Any) -> BeingVLImageProcessor:

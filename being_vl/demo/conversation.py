@@ -17,7 +17,8 @@ import torch
 from PIL import Image
 from transformers import StoppingCriteria, StoppingCriteriaList, TextIteratorStreamer
 
-from ..models.modeling_being_vl import BeingVLForCausalLM
+from ..models.loading import load_language_model
+from ..models.modeling_being_vl import BeingVLLanguageModel
 from ..processing.processing_being_vl import BeingVLProcessor
 
 
@@ -77,7 +78,7 @@ class Speaker:
 
     def __init__(
         self,
-        model: BeingVLForCausalLM,
+        model: BeingVLLanguageModel,
         processor: BeingVLProcessor,
         *,
         max_new_tokens: int = 256,
@@ -191,5 +192,5 @@ def load_speaker(checkpoint: str, *, device: str | None = None, **options: Any) 
     """
     place = device or ("cuda" if torch.cuda.is_available() else "cpu")
     processor = BeingVLProcessor.from_pretrained(checkpoint, vq_device=place)
-    model = BeingVLForCausalLM.from_pretrained(checkpoint, dtype="auto").to(place)
+    model = load_language_model(checkpoint, dtype="auto").to(place)
     return Speaker(model, processor, **options)

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from tqdm.auto import tqdm
 
-from ..models.modeling_being_vl import BeingVLForCausalLM
+from ..models.modeling_being_vl import BeingVLLanguageModel
 from ..processing.grid_inputs import nested_grids
 from ..processing.processing_being_vl import BeingVLProcessor
 
@@ -36,7 +36,7 @@ def render_prompts(
 
 
 def generate_answers(
-    model: BeingVLForCausalLM,
+    model: BeingVLLanguageModel,
     processor: BeingVLProcessor,
     prompts: Sequence[str],
     image_ids: Sequence[Hashable] | None = None,
@@ -66,7 +66,7 @@ def generate_answers(
 
 
 def iter_answers(
-    model: BeingVLForCausalLM,
+    model: BeingVLLanguageModel,
     processor: BeingVLProcessor,
     prompts: Sequence[str],
     image_ids: Sequence[Hashable] | None = None,
@@ -114,7 +114,7 @@ def iter_answers(
 
 @torch.inference_mode()
 def _generate(
-    model: BeingVLForCausalLM,
+    model: BeingVLLanguageModel,
     processor: BeingVLProcessor,
     rows: Sequence[list[int]],
     generation: Mapping[str, Any],

@@ -26,7 +26,7 @@ from transformers.utils import cached_file
 
 from .. import __version__
 from ..files import RESULTS_FOLDER, Result, write_atomic
-from ..models.modeling_being_vl import BeingVLForCausalLM
+from ..models.modeling_being_vl import BeingVLLanguageModel
 from ..processing.processing_being_vl import BeingVLProcessor
 from .answering import iter_answers, render_prompts
 from .benchmark_files import Row
@@ -38,7 +38,7 @@ from .tasks import Task, generation_record
 
 def load_checkpoint(
     checkpoint: str, *, device: str | None = None, dtype: str = "auto"
-) -> tuple[BeingVLForCausalLM, BeingVLProcessor]:
+) -> tuple[BeingVLLanguageModel, BeingVLProcessor]:
     """A checkpoint's model, in evaluation mode, and its processor, whose quantizer is on the same device.
 
     Args:
@@ -76,7 +76,7 @@ class Evaluator:
         state: of accelerate.
     """
 
-    model: BeingVLForCausalLM
+    model: BeingVLLanguageModel
     processor: BeingVLProcessor
     name: str
     identity: str

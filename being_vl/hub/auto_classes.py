@@ -16,51 +16,58 @@ from collections.abc import Callable
 from types import ModuleType
 from typing import Any
 
+from ..models.families import FAMILIES, auto_classes
+
 _AUTO = "transformers.models.auto."
 
 
 def _register_configs(auto: ModuleType) -> None:
-    from ..models.configuration_being_vl import BeingVLConfig
     from ..quantizers.modeling_being_vl_patch_vq import BeingVLPatchVQConfig
     from ..quantizers.modeling_being_vl_vq import BeingVLVQConfig
 
-    for config in (BeingVLConfig, BeingVLVQConfig, BeingVLPatchVQConfig):
+    for config in (*_configs(), BeingVLVQConfig, BeingVLPatchVQConfig):
         auto.AutoConfig.register(config.model_type, config, exist_ok=True)
 
 
+def _configs() -> list[Any]:
+    from ..models import configuration_being_vl
+
+    return [getattr(configuration_being_vl, family.config_class) for family in FAMILIES]
+
+
 def _register_models(auto: ModuleType) -> None:
-    from ..models.configuration_being_vl import BeingVLConfig
-    from ..models.modeling_being_vl import BeingVLForCausalLM, BeingVLModel
+    from ..models import modeling_being_vl
     from ..quantizers.modeling_being_vl_patch_vq import BeingVLPatchVQConfig, BeingVLPatchVQModel
     from ..quantizers.modeling_being_vl_vq import BeingVLVQConfig, BeingVLVQModel
 
-    auto.AutoModel.register(BeingVLConfig, BeingVLModel, exist_ok=True)
     auto.AutoModel.register(BeingVLVQConfig, BeingVLVQModel, exist_ok=True)
     auto.AutoModel.register(BeingVLPatchVQConfig, BeingVLPatchVQModel, exist_ok=True)
-    auto.AutoModelForCausalLM.register(BeingVLConfig, BeingVLForCausalLM, exist_ok=True)
-    auto.AutoModelForImageTextToText.register(BeingVLConfig, BeingVLForCausalLM, exist_ok=True)
-    auto.AutoModelForMultimodalLM.register(BeingVLConfig, BeingVLForCausalLM, exist_ok=True)
+    for family, config in zip(FAMILIES, _configs(), strict=True):
+        for auto_class, name in auto_classes(family).items():
+            if auto_class != "AutoConfig":
+                model = getattr(modeling_being_vl, name.rpartition(".")[2])
+                getattr(auto, auto_class).register(config, model, exist_ok=True)
 
 
 def _register_tokenizer(auto: ModuleType) -> None:
-    from ..models.configuration_being_vl import BeingVLConfig
     from ..processing.tokenization_being_vl import BeingVLTokenizer
 
-    auto.AutoTokenizer.register(BeingVLConfig, fast_tokenizer_class=BeingVLTokenizer, exist_ok=True)
+    for config in _configs():
+        auto.AutoTokenizer.register(config, fast_tokenizer_class=BeingVLTokenizer, exist_ok=True)
 
 
 def _register_image_processor(auto: ModuleType) -> None:
-    from ..models.configuration_being_vl import BeingVLConfig
     from ..quantizers.image_processing_being_vl import BeingVLImageProcessor
 
-    auto.AutoImageProcessor.register(BeingVLConfig, BeingVLImageProcessor, exist_ok=True)
+    for config in _configs():
+        auto.AutoImageProcessor.register(config, BeingVLImageProcessor, exist_ok=True)
 
 
 def _register_processor(auto: ModuleType) -> None:
-    from ..models.configuration_being_vl import BeingVLConfig
     from ..processing.processing_being_vl import BeingVLProcessor
 
-    auto.AutoProcessor.register(BeingVLConfig, BeingVLProcessor, exist_ok=True)
+    for config in _configs():
+        auto.AutoProcessor.register(config, BeingVLProcessor, exist_ok=True)
 
 
 _REGISTER: dict[str, Callable[[ModuleType], None]] = {

@@ -17,7 +17,8 @@ from .. import __version__
 from ..bpe.image_bpe import ImageBPE
 from ..codes.shards import CodeShards
 from ..files import Result, read_json, write_atomic
-from ..models.configuration_being_vl import BeingVLConfig
+from ..models.configuration_being_vl import ImageVocabularyConfig
+from ..models.families import family_of_checkpoint
 from ..processing.tokenization_being_vl import BeingVLTokenizer
 from .commit import CARD, CARD_MARK, VQ_FOLDER
 from .example import EXAMPLE, PICTURE
@@ -142,7 +143,7 @@ def _checkpoint_card(folder: Path, facts: CardFacts) -> str:
     )
     if not results:
         data.model_name = None  # it only names the model-index
-    config = BeingVLConfig.from_pretrained(folder)
+    config = AutoConfig.from_pretrained(folder)
     weights = read_weights(folder)
     context = {
         **_common(folder, facts),
@@ -153,6 +154,7 @@ def _checkpoint_card(folder: Path, facts: CardFacts) -> str:
         "tokens": _tokens_per_image(config, facts, results),
         "results": results,
         "config": config,
+        "family": family_of_checkpoint(config.model_type, str(folder)).title,
         "layout": config.layout,
         "weights": weights,
         "vq": AutoConfig.from_pretrained(folder / VQ_FOLDER)
@@ -177,7 +179,7 @@ def _prompt(folder: Path, facts: CardFacts) -> str:
 
 
 def _tokens_per_image(
-    config: BeingVLConfig, facts: CardFacts, results: list[Result]
+    config: ImageVocabularyConfig, facts: CardFacts, results: list[Result]
 ) -> list[tuple[str, float, float]]:
     """Rows (images, codes, tokens) of what was measured."""
     size = config.image_grid_size

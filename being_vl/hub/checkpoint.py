@@ -1,20 +1,23 @@
 """text model + VQ model + image BPE → a Being-VL checkpoint, before any training.
 
-Source: the expansion step of Being-VL-0.5 (its `convert_llama_beingvl.py`). It differs in that any
-Llama-family model will do, and that everything a checkpoint needs is in the folder.
+Source: the expansion step of Being-VL-0.5 (its `convert_llama_beingvl.py`). It differs in that a
+model of any family in `models.families` will do, and that everything a checkpoint needs is in the folder.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ..files import new_folder, read_json, write_atomic, write_json
-from ..models.modeling_being_vl import BeingVLForCausalLM
+from ..models.configuration_being_vl import ImageVocabularyConfig
+from ..models.families import family_of_checkpoint
+from ..models.loading import extend_text_model
 from ..processing.chat_templates import default_chat_template
 from ..processing.processing_being_vl import BeingVLProcessor
 from ..processing.tokenization_being_vl import BeingVLTokenizer
@@ -25,11 +28,11 @@ if TYPE_CHECKING:
     import torch
 
     from ..bpe.image_bpe import ImageBPE
-    from ..models.configuration_being_vl import BeingVLConfig
+    from ..models.modeling_being_vl import BeingVLLanguageModel
 
 
 def init_checkpoint(
-    text_model: LlamaForCausalLM,
+    text_model: PreTrainedModel,
     text_tokenizer: PreTrainedTokenizerBase,
     vq_model: PreTrainedModel,
     image_bpe: ImageBPE,
@@ -40,11 +43,11 @@ def init_checkpoint(
     image_init: str = "normal",
     image_init_std: float | None = None,
     generator: torch.Generator | None = None,
-) -> tuple[BeingVLForCausalLM, BeingVLProcessor]:
+) -> tuple[BeingVLLanguageModel, BeingVLProcessor]:
     """Extend a text model by the image vocabulary; its behaviour on text stays the same, bit for bit.
 
     Args:
-        text_model: any Llama, with a tied or an untied head.
+        text_model: a model of a family in `models.families`, with a tied or an untied head.
         text_tokenizer: its fast tokenizer.
         vq_model: the quantizer of images, with as many codes as `image_bpe` knows.
         image_bpe: the trained image BPE.
@@ -52,7 +55,7 @@ def init_checkpoint(
         special_tokens: see [`BeingVLTokenizer.from_text_tokenizer`].
         chat_template: Jinja source; by default one with the turn markers of the text tokenizer.
         image_init, image_init_std, generator: how the new rows start, see
-            [`BeingVLForCausalLM.from_text_model`].
+            [`BeingVLLanguageModel.from_text_model`].
 
     Raises:
         ValueError: the VQ model and the image BPE have different codebook sizes, or the tokenizer has more
@@ -68,7 +71,7 @@ def init_checkpoint(
     if image_processor is None:
         image_processor = default_image_processor(vq_model.config)
     processor = BeingVLProcessor(image_processor, tokenizer, vq_model=vq_model)
-    model = BeingVLForCausalLM.from_text_model(
+    model = extend_text_model(
         text_model,
         tokenizer.layout,
         boi_token_id=tokenizer.boi_token_id,
@@ -104,7 +107,7 @@ def _grid_size(image_processor: BeingVLImageProcessor, downsampling: int) -> tup
 
 
 def save_checkpoint(
-    model: BeingVLForCausalLM,
+    model: BeingVLLanguageModel,
     processor: BeingVLProcessor,
     folder: str | os.PathLike,
     *,
@@ -131,31 +134,32 @@ def save_checkpoint(
 
 
 def export_checkpoint(
-    model: BeingVLForCausalLM,
+    model: BeingVLLanguageModel,
     tokenizer: BeingVLTokenizer,
     folder: str | os.PathLike,
     *,
     settings: Mapping[str, str] | None = None,
 ) -> None:
-    """Save a model as a plain Llama with a plain fast tokenizer, same ids, same logits.
+    """Save a model as a plain text model with a plain fast tokenizer, same ids, same logits.
 
-    The folder loads with `LlamaForCausalLM` and `PreTrainedTokenizerFast` where being_vl is not installed.
+    The folder loads with its family's stock class, such as `LlamaForCausalLM`, and with
+    `PreTrainedTokenizerFast` where being_vl is not installed.
     The sizes of the vocabulary lie under the key `being_vl` of `config.json`; `image_bpe.json` stays, for
     whoever turns images into ids.
 
     Raises:
-        ValueError: the folder has files in it, or the model has grid positions, which no Llama has.
+        ValueError: the folder has files in it, or the model has grid positions, which no stock class has.
     """
     if model.config.image_positions is not None:
         raise ValueError(
-            f"a model with image_positions={model.config.image_positions!r} is no plain Llama and cannot be "
-            "exported"
+            f"a model with image_positions={model.config.image_positions!r} is no plain text model and cannot "
+            "be exported"
         )
     with new_folder(folder) as partial:
         model.save_pretrained(partial)
         tokenizer.save_pretrained(partial)
         _write_settings(partial, settings)
-        _make_plain_llama(partial / "config.json", model.config)
+        _make_plain(partial / "config.json")
         tokenizer_config = read_json(partial / "tokenizer_config.json")
         tokenizer_config["tokenizer_class"] = "PreTrainedTokenizerFast"
         for name in ("auto_map", "processor_class"):
@@ -163,14 +167,18 @@ def export_checkpoint(
         write_json(partial / "tokenizer_config.json", tokenizer_config)
 
 
-def _make_plain_llama(path: Path, config: BeingVLConfig) -> None:
-    """Rewrite a config.json: Llama's fields at the top, ours under one key."""
+def _make_plain(path: Path) -> None:
+    """Rewrite a config.json: the text model's fields at the top, ours under one key."""
     fields = read_json(path)
-    ours = set(config.to_dict()) - set(LlamaConfig().to_dict()) - {"auto_map"}
-    fields["being_vl"] = {name: fields.pop(name) for name in sorted(ours & set(fields))}
+    family = family_of_checkpoint(fields.get("model_type"), str(path.parent))
+    fields["being_vl"] = {
+        field.name: fields.pop(field.name)
+        for field in dataclasses.fields(ImageVocabularyConfig)
+        if field.name in fields and field.name != "vocab_size"
+    }
     fields.pop("auto_map", None)
-    fields["model_type"] = LlamaConfig.model_type
-    fields["architectures"] = [LlamaForCausalLM.__name__]
+    fields["model_type"] = family.base_type
+    fields["architectures"] = [family.stock_class]
     write_json(path, fields)
 
 

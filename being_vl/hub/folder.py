@@ -17,7 +17,7 @@ from transformers import AutoConfig
 from ..bpe.image_bpe import ImageBPE
 from ..codes.shards import CodeShards
 from ..files import read_json
-from ..models.configuration_being_vl import BeingVLConfig
+from ..models.families import MODEL_TYPES
 from .commit import VQ_FOLDER
 
 Kind = Literal["checkpoint", "vq_model", "image_bpe", "parts", "codes"]
@@ -38,12 +38,13 @@ def folder_kind(folder: Path) -> Kind:
     config = read_json(folder / "config.json", optional=True)
     if config is not None:
         model_type = config.get("model_type")
-        if model_type == "being_vl":
+        if model_type in MODEL_TYPES:
             return "checkpoint"
         if model_type in _VQ_TYPES:
             return "vq_model"
         raise ValueError(
-            f"{folder / 'config.json'}: model_type is {model_type!r}, expected 'being_vl' or one of {_VQ_TYPES}"
+            f"{folder / 'config.json'}: model_type is {model_type!r}, expected one of "
+            f"{sorted([*MODEL_TYPES, *_VQ_TYPES])}"
         )
     if (folder / "tokenizer.json").exists() or (folder / "processor_config.json").exists():
         return "parts"
@@ -136,7 +137,7 @@ def _check_checkpoint(folder: Path) -> None:
     missing = [name for name in needed if not (folder / name).is_file()]
     if missing:
         raise ValueError(f"{folder} is no whole checkpoint: {', '.join(missing)} missing")
-    config = BeingVLConfig.from_pretrained(folder)
+    config = AutoConfig.from_pretrained(folder)
     layout = config.layout
     vq_config = AutoConfig.from_pretrained(folder / VQ_FOLDER)
     bpe = ImageBPE.from_pretrained(folder)

@@ -12,17 +12,17 @@ from pathlib import Path
 from typing import Any
 
 from ..files import read_json, write_atomic, write_json
+from ..models.families import FAMILIES, auto_classes
 from .commit import VQ_FOLDER
 from .flat_modules import flat_modules
 
-_LANGUAGE_MODEL = "modeling_being_vl.BeingVLForCausalLM"
 _CONFIG_AUTO_MAPS: dict[str, dict[str, str]] = {
-    "being_vl": {
-        "AutoConfig": "configuration_being_vl.BeingVLConfig",
-        "AutoModel": "modeling_being_vl.BeingVLModel",
-        "AutoModelForCausalLM": _LANGUAGE_MODEL,
-        "AutoModelForImageTextToText": _LANGUAGE_MODEL,
-        "AutoModelForMultimodalLM": _LANGUAGE_MODEL,
+    **{
+        family.model_type: {
+            auto_class: name.removeprefix("models.")
+            for auto_class, name in auto_classes(family).items()
+        }
+        for family in FAMILIES
     },
     "being_vl_vq": {
         "AutoConfig": "modeling_being_vl_vq.BeingVLVQConfig",

@@ -59,6 +59,19 @@ FAMILIES: tuple[Family, ...] = (
 )
 MODEL_TYPES: frozenset[str] = frozenset(family.model_type for family in FAMILIES)
 
+
+def auto_classes(family: Family) -> dict[str, str]:
+    """Auto class of transformers → class of a family's checkpoints, by its module below the package."""
+    language_model = f"models.modeling_being_vl.{family.language_model_class}"
+    return {
+        "AutoConfig": f"models.configuration_being_vl.{family.config_class}",
+        "AutoModel": f"models.modeling_being_vl.{family.decoder_class}",
+        "AutoModelForCausalLM": language_model,
+        "AutoModelForImageTextToText": language_model,
+        "AutoModelForMultimodalLM": language_model,
+    }
+
+
 _TOWERS = ("vision_config", "audio_config", "vision_tower", "thinker_config")
 _EXPERTS = ("num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts")
 

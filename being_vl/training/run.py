@@ -15,13 +15,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import yaml
-from transformers import AutoConfig, TrainerCallback, set_seed
+from transformers import TrainerCallback, set_seed
 from transformers.trainer import TRAINING_ARGS_NAME
 
 from ..data import load_training_data
 from ..files import locked, refuse_others, write_atomic
-from ..models.configuration_being_vl import BeingVLConfig
-from ..models.modeling_being_vl import BeingVLForCausalLM
+from ..models.loading import load_language_model
+from ..models.modeling_being_vl import BeingVLLanguageModel
 from ..processing.processing_being_vl import BeingVLProcessor
 from .arguments import BeingVLTrainingArguments, DataArguments, ModelArguments, StageArguments
 from .distributed import prepare_deepspeed
@@ -203,7 +203,7 @@ def _finish(
 
 def load_for_training(
     model_args: ModelArguments, stage_args: StageArguments
-) -> tuple[BeingVLForCausalLM | PeftModel, BeingVLProcessor]:
+) -> tuple[BeingVLLanguageModel | PeftModel, BeingVLProcessor]:
     """The checkpoint's model, frozen and wrapped as the arguments say, and its processor.
 
     Raises:
@@ -211,16 +211,10 @@ def load_for_training(
         OSError: it does not load.
     """
     source = model_args.model_name_or_path
-    model_type = AutoConfig.from_pretrained(source).model_type
-    if model_type != BeingVLConfig.model_type:
-        raise ValueError(
-            f"model_name_or_path {source} is a model of type {model_type!r}; being-vl init makes a checkpoint to "
-            "train of a Llama"
-        )
     options: dict[str, Any] = {"dtype": model_args.dtype}
     if model_args.attn_implementation is not None:
         options["attn_implementation"] = model_args.attn_implementation
-    model = BeingVLForCausalLM.from_pretrained(source, **options)
+    model = load_language_model(source, **options)
     processor = BeingVLProcessor.from_pretrained(source)
     prepare_stage(
         model,
@@ -235,7 +229,7 @@ def load_for_training(
 
 
 def make_trainer(
-    model: BeingVLForCausalLM | PeftModel,
+    model: BeingVLLanguageModel | PeftModel,
     processor: BeingVLProcessor,
     train_dataset: datasets.Dataset,
     eval_dataset: datasets.Dataset | None,

@@ -14,14 +14,14 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from peft import PeftModel
 
-    from ..models.modeling_being_vl import BeingVLForCausalLM
+    from ..models.modeling_being_vl import BeingVLLanguageModel
     from .arguments import ModelArguments, StageArguments
 
 STAGES = ("pretrain", "selective", "sft")
 
 
 def prepare_stage(
-    model: BeingVLForCausalLM,
+    model: BeingVLLanguageModel,
     stage: str,
     *,
     train_embeddings: str = "image",
@@ -78,7 +78,7 @@ def prepare_stage(
             layer.requires_grad_(True)
 
 
-def _chosen_layers(model: BeingVLForCausalLM, train_layers: Sequence[int] | None) -> list:
+def _chosen_layers(model: BeingVLLanguageModel, train_layers: Sequence[int] | None) -> list:
     layers = model.model.layers
     if train_layers is None:
         return list(layers[: max(1, len(layers) // 4)])
@@ -89,7 +89,7 @@ def _chosen_layers(model: BeingVLForCausalLM, train_layers: Sequence[int] | None
 
 
 def add_lora(
-    model: BeingVLForCausalLM, model_args: ModelArguments, stage_args: StageArguments
+    model: BeingVLLanguageModel, model_args: ModelArguments, stage_args: StageArguments
 ) -> PeftModel:
     """Wrap a model for training; `merge_lora` undoes it.
 
@@ -128,7 +128,7 @@ def add_lora(
     return get_peft_model(model, config)
 
 
-def merge_lora(model: PeftModel) -> BeingVLForCausalLM:
+def merge_lora(model: PeftModel) -> BeingVLLanguageModel:
     """The trained model with adapters and rows in its own weights.
 
     Raises:

@@ -32,7 +32,7 @@ from .samples import (
 
 
 class BeingVLTrainer(ExactResumeMixin, Trainer):
-    """A `Trainer` for [`BeingVLForCausalLM`]; its arguments are `Trainer`'s and one more.
+    """A `Trainer` for [`BeingVLLanguageModel`]; its arguments are `Trainer`'s and one more.
 
     Args:
         label_weights: weights of the loss of labels by their kind: text, code, merge. The loss is the

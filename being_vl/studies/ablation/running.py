@@ -18,12 +18,13 @@ from typing import Any
 
 import numpy as np
 import torch
-from transformers import AutoModel, AutoTokenizer, LlamaForCausalLM
+from transformers import AutoModel, AutoTokenizer
 
 from ...bpe.image_bpe import ImageBPE
 from ...data import TokenizeSettings, open_samples, tokenize_samples
 from ...files import claim, locked, write_atomic
 from ...hub.checkpoint import init_checkpoint, save_checkpoint
+from ...models.loading import load_base
 from ...processing.processing_being_vl import BeingVLProcessor
 from ...training.arguments import (
     BeingVLTrainingArguments,
@@ -50,7 +51,7 @@ class AblationSettings:
     Args:
         pretrain, sft: options of the stages by name, those of `being-vl train`: `max_steps`,
             `learning_rate`, `packing`, …
-        image_init, image_init_std: how new rows start, see `BeingVLForCausalLM.from_text_model`.
+        image_init, image_init_std: how new rows start, see `BeingVLLanguageModel.from_text_model`.
         max_new_tokens: after which an answer is cut.
         test_limit: the first so many test rows.
         device: where models train and answer, `"cpu"` or a CUDA device.
@@ -198,7 +199,7 @@ def _start(cell: Cell, inputs: Inputs, settings: AblationSettings, work: Path) -
     def build(target: Path) -> None:
         whole = ImageBPE.from_pretrained(inputs.bpe)
         model, processor = init_checkpoint(
-            LlamaForCausalLM.from_pretrained(inputs.base),
+            load_base(inputs.base),
             (tokenizer := AutoTokenizer.from_pretrained(inputs.base)),
             AutoModel.from_pretrained(inputs.vq),
             whole.first(cell.merges),

@@ -14,7 +14,7 @@ from transformers.trainer_callback import PrinterCallback
 
 from ...evaluation.answering import generate_answers, render_prompts
 from ...evaluation.easyvqa import Question, accuracy
-from ...models.modeling_being_vl import BeingVLForCausalLM
+from ...models.modeling_being_vl import BeingVLLanguageModel
 from ...processing.processing_being_vl import BeingVLProcessor
 from ...training.logs import TrainingClock
 from ...training.packing import SharedImageCollator
@@ -83,7 +83,7 @@ def training_arguments(
 
 
 def train_stage(
-    model: BeingVLForCausalLM,
+    model: BeingVLLanguageModel,
     rows: list[dict[str, Any]],
     settings: Settings,
     folder: Path,
@@ -113,7 +113,7 @@ def train_stage(
 
 
 def train_stages(
-    model: BeingVLForCausalLM,
+    model: BeingVLLanguageModel,
     rows: list[dict[str, Any]],
     settings: Settings,
     work: Workspace,
