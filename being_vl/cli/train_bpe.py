@@ -20,8 +20,9 @@ from jsonargparse import ArgumentParser, Namespace
 from jsonargparse.typing import NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 
 if TYPE_CHECKING:
-    from ..bpe.training.processes import Processes
-    from ..bpe.training.state import Checkpoint, Progress
+    from ..bpe.training.checkpoints import Checkpoint
+    from ..bpe.training.options import Progress
+    from ..bpe.training.team import Processes
 
 _OPTIONS = (
     "codebook_size", "min_count", "max_cells", "max_token_extent", "scoring", "merge_rule",
@@ -84,7 +85,7 @@ def main(args: Namespace) -> int:
             another training.
     """
     from ..bpe.training.checkpoints import lock_folder
-    from ..bpe.training.processes import GlooProcesses, OneProcess
+    from ..bpe.training.team import GlooProcesses, OneProcess
 
     output = Path(args.output)
     processes = GlooProcesses() if int(os.environ.get("WORLD_SIZE", "1")) > 1 else OneProcess()
@@ -152,8 +153,7 @@ def _common_checkpoint(
     """The first process's checkpoint, in all processes."""
     import numpy as np
 
-    from ..bpe.training.checkpoints import load_checkpoint
-    from ..bpe.training.state import Checkpoint
+    from ..bpe.training.checkpoints import Checkpoint, load_checkpoint
 
     rows = np.empty((0, 5), np.int64)
     if processes.rank == 0:

@@ -9,9 +9,9 @@ import pytest
 
 from being_vl.bpe import naive
 from being_vl.bpe.training import shard
+from being_vl.bpe.training.checkpoints import Checkpoint
 from being_vl.bpe.training.grids import open_grids
-from being_vl.bpe.training.processes import OneProcess
-from being_vl.bpe.training.state import Checkpoint
+from being_vl.bpe.training.team import OneProcess
 from being_vl.bpe.training.trainer import train_merges
 from being_vl.codes.shards import CodeShards, ShardInfo, write_shard
 

@@ -14,11 +14,11 @@ import pytest
 from being_vl import ImageBPE
 from being_vl.bpe.training.checkpoints import (
     FILE_NAME,
+    Checkpoint,
     load_checkpoint,
     lock_folder,
     save_checkpoint,
 )
-from being_vl.bpe.training.state import Checkpoint
 from being_vl.bpe.training.trainer import train_merges
 from being_vl.cli import main
 from being_vl.codes.shards import ShardInfo, write_shard

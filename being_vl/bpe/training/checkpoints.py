@@ -8,6 +8,7 @@ the operating system frees the folder.
 from __future__ import annotations
 
 import json
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,11 +16,23 @@ import numpy as np
 from filelock import FileLock, Timeout
 
 from ...files import write_atomic
-from .state import Checkpoint
 
 FILE_NAME = "checkpoint.json"
 _LOCK_NAME = "train-bpe.lock"
 _VERSION = 1
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A training up to some rank.
+
+    Attributes:
+        merges: (m, 4) int32, the rules so far.
+        counts: (m,) int64, how often each occurred when it was chosen.
+    """
+
+    merges: np.ndarray
+    counts: np.ndarray
 
 
 def lock_folder(folder: Path) -> FileLock:

@@ -1,6 +1,8 @@
-"""merge rules → token shapes: the cells of each token and the cells around them.
+"""merge rules → token shapes, while they are being learned.
 
-A token's shape follows from its id alone (law, 2). Offsets are (row, col) from the anchor, int32.
+A token's shape follows from its id alone (law, 2), so it is laid down once, when its rule is chosen. The
+cells of a merged token are those of its first part and those of its second part, moved by the rule's offset;
+offsets are (row, col) from the anchor, int32.
 """
 
 from __future__ import annotations
@@ -9,101 +11,128 @@ import numpy as np
 
 from .._jit import kernel
 
-_SINGLE = np.zeros((1, 2), np.int32)
-_CROSS = np.array([[-1, 0], [0, -1], [0, 1], [1, 0]], np.int32)
+
+@kernel
+def _lay_cells(rules, codebook_size, starts, offsets, num_cells, boxes, token):
+    """Append the cells and the bounding boxes of the tokens of `rules`, the first of which is `token`."""
+    for i in range(rules.shape[0]):
+        at = starts[token - codebook_size]
+        box = boxes[token]
+        box[0], box[1], box[2], box[3] = 0, 0, 0, 0
+        for side in range(2):
+            part = rules[i, side]
+            row, col = (rules[i, 2], rules[i, 3]) if side == 1 else (np.int64(0), np.int64(0))
+            n = num_cells[part]
+            if part < codebook_size:
+                offsets[at, 0], offsets[at, 1] = row, col
+            else:
+                begin = starts[part - codebook_size]
+                for k in range(n):
+                    offsets[at + k, 0] = offsets[begin + k, 0] + row
+                    offsets[at + k, 1] = offsets[begin + k, 1] + col
+            at += n
+            box[0], box[1] = min(box[0], boxes[part, 0] + row), max(box[1], boxes[part, 1] + row)
+            box[2], box[3] = min(box[2], boxes[part, 2] + col), max(box[3], boxes[part, 3] + col)
+        num_cells[token] = num_cells[rules[i, 0]] + num_cells[rules[i, 1]]
+        token += 1
+        starts[token - codebook_size] = at
 
 
 @kernel
-def _join(one, other, row_offset, col_offset):
-    """The cells of two shapes, the other moved by an offset, in raster order; and the cells around them."""
-    top, bottom, left, right = 0, 0, 0, 0
-    for i in range(one.shape[0]):
-        bottom, left, right = max(bottom, one[i, 0]), min(left, one[i, 1]), max(right, one[i, 1])
-    for i in range(other.shape[0]):
-        row, col = other[i, 0] + row_offset, other[i, 1] + col_offset
-        bottom, left, right = max(bottom, row), min(left, col), max(right, col)
-    height, width = bottom - top + 3, right - left + 3
-    inside = np.zeros((height, width), np.bool_)
-    for i in range(one.shape[0]):
-        inside[one[i, 0] + 1, one[i, 1] - left + 1] = True
-    for i in range(other.shape[0]):
-        inside[other[i, 0] + row_offset + 1, other[i, 1] + col_offset - left + 1] = True
-    cells = np.empty((one.shape[0] + other.shape[0], 2), np.int32)
-    around = np.empty((2 * cells.shape[0] + 2, 2), np.int32)
-    n = m = 0
-    for row in range(height):
-        for col in range(width):
-            if inside[row, col]:
-                cells[n, 0], cells[n, 1] = row - 1, col + left - 1
-                n += 1
-            elif (
-                (row > 0 and inside[row - 1, col])
-                or (row + 1 < height and inside[row + 1, col])
-                or (col > 0 and inside[row, col - 1])
-                or (col + 1 < width and inside[row, col + 1])
-            ):
-                around[m, 0], around[m, 1] = row - 1, col + left - 1
-                m += 1
-    return cells, around[:m].copy()
+def _surround(token, end, codebook_size, first_cells, starts, offsets, boxes, around, ends):
+    """The cells around the tokens [token, end), and which part of a token each of them touches.
+
+    Rows of `around` are (row, col, touches): bit 0 for the first part, bit 1 for the second. A bitmap of the
+    bounding box and a border of one cell holds a cell's part.
+    """
+    n = 0
+    for i in range(end - token):
+        begin, stop = starts[token + i - codebook_size], starts[token + i + 1 - codebook_size]
+        top, left = boxes[token + i, 0] - 1, boxes[token + i, 2] - 1
+        height, width = boxes[token + i, 1] - top + 2, boxes[token + i, 3] - left + 2
+        parts = np.zeros((height, width), np.uint8)
+        for k in range(begin, stop):
+            part = 1 if k - begin < first_cells[i] else 2
+            parts[offsets[k, 0] - top, offsets[k, 1] - left] = part
+        for row in range(height):
+            for col in range(width):
+                if parts[row, col] != 0:
+                    continue
+                touches = 0
+                if row > 0:
+                    touches |= parts[row - 1, col]
+                if row + 1 < height:
+                    touches |= parts[row + 1, col]
+                if col > 0:
+                    touches |= parts[row, col - 1]
+                if col + 1 < width:
+                    touches |= parts[row, col + 1]
+                if touches != 0:
+                    around[n, 0], around[n, 1], around[n, 2] = row + top, col + left, touches
+                    n += 1
+        ends[i + 1] = n
+    return n
 
 
 class Shapes:
     """The shapes of `codebook_size` single cells and of the merges added to them.
 
     With `merge_rule="pair"` a token has a number of cells, but no shape.
+
+    Attributes:
+        size: how many tokens there are.
+        num_cells: (vocab_size,) int64.
+        boxes: (vocab_size, 4) int64: first and last row, first and last column, relative to the anchor.
+        starts, offsets: the cells of token t, t ≥ codebook_size, are
+            `offsets[starts[t - codebook_size]:starts[t - codebook_size + 1]]`.
     """
 
     def __init__(self, codebook_size: int, vocab_size: int, merge_rule: str):
         self.codebook_size = codebook_size
         self.merge_rule = merge_rule
         self.size = codebook_size
-        self._cells: list[np.ndarray] = []
-        self._perimeters: list[np.ndarray] = []
         self.num_cells = np.ones(vocab_size, np.int64)
-        # first and last row, first and last column: the anchor is in row 0 and column 0
-        self.box = np.zeros((vocab_size, 4), np.int64)
+        self.boxes = np.zeros((vocab_size, 4), np.int64)
+        self.starts = np.zeros(vocab_size - codebook_size + 1, np.int64)
+        self.offsets = np.empty((1024, 2), np.int32)
+        self._first_cells = np.zeros(vocab_size, np.int64)
 
-    def cells(self, token: int) -> np.ndarray:
-        """(n, 2) int32, in raster order."""
-        return _SINGLE if token < self.codebook_size else self._cells[token - self.codebook_size]
+    @property
+    def total_cells(self) -> int:
+        """The cells of all merged tokens together."""
+        return int(self.num_cells[self.codebook_size : self.size].sum())
 
-    def perimeter(self, token: int) -> np.ndarray:
-        """(n, 2) int32: the cells that share an edge with the token."""
-        return (
-            _CROSS if token < self.codebook_size else self._perimeters[token - self.codebook_size]
-        )
+    def add(self, rules: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Add the tokens of rules, (n, 4), whose parts are known; returns the cells around each.
 
-    def all_perimeters(self) -> tuple[np.ndarray, np.ndarray, int]:
-        """Where each token's rows begin and end, (tokens + 1,), all rows, (_, 2), and the most of a token.
-
-        With `merge_rule="pair"` there are no rows, and the most is a bound.
+        The two arrays are (_, 3) int32, rows (row, col, touches), and (n + 1,), where each token's end.
         """
+        begin = self.size
+        self.size = begin + len(rules)
+        sizes = self.num_cells[rules[:, 0]] + self.num_cells[rules[:, 1]]
         if self.merge_rule == "pair":
-            most = 2 * int(self.num_cells.max()) + 2
-            return np.zeros(1, np.int64), np.empty((0, 2), np.int32), most
-        lengths = [0] * self.codebook_size + [len(rows) for rows in self._perimeters]
-        bounds = np.append(0, np.cumsum(lengths)).astype(np.int64)
-        rows = np.concatenate([np.empty((0, 2), np.int32), *self._perimeters])
-        return bounds, rows, max(lengths)
+            self.num_cells[begin : self.size] = sizes
+            return np.empty((0, 3), np.int32), np.zeros(len(rules) + 1, np.int64)
+        needed = int(self.starts[begin - self.codebook_size] + sizes.sum())
+        if needed > len(self.offsets):
+            self.offsets = np.resize(self.offsets, (2 * needed, 2))
+        self._first_cells[begin : self.size] = self.num_cells[rules[:, 0]]
+        _lay_cells(
+            rules, self.codebook_size, self.starts, self.offsets, self.num_cells, self.boxes, begin
+        )
+        return self.around(begin, self.size)
 
-    def add(self, rule: np.ndarray) -> int:
-        """Add the token of a rule (first, second, row_offset, col_offset); returns its id."""
-        first, second, row_offset, col_offset = (int(value) for value in rule)
-        token = self.size
-        self.size += 1
-        self.num_cells[token] = self.num_cells[first] + self.num_cells[second]
-        if self.merge_rule == "pair":
-            return token
-        cells, perimeter = _join(self.cells(first), self.cells(second), row_offset, col_offset)
-        self._cells.append(cells)
-        self._perimeters.append(perimeter)
-        self.box[token] = self.boxes(np.array([[first, second, row_offset, col_offset]]))[0]
-        return token
+    def forget(self, size: int) -> None:
+        """Drop the newest tokens, so that `size` are left."""
+        self.num_cells[size : self.size] = 1
+        self.size = size
 
-    def boxes(self, keys: np.ndarray) -> np.ndarray:
-        """The bounding boxes, (n, 4), that the tokens of keys (n, 4) would have."""
-        one, other = self.box[keys[:, 0]], self.box[keys[:, 1]]
-        other = other + keys[:, [2, 2, 3, 3]]
-        boxes = np.maximum(one, other)
-        boxes[:, [0, 2]] = np.minimum(one, other)[:, [0, 2]]
-        return boxes
+    def around(self, begin: int, end: int) -> tuple[np.ndarray, np.ndarray]:
+        """The cells around the merged tokens [begin, end), as `add` returns them."""
+        around = np.empty((int((2 * self.num_cells[begin:end] + 2).sum()), 3), np.int32)
+        ends = np.zeros(end - begin + 1, np.int64)
+        n = _surround(
+            begin, end, self.codebook_size, self._first_cells[begin:end], self.starts, self.offsets,
+            self.boxes, around, ends,
+        )  # fmt: skip
+        return around[:n], ends

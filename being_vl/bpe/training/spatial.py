@@ -13,7 +13,7 @@ exp(-|u_i - ū|² / 2σ²), u_i the relative position of a and b, ū its mean. W
   term at all.
 
 The score needs the counts of all keys of a pair. So keys are listed by pairs: all of a pair's keys, if
-together they reach theta.
+together they reach theta. And since F depends on the highest count, rules are chosen one by one.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from __future__ import annotations
 import numpy as np
 
 from .._jit import kernel
-from .keys import KeyTable, lengthened
+from .choose import BIAS, KeyTable, lengthened
 
 
 @kernel
@@ -37,28 +37,36 @@ def exp_minus(x):
 
 
 @kernel
-def consistency(columns, counts, begin, end, sigma):
+def consistency(offsets, counts, begin, end, sigma):
     """S of the pair whose keys are [begin, end), in the order of their offsets."""
     total, sum_row, sum_col = 0, 0, 0
     for key in range(begin, end):
+        row, col = offsets[key] >> 17, (offsets[key] & 0x1FFFF) - BIAS
         total += counts[key]
-        sum_row += counts[key] * columns[key, 2]
-        sum_col += counts[key] * columns[key, 3]
+        sum_row += counts[key] * row
+        sum_col += counts[key] * col
     mean_row, mean_col = sum_row / total, sum_col / total
     score = 0.0
     for key in range(begin, end):
-        dr, dc = columns[key, 2] - mean_row, columns[key, 3] - mean_col
+        row, col = offsets[key] >> 17, (offsets[key] & 0x1FFFF) - BIAS
+        dr, dc = row - mean_row, col - mean_col
         score += counts[key] * exp_minus((dr * dr + dc * dc) / (2.0 * sigma * sigma))
     return score / total
 
 
 @kernel
-def _best(columns, counts, eligible, groups, size, theta, min_count, weight, sigma):
+def _best(
+    tokens, offsets, counts, eligible, groups, size, num_cells, room, theta, min_count, weight, sigma
+):  # fmt: skip
     """The key with the highest score; -1 if there is none, or if a key that is not listed might win."""
     top = 0
     for key in range(size):
-        if eligible[key] and counts[key] > top:
-            top = counts[key]
+        if not eligible[key] or counts[key] <= top:
+            continue
+        if num_cells[tokens[key] >> 32] + num_cells[tokens[key] & 0xFFFFFFFF] > room:
+            eligible[key] = False  # for good: the room never grows
+            continue
+        top = counts[key]
     # S is at most 1 and more than 0, up to rounding: who has less than this cannot reach the top key
     least = max(min_count, np.int64(top * (1.0 - weight) * (1.0 - 1e-9)))
     if top < min_count or least < theta:
@@ -67,49 +75,62 @@ def _best(columns, counts, eligible, groups, size, theta, min_count, weight, sig
     for key in range(size):
         if not eligible[key] or counts[key] < least:
             continue
+        if num_cells[tokens[key] >> 32] + num_cells[tokens[key] & 0xFFFFFFFF] > room:
+            eligible[key] = False
+            continue
         score = counts[key] / top + weight * consistency(
-            columns, counts, groups[key, 0], groups[key, 1], sigma
+            offsets, counts, groups[key, 0], groups[key, 1], sigma
         )
         if best == -1 or score > best_score:
             best, best_score = key, score
         elif score == best_score:
-            for i in range(4):
-                if columns[key, i] != columns[best, i]:
-                    if columns[key, i] < columns[best, i]:
-                        best = key
-                    break
+            if tokens[key] != tokens[best]:
+                if tokens[key] < tokens[best]:
+                    best = key
+            elif offsets[key] < offsets[best]:
+                best = key
     return best
 
 
 class SpatialKeyTable(KeyTable):
     """The keys of all pairs with at least `theta` occurrences; keys of one pair are added together."""
 
-    def __init__(self, vocab_size: int, theta: int, *, min_count: int, weight: float, sigma: float):
-        super().__init__(vocab_size, theta, 1, "shape")
+    def __init__(
+        self,
+        vocab_size: int,
+        theta: int,
+        num_cells: np.ndarray,
+        *,
+        min_count: int,
+        weight: float,
+        sigma: float,
+    ):
+        super().__init__(vocab_size, theta, num_cells)
         self._min_count = min_count
         self._weight = weight
         self._sigma = sigma
         self._eligible = np.empty(0, bool)
         self._groups = np.empty((0, 2), np.int64)
 
-    def add_pairs(self, columns: np.ndarray, counts: np.ndarray, eligible: np.ndarray) -> None:
+    def add_pairs(
+        self, tokens: np.ndarray, offsets: np.ndarray, counts: np.ndarray, eligible: np.ndarray
+    ) -> None:
         """Append all keys of some pairs, sorted; `eligible` says which may be chosen."""
         begin = self.size
-        self.add(columns, counts)
+        self.add(tokens, offsets, counts)
         if self.size > len(self._eligible):
             self._eligible = lengthened(self._eligible, 2 * self.size)
             self._groups = lengthened(self._groups, 2 * self.size)
         self._eligible[begin : self.size] = eligible
-        starts = np.flatnonzero(np.append(True, (columns[1:, :2] != columns[:-1, :2]).any(axis=1)))
-        lengths = np.diff(np.append(starts, len(columns)))
+        starts = np.flatnonzero(np.append(True, tokens[1:] != tokens[:-1]))
+        lengths = np.diff(np.append(starts, len(tokens)))
         self._groups[begin : self.size, 0] = begin + np.repeat(starts, lengths)
         self._groups[begin : self.size, 1] = begin + np.repeat(starts + lengths, lengths)
 
-    def pop_best(self) -> int:
-        """The number of the key that the law chooses, or -1 if one that is not listed might be it."""
-        return int(
-            _best(
-                self.columns, self.counts, self._eligible, self._groups, self.size, self.theta,
-                self._min_count, self._weight, self._sigma,
-            )
+    def choose(self, most: int, budget: int, room: int) -> np.ndarray:
+        """The number of the key that the law chooses, (1,); none if one that is not listed might be it."""
+        best = _best(
+            self.tokens, self.offsets, self.counts, self._eligible, self._groups, self.size,
+            self._num_cells, room, self.theta, self._min_count, self._weight, self._sigma,
         )  # fmt: skip
+        return np.array([best] if best >= 0 else [], np.int64)

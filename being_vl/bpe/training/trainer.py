@@ -1,23 +1,33 @@
 """codes → merges: the trainer of the image BPE.
 
-Source: the law of `naive.py`, made incremental. Keys are counted once; a merge then touches only the
-neighbours of its own occurrences, which are listed by key. Only keys with at least `theta` occurrences are
-listed; when none is left, everything is counted afresh with a lower theta. The grids are split among
-processes and threads, one shard each, and only counts pass between them: the result does not depend on how.
+Source: the law of `naive.py`, made incremental. It goes in the law's words: count (`count.py`), choose
+(`choose.py`), apply and emit (`apply_and_emit.py`), and again. Keys are counted once; a merge then touches
+only the neighbours of its own occurrences, which are listed by key. Only keys with at least `theta` occurrences
+are listed; when none is left, everything is counted afresh with a lower theta (`recount.py`). The grids are
+split among processes and threads, one shard each, which merge a batch of rules before they tell each other
+what changed: only counts pass between them, and the result does not depend on how.
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import numpy as np
 
-from .grids import open_grids
-from .processes import OneProcess, Processes
-from .run import Run
-from .state import Checkpoint, Options, Progress, check_integer
+from .apply_and_emit import Batch, Limits
+from .checkpoints import Checkpoint
+from .choose import KeyTable, packed
+from .count import can_count_codes, count_codes
+from .grids import GridSource, open_grids
+from .options import NO_LIMIT, Options, Progress, check_integer
+from .recount import Recount
+from .shapes import Shapes
+from .shard import Shard
+from .team import OneProcess, Processes, Team
+
+_BUDGET = 1 << 17  # occurrences of a batch: 8 MB of traces
 
 
 def train_merges(
@@ -66,7 +76,7 @@ def train_merges(
         memory_limit: bytes that cells and positions may take, as far as listing fewer keys at a time can
             keep them there; by default enough keys are listed that they need not be counted again.
         checkpoint: what an earlier call with the same grids and options had learned; goes on from there.
-        progress: called after each merge, and once where a checkpoint has been taken up.
+        progress: called after each batch of merges, and once where a checkpoint has been taken up.
         processes: the processes that train together, each called with the same arguments; by default this
             one alone. The result does not depend on their number.
 
@@ -101,3 +111,258 @@ def _available_cpus() -> int:
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
+
+
+class Run:
+    """One training."""
+
+    def __init__(
+        self, source: GridSource, options: Options, num_threads: int, processes: Processes
+    ):
+        self._options = options
+        self._shapes = Shapes(options.codebook_size, options.vocab_size, options.merge_rule)
+        self._team = Team(source, self._shapes, options.vocab_size, num_threads, processes)
+        self._num_grids = len(source.sizes)
+        self._num_cells = self._num_tokens = int(source.sizes.prod(axis=1).sum())
+        self._limits = Limits(
+            self._shapes.num_cells, self._shapes.boxes, options.most_cells, options.most_extent
+        )
+        self._recount = Recount(options, self._shapes, self._team, self._limits)
+        self._keys = KeyTable(options.vocab_size, 1, self._shapes.num_cells)
+        self._merges = np.empty((options.num_merges, 4), np.int32)
+        self._counts = np.empty(options.num_merges, np.int64)
+        self._rank = 0
+
+    def __enter__(self) -> Run:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._team.close()
+
+    def to_the_end(
+        self, checkpoint: Checkpoint | None, progress: Callable[[Progress], None] | None
+    ) -> np.ndarray:
+        """The rules, (M, 4) int32."""
+        options = self._options
+        if checkpoint is not None:
+            self._replay(checkpoint)
+            self._tell(progress)
+        if self._rank < options.num_merges:
+            self._keys = self._first_count()
+        while self._rank < options.num_merges:
+            room = options.most_cells_of_all - self._shapes.total_cells
+            chosen = self._keys.choose(options.num_merges - self._rank, self._budget(), room)
+            if len(chosen) == 0:
+                if self._keys.theta <= options.min_count:
+                    break
+                self._keys = self._recount.list_keys(self._num_tokens, self._keys.theta)
+                continue
+            self._merge(chosen, None)
+            self._tell(progress)
+        return self._as_rules(self._merges[: self._rank])
+
+    def _first_count(self) -> KeyTable:
+        if self._rank == 0 and can_count_codes(self._options, self._team):
+            return count_codes(self._options, self._team, self._limits)
+        return self._recount.list_keys(self._num_tokens, None)
+
+    def _budget(self) -> int:
+        """Only what is scored by counts, and keeps its parts' shapes, is merged in batches."""
+        one_by_one = self._options.scoring == "spatial" or self._options.merge_rule == "pair"
+        return 1 if one_by_one else _BUDGET
+
+    def _tell(self, progress: Callable[[Progress], None] | None) -> None:
+        if progress is not None:
+            rules = self._as_rules(self._merges[: self._rank])
+            done = Checkpoint(rules, self._counts[: self._rank])
+            progress(Progress(done, self._num_grids, self._num_cells, self._num_tokens))
+
+    def _as_rules(self, keys: np.ndarray) -> np.ndarray:
+        """Inside, (0, 1) stands for the offset that `merge_rule="pair"` forgets; outside, (0, 0)."""
+        if self._options.merge_rule == "shape":
+            return keys
+        return keys * np.array([1, 1, 0, 0], np.int32)
+
+    def _replay(self, checkpoint: Checkpoint) -> None:
+        """Apply rules that are already known, listing no other keys, and check that their counts agree."""
+        count = min(len(checkpoint.merges), self._options.num_merges)
+        rules = checkpoint.merges[:count].astype(np.int64)
+        if self._options.merge_rule == "pair":
+            rules[:, 3] = 1
+        tokens, offsets = packed(rules)
+        of_codes = rules[rules[:, :2].max(axis=1) < self._shapes.codebook_size]
+        self._keys = self._recount.list_only(np.unique(of_codes, axis=0))
+        wanted = set(zip(tokens.tolist(), offsets.tolist(), strict=True))
+        while self._rank < count:
+            end = self._end_of_batch(rules[: min(count, self._rank + 64)])
+            chosen = []
+            for rank in range(self._rank, end):
+                key = self._keys.find(tokens[rank], offsets[rank])
+                found = int(self._keys.counts[key]) if key >= 0 else 0
+                if found != checkpoint.counts[rank] or found == 0:
+                    raise ValueError(
+                        f"the checkpoint was made from other grids: its merge {rank} occurs {found} "
+                        f"times in these, and occurred {checkpoint.counts[rank]} times in those"
+                    )
+                chosen.append(key)
+            self._merge(np.array(chosen, np.int64), wanted)
+
+    def _end_of_batch(self, rules: np.ndarray) -> int:
+        """How far known rules go, from the next one, without sharing or using each other's tokens."""
+        end, taken = self._rank, set[int]()
+        last = self._rank + 1 if self._budget() == 1 else len(rules)
+        while end < last:
+            parts = {int(rules[end, 0]), int(rules[end, 1])}
+            if parts & taken or max(parts) >= self._shapes.size:
+                break
+            taken |= parts
+            end += 1
+        return end
+
+    def _merge(self, chosen: np.ndarray, wanted: set[tuple[int, int]] | None) -> None:
+        """Merge the occurrences of keys everywhere, and list the new keys that reach theta.
+
+        With `wanted`, packed keys, those are listed, whatever their counts; and all that is chosen is merged.
+        """
+        keys, shards, processes = self._keys, self._team.shards, self._team.processes
+        batch = self._batch_of(chosen, outranked=wanted is None)
+        everything = wanted is not None or self._options.scoring == "spatial"
+        # a key with theta occurrences in all has its share in some shard
+        least = 1 if everything else -(-keys.theta // self._team.num_shards)
+        limits = self._limits
+        if everything:
+            limits = limits._replace(max_cells=NO_LIMIT, max_extent=NO_LIMIT)
+        self._team.each(lambda shard: shard.apply(batch, keys, least, limits), shards)
+
+        rules, views, rows, totals = self._candidates(batch)
+        done = self._common_length(batch, rules, totals)
+        if done < len(chosen):
+            for shard in shards:
+                shard.undo(done)
+            keys.put_back(chosen[done:])
+            self._shapes.forget(int(batch.rules[done, 4]))
+            below = rules < done
+            rules, views, rows, totals = rules[below], views[below], rows[:, below], totals[below]
+        self._book(batch, done)
+        if len(rules):
+            made = batch.rules[rules, 4]
+            tokens, offsets = _keys_of_views(views, made)
+            self._list_new(rules, rows, tokens, offsets, totals, wanted)
+        late = processes.join(np.concatenate([shard.late_losses() for shard in shards]))
+        if len(late):
+            keys.subtract_by_name(late)
+
+    def _batch_of(self, chosen: np.ndarray, outranked: bool) -> Batch:
+        columns = self._keys.columns(chosen)
+        first = self._shapes.size
+        around, around_ends = self._shapes.add(columns)
+        if self._options.merge_rule == "pair":
+            columns[:, 2:] = 0
+        made = np.arange(first, first + len(chosen))
+        counts = self._keys.counts[chosen] if outranked else np.full(len(chosen), NO_LIMIT)
+        rules = np.concatenate([columns, made[:, None]], axis=1)
+        return Batch(chosen, rules, counts, around, around_ends)
+
+    def _candidates(self, batch: Batch) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+        """New keys that may be frequent enough: rules, views, rows in each shard, counts in all."""
+        shards, processes = self._team.shards, self._team.processes
+        if self._team.num_shards == 1:
+            own = shards[0].candidates()
+            return own[:, 0], shards[0].traces.rows[own[:, 1], 0], own[None, :, 1], own[:, 2]
+        found = []
+        for shard in shards:
+            own = shard.candidates()
+            found.append(np.stack([own[:, 0], shard.traces.rows[own[:, 1], 0]], axis=1))
+        union = processes.join(np.concatenate(found))
+        union = union[np.lexsort((union[:, 1], union[:, 0]))]
+        union = union[np.append(True, (union[1:] != union[:-1]).any(axis=1))[: len(union)]]
+        rules, views = np.ascontiguousarray(union.T)
+        rows = np.stack([shard.find_rows(rules, views) for shard in shards])
+        own = np.zeros(len(union), np.int64)
+        for shard, places in zip(shards, rows, strict=True):
+            own += np.where(places >= 0, shard.traces.rows[places, 1] & 0xFFFFFFFF, 0)
+        return rules, views, rows, processes.sum(own)
+
+    def _common_length(self, batch: Batch, rules: np.ndarray, totals: np.ndarray) -> int:
+        """How many rules of the batch all shards may keep: those before one that a new key outranks.
+
+        On a tie the new key may or may not come first: the batch ends there, too.
+        """
+        shards, processes = self._team.shards, self._team.processes
+        done = min(shard.done for shard in shards)
+        if processes.size > 1:
+            done = int(processes.join(np.array([done])).min())
+        if self._team.num_shards > 1 and len(rules) and done > 1:
+            most = np.zeros(done, np.int64)
+            inside = rules < done
+            np.maximum.at(most, rules[inside], totals[inside])
+            outranked = np.maximum.accumulate(most)[:-1] >= batch.counts[1:done]
+            if outranked.any():
+                done = int(outranked.argmax()) + 1
+        return done
+
+    def _book(self, batch: Batch, done: int) -> None:
+        """Take the losses off the counts of older keys, and enter the rules."""
+        keys, processes = self._keys, self._team.processes
+        chosen, end = batch.keys[:done], self._rank + done
+        self._merges[self._rank : end] = keys.columns(chosen)
+        self._counts[self._rank : end] = keys.counts[
+            chosen
+        ]  # before a chain a a a takes from itself
+        self._rank = end
+        losses: Iterable[Any] = [shard.losses() for shard in self._team.shards]
+        if processes.size > 1:
+            lost = np.zeros(keys.size, np.int64)
+            for part in losses:
+                np.add.at(lost, part[:, 0], part[:, 1])
+            keys.counts[: keys.size] -= processes.sum(lost)
+        else:
+            for part in losses:
+                keys.subtract(part)
+        keys.counts[chosen] = 0
+        merged = processes.sum(np.sum([s.num_merged() for s in self._team.shards], axis=0))
+        self._num_tokens -= int(merged.sum())
+
+    def _list_new(
+        self,
+        rules: np.ndarray,
+        rows: np.ndarray,
+        tokens: np.ndarray,
+        offsets: np.ndarray,
+        totals: np.ndarray,
+        wanted: set[tuple[int, int]] | None,
+    ) -> None:
+        """List those of the candidates that are wanted, or frequent enough."""
+        keys = self._keys
+        if wanted is not None:
+            pairs = zip(tokens.tolist(), offsets.tolist(), strict=True)
+            kept = np.array([pair in wanted for pair in pairs], bool)
+        elif self._options.scoring == "spatial":
+            order = np.lexsort((offsets, tokens))
+            rules, rows, totals = rules[order], rows[:, order], totals[order]
+            tokens, offsets = tokens[order], offsets[order]
+            kept = self._recount.kept(tokens, offsets, totals, keys.theta)
+        else:
+            kept = totals >= keys.theta
+        if not kept.any():
+            return
+        rules, rows, tokens, offsets = rules[kept], rows[:, kept], tokens[kept], offsets[kept]
+        if wanted is not None:
+            keys.add(tokens, offsets, totals[kept])
+        else:
+            self._recount.add(keys, tokens, offsets, totals[kept])
+
+        def keep(item: tuple[Shard, np.ndarray]) -> None:
+            item[0].keep(rules, np.ascontiguousarray(item[1]), keys)
+
+        self._team.each(keep, list(zip(self._team.shards, rows, strict=True)))
+
+
+def _keys_of_views(views: np.ndarray, made: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The packed keys of new tokens and their neighbours as they view them."""
+    other, row = views >> 34, ((views >> 17) & 0x1FFFF) - (1 << 16)
+    col = (views & 0x1FFFF) - (1 << 16)
+    after = (row > 0) | ((row == 0) & (col > 0))
+    sign = np.where(after, 1, -1)
+    first, second = np.where(after, made, other), np.where(after, other, made)
+    return packed(np.stack([first, second, sign * row, sign * col], axis=1))

@@ -1,4 +1,4 @@
-"""What a training is asked for, and where it stands."""
+"""The options of a training, and its progress."""
 
 from __future__ import annotations
 
@@ -7,6 +7,10 @@ from typing import Any
 
 import numpy as np
 
+from ..codec.tables import MAX_TOKEN_CELLS, MAX_TOTAL_CELLS
+from .checkpoints import Checkpoint
+
+NO_LIMIT = 1 << 62
 SCORINGS = ("frequency", "spatial")
 MERGE_RULES = ("shape", "pair")
 
@@ -59,23 +63,36 @@ class Options:
         """K + M, if all merges are found."""
         return self.codebook_size + self.num_merges
 
+    @property
+    def num_listed(self) -> int:
+        """How many keys to list at least: the one of that rank, halved, is theta.
+
+        Below it, keys are not listed. Which are is a matter of time alone; half the count of the key ranked
+        2 · num_merges has never run dry from 1,000 grids up.
+        """
+        return max(2 * self.num_merges, 20_000)
+
+    # A vocabulary can be saved only within these limits; tokens of merge_rule="pair" have no table of shapes.
+    @property
+    def most_cells(self) -> int:
+        """The most cells of a token, as asked for or as can be saved."""
+        most = NO_LIMIT if self.merge_rule == "pair" else MAX_TOKEN_CELLS
+        return most if self.max_cells is None else min(most, self.max_cells)
+
+    @property
+    def most_extent(self) -> int:
+        """The most rows and the most columns of a token."""
+        return NO_LIMIT if self.max_token_extent is None else self.max_token_extent
+
+    @property
+    def most_cells_of_all(self) -> int:
+        """The most cells of all merged tokens together."""
+        return NO_LIMIT if self.merge_rule == "pair" else MAX_TOTAL_CELLS
+
 
 def check_integer(name: str, value: Any, least: int) -> None:
     if isinstance(value, bool) or not isinstance(value, (int, np.integer)) or value < least:
         raise ValueError(f"{name} must be an integer of at least {least}, got {value!r}")
-
-
-@dataclass(frozen=True)
-class Checkpoint:
-    """A training up to some rank.
-
-    Attributes:
-        merges: (m, 4) int32, the rules so far.
-        counts: (m,) int64, how often each occurred when it was chosen.
-    """
-
-    merges: np.ndarray
-    counts: np.ndarray
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""cells → keys, counts and positions: counting from scratch, at the start and whenever the heap runs dry.
+"""cells → keys, counts and positions: counting tokens of any shape, whenever the heap runs dry.
 
 Three passes over the cells keep memory bounded. The sketch: each key adds to one of a few million counters,
 so a counter is an upper bound. The exact count: counters that reach the threshold become slots, and the
@@ -14,34 +14,13 @@ from __future__ import annotations
 import numpy as np
 
 from .._jit import kernel, prefetch
-from .pair_kernels import pairs_of_line
+from .choose import hash_of, offset_of, tokens_of
+from .pair import pairs_of_line
 
 SKETCH, COUNT, LIST = 0, 1, 2
 SATURATED = (
     1 << 24
 )  # a sketch counter stops here, so that the sketches of 255 shards add up in 32 bits
-_BIAS = 1 << 16
-
-
-@kernel
-def tokens_of(first, second):
-    return (first << 32) | second
-
-
-@kernel
-def offset_of(row, col):
-    """Rows are never negative in a key."""
-    return (row << 17) | (col + _BIAS)
-
-
-@kernel
-def hash_of(tokens, offset):
-    """Tokens stay below 2**24 and offsets below 2**33, so that no product leaves 63 bits."""
-    h = (tokens >> 32) * 0x9E3779B1 + (tokens & 0xFFFFFFFF)
-    h ^= h >> 29
-    h = (h & 0xFFFFFFF) * 0x5851F42D + offset * 0x2545F491
-    h ^= h >> 27
-    return ((h & 0x3FFFFFFF) * 0x6C078965) >> 20
 
 
 @kernel
@@ -84,18 +63,6 @@ def number_slots(sketch, theta):
         else:
             sketch[i] = 0
     return slots
-
-
-def packed(columns):
-    """Keys, (n, 4), as tokens and offsets, (n,) each."""
-    tokens = (columns[:, 0] << 32) | columns[:, 1]
-    return tokens, (columns[:, 2] << 17) | (columns[:, 3] + _BIAS)
-
-
-def unpacked(tokens, offsets):
-    """The inverse of `packed`."""
-    rows, cols = offsets >> 17, (offsets & 0x1FFFF) - _BIAS
-    return np.stack([tokens >> 32, tokens & 0xFFFFFFFF, rows, cols], axis=1)
 
 
 @kernel
@@ -191,8 +158,8 @@ def _pairs_of_line(
     bits,
     sentinel,
     codebook_size,
-    perimeter_of,
-    perimeters,
+    around,
+    around_ends,
     pairs,
 ):
     """The pairs whose earlier token has its anchor in `columns` of a line: how many there are."""
@@ -221,8 +188,8 @@ def _pairs_of_line(
                 pairs[n, 2] = p
                 n += 1
             continue
-        for k in range(perimeter_of[a], perimeter_of[a + 1]):
-            u = np.int64(cells[p + perimeters[k, 0] * stride + perimeters[k, 1]])
+        for k in range(around_ends[a - codebook_size], around_ends[a - codebook_size + 1]):
+            u = np.int64(cells[p + around[k, 0] * stride + around[k, 1]])
             if u == sentinel or u & low <= here:
                 continue
             tokens = tokens_of(a, u >> wide)
@@ -241,15 +208,10 @@ def _pairs_of_line(
 @kernel
 def scan(
     mode,  # SKETCH, COUNT or LIST
-    cells,  # see kernels.py
-    ring,  # see pair_kernels.py; empty for merge_rule="shape"
-    ends,
-    strides,
-    bits,
-    sentinel,
+    board,
     codebook_size,
-    perimeter_of,  # (tokens + 1,) int64: the rows of `perimeters` that belong to each token
-    perimeters,  # (_, 2) int32
+    around,  # (_, 3) int32 and (merged tokens + 1,) int64: the cells around each merged token
+    around_ends,
     longest,  # the most neighbours that a token can have
     sketch,  # (power of two,) uint32: counters, later the numbers of slots
     by_pair,  # the sketch counts a pair's keys together, whatever their offset
@@ -261,6 +223,7 @@ def scan(
 
     Returns the table, which may have grown.
     """
+    cells, ring, ends, strides, bits, sentinel = board
     columns_at_once = 64
     pairs = np.empty((columns_at_once * max(2, longest), 4), np.int64)
     line, group, row, n_keys = 0, 0, -1, 0
@@ -280,8 +243,8 @@ def scan(
                 n = pairs_of_line(cells, ring, line, row, columns, stride, bits, sentinel, pairs)
             else:
                 n = _pairs_of_line(
-                    cells, line, row, columns, stride, bits, sentinel, codebook_size,
-                    perimeter_of, perimeters, pairs,
+                    cells, line, row, columns, stride, bits, sentinel, codebook_size, around,
+                    around_ends, pairs,
                 )  # fmt: skip
             if mode == SKETCH:
                 _add_to_sketch(pairs, n, by_pair, sketch)
@@ -304,3 +267,15 @@ def histogram(sketch, size):
     for i in range(sketch.shape[0]):
         bins[min(np.int64(sketch[i]), size - 1)] += 1
     return bins
+
+
+@kernel
+def places_of(part, keys):
+    """Where the rows of `part` stand in `keys`; both are sorted by their first two columns."""
+    places = np.empty(part.shape[0], np.int64)
+    at = 0
+    for i in range(part.shape[0]):
+        while keys[at, 0] != part[i, 0] or keys[at, 1] != part[i, 1]:
+            at += 1
+        places[i] = at
+    return places

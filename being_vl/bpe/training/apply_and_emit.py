@@ -1,0 +1,519 @@
+"""merge rules → changed cells, what older keys lose, new keys and their positions.
+
+The law is `naive.py`; this is its incremental form. Arrays in, arrays out.
+
+A cell is `token << 2s | row << s | col`: the token that covers it and that token's anchor, s being 8 or
+16 bits. With the anchor in it, two cells belong to one token exactly when they are equal, and a neighbour's
+place in the grid is known without a search. Every grid has a border of `sentinel` cells, so that looking
+at a neighbour needs no bounds check. A cell's token only ever grows, and its id with it: so a listed
+position whose cells still carry the two ids of its key is an occurrence, and any other is stale.
+
+Around one rule (a, b) → c, a neighbour is its *view*: its token, and its anchor relative to c's. Each view
+has a row, found by a small hash table that lives as long as the rule:
+
+    view | count of the new key, entries in the log << 32 | losses of (a, view), of (b, view) << 32 | slot
+
+The log holds (row, position) for every neighbour of every merge. So when the counts are known, the
+positions of new keys are written by one pass over the log, and the cells, which seldom are in the
+processor's cache, are visited once. A key's positions lie together in the pool, in the order in which they
+were found; they are written once, when its newer token is made, since a later merge can only take from them.
+
+Cost of a merge: one look at each cell around it, one row for each neighbour.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+
+from .._jit import kernel, prefetch
+from .choose import BIAS, find_key, offset_of, tokens_of
+
+_AHEAD = 12  # positions between asking for a cache line and using it
+_LOW = 0xFFFFFFFF
+_BOTH = (1 << 32) | 1
+
+
+class Board(NamedTuple):
+    """The grids of one shard; grids of one width stand together."""
+
+    cells: np.ndarray  # (n,) uint32 or int64
+    ring: np.ndarray  # (n,) for merge_rule="pair": each token's cells, linked in a ring; else (0,)
+    ends: np.ndarray  # (groups,) int64: where each group of grids of one width ends
+    strides: np.ndarray  # (groups,) int64: their width and the border
+    bits: int  # s
+    sentinel: int
+
+
+class Batch(NamedTuple):
+    """Rules that are merged one after the other, no two of which share a token."""
+
+    keys: np.ndarray  # (n,) int64, their numbers
+    rules: np.ndarray  # (n, 5) int64: a, b, row offset, column offset, c; offsets of 0 for "pair"
+    counts: np.ndarray  # (n,) int64, over all shards
+    around: (
+        np.ndarray
+    )  # (_, 3) int32, the cells around each c: row, column, 1 touches a | 2 touches b
+    around_ends: np.ndarray  # (n + 1,) int64
+
+
+class Limits(NamedTuple):
+    """Which tokens may be learned."""
+
+    num_cells: np.ndarray  # (vocab_size,) int64
+    boxes: np.ndarray  # (vocab_size, 4) int64: first and last row, first and last column
+    max_cells: int
+    max_extent: int
+
+
+class Traces(NamedTuple):
+    """What a batch left behind in one shard. Arrays may be longer than what is in use."""
+
+    rows: np.ndarray  # (_, 4) int64, see above
+    log_rows: np.ndarray  # (_,) int32
+    log_positions: np.ndarray  # (_,) like positions: where the new key's first token has its anchor
+    merged: np.ndarray  # (_,) like positions: the anchors of what was merged
+    losses: np.ndarray  # (_, 2) int64: key number, loss
+    late: np.ndarray  # (_, 3) int64: tokens, offset, loss of keys made in this batch
+    candidates: np.ndarray  # (_, 3) int64: rule, row, count of new keys that may be listed
+    slots: np.ndarray  # (power of two,) int32: the hash table, empty between rules
+    ends: (
+        np.ndarray
+    )  # (n + 1, 6) int64: after each rule, the length in use of the first six but slots'
+
+
+ROWS, LOG, MERGED, LOSSES, LATE, CANDIDATES = range(6)
+
+
+def empty_traces(position_dtype: type) -> Traces:
+    return Traces(
+        rows=np.empty((1 << 10, 4), np.int64),
+        log_rows=np.empty(1 << 12, np.int32),
+        log_positions=np.empty(1 << 12, position_dtype),
+        merged=np.empty(1 << 10, position_dtype),
+        losses=np.empty((1 << 10, 2), np.int64),
+        late=np.empty((1 << 6, 3), np.int64),
+        candidates=np.empty((1 << 6, 3), np.int64),
+        slots=np.zeros(1 << 12, np.int32),
+        ends=np.zeros((1, 6), np.int64),
+    )
+
+
+@kernel
+def view_of(token, row, col):
+    """A neighbour's token and relative anchor in one integer; rows and columns lie in ±65535."""
+    return (token << 34) | ((row + BIAS) << 17) | (col + BIAS)
+
+
+@kernel
+def key_of_view(view, own, row_offset, col_offset):
+    """The packed key of a token and its neighbour, the token standing at (row, col) of the view's origin."""
+    other = view >> 34
+    row = ((view >> 17) & 0x1FFFF) - BIAS - row_offset
+    col = (view & 0x1FFFF) - BIAS - col_offset
+    if row > 0 or (row == 0 and col > 0):
+        return tokens_of(own, other), offset_of(row, col)
+    return tokens_of(other, own), offset_of(-row, -col)
+
+
+@kernel
+def _slot_of(view, mask):
+    h = (view >> 34) * 0x9E3779B1 + (view & 0x3FFFFFFFF) * 0x2545F49
+    return ((((h ^ (h >> 29)) & 0x3FFFFFFF) * 0x6C078965) >> 20) & mask
+
+
+@kernel
+def row_of(view, slots, mask, rows, n_rows):
+    """The row of a view, made if it is new (then it is `n_rows`)."""
+    slot = _slot_of(view, mask)
+    while slots[slot] != 0:
+        row = np.int64(slots[slot]) - 1
+        if rows[row, 0] == view:
+            return row
+        slot = (slot + 1) & mask
+    slots[slot] = n_rows + 1
+    rows[n_rows, 0], rows[n_rows, 1], rows[n_rows, 2], rows[n_rows, 3] = view, 0, 0, slot
+    return n_rows
+
+
+@kernel
+def widen(slots, mask, rows, begin, end):
+    """Quadruple the part of the hash table in use."""
+    for row in range(begin, end):
+        slots[rows[row, 3]] = 0
+    mask = 4 * mask + 3
+    if mask >= slots.shape[0]:
+        slots = np.zeros(mask + 1, np.int32)
+    for row in range(begin, end):
+        slot = _slot_of(rows[row, 0], mask)
+        while slots[slot] != 0:
+            slot = (slot + 1) & mask
+        slots[slot] = row + 1
+        rows[row, 3] = slot
+    return slots, mask
+
+
+@kernel
+def longer(array, length):
+    """The array with room for `length` entries."""
+    if length <= array.shape[0]:
+        return array
+    enlarged = np.empty(2 * length, array.dtype)
+    enlarged[: array.shape[0]] = array
+    return enlarged
+
+
+@kernel
+def longer_rows(array, length):
+    if length <= array.shape[0]:
+        return array
+    enlarged = np.empty((2 * length, array.shape[1]), array.dtype)
+    enlarged[: array.shape[0]] = array
+    return enlarged
+
+
+@kernel
+def is_allowed(tokens, offset, limits):
+    """Does a key make a token within the limits?"""
+    first, second = tokens >> 32, tokens & _LOW
+    if limits.num_cells[first] + limits.num_cells[second] > limits.max_cells:
+        return False
+    row, col = offset >> 17, (offset & 0x1FFFF) - BIAS
+    one, other = limits.boxes[first], limits.boxes[second]
+    height = max(one[1], other[1] + row) - min(one[0], other[0] + row) + 1
+    width = max(one[3], other[3] + col) - min(one[2], other[2] + col) + 1
+    return max(height, width) <= limits.max_extent
+
+
+@kernel
+def are_allowed(tokens, offsets, limits):
+    """Which packed keys make a token within the limits."""
+    allowed = np.empty(tokens.shape[0], np.bool_)
+    for i in range(tokens.shape[0]):
+        allowed[i] = is_allowed(tokens[i], offsets[i], limits)
+    return allowed
+
+
+@kernel
+def group_of(ends, position):
+    group = 0
+    while position >= ends[group]:
+        group += 1
+    return group
+
+
+@kernel
+def mask_for(length, slots):
+    """A small table stays in the nearest cache: begin with what a list of that length may need."""
+    mask = 255
+    while mask < 2 * length and 2 * mask < slots.shape[0]:
+        mask = 2 * mask + 1
+    return mask
+
+
+@kernel
+def close_rule(
+    batch, i, n_rows, first_new, least, limits, index, tokens, offsets, rows, slots, begin,
+    losses, n_losses, late, n_late, candidates, n_candidates,
+):  # fmt: skip
+    """Turn the rows of rule i into losses of listed keys and candidates for listing; empty the slots.
+
+    Keys that hold a token of this batch (an id from `first_new`) are not listed yet: their losses wait.
+    """
+    a, b, c = batch.rules[i, 0], batch.rules[i, 1], batch.rules[i, 4]
+    row_offset, col_offset = batch.rules[i, 2], batch.rules[i, 3]
+    most = np.int64(0)
+    losses = longer_rows(losses, n_losses + 2 * (n_rows - begin))
+    for row in range(begin, n_rows):
+        view = rows[row, 0]
+        slots[rows[row, 3]] = 0
+        rows[row, 3] = -1
+        lost = rows[row, 2]
+        for side in range(2):
+            loss = lost >> 32 if side == 1 else lost & _LOW
+            if loss == 0:
+                continue
+            if side == 0:
+                key_tokens, key_offset = key_of_view(view, a, 0, 0)
+            else:
+                key_tokens, key_offset = key_of_view(view, b, row_offset, col_offset)
+            if view >> 34 >= first_new:
+                late = longer_rows(late, n_late + 1)
+                late[n_late, 0], late[n_late, 1], late[n_late, 2] = key_tokens, key_offset, loss
+                n_late += 1
+                continue
+            key = find_key(index, tokens, offsets, key_tokens, key_offset)
+            if key >= 0:
+                losses[n_losses, 0], losses[n_losses, 1] = key, loss
+                n_losses += 1
+        count = rows[row, 1] & _LOW
+        if count >= least:
+            key_tokens, key_offset = key_of_view(view, c, 0, 0)
+            if is_allowed(key_tokens, key_offset, limits):
+                candidates = longer_rows(candidates, n_candidates + 1)
+                candidates[n_candidates, 0], candidates[n_candidates, 1] = i, row
+                candidates[n_candidates, 2] = count
+                n_candidates += 1
+                most = max(most, count)
+    return losses, n_losses, late, n_late, candidates, n_candidates, most
+
+
+@kernel
+def flat_around(around, begin, end, stride, flat):
+    """The cells around a token as steps in a grid of that stride."""
+    for k in range(begin, end):
+        flat[k - begin] = around[k, 0] * stride + around[k, 1]
+
+
+@kernel
+def apply_rules(
+    board,
+    pool,  # positions of all listed keys
+    starts,  # (keys,) int64: where each key's positions start in the pool
+    lengths,  # (keys,) int64
+    batch,
+    shape_starts,  # see Shapes
+    shape_offsets,
+    codebook_size,
+    least,  # new keys with that many occurrences in this shard are candidates
+    limits,
+    index,  # see KeyTable; not changed here, so that all threads may read it
+    tokens,
+    offsets,
+    traces,
+):
+    """Merge the occurrences of each rule in the order of its positions; returns how many rules, and traces.
+
+    It ends before a rule that a new key outranks by the occurrences of this shard alone.
+    """
+    cells, bits, sentinel = board.cells, board.bits, board.sentinel
+    ends, strides = board.ends, board.strides
+    wide, mask_col = 2 * bits, (1 << bits) - 1
+    low = (1 << wide) - 1
+    rows, log_rows, log_positions, merged = (
+        traces.rows, traces.log_rows, traces.log_positions, traces.merged
+    )  # fmt: skip
+    losses, late, candidates, slots = traces.losses, traces.late, traces.candidates, traces.slots
+    n_rules = batch.rules.shape[0]
+    marks = np.zeros((n_rules + 1, 6), np.int64)
+    n_rows = n_log = n_merged = n_losses = n_late = n_candidates = 0
+    first_new, most = batch.rules[0, 4], np.int64(0)
+    for i in range(n_rules):
+        if i > 0 and most >= batch.counts[i]:
+            return i, Traces(
+                rows, log_rows, log_positions, merged, losses, late, candidates, slots, marks
+            )
+        a, b, c = batch.rules[i, 0], batch.rules[i, 1], batch.rules[i, 4]
+        row_offset, col_offset = batch.rules[i, 2], batch.rules[i, 3]
+        first_row = n_rows
+        start, length = starts[batch.keys[i]], lengths[batch.keys[i]]
+        mask = mask_for(length, slots)
+        merged = longer(merged, n_merged + length)
+        around_begin, around_end = batch.around_ends[i], batch.around_ends[i + 1]
+        size = around_end - around_begin
+        near = np.empty(size, np.int64)
+        neighbours = np.empty(size, np.int64)
+        touches = np.empty(size, np.int64)
+        begin, end, stride, step = np.int64(0), np.int64(0), np.int64(0), np.int64(0)
+        for at in range(start, start + length):
+            if at + _AHEAD < start + length:
+                ahead = np.int64(pool[at + _AHEAD])
+                prefetch(cells, ahead)
+                prefetch(cells, ahead - stride)
+                prefetch(cells, ahead + stride)
+            p = np.int64(pool[at])
+            v = np.int64(cells[p])
+            if v >> wide != a:
+                continue
+            if p < begin or p >= end:
+                group = group_of(ends, p)
+                begin, end, stride = (
+                    (np.int64(0) if group == 0 else ends[group - 1]), ends[group], strides[group]
+                )  # fmt: skip
+                step = row_offset * stride + col_offset
+                flat_around(batch.around, around_begin, around_end, stride, near)
+            w = np.int64(cells[p + step])
+            if w >> wide != b:
+                continue
+
+            n = 0
+            for k in range(size):
+                u = np.int64(cells[p + near[k]])
+                if u == sentinel:
+                    continue
+                touch = np.int64(batch.around[around_begin + k, 2])
+                j = 0
+                while j < n and neighbours[j] != u:
+                    j += 1
+                if j == n:
+                    neighbours[n] = u
+                    touches[n] = touch
+                    n += 1
+                else:
+                    touches[j] |= touch
+
+            x = (c << wide) | (v & low)
+            if a < codebook_size:
+                cells[p] = x
+            else:
+                for k in range(
+                    shape_starts[a - codebook_size], shape_starts[a - codebook_size + 1]
+                ):
+                    cells[p + shape_offsets[k, 0] * stride + shape_offsets[k, 1]] = x
+            q = p + step
+            if b < codebook_size:
+                cells[q] = x
+            else:
+                for k in range(
+                    shape_starts[b - codebook_size], shape_starts[b - codebook_size + 1]
+                ):
+                    cells[q + shape_offsets[k, 0] * stride + shape_offsets[k, 1]] = x
+            merged[n_merged] = p
+            n_merged += 1
+
+            rows = longer_rows(rows, n_rows + n)
+            log_rows = longer(log_rows, n_log + n)
+            log_positions = longer(log_positions, n_log + n)
+            if 2 * (n_rows - first_row + n) > mask:
+                slots, mask = widen(slots, mask, rows, first_row, n_rows)
+            row, col = (v >> bits) & mask_col, v & mask_col
+            for j in range(n):
+                u = neighbours[j]
+                t, dr, dc = u >> wide, ((u >> bits) & mask_col) - row, (u & mask_col) - col
+                position = p
+                if dr < 0 or (dr == 0 and dc < 0):
+                    position = p + dr * stride + dc
+                touch = touches[j]
+                if t == c:
+                    # Made by this rule a moment ago, when a and b here were its neighbours: they are no
+                    # more. What (a, a), (a, b), … lost by it was booked then.
+                    if touch & 1:
+                        rows[row_of(view_of(a, -dr, -dc), slots, mask, rows, n_rows), 1] -= 1
+                    if touch & 2:
+                        other = view_of(b, row_offset - dr, col_offset - dc)
+                        rows[row_of(other, slots, mask, rows, n_rows), 1] -= 1
+                    if position != p:
+                        dr, dc = -dr, -dc
+                    touch = 0
+                h = row_of(view_of(t, dr, dc), slots, mask, rows, n_rows)
+                n_rows += h == n_rows
+                rows[h, 1] += _BOTH
+                rows[h, 2] += (touch & 1) | ((touch >> 1) << 32)
+                log_rows[n_log] = h
+                log_positions[n_log] = position
+                n_log += 1
+        losses, n_losses, late, n_late, candidates, n_candidates, own_most = close_rule(
+            batch, i, n_rows, first_new, least, limits, index, tokens, offsets, rows, slots, first_row,
+            losses, n_losses, late, n_late, candidates, n_candidates,
+        )  # fmt: skip
+        most = max(most, own_most)
+        mark = marks[i + 1]
+        mark[0], mark[1], mark[2] = n_rows, n_log, n_merged
+        mark[3], mark[4], mark[5] = n_losses, n_late, n_candidates
+    return n_rules, Traces(
+        rows, log_rows, log_positions, merged, losses, late, candidates, slots, marks
+    )
+
+
+@kernel
+def undo_rules(board, batch, begin, end, shape_starts, shape_offsets, codebook_size, merged, marks):
+    """Take apart what the rules [begin, end) of a batch have merged.
+
+    They share no token, so each of them finds its parts as it left them.
+    """
+    cells, wide = board.cells, 2 * board.bits
+    low = (1 << wide) - 1
+    for i in range(begin, end):
+        row_offset, col_offset = batch.rules[i, 2], batch.rules[i, 3]
+        for at in range(marks[i, 2], marks[i + 1, 2]):
+            p = np.int64(merged[at])
+            stride = board.strides[group_of(board.ends, p)]
+            anchor = np.int64(cells[p]) & low
+            for side in range(2):
+                token = batch.rules[i, side]
+                x = (token << wide) | anchor
+                q = p
+                if side == 1:
+                    x += (row_offset << board.bits) + col_offset
+                    q += row_offset * stride + col_offset
+                if token < codebook_size:
+                    cells[q] = x
+                    continue
+                at_shape = token - codebook_size
+                for k in range(shape_starts[at_shape], shape_starts[at_shape + 1]):
+                    cells[q + shape_offsets[k, 0] * stride + shape_offsets[k, 1]] = x
+
+
+@kernel
+def emit_positions(traces, rules, rows, starts, lengths, first_key, pool, used):
+    """Write the positions of new keys, numbered from `first_key`; returns the pool's length in use.
+
+    `rules` and `rows` are those of the keys in this shard, in rule order; a row of -1 has no positions here.
+    """
+    n = rows.shape[0]
+    for k in range(n):
+        starts[first_key + k], lengths[first_key + k] = used, 0
+        if rows[k] >= 0:
+            length = traces.rows[rows[k], 1] >> 32
+            traces.rows[rows[k], 3] = used
+            lengths[first_key + k] = length
+            used += length
+    k = 0
+    while k < n:
+        rule = rules[k]
+        for at in range(traces.ends[rule, 1], traces.ends[rule + 1, 1]):
+            row = traces.log_rows[at]
+            cursor = traces.rows[row, 3]
+            if cursor >= 0:
+                pool[cursor] = traces.log_positions[at]
+                traces.rows[row, 3] = cursor + 1
+        while k < n and rules[k] == rule:
+            k += 1
+    return used
+
+
+@kernel
+def find_rows(traces, rules, views):
+    """The rows in this shard of candidates of all shards, sorted by rule and view; -1 if there is none."""
+    n = rules.shape[0]
+    found = np.full(n, -1, np.int64)
+    begin = 0
+    while begin < n:
+        end = begin
+        while end < n and rules[end] == rules[begin]:
+            end += 1
+        for row in range(traces.ends[rules[begin], 0], traces.ends[rules[begin] + 1, 0]):
+            view = traces.rows[row, 0]
+            lowest, beyond = begin, end
+            while lowest < beyond:
+                middle = (lowest + beyond) >> 1
+                if views[middle] < view:
+                    lowest = middle + 1
+                else:
+                    beyond = middle
+            if lowest < end and views[lowest] == view:
+                found[lowest] = row
+        begin = end
+    return found
+
+
+@kernel
+def compact(cells, wide, pool, starts, lengths, tokens, counts, theta, n):
+    """Move the lists of keys that still reach theta to the front of the pool; returns their total length.
+
+    Lists that are mostly stale are cleaned on the way.
+    """
+    at = 0
+    for key in range(n):
+        length = lengths[key] if counts[key] >= theta else 0
+        start, begin, first = starts[key], at, tokens[key] >> 32
+        stale = 2 * counts[key] < length
+        for i in range(start, start + length):
+            if stale and np.int64(cells[np.int64(pool[i])]) >> wide != first:
+                continue
+            pool[at] = pool[i]
+            at += 1
+        starts[key] = begin
+        lengths[key] = at - begin
+    return at
