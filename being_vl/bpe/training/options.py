@@ -7,12 +7,11 @@ from typing import Any
 
 import numpy as np
 
-from ..codec.tables import MAX_TOKEN_CELLS, MAX_TOTAL_CELLS
+from ..rules import MAX_TOKEN_CELLS, MAX_TOTAL_CELLS, MERGE_RULES
 from .checkpoints import Checkpoint
 
 NO_LIMIT = 1 << 62
 SCORINGS = ("frequency", "spatial")
-MERGE_RULES = ("shape", "pair")
 
 
 @dataclass(frozen=True, kw_only=True)
