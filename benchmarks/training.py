@@ -25,8 +25,6 @@ from typing import Any
 import datasets
 import numpy as np
 import torch
-from being_vl.training.collation import PaddingCollator
-from being_vl.training.rows import TokenizedRows
 from transformers import LlamaConfig, LlamaForCausalLM, PrinterCallback, Trainer, TrainerCallback
 
 from being_vl import BeingVLPatchVQConfig, BeingVLPatchVQModel, BeingVLProcessor, ImageBPE
@@ -39,6 +37,7 @@ from being_vl.studies.quickstart.text_model import text_model_config, train_text
 from being_vl.training.arguments import BeingVLTrainingArguments, DataArguments, StageArguments
 from being_vl.training.packing import IGNORE_INDEX
 from being_vl.training.run import make_trainer
+from being_vl.training.samples import PaddingCollator, TokenizedSamples
 from being_vl.training.stages import prepare_stage
 
 WARM_UP_STEPS = 3
@@ -187,7 +186,7 @@ def run(way: Way, made: tuple, dataset: Any, options: argparse.Namespace, folder
         trainer = Trainer(
             model=llama,
             args=arguments,
-            train_dataset=TokenizedRows(dataset, model.config.layout),
+            train_dataset=TokenizedSamples(dataset, model.config.layout),
             data_collator=PaddingCollator(model.config.pad_token_id),
             callbacks=[stopwatch],
         )

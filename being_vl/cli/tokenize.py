@@ -46,6 +46,17 @@ def make_parser() -> ArgumentParser:
     data.add_argument("--split", type=str, default="train", help="split of the data set")
     data.add_argument("--dataset-config", type=str, help="configuration of the data set")
     data.add_argument(
+        "--image-column",
+        type=str,
+        help="column of pictures or of their ids, as it was given to being-vl encode",
+    )
+    data.add_argument(
+        "--image-root",
+        type=str,
+        default="",
+        help="folder in front of the ids in the data's image names",
+    )
+    data.add_argument(
         "--id-column",
         type=str,
         help="as it was given to being-vl encode; default: the number of the row",
@@ -70,6 +81,10 @@ def make_parser() -> ArgumentParser:
     rows.add_argument(
         "--on-control-token", type=Literal["raise", "skip"], default="raise",
         help="what a row does whose text spells a special token of the tokenizer",
+    )  # fmt: skip
+    rows.add_argument(
+        "--on-bad-row", type=Literal["raise", "skip", "fix"], default="raise",
+        help="anything else that is wrong with a row: stop, leave it out, or put missing placeholders in front",
     )  # fmt: skip
     rows.add_argument(
         "--accept-mismatch", type=Literal["quantizer", "positions"], nargs="+", default=[],
@@ -114,7 +129,11 @@ def main(args: Namespace) -> int:
     started = time.perf_counter()
     output = Path(args.output)
     source = open_samples(
-        args.data, split=args.split, config_name=args.dataset_config, id_column=args.id_column
+        args.data,
+        split=args.split,
+        config_name=args.dataset_config,
+        image_column=args.image_column,
+        id_column=args.id_column,
     )
     filters = {
         name: args[name]
@@ -130,6 +149,8 @@ def main(args: Namespace) -> int:
         max_length=args.max_length,
         on_too_long=args.on_too_long,
         on_control_token=args.on_control_token,
+        on_bad_row=args.on_bad_row,
+        image_root=args.image_root,
         shard_size=args.shard_size,
     )
     processor = BeingVLProcessor.from_pretrained(args.checkpoint)
@@ -151,12 +172,13 @@ def main(args: Namespace) -> int:
     _save_config(args, output)
     counts = manifest["counts"]
     seconds = round(time.perf_counter() - started, 3)
+    before = "; finished before; nothing to do" if manifest["finished_before"] else ""
     if args.json:
         print(json.dumps({"output": str(output), **counts, "seconds": seconds}))
     else:
         print(
             f"{output}: {counts['rows']} rows, {counts['tokens']} tokens, {counts['images']} images; "
-            f"{counts['skipped_rows']} rows left out",
+            f"{counts['skipped_rows']} rows left out{before}",
             file=sys.stderr,
         )
     return 0

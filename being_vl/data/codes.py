@@ -1,20 +1,23 @@
 """image ids → grids of codes, from the shards of `being-vl encode`.
 
-Source: our own. An image costs 16 bytes of memory, memory-mapped and shared by all processes; the shards
+An image costs 16 bytes of memory, memory-mapped and shared by all processes; the shards
 are read where a chunk of rows needs them, each at most once a chunk.
 """
 
 from __future__ import annotations
 
+import difflib
 import hashlib
+import posixpath
 from collections.abc import Iterable, Sequence
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 import numpy as np
 import pyarrow.parquet as pq
 
-from ..codes.shards import CodeShards, read_info
+from ..codes.shards import RUN_FILE, CodeShards, read_info
+from ..files import read_json
 
 _KEY = np.dtype([("hash", np.uint64), ("place", np.int64)])
 
@@ -72,7 +75,8 @@ def build_index(folders: Sequence[str], path: Path) -> tuple[CodeIndex, CodeShar
         path: the file to write.
 
     Raises:
-        ValueError: shards of different quantizers, a folder that is not finished, or two images of one id.
+        ValueError: shards of different quantizers, a folder that is not finished, or one id for two
+            images that differ in their codes.
         FileNotFoundError: no such folder.
     """
     opened = [CodeShards(folder) for folder in folders]
@@ -85,17 +89,57 @@ def build_index(folders: Sequence[str], path: Path) -> tuple[CodeIndex, CodeShar
         keys["hash"][start : start + len(names)] = [_hash(name) for name in names]
         start += len(names)
     keys.sort(order="hash", kind="stable")
-    twice = np.flatnonzero(keys["hash"][1:] == keys["hash"][:-1])
-    if len(twice):
-        names = shards.image_ids()
-        first, second = (names[keys["place"][twice[0] + i]] for i in (0, 1))
-        raise ValueError(
-            f"{', '.join(map(str, folders))}: image ids must differ, got {first!r} twice"
-            if first == second
-            else f"the image ids {first!r} and {second!r} share a hash; rename one"
-        )
+    keys = keys[_distinct(keys, shards, ", ".join(map(str, folders)))]
     np.save(path, keys)
     return CodeIndex(shards.files, path), shards
+
+
+def _distinct(keys: np.ndarray, shards: CodeShards, where: str) -> np.ndarray:
+    """Which of the sorted keys to keep, bool: the first of each id; an image may come twice, with its codes."""
+    keep = np.ones(len(keys), bool)
+    twice = np.flatnonzero(keys["hash"][1:] == keys["hash"][:-1])
+    names = shards.image_ids() if len(twice) else []
+    for i in twice:
+        first, second = int(keys["place"][i]), int(keys["place"][i + 1])
+        if names[first] != names[second]:
+            raise ValueError(
+                f"the image ids {names[first]!r} and {names[second]!r} share a hash; rename one"
+            )
+        if not np.array_equal(shards[first], shards[second]):
+            raise ValueError(
+                f"{where}: image ids must differ, got {names[first]!r} twice, with other codes"
+            )
+        keep[i + 1] = False
+    return keep
+
+
+def positions_of(shards: CodeShards) -> dict[str, dict[str, Any]]:
+    """Folder → what it was encoded from, for those whose images are named by the number of their row."""
+    found = {}
+    for folder in sorted({file.parent for file in shards.files}):
+        run = read_json(folder / RUN_FILE, optional=True)
+        source = run.get("source") if isinstance(run, dict) else None
+        if isinstance(source, dict) and source.get("kind") == "dataset":
+            columns = source.get("columns")
+            if isinstance(columns, list) and len(columns) == 2 and columns[1] is None:
+                found[str(folder)] = source
+    return found
+
+
+def nearest_id(shards: CodeShards, image_id: str) -> str | None:
+    """The id that is most like one that is not there: of the same file name, else alike."""
+    ids = shards.image_ids()
+    stem = PurePosixPath(normal_id(image_id)).stem
+    same = [known for known in ids if PurePosixPath(known).stem == stem]
+    close = same or difflib.get_close_matches(image_id, ids[:20_000], n=1, cutoff=0.6)
+    return close[0] if close else None
+
+
+def normal_id(image_id: str, root: str = "") -> str:
+    """An image's name as `being-vl encode --images` writes it: forward slashes, no `./`, below `root`."""
+    path = posixpath.normpath(image_id.replace("\\", "/"))
+    root = posixpath.normpath(root.replace("\\", "/")) if root else ""
+    return path[len(root) + 1 :] if root and path.startswith(f"{root}/") else path
 
 
 def codes_identity(shards: CodeShards) -> dict[str, Any]:

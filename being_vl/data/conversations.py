@@ -1,8 +1,9 @@
-"""rows of a data set → conversations: messages of the chat template, and the ids of their images.
+"""samples as people write them → conversations: messages of the chat template, and the ids of their images.
 
-Source: the JSON of LLaVA (`id`, `image`, `conversations` of `from` and `value` with `<image>`), and the
-`messages` of TRL and the Hub (`role`, `content` as text or as parts). It differs from LLaVA's own reader in
-that a row is checked before it is used, and that an image whose placeholder is missing is an error.
+Forms that are read: LLaVA's and ShareGPT's (`conversations` of `from` and `value` with `<image>`), the
+`messages` of TRL, OpenAI and the Hub (`role`, `content` as text or as parts), and ms-swift's `query`,
+`response`, `history`. A sample is checked before it is used: what would change what is learned is honoured
+(`weight`, `train`, `loss` of a turn) or refused by name (`video`, `tool_calls`), never dropped.
 """
 
 from __future__ import annotations
@@ -12,10 +13,19 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from ..processing.tokenization_being_vl import BeingVLTokenizer
-
 PLACEHOLDER = "<image>"
-ROLES = {"human": "user", "user": "user", "gpt": "assistant", "assistant": "assistant", "system": "system"}  # fmt: skip
+ROLES = {
+    "human": "user", "user": "user",
+    "gpt": "assistant", "assistant": "assistant", "chatgpt": "assistant", "bing": "assistant",
+    "bard": "assistant", "model": "assistant",
+    "system": "system",
+    "tool": "tool", "function": "tool", "observation": "tool",
+}  # fmt: skip
+_FORMS = ("conversations", "messages", "query")
+_UNREAD = ("video", "videos", "audio", "audios")  # columns, and <video>, <audio> in texts
+_UNREAD_IN_TURNS = ("tool_calls", "function_call", "reasoning_content", "audio")
+_LEARNED = ("weight", "train", "loss")  # OpenAI's, axolotl's and ms-swift's names
+_NAMES_OF_IMAGE = ("image", "url", "path", "image_url")
 
 # LLaVA writes a newline between an image and its question. A chat message of an image part and a text part
 # has none, so it goes: what is asked after training is then spelled as it was in training.
@@ -24,17 +34,21 @@ _PLACEHOLDER_AND_NEWLINE = re.compile(rf"\n?{PLACEHOLDER}\n?")
 
 @dataclass(frozen=True)
 class Conversation:
-    """A row, checked.
+    """A sample, checked.
 
     Attributes:
-        id: the row's own, or its number.
+        id: the sample's own, or its number.
         image_ids: one for each image part of the messages, in order.
         messages: `[{"role": …, "content": [{"type": "image"} or {"type": "text", "text": …}, …]}, …]`.
+        learned: for each message of the assistant, whether it is learned.
+        fixed: what was put right, in words; "" if nothing was.
     """
 
     id: str
     image_ids: tuple[str, ...]
     messages: list[dict[str, Any]]
+    learned: tuple[bool, ...] = ()
+    fixed: str = ""
 
     def without_images(self, missing: Iterable[str]) -> Conversation:
         """The same conversation without the images of these ids."""
@@ -52,119 +66,246 @@ class Conversation:
             for message in self.messages
         ]
         kept = tuple(image_id for image_id in self.image_ids if image_id not in missing)
-        return Conversation(self.id, kept, messages)
+        return Conversation(self.id, kept, messages, self.learned, self.fixed)
 
 
-def parse_sample(row: Any, *, where: str, number: int) -> Conversation:
-    """Read a row of LLaVA's form (`conversations`) or of chat form (`messages`).
+def parse_sample(row: Any, *, where: str, number: int, fix: bool = False) -> Conversation:
+    """Read a sample of any of the forms above.
 
     Args:
         row: a mapping. Its images are in `image` or `images`: an id, a list of ids, or nothing.
-        where: names the row in errors: the file and the line or row.
-        number: the row's number, its id where it has none.
+        where: names the sample in errors: the file and the line or row.
+        number: the sample's number, its id where it has none.
+        fix: put placeholders that are missing in front of the first question, as LLaVA's loaders do.
 
     Raises:
-        ValueError: a field is missing, of another type, or out of range, or the placeholders are not as
-            many as the images; the message names row, field, rule and value.
+        ValueError: a field is missing, of another type, out of range or not read here, an answer is
+            empty, nothing is learned, or the placeholders are not as many as the images; the message
+            names row, field, rule and value.
     """
     if not isinstance(row, Mapping):
         raise ValueError(f"{where}: must be an object, got {_shown(row)}")
     row_id = row.get("id")
     if row_id is not None and not isinstance(row_id, (str, int)):
         raise ValueError(f"{where}: id must be text or an integer, got {_shown(row_id)}")
-    forms = [name for name in ("conversations", "messages") if row.get(name) is not None]
+    for name in _UNREAD:
+        if row.get(name) not in (None, "", []):
+            raise ValueError(f"{where}: {name} is not read here, got {_shown(row[name])}")
+    field, turns = _turns(row, where)
+    messages, named, learned = [], [], []
+    for i, turn in enumerate(turns):
+        message, names, weight = _message(turn, f"{where}: {field}[{i}]")
+        messages.append(message)
+        named += names
+        if message["role"] == "assistant":
+            learned.append(weight)
+    if not learned:
+        raise ValueError(f"{where}: {field} must have a turn of the assistant, got none")
+    if not any(learned):
+        raise ValueError(f"{where}: {field} must have a turn of the assistant that is learned")
+    image_ids, fixed = _image_ids(row, named, messages if fix else None, where)
+    name = str(number if row_id is None else row_id)
+    _check_text(name, f"{where}: id")
+    return Conversation(name, image_ids, messages, tuple(learned), fixed)
+
+
+def spoken_text(row: Any) -> str:
+    """What the assistant says in a sample that is not checked yet, for statistics; "" where it says nothing."""
+    if not isinstance(row, Mapping):
+        return ""
+    try:
+        _, turns = _turns(row, "")
+    except ValueError:
+        return ""
+    texts = []
+    for turn in turns:
+        if not isinstance(turn, Mapping):
+            continue
+        role = turn.get("role", turn.get("from"))
+        content = turn.get("content", turn.get("value"))
+        if not isinstance(role, str) or ROLES.get(role.lower()) != "assistant":
+            continue
+        parts = content if isinstance(content, list) else [{"text": content}]
+        texts += [
+            p["text"] for p in parts if isinstance(p, dict) and isinstance(p.get("text"), str)
+        ]
+    return " ".join(texts)
+
+
+def _turns(row: Mapping[str, Any], where: str) -> tuple[str, Sequence[Any]]:
+    """The name of the field that holds the turns, and the turns."""
+    forms = [name for name in _FORMS if row.get(name) is not None]
     if len(forms) != 1:
         raise ValueError(
             f"{where}: exactly one of conversations and messages must be there, got fields "
             f"{sorted(map(str, row))}"
         )
+    if forms[0] == "query":
+        return "query", _swift_turns(row, where)
     turns = row[forms[0]]
     if not isinstance(turns, Sequence) or isinstance(turns, str) or not turns:
         raise ValueError(f"{where}: {forms[0]} must be a list of turns, got {_shown(turns)}")
-    read = _llava_turn if forms[0] == "conversations" else _chat_turn
-    messages, named = [], []
-    for i, turn in enumerate(turns):
-        message, ids = read(turn, f"{where}: {forms[0]}[{i}]")
-        messages.append(message)
-        named += ids
-    if all(message["role"] != "assistant" for message in messages):
-        raise ValueError(f"{where}: {forms[0]} must have a turn of the assistant, got none")
-    image_ids = _image_ids(row, named, where)
-    return Conversation(str(number if row_id is None else row_id), image_ids, messages)
+    return forms[0], turns
 
 
-def _image_ids(row: Mapping[str, Any], named: list[str | None], where: str) -> tuple[str, ...]:
-    """The images of the row's own column, or those that its parts name; one for each placeholder."""
+def _swift_turns(row: Mapping[str, Any], where: str) -> list[dict[str, Any]]:
+    """ms-swift's `system`, `history` (pairs of question and answer), `query` and `response` as turns."""
+    history = row.get("history") or []
+    if not isinstance(history, Sequence) or not all(
+        isinstance(pair, Sequence) and not isinstance(pair, str) and len(pair) == 2
+        for pair in history
+    ):
+        raise ValueError(f"{where}: history must be pairs of texts, got {_shown(history)}")
+    turns = []
+    if row.get("system"):
+        turns.append({"role": "system", "content": row["system"]})
+    for question, answer in [*history, (row["query"], row.get("response"))]:
+        turns.append({"role": "user", "content": question})
+        turns.append({"role": "assistant", "content": answer})
+    return turns
+
+
+def _message(turn: Any, where: str) -> tuple[dict[str, Any], list[str | None], bool]:
+    """A turn as a message, the images that its parts name, and whether it is learned."""
+    if not isinstance(turn, Mapping):
+        raise ValueError(f"{where}: must be an object with from and value, got {_shown(turn)}")
+    for name in _UNREAD_IN_TURNS:
+        if turn.get(name) not in (None, "", [], {}):
+            raise ValueError(f"{where}.{name} is not read here, got {_shown(turn[name])}")
+    role_field = "from" if "from" in turn else "role"
+    content_field = "value" if "value" in turn else "content"
+    value, content = turn.get(role_field), turn.get(content_field)
+    if not isinstance(value, str) or value.lower() not in ROLES:
+        raise ValueError(
+            f"{where}.{role_field} must be one of {', '.join(ROLES)}, got {_shown(value)}"
+        )
+    role = ROLES[value.lower()]
+    if isinstance(content, str):
+        parts = _text_parts(content, f"{where}.{content_field}")
+        named: list[str | None] = [None for part in parts if part["type"] == "image"]
+    elif isinstance(content, Sequence) and not isinstance(content, bytes):
+        parts, named = _parts(content, f"{where}.{content_field}")
+    else:
+        raise ValueError(
+            f"{where}.{content_field} must be text, got {_shown(content)}; or a list of parts"
+        )
+    learned = _is_learned(turn, where)
+    if (
+        role == "assistant"
+        and learned
+        and not any(part["type"] == "image" or part["text"].strip() for part in parts)
+    ):
+        raise ValueError(
+            f"{where}.{content_field} is empty: its end alone would be learned; weight: 0 leaves it out"
+        )
+    return {"role": role, "content": parts}, named, learned
+
+
+def _is_learned(turn: Mapping[str, Any], where: str) -> bool:
+    given = {name: turn[name] for name in _LEARNED if turn.get(name) is not None}
+    for name, value in given.items():
+        if value not in (0, 1):  # False and True are
+            raise ValueError(f"{where}.{name} must be 0 or 1, got {_shown(value)}")
+    return all(given.values())
+
+
+def _parts(content: Sequence[Any], where: str) -> tuple[list[dict[str, Any]], list[str | None]]:
+    """The parts of a message; images by the names that they bear, None where they bear none."""
+    parts: list[dict[str, Any]] = []
+    named: list[str | None] = []
+    for i, part in enumerate(content):
+        kind = part.get("type") if isinstance(part, Mapping) else None
+        if kind in ("image", "image_url", "input_image"):
+            named.append(_image_name(part, f"{where}[{i}]"))
+            parts.append({"type": "image"})
+        elif kind in ("text", "input_text", "output_text") and isinstance(part.get("text"), str):
+            _check_text(part["text"], f"{where}[{i}].text")
+            parts.append({"type": "text", "text": part["text"]})
+        else:
+            raise ValueError(
+                f"{where}[{i}] must be a part of type text or image, got {_shown(part)}"
+            )
+    # Parts of text stand side by side in the rendered chat, where two halves make one placeholder.
+    text = "".join("\0" if part["type"] == "image" else part["text"] for part in parts)
+    if PLACEHOLDER in text:
+        raise ValueError(
+            f"{where}: text must not spell {PLACEHOLDER}: an image is a part of its own, got {_shown(text)}"
+        )
+    return parts, named
+
+
+def _image_name(part: Mapping[str, Any], where: str) -> str | None:
+    """The id that an image part bears: transformers' image, url, path, or OpenAI's image_url."""
+    for name in _NAMES_OF_IMAGE:
+        value = part.get(name)
+        if isinstance(value, Mapping):  # OpenAI's {"url": …}, an Image of datasets {"path": …}
+            value = value.get("url") or value.get("path")
+        if isinstance(value, str) and value:
+            if value.startswith("data:"):
+                break
+            _check_text(value, f"{where}.{name}")
+            return value
+    if part.get("base64") or any(part.get(name) for name in _NAMES_OF_IMAGE):
+        raise ValueError(
+            f"{where}: the picture itself stands in the sample; encode it first, and name it by its id"
+        )
+    return None
+
+
+def _image_ids(
+    row: Mapping[str, Any],
+    named: list[str | None],
+    fixable: list[dict[str, Any]] | None,
+    where: str,
+) -> tuple[tuple[str, ...], str]:
+    """The images of the sample's own column, or those that its parts name; and what was put right."""
     given = [
         (name, row[name]) for name in ("image", "images") if row.get(name) not in (None, [], "")
     ]
     if len(given) > 1:
         raise ValueError(f"{where}: give image or images, not both")
     if not given and None not in named:
-        return tuple(named)  # type: ignore[arg-type]
+        return tuple(named), ""  # type: ignore[arg-type]
     column, value = given[0] if given else ("image", [])
-    ids = [value] if isinstance(value, str) else value
-    if not isinstance(ids, Sequence) or not all(isinstance(one, str) and one for one in ids):
+    ids = _ids_of_column(value)
+    if ids is None:
         raise ValueError(
             f"{where}: {column} must be an image id or a list of them, got {_shown(value)}"
         )
+    for image_id in ids:
+        _check_text(image_id, f"{where}: {column}")
+    missing = len(ids) - len(named)
+    fixed = ""
+    if missing > 0 and fixable is not None:
+        first = next((m for m in fixable if m["role"] == "user"), fixable[0])
+        first["content"] = [{"type": "image"}] * missing + first["content"]
+        before = sum(
+            part["type"] == "image"
+            for message in fixable[: fixable.index(first)]
+            for part in message["content"]
+        )
+        named = [*named[:before], *[None] * missing, *named[before:]]
+        fixed = f"{missing} missing {PLACEHOLDER} put in front of the first question"
     if len(ids) != len(named):
         raise ValueError(
             f"{where}: {column} has {len(ids)} image(s), but the turns have {len(named)} {PLACEHOLDER} "
             f"placeholder(s); got {_shown(value)}"
         )
-    return tuple(ids)
+    for own, name in zip(ids, named, strict=True):
+        if name is not None and name != own:
+            raise ValueError(f"{where}: {column} says {own!r}, but the image's part says {name!r}")
+    return tuple(ids), fixed
 
 
-def _llava_turn(turn: Any, where: str) -> tuple[dict[str, Any], list[str | None]]:
-    if not isinstance(turn, Mapping):
-        raise ValueError(f"{where}: must be an object with from and value, got {_shown(turn)}")
-    role = _role(turn.get("from"), f"{where}.from")
-    parts = _text_parts(turn.get("value"), f"{where}.value")
-    return {"role": role, "content": parts}, [None for part in parts if part["type"] == "image"]
+def _ids_of_column(value: Any) -> list[str] | None:
+    values = value if isinstance(value, Sequence) and not isinstance(value, str) else [value]
+    ids = [one.get("path") or one.get("url") if isinstance(one, Mapping) else one for one in values]
+    return ids if all(isinstance(one, str) and one for one in ids) else None
 
 
-def _chat_turn(turn: Any, where: str) -> tuple[dict[str, Any], list[str | None]]:
-    if not isinstance(turn, Mapping):
-        raise ValueError(f"{where}: must be an object with role and content, got {_shown(turn)}")
-    role = _role(turn.get("role"), f"{where}.role")
-    content = turn.get("content")
-    if isinstance(content, str):
-        parts = _text_parts(content, f"{where}.content")
-        return {"role": role, "content": parts}, [None for p in parts if p["type"] == "image"]
-    if not isinstance(content, Sequence):
-        raise ValueError(f"{where}.content must be text or a list of parts, got {_shown(content)}")
-    parts, named = [], []
-    for i, part in enumerate(content):
-        kind = part.get("type") if isinstance(part, Mapping) else None
-        if kind == "image":
-            image_id = part.get("image")
-            named.append(image_id if isinstance(image_id, str) and image_id else None)
-            parts.append({"type": "image"})
-        elif kind == "text" and isinstance(part.get("text"), str):
-            if PLACEHOLDER in part["text"]:
-                raise ValueError(
-                    f"{where}.content[{i}].text must not spell {PLACEHOLDER}: an image is a part of its "
-                    f"own, got {_shown(part['text'])}"
-                )
-            parts.append({"type": "text", "text": part["text"]})
-        else:
-            raise ValueError(
-                f"{where}.content[{i}] must be a part of type text or image, got {_shown(part)}"
-            )
-    return {"role": role, "content": parts}, named
-
-
-def _role(value: Any, where: str) -> str:
-    if not isinstance(value, str) or value not in ROLES:
-        raise ValueError(f"{where} must be one of {', '.join(ROLES)}, got {_shown(value)}")
-    return ROLES[value]
-
-
-def _text_parts(text: Any, where: str) -> list[dict[str, Any]]:
+def _text_parts(text: str, where: str) -> list[dict[str, Any]]:
     """Text with placeholders → parts; empty texts are left out."""
-    if not isinstance(text, str):
-        raise ValueError(f"{where} must be text, got {_shown(text)}")
+    _check_text(text, where)
     parts: list[dict[str, Any]] = []
     for i, piece in enumerate(_PLACEHOLDER_AND_NEWLINE.split(text)):
         if i:
@@ -174,37 +315,18 @@ def _text_parts(text: Any, where: str) -> list[dict[str, Any]]:
     return parts
 
 
+def _check_text(text: str, where: str) -> None:
+    """Raises ValueError for a placeholder of what is not read, and for text that is no Unicode."""
+    for name in ("video", "audio"):
+        if f"<{name}>" in text:
+            raise ValueError(f"{where} must not spell <{name}>: {name} is not read here")
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        bad = text[error.start]
+        raise ValueError(f"{where} must be Unicode text, got the lone surrogate {bad!r}") from None
+
+
 def _shown(value: Any) -> str:
     text = repr(value)
     return text if len(text) <= 80 else f"{text[:77]}…"
-
-
-class ControlTokens:
-    """The special tokens of a tokenizer, to be looked for in texts.
-
-    A tokenizer turns text that spells one of its special tokens into that token's id, so that a sample
-    could end its own turn or smuggle in an image token.
-    """
-
-    def __init__(self, tokenizer: BeingVLTokenizer):
-        self._tokens = {
-            token.content for token in tokenizer.added_tokens_decoder.values() if token.special
-        }
-        self._lengths = sorted({len(token) for token in self._tokens}, reverse=True)
-        # Thousands of image tokens begin alike: look where one can begin, not for each.
-        self._begin = re.compile(f"[{re.escape(''.join(sorted({t[0] for t in self._tokens})))}]")
-
-    def find(self, conversation: Conversation) -> str | None:
-        """The first special token that a text of the conversation spells, or None."""
-        for message in conversation.messages:
-            for part in message["content"]:
-                if part["type"] == "text" and (token := self._find_in(part["text"])):
-                    return token
-        return None
-
-    def _find_in(self, text: str) -> str | None:
-        for match in self._begin.finditer(text):
-            for length in self._lengths:
-                if (candidate := text[match.start() : match.start() + length]) in self._tokens:
-                    return candidate
-        return None

@@ -14,6 +14,8 @@ from typing import Any
 
 import numpy as np
 
+from .conversations import spoken_text
+
 SPACY_HINT = (
     "noun phrases are found by spaCy, which is not installed: pip install being-vl[phrases], and a model, "
     "such as python -m spacy download en_core_web_sm"
@@ -122,7 +124,7 @@ def select_samples(
     if phrase_field is not None:
         phrases = [_phrases(row, i, phrase_field) for i, row in enumerate(rows())]
     elif spacy_model is not None:
-        phrases = noun_phrases(map(_spoken, rows()), spacy_model)
+        phrases = noun_phrases(map(spoken_text, rows()), spacy_model)
     if phrases is not None:
         by_phrase = cap_per_phrase(phrases, max_per_phrase, min_count=min_phrase_count, seed=seed)
         kept = by_phrase if kept is None else np.intersect1d(kept, by_phrase)
@@ -143,24 +145,6 @@ def _phrases(row: Any, number: int, name: str) -> list[str]:
     if not isinstance(value, list) or not all(isinstance(phrase, str) for phrase in value):
         raise ValueError(f"row {number}: {name} must be a list of texts, got {value!r}")
     return value
-
-
-def _spoken(row: Any) -> str:
-    """What the assistant says in a row, not yet checked: only statistics are made of it."""
-    turns = (row.get("conversations") or row.get("messages") or []) if isinstance(row, dict) else []
-    texts = []
-    for turn in turns:
-        if not isinstance(turn, dict) or turn.get("from", turn.get("role")) not in (
-            "gpt",
-            "assistant",
-        ):
-            continue
-        content = turn.get("value", turn.get("content"))
-        parts = content if isinstance(content, list) else [{"text": content}]
-        texts += [
-            p["text"] for p in parts if isinstance(p, dict) and isinstance(p.get("text"), str)
-        ]
-    return " ".join(texts)
 
 
 def _codes(values: Iterable[Any]) -> np.ndarray:

@@ -1,21 +1,27 @@
-"""files of conversations → rows, in chunks that processes can share out.
+"""files of conversations → samples as they stand there, in chunks that processes can share out.
 
-Source: LLaVA's JSON (one list), JSON Lines, and `datasets`. A JSON list is held in memory, as its form
-demands; JSON Lines and data sets are read piece by piece.
+LLaVA's JSON (one list), JSON Lines, both also compressed, and `datasets`. A JSON list is held in memory, as
+its form demands; JSON Lines and data sets are read piece by piece.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
+import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import IO, Any, Protocol
 
 import datasets
 import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
 
-from .quantizing.dataset_sources import load_dataset_by_name
+from .quantizing.dataset_sources import load_dataset_by_name, picture_digest
+
+_COMPRESSED = {".gz": "gzip", ".zst": "zstd", ".bz2": "bz2"}
+_UNPACKED_BYTES = 10**9  # besides 200 times the packed size
 
 
 class SampleSource(Protocol):
@@ -38,36 +44,41 @@ class SampleSource(Protocol):
         ...
 
     def where(self, number: int) -> str:
-        """The name of a row in errors."""
+        """The name of a sample in errors."""
+        ...
+
+    def positions(self) -> dict[str, Any] | None:
+        """What the numbers of samples mean, where they name images; None where they do not."""
         ...
 
 
 class JsonSource:
-    """A JSON file that is one list of rows."""
+    """A JSON file that is one list of samples, or an object with one such list (`{"data": […]}`)."""
 
-    def __init__(self, path: Path):
+    def __init__(self, path: Path, samples: Any, digest: str):
         self.path = path
-        self.name = path.stem
-        data = path.read_bytes()
-        self._digest = hashlib.sha256(data).hexdigest()
-        try:
-            rows = json.loads(data)
-        except ValueError as error:
-            raise ValueError(f"{path}: not valid JSON: {error}") from None
-        if not isinstance(rows, list):
-            raise ValueError(f"{path}: must be a list of rows, got {type(rows).__name__}")
-        self._rows = rows
-        self.num_samples = len(rows)
+        self.name = _stem(path)
+        if isinstance(samples, dict):
+            lists = [value for value in samples.values() if _is_list_of_objects(value)]
+            samples = lists[0] if len(lists) == 1 else samples
+        if not isinstance(samples, list):
+            raise ValueError(f"{path}: must be a list of rows, got {type(samples).__name__}")
+        self._samples = samples
+        self._digest = digest
+        self.num_samples = len(samples)
 
     def identity(self) -> dict[str, Any]:
         return {"kind": "json", "rows": self.num_samples, "sha256": self._digest}
 
     def read(self, numbers: Sequence[int]) -> Iterator[Any]:
         for number in numbers:
-            yield self._rows[number]
+            yield self._samples[number]
 
     def where(self, number: int) -> str:
         return f"{self.path}: row {number}"
+
+    def positions(self) -> None:
+        return None
 
 
 class JsonLinesSource:
@@ -75,17 +86,17 @@ class JsonLinesSource:
 
     def __init__(self, path: Path):
         self.path = path
-        self.name = path.stem
+        self.name = _stem(path)
+        self._file = _open_plain(path)
         digest = hashlib.sha256()
         starts, lines = [], []
         position = 0
-        with open(path, "rb") as file:
-            for number, line in enumerate(file, start=1):
-                digest.update(line)
-                if line.strip():
-                    starts.append(position)
-                    lines.append(number)
-                position += len(line)
+        for number, line in enumerate(self._file, start=1):
+            digest.update(line)
+            if line.strip():
+                starts.append(position)
+                lines.append(number)
+            position += len(line)
         self._starts = np.array(starts, np.int64)
         self._lines = np.array(lines, np.int64)
         self._digest = digest.hexdigest()
@@ -95,47 +106,143 @@ class JsonLinesSource:
         return {"kind": "jsonl", "rows": self.num_samples, "sha256": self._digest}
 
     def read(self, numbers: Sequence[int]) -> Iterator[bytes]:
-        with open(self.path, "rb") as file:
-            for number in numbers:
-                file.seek(self._starts[number])
-                yield file.readline()
+        for number in numbers:
+            self._file.seek(self._starts[number])
+            yield self._file.readline()
 
     def where(self, number: int) -> str:
         return f"{self.path}: line {self._lines[number]}"
 
+    def positions(self) -> None:
+        return None
 
-class DatasetSamples:
-    """A `datasets.Dataset`; a column of type Image stands for the ids that `being-vl encode` gave it.
 
-    These are the values of `id_column`, or the numbers of the rows.
+def _open_json(path: Path) -> JsonSource | JsonLinesSource:
+    """A .json file: one list, or, as many are, JSON Lines under that name."""
+    with _open_plain(path) as file:
+        data = file.read()
+    try:
+        samples = json.loads(data)
+    except (ValueError, RecursionError) as error:
+        first, _, rest = data.lstrip().partition(b"\n")
+        try:
+            lines = rest.strip() and isinstance(json.loads(first), dict)
+        except (ValueError, RecursionError):
+            lines = False
+        if lines:
+            return JsonLinesSource(path)
+        raise ValueError(f"{path}: not valid JSON: {error}") from None
+    if isinstance(samples, dict) and data.count(b"\n", 0, len(data.rstrip())) == 0:
+        if any(name in samples for name in ("conversations", "messages", "query")):
+            return JsonLinesSource(path)  # a single line
+    return JsonSource(path, samples, hashlib.sha256(data).hexdigest())
+
+
+def _open_plain(path: Path) -> IO[bytes]:
+    """A file to read from any place in it; a compressed one is unpacked into a temporary file.
 
     Raises:
-        ValueError: the id column is missing.
+        ValueError: it unpacks to more than 1 GB and 200 times its size, or is damaged.
+    """
+    if path.suffix not in _COMPRESSED:
+        return open(path, "rb")
+    limit = _UNPACKED_BYTES + 200 * path.stat().st_size
+    unpacked = tempfile.TemporaryFile()
+    try:
+        with pa.input_stream(str(path), compression=_COMPRESSED[path.suffix]) as packed:
+            while block := packed.read(1 << 20):
+                unpacked.write(block)
+                if unpacked.tell() > limit:
+                    raise ValueError(f"{path}: unpacks to more than {limit} bytes")
+    except (pa.ArrowException, OSError) as error:
+        unpacked.close()
+        raise ValueError(f"{path}: cannot be unpacked: {error}") from None
+    unpacked.seek(0)
+    return unpacked
+
+
+def _is_list_of_objects(value: Any) -> bool:
+    return isinstance(value, list) and bool(value) and all(isinstance(one, dict) for one in value)
+
+
+def _stem(path: Path) -> str:
+    """The file's name without what says its form: a.jsonl.gz is a."""
+    return Path(path.stem).stem if path.suffix in _COMPRESSED else path.stem
+
+
+class DatasetSamples:
+    """A `datasets.Dataset`; a column of pictures stands for the ids that `being-vl encode` gave them.
+
+    These are the values of `id_column`, or the numbers of the rows; a list of pictures has `ID/0`, `ID/1`, …
+    A row whose picture is null has no image.
+
+    Args:
+        dataset: the rows.
+        name: in errors, and by default in the column `source`.
+        image_column: the column of pictures; by default `image` or `images`, or the only one of that type.
+        id_column: the column of ids.
+
+    Raises:
+        ValueError: a column is missing, or there are several of pictures and none was named.
     """
 
-    def __init__(self, dataset: datasets.Dataset, name: str, *, id_column: str | None = None):
+    def __init__(
+        self,
+        dataset: datasets.Dataset,
+        name: str,
+        *,
+        image_column: str | None = None,
+        id_column: str | None = None,
+    ):
         self.name = Path(name).name
         self._shown = name
         self._id_column = id_column
-        columns = dataset.column_names
-        if id_column is not None and id_column not in columns:
-            raise ValueError(f"--id-column: no column {id_column!r}; there are {columns}")
-        self._pixels = [
-            column for column in ("image", "images") if _is_image(dataset.features.get(column))
-        ]
+        for option, column in (("--image-column", image_column), ("--id-column", id_column)):
+            if column is not None and column not in dataset.column_names:
+                raise ValueError(
+                    f"{option}: no column {column!r}; there are {dataset.column_names}"
+                )
+        pictures = [name for name, kind in dataset.features.items() if _holds_pictures(kind)]
+        chosen = [image_column] if image_column in pictures else []
+        if not chosen and image_column is None:
+            chosen = [name for name in pictures if name in ("image", "images")] or pictures
+            if len(chosen) > 1:
+                raise ValueError(
+                    f"--image-column must name one of the columns of pictures: {chosen}"
+                )
+        self._texts_as_ids = image_column if image_column not in (None, *pictures) else None
+        self._pictures = chosen[0] if chosen else None
+        self._is_list = bool(chosen) and not isinstance(dataset.features[chosen[0]], datasets.Image)
+        self._counts = _count_pictures(dataset, chosen[0]) if chosen else None
         self._identity = {"rows": len(dataset), "fingerprint": dataset._fingerprint}
-        self._dataset = dataset.remove_columns(self._pixels)
+        self._whole = dataset
+        self._dataset = dataset.remove_columns(pictures)
         self.num_samples = len(dataset)
 
     def identity(self) -> dict[str, Any]:
         return {"kind": "dataset", "id_column": self._id_column, **self._identity}
 
+    def positions(self) -> dict[str, Any] | None:
+        """What the numbers of the rows mean, where they name images: see `picture_digest`."""
+        if self._pictures is None or self._id_column is not None:
+            return None
+        return {
+            "images": self.num_samples,
+            "sample": picture_digest(self._whole, self._pictures),
+        }
+
     def read(self, numbers: Sequence[int]) -> Iterator[dict[str, Any]]:
         for number, row in zip(numbers, self._dataset.select(numbers), strict=True):
+            name = str(number)
             if self._id_column is not None:
-                row["id"] = str(row[self._id_column])
-            for column in self._pixels:
-                row[column] = row["id"] if self._id_column is not None else str(number)
+                row["id"] = name = str(row[self._id_column])
+            if self._counts is not None:
+                count = int(self._counts[number])
+                ids = [f"{name}/{k}" for k in range(count)] if self._is_list else [name] * count
+                row.pop("image", None)
+                row["images"] = ids
+            elif self._texts_as_ids is not None:
+                row["images"] = row.pop(self._texts_as_ids)
             yield row
 
     def where(self, number: int) -> str:
@@ -147,6 +254,7 @@ def open_samples(
     *,
     split: str = "train",
     config_name: str | None = None,
+    image_column: str | None = None,
     id_column: str | None = None,
 ) -> SampleSource:
     """A source by its name: a .json or .jsonl file, else a data set (saved, a folder, or a Hub id).
@@ -156,16 +264,15 @@ def open_samples(
         FileNotFoundError: no such file or data set.
     """
     path = Path(data)
+    form = Path(path.stem).suffix if path.suffix in _COMPRESSED else path.suffix
     source: SampleSource
-    if path.suffix == ".json":
-        source = JsonSource(path)
-    elif path.suffix in (".jsonl", ".ndjson"):
-        source = JsonLinesSource(path)
+    if form in (".json", ".jsonl", ".ndjson") and not path.is_dir():
+        source = _open_json(path) if form == ".json" else JsonLinesSource(path)
     elif path.is_file():
         raise ValueError(f"{data}: must be a .json or .jsonl file, or a data set")
     else:
         loaded = load_dataset_by_name(data, split=split, config_name=config_name)
-        source = DatasetSamples(loaded, data, id_column=id_column)
+        source = DatasetSamples(loaded, data, image_column=image_column, id_column=id_column)
     if not source.num_samples:
         raise ValueError(f"{data}: has no row")
     return source
@@ -181,7 +288,7 @@ def decode_sample(raw: Any, where: str) -> Any:
         return raw
     try:
         return json.loads(raw)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"{where}: not valid JSON: {error}") from None
 
 
@@ -197,12 +304,20 @@ def iter_samples(source: SampleSource, limit: int | None = None) -> Iterator[tup
         yield number, where, decode_sample(raw, where)
 
 
-def _is_image(feature: Any) -> bool:
-    if isinstance(feature, datasets.Image):
-        return True
+def _holds_pictures(feature: Any) -> bool:
     inner = getattr(feature, "feature", feature[0] if isinstance(feature, list) else None)
-    if isinstance(inner, datasets.Image):
-        raise ValueError(
-            "images is a list of images a row; name them by ids (a column of texts) as being-vl encode does"
-        )
-    return False
+    return isinstance(feature, datasets.Image) or isinstance(inner, datasets.Image)
+
+
+def _count_pictures(dataset: datasets.Dataset, column: str) -> np.ndarray:
+    """How many pictures each row has, int32; reads no picture."""
+    counts = []
+    for table in dataset.select_columns([column]).with_format("arrow").iter(batch_size=1000):
+        for chunk in table[column].chunks:
+            if pa.types.is_struct(chunk.type):
+                empty = [chunk.field(name).is_null().to_numpy(False) for name in ("bytes", "path")]
+                null = chunk.is_null().to_numpy(False) | (empty[0] & empty[1])
+                counts.append(np.where(null, 0, 1))
+            else:
+                counts.append(pc.list_value_length(chunk).fill_null(0).to_numpy(False))
+    return np.concatenate(counts).astype(np.int32) if counts else np.empty(0, np.int32)

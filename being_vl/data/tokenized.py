@@ -44,7 +44,16 @@ FEATURES = Features(
         "length": Value("int32"),
     }
 )
-COUNTS = ("rows", "skipped_rows", "tokens", "assistant_tokens", "images", "image_tokens", "cells")
+COUNTS = (
+    "rows",
+    "skipped_rows",
+    "fixed_rows",
+    "tokens",
+    "assistant_tokens",
+    "images",
+    "image_tokens",
+    "cells",
+)
 _SHARD_KEY = b"being_vl.tokenized"
 
 
@@ -239,6 +248,20 @@ def finish(folder: Path, num_shards: int, manifest: dict[str, Any]) -> dict[str,
     write_atomic(folder / SKIPPED, lines)
     write_atomic(folder / MANIFEST, json.dumps(manifest, indent=1, ensure_ascii=False) + "\n")
     return manifest
+
+
+def check_finished(folder: Path) -> bool:
+    """Whether a folder was finished; its shards are checked, but one that is gone will be made again.
+
+    Raises:
+        ValueError: a shard has another size than was written.
+    """
+    if not (folder / MANIFEST).exists():
+        return False
+    for shard in read_manifest(folder)["shards"]:
+        if (folder / shard["file"]).exists():
+            _open_shard(folder, shard, verify=False)
+    return True
 
 
 def read_manifest(folder: Path) -> dict[str, Any]:

@@ -9,38 +9,53 @@ from __future__ import annotations
 
 import multiprocessing
 import os
-from collections import defaultdict
-from collections.abc import Callable, Collection, Iterator, Sequence
+import re
+from collections import Counter, defaultdict
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NoReturn
 
 import numpy as np
+from jinja2 import TemplateError
 
+from ..codes.shards import CodeShards
 from ..files import locked, write_atomic
 from ..processing.processing_being_vl import BeingVLProcessor
-from .codes import CodeIndex, build_index, codes_identity
-from .conversations import ControlTokens, Conversation, parse_sample
+from .codes import (
+    CodeIndex,
+    build_index,
+    codes_identity,
+    nearest_id,
+    normal_id,
+    positions_of,
+)
+from .conversations import Conversation, parse_sample
 from .identity import compare, processor_identity
 from .quantizing.decoding import end_with_parent
 from .sources import SampleSource, decode_sample
-from .tokenized import claim, finish, read_report, shard_bytes, shard_path
+from .tokenized import COUNTS, check_finished, claim, finish, read_report, shard_bytes, shard_path
 
-_BATCH = 64  # rows through the processor at once
+_BATCH = 64  # samples through the processor at once
+_INDEX_FILE = ".code-index.npy"
+_GENERATION = re.compile(r"{%-?\s*generation\b")
 
 
 @dataclass(frozen=True)
 class TokenizeSettings:
-    """What decides the rows, besides data, codes and tokenizer.
+    """What decides the ids, besides data, codes and tokenizer.
 
     Args:
         source: what the column `source` says.
-        on_missing: an image without codes: `"raise"`, `"skip"` the row, or leave the image out (`"text"`).
-        max_length: most tokens of a row; None for no limit.
-        on_too_long: a longer row: `"raise"` or `"skip"`. No row is ever cut.
-        on_control_token: text that spells a special token of the tokenizer: `"raise"` or `"skip"` the row.
-        shard_size: rows in a shard.
+        on_missing: an image without codes: `"raise"`, `"skip"` the sample, or leave the image out (`"text"`).
+        max_length: most tokens of a sample; None for no limit.
+        on_too_long: a longer sample: `"raise"` or `"skip"`. No sample is ever cut.
+        on_control_token: text that spells a special token of the tokenizer: `"raise"` or `"skip"` the sample.
+        on_bad_row: anything else that is wrong with a sample: `"raise"`, `"skip"` it, or `"fix"`: put
+            placeholders that are missing in front, as LLaVA's loaders do, and skip what that does not mend.
+        image_root: what stands before the ids of `being-vl encode` in the data's names of images.
+        shard_size: samples in a shard.
 
     Raises:
         ValueError: a number is not positive.
@@ -51,6 +66,8 @@ class TokenizeSettings:
     max_length: int | None = None
     on_too_long: Literal["raise", "skip"] = "raise"
     on_control_token: Literal["raise", "skip"] = "raise"
+    on_bad_row: Literal["raise", "skip", "fix"] = "raise"
+    image_root: str = ""
     shard_size: int = 2048
 
     def __post_init__(self) -> None:
@@ -62,159 +79,304 @@ class TokenizeSettings:
 
 @dataclass
 class Chunk:
-    """A chunk of rows, and their names in errors."""
+    """Samples as their source gives them, and their names in errors."""
 
     numbers: list[int]
     raw: list[Any]
     where: list[str]
 
 
-@dataclass
-class _Report:
-    skipped: list[dict[str, Any]] = field(default_factory=list)
-    skipped_rows: int = 0
+class _LeftOut(Exception):
+    """A sample that a setting leaves out; `reason` and, if one is the cause, `image_id`."""
+
+    def __init__(self, reason: str, image_id: str | None = None):
+        super().__init__(reason)
+        self.reason, self.image_id = reason, image_id
+
+
+class _Refused(ValueError):
+    """A sample that a setting refuses; its message names the option."""
 
 
 class ChunkTokenizer:
-    """Makes the shard of a chunk of rows; the same bytes in every process."""
+    """Makes the shard of a chunk of samples; the same bytes in every process.
+
+    Raises:
+        ValueError: the chat template marks nothing as the assistant's.
+    """
 
     def __init__(
         self, processor: BeingVLProcessor, index: CodeIndex | None, settings: TokenizeSettings
     ):
+        if not _GENERATION.search(processor.chat_template or ""):
+            raise ValueError(
+                "the chat template has no {% generation %} around what the assistant says, so that nothing "
+                "would be learned; being-vl init gives a checkpoint one that has"
+            )
         self._processor = processor
         self._index = index
         self._settings = settings
-        self._control = ControlTokens(processor.tokenizer)
+        self._control = _ControlTokens(processor)
 
-    def __call__(self, rows: Chunk) -> bytes:
-        report = _Report()
-        kept = self._conversations(rows, report)
-        grids = (
-            {}
-            if self._index is None
-            else self._index.lookup(i for c, _ in kept for i in c.image_ids)
-        )
-        kept = self._with_codes(kept, grids, report)
+    def __call__(self, chunk: Chunk) -> bytes:
+        self._skipped: list[dict[str, Any]] = []
+        self._counts = dict.fromkeys(COUNTS, 0)
         columns: dict[str, list[Any]] = defaultdict(list)
-        counts = dict.fromkeys(("tokens", "assistant_tokens", "images", "image_tokens", "cells"), 0)
+        read = self._read(chunk)
+        grids = self._grids(c for c, _ in read)
+        kept = []
+        for conversation, where in read:
+            whole = self._attempt(conversation, where, self._with_codes, conversation, where, grids)
+            if whole is not None:
+                kept.append((whole, where))
         for start in range(0, len(kept), _BATCH):
             batch = kept[start : start + _BATCH]
             encoded = self._encode([c for c, _ in batch], grids)
-            for (conversation, where), ids, mask in zip(batch, *encoded, strict=True):
-                if self._too_long(len(ids), conversation, where, report):
+            for (conversation, where), pair in zip(batch, encoded, strict=True):
+                checked = self._attempt(conversation, where, self._check, conversation, where, pair)
+                if checked is None:
                     continue
+                ids, mask = checked
                 columns["id"].append(conversation.id)
                 columns["source"].append(self._settings.source)
                 columns["image_ids"].append(conversation.image_ids)
                 columns["input_ids"].append(ids)
                 columns["assistant_masks"].append(mask)
                 columns["length"].append(len(ids))
-                counts["tokens"] += len(ids)
-                counts["assistant_tokens"] += int(mask.sum())
-                counts["images"] += len(conversation.image_ids)
-                counts["image_tokens"] += self._image_tokens(ids)
-                counts["cells"] += sum(grids[i].size for i in conversation.image_ids)
-        return shard_bytes(
-            columns,
-            {
-                "rows": len(columns["id"]),
-                "skipped_rows": report.skipped_rows,
-                **counts,
-                "skipped": report.skipped,
-            },
-        )
+                self._count(conversation, where, ids, mask, grids)
+        return shard_bytes(columns, {**self._counts, "skipped": self._skipped})
 
-    def _conversations(self, rows: Chunk, report: _Report) -> list[tuple[Conversation, str]]:
+    def _attempt(
+        self, conversation: Conversation | None, where: str, step: Callable[..., Any], *args: Any
+    ) -> Any:
+        """What a step gives, or None where the settings leave the sample out, which is then written down."""
+        try:
+            return step(*args)
+        except _LeftOut as left_out:
+            reason, image_id = left_out.reason, left_out.image_id
+        except ValueError as error:
+            if self._settings.on_bad_row == "raise":
+                hint = (
+                    ""
+                    if isinstance(error, _Refused)
+                    else "; --on-bad-row skip leaves such rows out"
+                )
+                raise ValueError(f"{error}{hint}") from error
+            reason, image_id = str(error).removeprefix(f"{where}: "), None
+        self._counts["skipped_rows"] += 1
+        self._write_down(where, conversation.id if conversation else None, image_id, reason)
+        return None
+
+    def _write_down(self, where: str, name: str | None, image_id: str | None, reason: str) -> None:
+        self._skipped.append({"row": where, "id": name, "image_id": image_id, "reason": reason})
+
+    def _read(self, chunk: Chunk) -> list[tuple[Conversation, str]]:
+        fix = self._settings.on_bad_row == "fix"
         kept = []
-        for number, raw, where in zip(rows.numbers, rows.raw, rows.where, strict=True):
-            conversation = parse_sample(decode_sample(raw, where), where=where, number=number)
-            token = self._control.find(conversation)
-            if token is None:
+        for number, raw, where in zip(chunk.numbers, chunk.raw, chunk.where, strict=True):
+
+            def read(number: int = number, raw: Any = raw, where: str = where) -> Conversation:
+                return parse_sample(decode_sample(raw, where), where=where, number=number, fix=fix)
+
+            conversation = self._attempt(None, where, read)
+            if conversation is not None:
                 kept.append((conversation, where))
-                continue
-            reason = f"its text spells the special token {token!r}"
-            if self._settings.on_control_token == "raise":
-                raise ValueError(f"{where}: {reason}; --on-control-token skip leaves such rows out")
-            _skip(report, conversation, where, reason)
         return kept
 
+    def _grids(self, conversations: Iterable[Conversation]) -> dict[str, np.ndarray]:
+        """Codes by the ids that the samples use; a name that is not known is looked up in its normal form."""
+        if self._index is None:
+            return {}
+        names = {name for conversation in conversations for name in conversation.image_ids}
+        found = self._index.lookup(names)
+        normal = {
+            name: normal_id(name, self._settings.image_root)
+            for name in sorted(names - found.keys())
+        }
+        others = self._index.lookup(normal.values())
+        return found | {name: others[other] for name, other in normal.items() if other in others}
+
     def _with_codes(
-        self,
-        kept: list[tuple[Conversation, str]],
-        grids: dict[str, np.ndarray],
-        report: _Report,
-    ) -> list[tuple[Conversation, str]]:
-        """The rows whose images are there, after what the settings do with the others."""
-        done = []
+        self, conversation: Conversation, where: str, grids: dict[str, np.ndarray]
+    ) -> Conversation:
+        """The sample, if its images are there, after what the settings do with the others."""
+        missing = [i for i in dict.fromkeys(conversation.image_ids) if i not in grids]
+        if not missing:
+            return conversation
         why = "no --codes given" if self._index is None else "no codes for this image"
-        for conversation, where in kept:
-            missing = [i for i in dict.fromkeys(conversation.image_ids) if i not in grids]
-            if not missing:
-                done.append((conversation, where))
-                continue
-            if self._settings.on_missing == "raise":
-                raise ValueError(
-                    f"{where}: image {missing[0]!r}: {why}; --on-missing skip leaves such rows out, "
-                    "--on-missing text keeps them without the image"
-                )
-            if self._settings.on_missing == "text":
-                for image_id in missing:
-                    report.skipped.append(
-                        {"row": where, "id": conversation.id, "image_id": image_id, "reason": why}
-                    )
-                done.append((conversation.without_images(missing), where))
-            else:
-                _skip(report, conversation, where, why, missing[0])
-        return done
+        if self._settings.on_missing == "raise":
+            hint = self._nearest(missing[0]) if self._settings.on_bad_row == "raise" else ""
+            raise _Refused(
+                f"{where}: image {missing[0]!r}: {why}{hint}; --on-missing skip leaves such rows out, "
+                "--on-missing text keeps them without the image"
+            )
+        if self._settings.on_missing == "skip":
+            raise _LeftOut(why, missing[0])
+        for image_id in missing:
+            self._write_down(where, conversation.id, image_id, why)
+        return conversation.without_images(missing)
+
+    def _nearest(self, image_id: str) -> str:
+        if self._index is None:
+            return ""
+        near = nearest_id(CodeShards(self._index.files), image_id)
+        return (
+            ""
+            if near is None
+            else f" (the nearest known id is {near!r}; --image-root, --id-column)"
+        )
 
     def _encode(
         self, batch: list[Conversation], grids: dict[str, np.ndarray]
-    ) -> tuple[list[np.ndarray], list[np.ndarray]]:
-        """Ids int32 and assistant masks int8 of each row."""
+    ) -> list[tuple[np.ndarray, np.ndarray] | ValueError]:
+        """Ids int32 and assistant masks int8 of each sample, or why there are none."""
         images = [[grids[i] for i in conversation.image_ids] for conversation in batch]
-        encoded = self._processor.apply_chat_template(
-            [conversation.messages for conversation in batch],
-            tokenize=True,
-            return_dict=True,
-            return_assistant_tokens_mask=True,
-            processor_kwargs={"image_codes": images} if any(images) else {},
-        )
-        return (
-            [np.asarray(ids, np.int32) for ids in encoded["input_ids"]],
-            [np.asarray(mask, np.int8) for mask in encoded["assistant_masks"]],
-        )
+        try:
+            encoded = self._processor.apply_chat_template(
+                [conversation.messages for conversation in batch],
+                tokenize=True,
+                return_dict=True,
+                return_assistant_tokens_mask=True,
+                processor_kwargs={"image_codes": images} if any(images) else {},
+            )
+        except (ValueError, TemplateError) as error:
+            if len(batch) == 1:
+                return [ValueError(str(error))]
+            return [one for c in batch for one in self._encode([c], grids)]  # to name the sample
+        return [
+            (np.asarray(ids, np.int32), np.asarray(mask, np.int8))
+            for ids, mask in zip(encoded["input_ids"], encoded["assistant_masks"], strict=True)
+        ]
 
-    def _too_long(
-        self, length: int, conversation: Conversation, where: str, report: _Report
-    ) -> bool:
-        limit = self._settings.max_length
-        if limit is None or length <= limit:
-            return False
-        reason = f"{length} tokens, but max_length is {limit}"
-        if self._settings.on_too_long == "raise":
-            raise ValueError(f"{where}: {reason}; --on-too-long skip leaves such rows out")
-        _skip(report, conversation, where, reason)
-        return True
+    def _check(
+        self,
+        conversation: Conversation,
+        where: str,
+        encoded: tuple[np.ndarray, np.ndarray] | ValueError,
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Ids and mask of a sample, after all that can be wrong with them."""
+        if isinstance(encoded, ValueError):
+            raise ValueError(f"{where}: {encoded}")
+        ids, mask = encoded
+        settings = self._settings
+        token = self._control.find(conversation, ids)
+        if token is not None:
+            reason = f"its text spells the special token {token!r}"
+            _leave_out(
+                settings.on_control_token,
+                where,
+                reason,
+                "--on-control-token skip leaves such rows out",
+            )
+        if settings.max_length is not None and len(ids) > settings.max_length:
+            reason = f"{len(ids)} tokens, but max_length is {settings.max_length}"
+            _leave_out(
+                settings.on_too_long, where, reason, "--on-too-long skip leaves such rows out"
+            )
+        mask = _learned_mask(conversation, mask, where)
+        if not mask[1:].any():
+            raise ValueError(f"{where}: the chat template marks no token of it as the assistant's")
+        return ids, mask
 
-    def _image_tokens(self, ids: np.ndarray) -> int:
+    def _count(
+        self,
+        conversation: Conversation,
+        where: str,
+        ids: np.ndarray,
+        mask: np.ndarray,
+        grids: dict[str, np.ndarray],
+    ) -> None:
         layout = self._processor.tokenizer.layout
-        return int(((ids >= layout.first_code_id) & (ids < layout.size)).sum())
+        counts = self._counts
+        counts["rows"] += 1
+        counts["tokens"] += len(ids)
+        counts["assistant_tokens"] += int(mask.sum())
+        counts["images"] += len(conversation.image_ids)
+        counts["image_tokens"] += int(((ids >= layout.first_code_id) & (ids < layout.size)).sum())
+        counts["cells"] += sum(grids[i].size for i in conversation.image_ids)
+        if conversation.fixed:
+            counts["fixed_rows"] += 1
+            self._write_down(where, conversation.id, None, f"kept: {conversation.fixed}")
 
 
-def _skip(
-    report: _Report,
-    conversation: Conversation,
-    where: str,
-    reason: str,
-    image_id: str | None = None,
-) -> None:
-    report.skipped_rows += 1
-    report.skipped.append(
-        {"row": where, "id": conversation.id, "image_id": image_id, "reason": reason}
-    )
+def _leave_out(setting: str, where: str, reason: str, hint: str) -> NoReturn:
+    if setting == "raise":
+        raise _Refused(f"{where}: {reason}; {hint}")
+    raise _LeftOut(reason)
 
 
-_INDEX_FILE = ".code-index.npy"
+class _ControlTokens:
+    """Looks for special tokens that a sample's text spells, where the tokenizer would see them: in its ids.
+
+    A tokenizer turns text that spells one of its special tokens into that token's id, so that a sample could
+    end its own turn or smuggle in an image token; also two texts that stand side by side may spell one
+    together. transformers' `sanitize_control_tokens` guards chats against that, but gives no assistant mask.
+    So the special ids of a sample are compared with those that the template alone makes.
+    """
+
+    def __init__(self, processor: BeingVLProcessor):
+        tokenizer = processor.tokenizer
+        self._processor = processor
+        self._names = {i: t.content for i, t in tokenizer.added_tokens_decoder.items() if t.special}
+        self._special = np.zeros(max(len(tokenizer), *self._names, 0) + 1, bool)
+        self._special[list(self._names)] = True
+        self._of_template: dict[Any, Counter[int]] = {}
+
+    def find(self, conversation: Conversation, ids: np.ndarray) -> str | None:
+        """The first special token that a text of the conversation spells, or None."""
+        found = self._special_ids(self._outside_images(ids))
+        expected = self._expected(conversation) + Counter(
+            dict.fromkeys(
+                (self._processor.boi_token_id, self._processor.eoi_token_id),
+                len(conversation.image_ids),
+            )
+        )
+        more = Counter(found) - expected
+        return self._names[next(i for i in found if i in more)] if more else None
+
+    def _special_ids(self, ids: np.ndarray) -> list[int]:
+        return ids[self._special[ids]].tolist()
+
+    def _outside_images(self, ids: np.ndarray) -> np.ndarray:
+        """The ids that stand in no image: a text's image token would stand outside of one."""
+        depth = np.cumsum(ids == self._processor.boi_token_id)
+        depth -= np.cumsum(ids == self._processor.eoi_token_id)
+        layout = self._processor.tokenizer.layout
+        image = (ids >= layout.first_code_id) & (ids < layout.size)
+        return ids[~(image & (depth > 0))]
+
+    def _expected(self, conversation: Conversation) -> Counter[int]:
+        """Special ids of the conversation with one harmless letter for each text and without its images."""
+        key = tuple(
+            (m["role"], sum(part["type"] == "text" for part in m["content"]))
+            for m in conversation.messages
+        )
+        if key not in self._of_template:
+            bare = [
+                {"role": role, "content": [{"type": "text", "text": "x"}] * texts}
+                for role, texts in key
+            ]
+            encoded = self._processor.apply_chat_template([bare], tokenize=True, return_dict=True)
+            self._of_template[key] = Counter(self._special_ids(np.asarray(encoded["input_ids"][0])))
+        return self._of_template[key]
+
+
+def _learned_mask(conversation: Conversation, mask: np.ndarray, where: str) -> np.ndarray:
+    """The assistant mask without the turns that are not to be learned."""
+    if all(conversation.learned):
+        return mask
+    starts = np.flatnonzero(np.diff(mask, prepend=0) == 1)
+    ends = np.flatnonzero(np.diff(mask, append=0) == -1) + 1
+    if len(starts) != len(conversation.learned):
+        raise ValueError(
+            f"{where}: a turn is not to be learned, but the chat template marks {len(starts)} turns of the "
+            f"{len(conversation.learned)} that the assistant has"
+        )
+    mask = mask.copy()
+    for start, end, learned in zip(starts, ends, conversation.learned, strict=True):
+        if not learned:
+            mask[start:end] = 0
+    return mask
 
 
 def tokenize_samples(
@@ -252,7 +414,7 @@ def tokenize_samples(
     """
     numbers = np.arange(source.num_samples) if selection is None else selection
     with locked(output, "another process is tokenizing into it"):
-        index, described = _open_codes(codes, processor, output)
+        index, described = _open_codes(codes, source, processor, output, accept_mismatch)
         parts = processor_identity(processor)
         if described is not None:
             rule = "encode the images with this checkpoint's quantizer"
@@ -277,21 +439,28 @@ def tokenize_samples(
             for i in range(0, len(numbers), settings.shard_size)
         ]
         paths = [shard_path(output, i, len(chunks)) for i in range(len(chunks))]
+        finished = check_finished(output)
         for path, chunk in zip(paths, chunks, strict=True):
             if path.exists():
                 read_report(path)  # refuses what is not ours
                 progress(len(chunk))
         todo = [i for i, path in enumerate(paths) if not path.exists()]
+        finished = finished and not todo
         tasks = ((i, _read(source, chunks[i])) for i in todo)
         for i, data in _map(tasks, processor, checkpoint, index, settings, num_workers, len(todo)):
             write_atomic(paths[i], data)
             progress(len(chunks[i]))
         (output / _INDEX_FILE).unlink(missing_ok=True)
-        return finish(output, len(chunks), run)
+        manifest = finish(output, len(chunks), run)
+    return {**manifest, "finished_before": finished}
 
 
 def _open_codes(
-    codes: Sequence[str], processor: BeingVLProcessor, output: Path
+    codes: Sequence[str],
+    source: SampleSource,
+    processor: BeingVLProcessor,
+    output: Path,
+    accept: Collection[str],
 ) -> tuple[CodeIndex | None, dict[str, Any] | None]:
     if not codes:
         return None, None
@@ -302,6 +471,11 @@ def _open_codes(
             f"{', '.join(codes)}: codebook_size must be {expected}, as in the checkpoint, got "
             f"{shards.codebook_size}"
         )
+    own = source.positions()
+    for folder, encoded in positions_of(shards).items() if own is not None else ():
+        found = {"positions": {name: encoded.get(name) for name in own}}
+        rule = "name the images by --id-column in both commands"
+        compare(folder, found, {"positions": own}, rule=rule, accept=accept)
     return index, codes_identity(shards)
 
 

@@ -23,7 +23,7 @@ from being_vl.cli import main as being_vl_command
 from being_vl.codes.shards import ShardInfo, write_shard
 from being_vl.data import load_tokenized, load_training_data
 from being_vl.data.codes import CodeIndex, build_index
-from being_vl.data.conversations import ControlTokens, parse_sample
+from being_vl.data.conversations import parse_sample
 from being_vl.data.identity import processor_identity
 
 
@@ -223,17 +223,6 @@ def test_text_that_spells_a_special_token_is_found(data, tmp_path, capsys) -> No
     assert load_training_data(tmp_path / "out", data.processor.tokenizer)["id"] == ["r0", "r1"]
 
 
-@given(text=st.text(alphabet="<|visual_0123>boi eot", max_size=40))
-@settings(max_examples=100, deadline=None)
-def test_a_text_without_a_control_token_has_no_special_id(data, text) -> None:
-    row = {"conversations": [{"from": "gpt", "value": text}]}
-    tokenizer = data.processor.tokenizer
-    special = {i for i, token in tokenizer.added_tokens_decoder.items() if token.special}
-    spelled = special & set(tokenizer(text, add_special_tokens=False).input_ids)
-    found = ControlTokens(tokenizer).find(parse_sample(row, where="row", number=0))
-    assert (found is not None) == bool(spelled)
-
-
 GOOD = [{"from": "human", "value": "<image>?"}, {"from": "gpt", "value": "!"}]
 
 
@@ -320,7 +309,7 @@ def test_codes_are_found_by_id_alone(data, tmp_path) -> None:
 def test_codes_of_two_images_of_one_id_or_of_another_codebook_are_refused(data, tmp_path, capsys):
     grid = next(iter(data.grids.values()))
     twice = tmp_path / "twice.parquet"
-    write_shard(twice, ["a", "a"], [grid, grid], ShardInfo(codebook_size=16))
+    write_shard(twice, ["a", "a"], [grid, (grid + 1) % 16], ShardInfo(codebook_size=16))
     with pytest.raises(ValueError, match="image ids must differ, got 'a' twice"):
         build_index([str(twice)], tmp_path / "index.npy")
     other = tmp_path / "other.parquet"

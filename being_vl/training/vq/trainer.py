@@ -27,7 +27,7 @@ from transformers import (
 
 from ...quantizers.metrics import PixelScale, ReconstructionMetrics, evaluate_reconstruction
 from ...quantizers.modeling_being_vl_vq import BeingVLVQModel
-from ..exact_resume import ExactResumeMixin
+from ..resume import ExactResumeMixin
 from .codebook import fit_codebook
 from .data import augment
 from .module import VQTrainingModule

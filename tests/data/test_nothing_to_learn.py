@@ -1,0 +1,40 @@
+"""A template, a sample, a data set from which nothing is learned: each an error, or counted aloud."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from checkpoint_fixtures import tiny_checkpoint
+
+from being_vl.data.tokenizing import Chunk, ChunkTokenizer, TokenizeSettings
+
+
+def test_a_template_that_marks_nothing_is_refused_at_once():
+    processor = tiny_checkpoint()[1]
+    processor.chat_template = processor.chat_template.replace("generation", "if true", 1).replace(
+        "endgeneration", "endif"
+    )
+    with pytest.raises(ValueError, match=r"no \{% generation %\} around what the assistant says"):
+        ChunkTokenizer(processor, None, TokenizeSettings(source="x"))
+
+
+def test_a_sample_of_which_no_token_is_marked_is_refused():
+    processor = tiny_checkpoint()[1]
+    processor.chat_template = processor.chat_template.replace("'assistant'", "'nobody'")
+    chunks = ChunkTokenizer(processor, None, TokenizeSettings(source="x"))
+    row = {"conversations": [{"from": "human", "value": "q"}, {"from": "gpt", "value": "a"}]}
+    with pytest.raises(ValueError, match="row: the chat template marks no token of it"):
+        chunks(Chunk([0], [row], ["row"]))
+    chunks = ChunkTokenizer(processor, None, TokenizeSettings(source="x", on_bad_row="skip"))
+    chunks(Chunk([0], [row], ["row"]))
+    assert chunks._counts["skipped_rows"] == 1 and chunks._counts["rows"] == 0
+
+
+def test_ids_count_what_is_learned():
+    processor = tiny_checkpoint()[1]
+    chunks = ChunkTokenizer(processor, None, TokenizeSettings(source="x"))
+    row = {"conversations": [{"from": "human", "value": "q"}, {"from": "gpt", "value": "a", "weight": 0},
+                             {"from": "gpt", "value": "bc"}]}  # fmt: skip
+    chunks(Chunk([0], [row], ["row"]))
+    answer = processor.tokenizer("bc<|eot_id|>", add_special_tokens=False).input_ids
+    assert chunks._counts["assistant_tokens"] == len(np.asarray(answer))
