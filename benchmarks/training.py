@@ -192,7 +192,7 @@ def run(way: Way, made: tuple, dataset: Any, options: argparse.Namespace, folder
         )
     else:
         prepare_stage(model, way.stage)
-        data = DataArguments(dataset="", packing=way.packing, max_length=longest)
+        data = DataArguments(data="", packing=way.packing, max_length=longest)
         trainer = make_trainer(
             model, processor, dataset, None, data, StageArguments(way.stage), arguments, [stopwatch]
         )

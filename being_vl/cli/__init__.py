@@ -1,15 +1,19 @@
 """The command `being-vl`: one module a command, loaded only when it runs.
 
-Each module of this folder has `make_parser()`, which returns a `jsonargparse.ArgumentParser`, and
-`main(args)`. Bad input ends with one line on standard error and exit status 2; the environment variable
-BEING_VL_DEBUG=1 shows the traceback instead.
+Each module of this folder has `make_parser()`, which returns a `parsing.Parser`, and
+`main(args)`. Options that several commands share are declared in `options`. An error ends with one line on
+standard error and exit status 2; `--traceback` shows where it arose.
 """
 
 from __future__ import annotations
 
+import difflib
 import importlib
+import io
 import os
 import sys
+import traceback
+from pathlib import Path
 
 COMMANDS = {
     "quickstart": "train and test a small model on easy-VQA, end to end, in minutes",
@@ -35,6 +39,8 @@ COMMANDS = {
 }
 
 _INTERRUPTED = 130
+_LONGEST = 1000  # characters of an error; values may be whole files
+_PACKAGE = str(Path(__file__).parents[1])
 
 
 def _usage() -> str:
@@ -47,15 +53,18 @@ def _usage() -> str:
             "commands:",
             *lines,
             "",
-            "being-vl COMMAND --help lists the options of a command; each takes --config FILE.yaml,",
-            "whose values flags override. being-vl --version prints the version.",
+            "being-vl COMMAND --help lists the options of a command, --help-all the rare ones too. Each takes",
+            "--config FILE.yaml, whose values flags override. being-vl --version prints the version.",
         ]
     )
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Run a command; returns the exit status (0, or 2 on bad input, 130 on Ctrl-C)."""
-    argv = sys.argv[1:] if argv is None else argv
+    """Run a command; returns the exit status: 0, 2 on an error, 130 on Ctrl-C, or the command's own."""
+    argv = list(sys.argv[1:] if argv is None else argv)
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # a terminal that is not UTF-8 shows ? for –
+            stream.reconfigure(errors="replace")
     if not argv or argv[0] in ("-h", "--help"):
         print(_usage())
         return 0 if argv else 2
@@ -66,23 +75,41 @@ def main(argv: list[str] | None = None) -> int:
         return 0
     name = argv[0]
     if name not in COMMANDS:
-        print(
-            f"being-vl: error: no command {name!r}; there are: {', '.join(COMMANDS)}",
-            file=sys.stderr,
-        )
+        near = difflib.get_close_matches(name, COMMANDS, 1, 0.5)
+        hint = f"did you mean {near[0]!r}?" if near else f"there are: {', '.join(COMMANDS)}"
+        print(f"being-vl: error: no command {name!r}; {hint}", file=sys.stderr)
         return 2
+    show_traceback = "--traceback" in argv
     try:
-        command = importlib.import_module(f"being_vl.cli.{name.replace('-', '_')}")
-        parser = command.make_parser()
-        parser.prog = f"being-vl {name}"
-        args = parser.parse_args(argv[1:])
-        return command.main(args) or 0
+        return _run(name, argv[1:])
     except KeyboardInterrupt:
         print(f"being-vl {name}: interrupted", file=sys.stderr)
         return _INTERRUPTED
-    except (ValueError, OSError, ImportError) as error:
-        if os.environ.get("BEING_VL_DEBUG"):
+    except BrokenPipeError:  # the reader of a pipe, such as `head`, has gone
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except Exception as error:
+        if show_traceback:
             raise
-        message = " ".join(str(error).split()) or type(error).__name__
-        print(f"being-vl {name}: error: {message}", file=sys.stderr)
+        print(f"being-vl {name}: error: {_one_line(error)}", file=sys.stderr)
         return 2
+
+
+def _run(name: str, argv: list[str]) -> int:
+    command = importlib.import_module(f"being_vl.cli.{name.replace('-', '_')}")
+    # Options that only a slow import knows are left out of the short help.
+    asks_help = {"-h", "--help"} & set(argv) and hasattr(command, "make_help_parser")
+    parser = command.make_help_parser() if asks_help else command.make_parser()
+    parser.prog = f"being-vl {name}"
+    return command.main(parser.parse_args(argv)) or 0
+
+
+def _one_line(error: Exception) -> str:
+    """An error for a person; one that no command foresees says its type and where it arose."""
+    text = " ".join(str(error).split())
+    text = text if len(text) <= _LONGEST else text[: _LONGEST - 1] + "…"
+    if isinstance(error, (ValueError, OSError, ImportError)) and text:
+        return text
+    frames = [f for f in traceback.extract_tb(error.__traceback__) if _PACKAGE in f.filename]
+    place = f" at {Path(frames[-1].filename).name}:{frames[-1].lineno}" if frames else ""
+    return f"unexpected {type(error).__name__}{place}: {text}; --traceback shows all of it"

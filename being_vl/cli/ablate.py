@@ -6,14 +6,16 @@ ways of training and vocabularies may be added to a folder later.
 
 from __future__ import annotations
 
-import argparse
 import json
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from jsonargparse import ArgumentParser, Namespace
+from jsonargparse import Namespace
 from jsonargparse.typing import NonNegativeInt, PositiveInt
+
+from .options import add, refuse_used
+from .parsing import Parser
 
 if TYPE_CHECKING:
     from ..studies.ablation.inputs import Inputs
@@ -27,57 +29,47 @@ _STAGE = {
     "warmup_steps": 0.05,
 }
 _REGIMES = ("sft", "sft-long", "pt-full+sft", "pt-freeze+sft", "pt-freeze+sft-freeze")
-_FILES = ("base", "vq", "codes", "sft_data", "test_data")
+_FILES = ("base", "quantizer", "codes", "sft_data", "test_data")
 
 
-def make_parser() -> ArgumentParser:
+def make_parser() -> Parser:
     """The options of the command."""
-    parser = ArgumentParser(
-        description="Train and score {VQ, VQ+BPE} × {SFT, PT(full)+SFT, PT(freeze)+SFT, PT(freeze)+SFT(freeze "
-        "visual)}, and PT(freeze)+SFT for more vocabularies: OUTPUT/rows/*.json, table.csv, table.md and "
-        "figures. Without --base, on easy-VQA with a small text model that is made here.",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+    parser = Parser(
+        "Train and score {VQ, VQ+BPE} × {SFT, PT(full)+SFT, PT(freeze)+SFT, PT(freeze)+SFT(freeze visual)}, and "
+        "PT(freeze)+SFT for more vocabularies. Writes OUTPUT/rows/*.json, table.csv, table.md and figures. "
+        "Without --base: on easy-VQA, with a small text model that is made here.",
+        json="print the rows as JSON",
     )
-    parser.add_argument("--config", action="config", help="YAML file of these options")
-    parser.add_argument("--output", type=str, required=True, help="folder of the results")
+    add(parser, "output", help="folder of the results", required=True)
+    add(parser, "resume")
     grid = parser.add_argument_group("grid")
     grid.add_argument("--merges", type=PositiveInt, default=512, help="of VQ+BPE")
     grid.add_argument(
-        "--curve-merges",
-        type=list[int],
-        default=[],
-        help="more vocabularies, by PT(freeze)+SFT alone",
+        "--curve-merges", type=list[int], default=[], help="more vocabularies, PT(freeze)+SFT alone"
     )
-    grid.add_argument("--regimes", type=list[str], default=list(_REGIMES), help="ways of training")
     grid.add_argument(
-        "--seeds", type=list[int], default=[0, 1, 2], help="a run of the grid for each"
+        "--regimes", type=list[str], default=list(_REGIMES), help="default: all of them"
     )
-    stages = parser.add_argument_group("stages", "options of being-vl train; both need max_steps")
+    grid.add_argument("--seeds", type=list[int], default=[0, 1, 2], help="a run of the grid each")
+    add(grid, "device", help="of training and answers", default="cpu")
+    own = parser.add_argument_group("own data", "all of the first five, or none for easy-VQA")
+    add(own, "base", "quantizer")
+    add(own, "codes", nargs="+")
+    own.add_argument("--sft-data", type=str, metavar="PATH", help="as of being-vl tokenize --data")
+    own.add_argument(
+        "--test-data", type=str, metavar="PATH", help="one image and one short answer a row"
+    )
+    own.add_argument("--pretrain-data", type=str, metavar="PATH", help="default: --sft-data")
+    add(own, "bpe", help="default: learned on the images of --sft-data")
+    stages = parser.rare("stages", "options of being-vl train; both need max_steps")
     stages.add_argument(
         "--pretrain", type=dict[str, Any], default={**_STAGE, "max_steps": 100}, help="first stage"
     )
     stages.add_argument(
         "--sft", type=dict[str, Any], default={**_STAGE, "max_steps": 400}, help="second stage"
     )
-    stages.add_argument(
-        "--image-init", type=Literal["normal", "mean_text", "codebook", "constituents"],
-        default="normal", help="how the rows of image tokens start",
-    )  # fmt: skip
-    stages.add_argument("--image-init-std", type=float, help="default: that of the text rows")
-    stages.add_argument("--device", type=str, default="cpu", help="of training and answers")
-    own = parser.add_argument_group("own data", "give all of them, or none for easy-VQA")
-    own.add_argument("--base", type=str, help="text model: folder or Hub id")
-    own.add_argument("--vq", type=str, help="quantizer: folder or Hub id")
-    own.add_argument("--codes", type=str, nargs="+", help="folders of being-vl encode")
-    own.add_argument("--sft-data", type=str, help="rows, as of being-vl tokenize --data")
-    own.add_argument(
-        "--pretrain-data", type=str, help="rows of the first stage; default: --sft-data"
-    )
-    own.add_argument("--test-data", type=str, help="rows with one image, ending in a short answer")
-    own.add_argument(
-        "--bpe", type=str, help="vocabulary; default: learned on the images of --sft-data"
-    )
-    easy = parser.add_argument_group("easy-VQA")
+    add(stages, "image-init", "image-init-std")
+    easy = parser.rare("easy-VQA")
     easy.add_argument("--train-images", type=PositiveInt, help="default: all")
     easy.add_argument("--test-images", type=PositiveInt, help="default: all")
     easy.add_argument(
@@ -86,10 +78,9 @@ def make_parser() -> ArgumentParser:
     easy.add_argument(
         "--data-seed", type=NonNegativeInt, default=0, help="of quantizer and text model"
     )
-    score = parser.add_argument_group("score")
-    score.add_argument("--max-new-tokens", type=PositiveInt, default=8, help="of an answer")
-    score.add_argument("--test-limit", type=PositiveInt, help="the first so many rows")
-    score.add_argument("--json", action="store_true", help="print the rows as JSON")
+    score = parser.rare("scores")
+    add(score, "max-new-tokens", default=8)
+    add(score, "limit", help="score only the first so many rows; default: all")
     return parser
 
 
@@ -114,11 +105,12 @@ def main(args: Namespace) -> int:
         image_init=args.image_init,
         image_init_std=args.image_init_std,
         max_new_tokens=args.max_new_tokens,
-        test_limit=args.test_limit,
+        test_limit=args.limit,
         device=args.device,
     )
     transformers.utils.logging.set_verbosity_error()
     output = Path(args.output)
+    refuse_used(args, output)
     output.mkdir(parents=True, exist_ok=True)
     most = max(cell.merges for cell in cells)
     inputs = _inputs(args, output, most)
@@ -162,7 +154,7 @@ def _inputs(args: Namespace, output: Path, merges: int) -> Inputs:
     bpe = args.bpe or train_vocabulary(args.codes, args.sft_data, merges, output / "inputs")
     return Inputs(
         base=args.base,
-        vq=args.vq,
+        vq=args.quantizer,
         codes=tuple(args.codes),
         bpe=bpe,
         pretrain=args.pretrain_data or args.sft_data,

@@ -7,25 +7,33 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
-from jsonargparse import ArgumentParser, Namespace
+from jsonargparse import Namespace
+
+from .options import add, describe_fields
+from .parsing import Parser
+
+_COMMON = (
+    "title", "summary", "license", "base_model", "datasets", "language", "training", "hardware", "limits",
+    "citation",
+)  # fmt: skip
 
 
-def make_parser() -> ArgumentParser:
+def make_parser() -> Parser:
     """The options of the command."""
     from ..hub.facts import CardFacts
 
-    parser = ArgumentParser(
-        description="Write README.md and .eval_results/ of a checkpoint, a VQ model, a vocabulary or code "
-        "shards. Numbers come from the folder's own files; what they do not say comes from these options, "
-        "which are kept in card.yaml; what neither says is left out."
+    parser = Parser(
+        "Write README.md and .eval_results/ of a checkpoint, a quantizer, a vocabulary or code shards. Numbers "
+        "come from the folder's own files; the rest from these options, which are kept in card.yaml.",
+        json="print the names of the files as JSON",
     )
-    parser.add_argument("--config", action="config", help="YAML file of these options")
     parser.add_argument("folder", type=str, help="what to describe")
-    parser.add_argument(
-        "--image", type=str, help="picture to draw with its reconstruction and tokens"
-    )
-    parser.add_argument("--json", action="store_true", help="print the names of the files as JSON")
-    parser.add_class_arguments(CardFacts)
+    add(parser, "image", help="draw it with its reconstruction and tokens")
+    common = parser.add_argument_group("facts", "texts are Markdown")
+    rare = parser.rare("more facts")
+    for fact in describe_fields(CardFacts):
+        group = common if fact.name in _COMMON else rare
+        fact.add(group, fact.name.replace("_", "-"))
     return parser
 
 

@@ -4,31 +4,24 @@ from __future__ import annotations
 
 import sys
 
-from jsonargparse import ArgumentParser, Namespace
-from jsonargparse.typing import ClosedUnitInterval, NonNegativeFloat, NonNegativeInt, PositiveInt
+from jsonargparse import Namespace
+
+from .options import add, add_about
+from .parsing import Parser
 
 
-def make_parser() -> ArgumentParser:
+def make_parser() -> Parser:
     """The options of the command."""
-    parser = ArgumentParser(
-        description="Talk with a checkpoint. In the session /image PATH shows it a picture, /draw FILE TEXT "
-        "writes the picture that it generates, /reset starts anew, /help lists the rest. Lines may also come "
-        "from a pipe: answers go to standard output, errors to standard error, and the exit status is 1 if "
-        "there were any."
+    parser = Parser(
+        "Talk with a checkpoint. In the session /image PATH shows it a picture, /draw FILE TEXT writes the "
+        "picture that it generates, /reset starts anew, /help lists the rest. Lines may also come from a pipe: "
+        "answers go to standard output, errors to standard error, and the exit status is 1 if there were any."
     )
-    parser.add_argument("--config", action="config", help="YAML file of these options")
-    parser.add_argument("checkpoint", type=str, help="folder or Hub id")
-    parser.add_argument("--image", type=str, help="picture that the first question is about")
+    add_about(parser, "checkpoint")
+    add(parser, "image", help="picture that the first question is about")
     parser.add_argument("--system", type=str, help="what the model is told first")
-    parser.add_argument("--max-new-tokens", type=PositiveInt, default=256, help="of an answer")
-    parser.add_argument(
-        "--temperature", type=NonNegativeFloat, default=0.0, help="0: always the likeliest token"
-    )
-    parser.add_argument(
-        "--top-p", type=ClosedUnitInterval, default=1.0, help="share that is sampled from"
-    )
-    parser.add_argument("--seed", type=NonNegativeInt, default=0, help="of the sampling")
-    parser.add_argument("--device", type=str, help="default: a GPU where there is one")
+    add(parser, "max-new-tokens", default=256)
+    add(parser, "temperature", "top-p", "seed", "device")
     return parser
 
 
@@ -56,7 +49,7 @@ def main(args: Namespace) -> int:
         temperature=args.temperature,
         top_p=args.top_p,
     )
-    session = Session(speaker, args.system, console)
+    session = Session(speaker, args.system, console, show_tracebacks=args.traceback)
     if args.image is not None:
         session.add_image(args.image)
     if sys.stdin.isatty():

@@ -9,29 +9,33 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from jsonargparse import ArgumentParser, Namespace
+from jsonargparse import Namespace
+
+from .options import add
+from .parsing import Parser
 
 
-def make_parser() -> ArgumentParser:
-    parser = ArgumentParser(
-        description="Turn the authors' released vBPE pickle into legacy_image_bpe.json. The table encodes as "
-        "their code does; its tokens cannot be decoded, so it is for comparison, not for new models."
+def make_parser() -> Parser:
+    """The options of the command."""
+    parser = Parser(
+        "Turn the authors' released vBPE pickle into legacy_image_bpe.json. The table encodes as their code does; "
+        "its tokens cannot be decoded, so it is for comparison, not for new models.",
+        json="print a summary as JSON",
     )
-    parser.add_argument("--config", action="config", help="YAML file whose values flags override")
     parser.add_argument(
         "pickle", type=str, help="the released file, a pickled list of ((first, second), new_id)"
     )
-    parser.add_argument("output", type=str, help="folder to write legacy_image_bpe.json into")
-    parser.add_argument("--json", action="store_true", help="print the answer as JSON")
+    add(parser, "output", help="folder of legacy_image_bpe.json", required=True)
     return parser
 
 
 def main(args: Namespace) -> int:
-    from being_vl.bpe.legacy import LegacyImageBPE
+    from ..bpe.legacy import LegacyImageBPE
+    from ..files import write_atomic
 
     legacy = LegacyImageBPE.from_pickle(args.pickle)
     (path,) = legacy.save_pretrained(args.output)
-    make_parser().save(args, Path(args.output) / "convert.yaml", overwrite=True)
+    write_atomic(Path(args.output) / "convert.yaml", make_parser().dump(args))
     answer = {
         "file": path,
         "codebook_size": legacy.codebook_size,

@@ -3,48 +3,42 @@
 from __future__ import annotations
 
 import json
-import os
-import shutil
-import tempfile
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
-from jsonargparse import ArgumentParser, Namespace
+from jsonargparse import Namespace
 from jsonargparse.typing import PositiveFloat, PositiveInt
+
+from .options import add
+from .parsing import Parser
 
 if TYPE_CHECKING:
     from ..quantizers.modeling_being_vl_vq import BeingVLVQModel
 
 
-def make_parser() -> ArgumentParser:
+def make_parser() -> Parser:
     """The options of the command."""
-    parser = ArgumentParser(
-        description="Turn a Chameleon, taming-transformers or Being-VL checkpoint of a VQ-GAN into safetensors "
-        "with a config.json, and an image processor for its resolution."
+    parser = Parser(
+        "Turn a Chameleon, taming-transformers or Being-VL checkpoint of a VQ-GAN into safetensors with a "
+        "config.json, and an image processor for its resolution.",
+        json="print a summary as JSON",
     )
-    parser.add_argument("--config", action="config", help="YAML file whose values flags override")
     parser.add_argument(
         "source", type=str, help="file, folder (sharded or not) or Hub id; only the VQ-GAN is read"
     )
-    parser.add_argument("output", type=str, help="folder to write; must be missing or empty")
+    add(parser, "output", help="folder to write; must be missing or empty", required=True)
     parser.add_argument(
         "--resolution",
         type=PositiveInt,
-        help="side in pixels that it was trained on; default: that of a config.json there, else 512",
+        help="pixels a side in training; default: that of a config.json there, else 512",
     )
     parser.add_argument(
         "--rescale-factor",
         type=PositiveFloat,
         default=0.0078,
-        help="of the image processor: 0.0078 for Chameleon and Being-VL, 0.00784314 for taming's own",
+        help="of the image processor: 0.0078 for Chameleon and Being-VL, 0.00784314 for taming",
     )
-    parser.add_argument(
-        "--dtype",
-        type=Literal["float32", "bfloat16", "float16"],
-        default="float32",
-        help="of the weights; the codebook stays float32",
-    )
-    parser.add_argument("--json", action="store_true", help="print the answer as JSON")
+    add(parser, "dtype", default="float32", help="of the weights; the codebook stays float32")
     return parser
 
 
@@ -84,7 +78,7 @@ def main(args: Namespace) -> int:
 
 
 def _write(model: BeingVLVQModel, args: Namespace, output: Path) -> None:
-    """Write everything to a folder beside the output, then rename it."""
+    from ..files import new_folder, write_atomic
     from ..quantizers.image_processing_being_vl import BeingVLImageProcessor
 
     side = model.config.resolution
@@ -94,15 +88,7 @@ def _write(model: BeingVLVQModel, args: Namespace, output: Path) -> None:
         rescale_factor=args.rescale_factor,
         size_divisor=model.config.downsampling,
     )
-    parent = output.absolute().parent
-    parent.mkdir(parents=True, exist_ok=True)
-    folder = Path(tempfile.mkdtemp(prefix=f".{output.name}.", dir=parent))
-    try:
+    with new_folder(output) as folder:
         model.save_pretrained(folder)
         processor.save_pretrained(folder)
-        make_parser().save(args, folder / "convert-vq.yaml")
-        folder.chmod(0o755)
-        os.replace(folder, output)
-    except BaseException:
-        shutil.rmtree(folder)
-        raise
+        write_atomic(folder / "convert-vq.yaml", make_parser().dump(args))

@@ -6,56 +6,45 @@ interrupts it costs the unfinished shards alone: the same command continues.
 
 from __future__ import annotations
 
-import argparse
 import json
 import sys
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from jsonargparse import ArgumentParser, Namespace
-from jsonargparse.typing import NonNegativeInt, PositiveInt
+from jsonargparse import Namespace
 
-from ._image_source import add_source_arguments, open_source
+from .options import add, add_source, open_source, refuse_used
+from .parsing import Parser
 
 if TYPE_CHECKING:
     from ..quantizers.image_processing_being_vl import BeingVLImageProcessor
 
-_DTYPES = Literal["float32", "bfloat16", "float16"]
 
-
-def make_parser() -> ArgumentParser:
+def make_parser() -> Parser:
     """The options of the command."""
-    parser = ArgumentParser(
-        description="Quantize images into parquet shards of codes: OUTPUT/codes-*.parquet, "
-        "manifest.json and skipped.jsonl. Run again after an interruption, it continues.",
+    parser = Parser(
+        "Quantize images into parquet shards of codes: OUTPUT/codes-*.parquet, manifest.json and skipped.jsonl.",
         epilog="Many devices: accelerate launch -m being_vl encode …",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+        json="print a summary as JSON",
     )
-    parser.add_argument("--config", action="config", help="YAML file of these options")
+    add(parser, "quantizer", required=True)
+    add(parser, "output", help="folder of the shards", required=True)
+    add(parser, "resume")
     parser.add_argument(
-        "--quantizer", type=str, required=True, help="folder or Hub id of a VQ model"
-    )
-    parser.add_argument("--output", type=str, required=True, help="folder of the shards")
-    add_source_arguments(parser, streams=True)
-    work = parser.add_argument_group("work")
-    work.add_argument(
-        "--image-processor", type=str, help="folder or Hub id; default: that of --quantizer"
-    )
-    work.add_argument("--shard-size", type=PositiveInt, default=4096, help="images in a shard")
-    work.add_argument("--batch-size", type=PositiveInt, default=16, help="images in a batch")
-    work.add_argument(
-        "--num-workers", type=NonNegativeInt, default=2, help="processes that decode, per device"
-    )
-    work.add_argument(
         "--on-error",
         type=Literal["raise", "skip"],
         default="raise",
         help="stop at an unreadable image, or name it in skipped.jsonl",
     )
-    work.add_argument("--device", type=str, help="default: a GPU if there is one")
-    work.add_argument("--dtype", type=_DTYPES, default="float32", help="precision of the encoder")
-    work.add_argument("--json", action="store_true", help="print a summary as JSON")
+    add_source(parser, streams=True)
+    work = parser.add_argument_group("work")
+    add(work, "device")
+    add(work, "dtype", default="float32", help="of the encoder's weights")
+    add(work, "batch-size", default=16)
+    add(work, "workers", default=2, help="processes that decode images, per device")
+    add(work, "shard-size", default=4096, help="images in a shard")
+    add(parser.rare("processor"), "image-processor")
     return parser
 
 
@@ -76,11 +65,12 @@ def main(args: Namespace) -> int:
 
     started = time.perf_counter()
     output = Path(args.output)
+    refuse_used(args, output, "codes-*")
     source = open_source(args, shard_size=args.shard_size)
     state = PartialState(cpu=args.device == "cpu")
     device = state.device if args.device is None else torch.device(args.device)
-    dtype = getattr(torch, args.dtype)
     model = AutoModel.from_pretrained(args.quantizer).to(device).eval()
+    dtype = model.dtype if args.dtype == "auto" else getattr(torch, args.dtype)
     processor = _image_processor(args, model.config)
     if state.is_main_process:
         _save_config(args, output)
@@ -94,7 +84,7 @@ def main(args: Namespace) -> int:
             quantizer=quantizer_identity(model, processor, dtype),
             shard_size=args.shard_size,
             batch_size=args.batch_size,
-            num_workers=args.num_workers,
+            num_workers=args.workers,
             on_error=args.on_error,
             dtype=dtype,
             rank=state.process_index,

@@ -4,18 +4,18 @@ from __future__ import annotations
 
 import json
 
-from jsonargparse import ArgumentParser, Namespace
+from jsonargparse import Namespace
+
+from .parsing import Parser
 
 
-def make_parser() -> ArgumentParser:
+def make_parser() -> Parser:
     """The options of the command."""
-    parser = ArgumentParser(
-        description="Print versions and devices for a bug report, and check what is known to break; exit "
-        "status 1 if something is."
+    return Parser(
+        "Print versions and devices for a bug report, and check what is known to break; exit status 1 if "
+        "something is.",
+        json="print them as JSON",
     )
-    parser.add_argument("--config", action="config", help="YAML file of these options")
-    parser.add_argument("--json", action="store_true", help="print them as JSON")
-    return parser
 
 
 def main(args: Namespace) -> int:

@@ -9,59 +9,62 @@ import json
 import os
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
-from jsonargparse import ArgumentParser, Namespace
-from jsonargparse.typing import PositiveInt
+from jsonargparse import Namespace
+
+from .options import add, add_about, refuse_used
+from .parsing import Parser
 
 if TYPE_CHECKING:
     from ..files import Result
 
 RECONSTRUCTION = "reconstruction"
-_DTYPES = Literal["auto", "float32", "bfloat16", "float16"]
 
 
-def make_parser() -> ArgumentParser:
+def make_parser() -> Parser:
     """The options of the command."""
-    parser = ArgumentParser(
-        description="Score a checkpoint. Results go into evaluation/TASK.json, answers beside them.",
+    parser = Parser(
+        "Score a checkpoint. Results go into evaluation/TASK.json, answers beside them.",
         epilog="Many devices: accelerate launch -m being_vl eval …",
+        json="print the results as JSON",
     )
-    parser.add_argument("--config", action="config", help="YAML file of these options")
-    parser.add_argument("checkpoint", type=str, help="folder or Hub id")
+    add_about(parser, "checkpoint")
     parser.add_argument(
         "--tasks",
         type=str,
+        metavar="NAME,...",
         required=True,
-        help="names with commas between: easyvqa, pope, vqav2, mme, llava, caption, mllm_bench, "
-        "reconstruction",
+        help="of easyvqa, pope, vqav2, mme, llava, caption, mllm_bench, reconstruction",
     )
-    parser.add_argument(
-        "--data",
-        type=str,
+    add(
+        parser,
+        "data",
         nargs="*",
         default=[],
-        help="TASK=PATH for each task: the benchmark's own files (easyvqa needs none)",
+        metavar="TASK=PATH",
+        help="the benchmark's own files, for each task (easyvqa needs none)",
     )
-    parser.add_argument(
-        "--images",
-        type=str,
+    add(
+        parser,
+        "images",
         nargs="*",
         default=[],
-        help="TASK=RESULTS_FOLDER of pictures that do not lie with the data",
+        metavar="TASK=FOLDER",
+        help="pictures that do not lie with the data",
     )
-    parser.add_argument("--output", type=str, help="folder; default: the checkpoint's")
-    parser.add_argument("--limit", type=PositiveInt, help="the first questions of each task only")
-    parser.add_argument("--batch-size", type=PositiveInt, default=64, help="questions at a time")
-    parser.add_argument("--max-new-tokens", type=PositiveInt, help="default: the task's own")
-    parser.add_argument("--device", type=str, help="default: a GPU if there is one")
-    parser.add_argument("--dtype", type=_DTYPES, default="auto", help="of the weights")
-    parser.add_argument("--cache", type=str, help="folder of codes; default: $BEING_VL_CACHE")
-    parser.add_argument(
-        "--rfid-weights", type=str, help="reconstruction: Inception weights of torch-fidelity"
+    add(parser, "output", help="folder of evaluation/; default: the checkpoint's")
+    add(parser, "resume")
+    add(parser, "limit", help="the first questions of each task only; default: all")
+    add(parser, "batch-size", default=64, help="questions at a time")
+    add(parser, "max-new-tokens", help="default: the task's own")
+    add(parser, "device", "dtype")
+    rare = parser.rare("files")
+    rare.add_argument(
+        "--cache", type=str, metavar="FOLDER", help="of codes; default: $BEING_VL_CACHE"
     )
-    parser.add_argument("--spice-jar", type=str, help="caption: spice-1.0.jar, for SPICE")
-    parser.add_argument("--json", action="store_true", help="print the results as JSON")
+    add(rare, "rfid-weights")
+    rare.add_argument("--spice-jar", type=str, metavar="FILE", help="caption: spice-1.0.jar")
     return parser
 
 
@@ -83,6 +86,8 @@ def main(args: Namespace) -> int:
         raise ValueError("--tasks: names no task")
     data, images = _paths(args, "data", names), _paths(args, "images", names)
     output = _output(args)
+    for name in names:
+        refuse_used(args, output, f"evaluation/{name}*")
     tasks = [
         load_task(name, data.get(name), images.get(name), spice_jar=args.spice_jar).limited(
             args.limit

@@ -5,19 +5,21 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from jsonargparse import ArgumentParser, Namespace
+from jsonargparse import Namespace
+
+from .options import add, add_about
+from .parsing import Parser
 
 
-def make_parser() -> ArgumentParser:
+def make_parser() -> Parser:
     """The options of the command."""
-    parser = ArgumentParser(
-        description="Write a checkpoint as a plain text model with a plain fast tokenizer: it loads where "
-        "being_vl is not installed. Images go in as ids, which processor(images=…) gives."
+    parser = Parser(
+        "Write a checkpoint as a plain text model with a plain fast tokenizer: it loads where being_vl is not "
+        "installed. Images go in as ids, which processor(images=…) gives.",
+        json="print a summary as JSON",
     )
-    parser.add_argument("--config", action="config", help="YAML file of these options")
-    parser.add_argument("checkpoint", type=str, help="folder or Hub id of a Being-VL checkpoint")
-    parser.add_argument("--output", type=str, required=True, help="folder of the plain checkpoint")
-    parser.add_argument("--json", action="store_true", help="print a summary as JSON")
+    add_about(parser, "checkpoint")
+    add(parser, "output", help="folder of the plain checkpoint", required=True)
     return parser
 
 

@@ -6,40 +6,28 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from jsonargparse import ArgumentParser, Namespace
-from jsonargparse.typing import NonNegativeInt, PositiveFloat
+from jsonargparse import Namespace
+
+from .options import add, flag
+from .parsing import Parser
 
 if TYPE_CHECKING:
     from ..quantizers.image_processing_being_vl import BeingVLImageProcessor
 
-_DTYPES = Literal["auto", "float32", "bfloat16", "float16"]
-_INITS = Literal["normal", "mean_text", "codebook", "constituents"]
 
-
-def make_parser() -> ArgumentParser:
+def make_parser() -> Parser:
     """The options of the command."""
-    parser = ArgumentParser(
-        description="Extend a text model by an image vocabulary. On text it behaves as before, bit for bit; "
-        "the image tokens still have to be trained."
+    parser = Parser(
+        "Extend a text model by an image vocabulary. On text it behaves as before, bit for bit; the image tokens "
+        "still have to be trained.",
+        json="print a summary as JSON",
     )
-    parser.add_argument("--config", action="config", help="YAML file of these options")
-    parser.add_argument(
-        "--base", type=str, required=True, help="text model: folder, Hub id, or .gguf file"
-    )
-    parser.add_argument("--vq", type=str, required=True, help="the VQ model: folder or Hub id")
-    parser.add_argument(
-        "--bpe", type=str, required=True, help="folder with an image_bpe.json, or that file"
-    )
-    parser.add_argument("--output", type=str, required=True, help="folder of the checkpoint")
-    parser.add_argument(
-        "--image-init", type=_INITS, default="normal", help="how the rows of the new tokens start"
-    )
-    parser.add_argument(
-        "--image-init-std",
-        type=PositiveFloat,
-        help="their deviation; default: that of the text rows",
-    )
-    parser.add_argument("--seed", type=NonNegativeInt, default=0, help="seed of the new rows")
+    add(parser, "base", help="text model: folder, Hub id, or .gguf file", required=True)
+    add(parser, "quantizer", "bpe", required=True)
+    add(parser, "output", help="folder of the checkpoint", required=True)
+    add(parser, "image-init", "image-init-std")
+    add(parser, "seed", help="of the new rows")
+    add(parser, "dtype", help="of the weights; auto: as in the base")
     parser.add_argument(
         "--special-tokens",
         type=Literal["default", "llama-3.1"],
@@ -47,22 +35,17 @@ def make_parser() -> ArgumentParser:
         help="llama-3.1: the five tokens of the authors' checkpoints, in their order",
     )
     parser.add_argument(
-        "--chat-template", type=str, help="Jinja file; default: fits the base's turn markers"
-    )
-    parser.add_argument(
-        "--image-processor",
+        "--chat-template",
         type=str,
-        help="folder or Hub id; default: that of --vq, else its resolution",
+        metavar="FILE",
+        help="Jinja; default: fits the base's turn markers",
     )
-    parser.add_argument(
-        "--dtype", type=_DTYPES, default="auto", help="of the weights; auto: as in the base"
+    add(parser, "image-processor")
+    flag(
+        parser,
+        "remote-code",
+        "add the code that trust_remote_code=True needs where being_vl is not installed",
     )
-    parser.add_argument(
-        "--remote-code",
-        action="store_true",
-        help="add the code that trust_remote_code=True needs where being_vl is not installed",
-    )
-    parser.add_argument("--json", action="store_true", help="print a summary as JSON")
     return parser
 
 
@@ -86,7 +69,7 @@ def main(args: Namespace) -> int:
     base_family(args.base)  # refuses at once what cannot be extended
     bpe_path = Path(args.bpe)
     image_bpe = ImageBPE.from_pretrained(bpe_path.parent if bpe_path.is_file() else bpe_path)
-    vq_model = AutoModel.from_pretrained(args.vq)
+    vq_model = AutoModel.from_pretrained(args.quantizer)
     model, processor = init_checkpoint(
         load_base(args.base, dtype=args.dtype),
         load_base_tokenizer(args.base),
@@ -117,10 +100,10 @@ def _load_image_processor(args: Namespace, vq_config: Any) -> BeingVLImageProces
     if args.image_processor is not None:
         return BeingVLImageProcessor.from_pretrained(args.image_processor)
     own = cached_file(
-        args.vq, "preprocessor_config.json", _raise_exceptions_for_missing_entries=False
+        args.quantizer, "preprocessor_config.json", _raise_exceptions_for_missing_entries=False
     )
     if own is not None:
-        return BeingVLImageProcessor.from_pretrained(args.vq)
+        return BeingVLImageProcessor.from_pretrained(args.quantizer)
     return default_image_processor(vq_config)
 
 

@@ -7,34 +7,35 @@ from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from jsonargparse import ArgumentParser, Namespace
+from jsonargparse import Namespace
 from jsonargparse.typing import NonNegativeInt
+
+from .options import add, add_about
+from .parsing import Parser
 
 if TYPE_CHECKING:
     from ..bpe.image_bpe import ImageBPE
 
 
-def make_parser() -> ArgumentParser:
+def make_parser() -> Parser:
     """The options of the command."""
-    parser = ArgumentParser(
-        description="Show a vocabulary: its token shapes as text and, with --png, as a picture. With --image "
-        "and a checkpoint: one PNG of the image, its reconstruction and the tokens drawn over it."
+    parser = Parser(
+        "Show a vocabulary: its token shapes as text and, with --output, as a picture. With --image: one PNG of "
+        "the image, its reconstruction and the tokens drawn over it.",
+        json="print the answer as JSON",
     )
-    parser.add_argument("--config", action="config", help="YAML file of these options")
-    parser.add_argument(
-        "vocabulary",
-        type=str,
-        help="folder with image_bpe.json, or the file; a checkpoint for --image",
-    )
-    parser.add_argument("--image", type=str, help="an image to quantize and encode")
-    parser.add_argument(
-        "--png", type=str, help="picture to write; default with --image: NAME.tokens.png, else none"
+    add_about(parser, "bpe", "folder with image_bpe.json, or that file; a checkpoint")
+    add(parser, "image", help="an image to quantize and encode")
+    add(
+        parser,
+        "output",
+        metavar="FILE.png",
+        help="picture to write; default with --image: NAME.tokens.png, else none",
     )
     parser.add_argument("--tokens", type=NonNegativeInt, default=24, help="merged tokens to show")
     parser.add_argument("--first", type=NonNegativeInt, default=0, help="rank of the first of them")
     parser.add_argument("--shapes", type=NonNegativeInt, default=8, help="commonest shapes to show")
-    parser.add_argument("--dump", type=str, help="text file to write every token into, for reading")
-    parser.add_argument("--json", action="store_true", help="print the answer as JSON")
+    parser.add_argument("--dump", type=str, metavar="FILE.txt", help="write every token into it")
     return parser
 
 
@@ -46,7 +47,7 @@ def main(args: Namespace) -> int:
     """
     from ..bpe.image_bpe import ImageBPE
 
-    bpe = ImageBPE.from_pretrained(args.vocabulary)
+    bpe = ImageBPE.from_pretrained(args.bpe)
     if args.image is not None:
         answer = _inspect_image(args, bpe)
     else:
@@ -90,10 +91,10 @@ def _inspect_vocabulary(args: Namespace, bpe: ImageBPE) -> dict[str, Any]:
         lines += ["", f"{count} ids of this shape, the first {example}:", *token_text(bpe, example)]
     for token in data["tokens"]:
         lines += ["", _token_line(token), *token_text(bpe, token["id"])]
-    if args.png is not None:
-        token_sheet(bpe, [bpe.codebook_size + rank for rank in ranks]).save(args.png)
-        data["png"] = args.png
-        lines += ["", f"wrote {args.png}"]
+    if args.output is not None:
+        token_sheet(bpe, [bpe.codebook_size + rank for rank in ranks]).save(args.output)
+        data["png"] = args.output
+        lines += ["", f"wrote {args.output}"]
     if args.dump is not None:
         write_atomic(Path(args.dump), "\n".join(dump_lines(bpe)) + "\n")
         data["dump"] = args.dump
@@ -129,7 +130,7 @@ def _inspect_image(args: Namespace, bpe: ImageBPE) -> dict[str, Any]:
     from ..bpe.drawing import draw_tokens, side_by_side, token_map
     from ..quantizers.image_loading import load_image
 
-    processor = AutoProcessor.from_pretrained(args.vocabulary)
+    processor = AutoProcessor.from_pretrained(args.bpe)
     image = load_image(args.image)
     (grid,) = processor.quantize([image])
     ids = bpe.encode(grid)
@@ -144,7 +145,7 @@ def _inspect_image(args: Namespace, bpe: ImageBPE) -> dict[str, Any]:
         f"{height}x{width} codes",
         f"{len(ids)} tokens",
     ]
-    png = args.png or f"{Path(args.image).stem}.tokens.png"
+    png = args.output or f"{Path(args.image).stem}.tokens.png"
     side_by_side([seen, reconstruction, tokens], titles).save(png)
     data = {
         "image": args.image,

@@ -8,36 +8,33 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from jsonargparse import ArgumentParser, Namespace
+from jsonargparse import Namespace
+
+from .options import flag
+from .parsing import Parser
 
 if TYPE_CHECKING:
     from ..hub.push import Plan
 
 
-def make_parser() -> ArgumentParser:
+def make_parser() -> Parser:
     """The options of the command."""
-    parser = ArgumentParser(
-        description="Push a checkpoint, a VQ model, a vocabulary (model repositories) or code shards (a data "
-        "set repository) to the Hub. The folder is checked first; a card is made if it has none. The Hub "
-        "shows all of the commit or nothing; pushing again sends only what it lacks."
+    parser = Parser(
+        "Push a checkpoint, a quantizer, a vocabulary (model repositories) or code shards (a data set repository) "
+        "to the Hub. The folder is checked first; a card is made if it has none. The Hub shows all of the commit "
+        "or nothing; pushing again sends only what it lacks.",
+        json="print the answer as JSON",
     )
-    parser.add_argument("--config", action="config", help="YAML file of these options")
     parser.add_argument("folder", type=str, help="what to push")
     parser.add_argument("repo", type=str, help="NAME or NAMESPACE/NAME; made if it does not exist")
-    parser.add_argument("--private", action="store_true", help="make it a private repository")
-    parser.add_argument("--revision", type=str, help="branch to push to, made if it does not exist")
-    parser.add_argument("--create-pr", action="store_true", help="open a pull request instead")
+    flag(parser, "private", "make it a private repository")
+    parser.add_argument("--revision", type=str, help="branch, made if missing; default: main")
+    flag(parser, "create-pr", "open a pull request instead")
     parser.add_argument("--message", type=str, help="first line of the commit's message")
     parser.add_argument(
-        "--include",
-        type=list[str],
-        default=[],
-        help="patterns of further files, such as ['*.yaml']",
+        "--include", type=list[str], default=[], help="patterns of more files, such as ['*.yaml']"
     )
-    parser.add_argument(
-        "--dry-run", action="store_true", help="say what would go, without a connection"
-    )
-    parser.add_argument("--json", action="store_true", help="print the answer as JSON")
+    flag(parser, "dry-run", "say what would go, without a connection")
     return parser
 
 

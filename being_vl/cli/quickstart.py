@@ -2,24 +2,54 @@
 
 from __future__ import annotations
 
-from jsonargparse import ArgumentParser, Namespace
+from typing import Literal
+
+from jsonargparse import Namespace
+from jsonargparse.typing import PositiveFloat
+
+from .options import add
+from .parsing import Parser
 
 
-def make_parser() -> ArgumentParser:
-    from being_vl.studies.quickstart.settings import Settings
-
-    parser = ArgumentParser(description=__doc__)
-    parser.add_argument("--config", action="config", help="a YAML file of these options")
-    parser.add_class_arguments(Settings)
+def make_parser() -> Parser:
+    """The options of the command."""
+    parser = Parser(
+        "Train and test a small model on easy-VQA, end to end: pixels → codes → merges → ids → answers, in minutes "
+        'on a CPU. It needs easy-vqa: pip install "being-vl[quickstart]".'
+    )
+    add(parser, "output", default="being-vl-quickstart")
+    add(parser, "seed")
+    parser.add_argument(
+        "--minutes",
+        type=PositiveFloat,
+        default=4.0,
+        help="about how long the run takes on two CPU cores; sets the numbers of steps",
+    )
+    add(parser, "device", default="cpu", help="of the language model")
+    parser.add_argument(
+        "--quantizer-kind",
+        type=Literal["patch", "vqgan"],
+        default="patch",
+        help="k-means of patches, or a VQ-GAN",
+    )
     return parser
 
 
 def main(args: Namespace) -> None:
-    from being_vl.studies.quickstart.settings import Settings
+    """Run the command.
 
-    options = {name: value for name, value in vars(args).items() if name != "config"}
-    settings = Settings(**options)
+    Raises:
+        ValueError, OSError, ImportError: as of `being_vl.studies.quickstart`.
+    """
+    from ..studies.quickstart.pipeline import run
+    from ..studies.quickstart.settings import Settings
 
-    from being_vl.studies.quickstart.pipeline import run
-
-    run(settings)
+    run(
+        Settings(
+            output=args.output,
+            seed=args.seed,
+            minutes=args.minutes,
+            device=args.device,
+            quantizer=args.quantizer_kind,
+        )
+    )

@@ -6,27 +6,34 @@ import json
 from pathlib import Path
 from typing import Any
 
-from jsonargparse import ArgumentParser, Namespace
+from jsonargparse import Namespace
+
+from .options import add
+from .parsing import Parser
 
 
-def make_parser() -> ArgumentParser:
+def make_parser() -> Parser:
     """The options of the command."""
-    parser = ArgumentParser(
-        description="Tabulate what being-vl eval wrote: for each checkpoint and task the tokens of an image "
-        "and the score. With --verdicts, a judge's wins, ties and losses. With --lmms-eval, result files are "
-        "made of what lmms-eval wrote."
+    parser = Parser(
+        "Tabulate what being-vl eval wrote: for each checkpoint and task the tokens of an image and the score. "
+        "With --verdicts, a judge's wins, ties and losses. With --lmms-eval, result files are made of what "
+        "lmms-eval wrote.",
+        json="print the rows as JSON",
     )
-    parser.add_argument("--config", action="config", help="YAML file of these options")
     parser.add_argument(
         "folders", type=str, nargs="*", default=[], help="checkpoints, or --output of eval"
     )
     parser.add_argument(
-        "--verdicts", type=str, help="JSON lines with verdict (win, tie or lose) and level"
+        "--verdicts",
+        type=str,
+        metavar="FILE.jsonl",
+        help="lines with verdict (win, tie or lose) and level",
     )
-    parser.add_argument("--lmms-eval", type=str, help="a *_results.json of lmms-eval")
-    parser.add_argument("--output", type=str, help="with --lmms-eval: the checkpoint's folder")
+    parser.add_argument(
+        "--lmms-eval", type=str, metavar="FILE.json", help="a *_results.json of lmms-eval"
+    )
+    add(parser, "output", help="with --lmms-eval: the checkpoint's folder")
     parser.add_argument("--hardware", type=str, help="with --lmms-eval: what it ran on, in words")
-    parser.add_argument("--json", action="store_true", help="print the rows as JSON")
     return parser
 
 

@@ -6,31 +6,30 @@ import json
 from pathlib import Path
 from typing import Any, Literal
 
-from jsonargparse import ArgumentParser, Namespace
-from jsonargparse.typing import PositiveInt
+from jsonargparse import Namespace
+
+from .options import add, add_about
+from .parsing import Parser
 
 
-def make_parser() -> ArgumentParser:
+def make_parser() -> Parser:
     """The options of the command."""
-    parser = ArgumentParser(
-        description="How a vocabulary compresses grids of codes: tokens per grid, compression by rank, "
-        "rank against frequency, coverage, entropy."
+    parser = Parser(
+        "Measure how a vocabulary compresses grids of codes: tokens per grid, compression by rank, rank against "
+        "frequency, coverage, entropy.",
+        json="print the figures as JSON",
     )
-    parser.add_argument("--config", action="config", help="YAML file of these options")
-    parser.add_argument("vocabulary", type=str, help="folder with image_bpe.json, or the file")
-    parser.add_argument(
-        "codes", type=str, help="codes: an .npy (N, H, W), a parquet file, or a folder of shards"
-    )
-    parser.add_argument("--max_grids", type=PositiveInt, help="use the first so many grids only")
+    add_about(parser, "bpe")
+    add(parser, "codes", required=True)
+    add(parser, "limit", help="use only the first so many grids; default: all")
     parser.add_argument(
         "--segmentation",
         type=Literal["merges", "compact"],
         default="merges",
         help="encode by merges in rank order, or look for coverings of fewer tokens",
     )
-    parser.add_argument("--num_threads", type=PositiveInt, help="default: all cores")
-    parser.add_argument("--output", type=str, help="folder to save stats.json and stats.yaml into")
-    parser.add_argument("--json", action="store_true", help="print the figures as JSON")
+    add(parser, "num-threads")
+    add(parser, "output", help="folder of stats.json and stats.yaml")
     return parser
 
 
@@ -45,9 +44,9 @@ def main(args: Namespace) -> int:
     from ..bpe.image_bpe import ImageBPE
     from ..studies.analysis.vocabulary_stats import default_curve, vocabulary_stats
 
-    bpe = ImageBPE.from_pretrained(args.vocabulary)
+    bpe = ImageBPE.from_pretrained(args.bpe)
     grids = read_codes(args.codes, bpe.codebook_size)
-    count = len(grids) if args.max_grids is None else min(len(grids), args.max_grids)
+    count = len(grids) if args.limit is None else min(len(grids), args.limit)
     rounds = 1 + len(default_curve(bpe.num_merges))
     with tqdm(total=count * rounds, unit="grid", disable=None) as bar:
         stats = vocabulary_stats(
@@ -62,7 +61,7 @@ def main(args: Namespace) -> int:
         from ..files import write_atomic
 
         write_atomic(Path(args.output) / "stats.json", json.dumps(stats, indent=1) + "\n")
-        make_parser().save(args, Path(args.output) / "stats.yaml", overwrite=True)
+        write_atomic(Path(args.output) / "stats.yaml", make_parser().dump(args))
     print(json.dumps(stats) if args.json else "\n".join(report(stats)))
     return 0
 

@@ -6,7 +6,6 @@ What interrupts it costs the unfinished shards alone: the same command continues
 
 from __future__ import annotations
 
-import argparse
 import json
 import os
 import sys
@@ -14,8 +13,11 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from jsonargparse import ArgumentParser, Namespace
-from jsonargparse.typing import NonNegativeInt, PositiveInt
+from jsonargparse import Namespace
+from jsonargparse.typing import PositiveInt
+
+from .options import add, refuse_used
+from .parsing import Parser
 
 if TYPE_CHECKING:
     import numpy as np
@@ -23,95 +25,72 @@ if TYPE_CHECKING:
     from ..data import SampleSource
 
 
-def make_parser() -> ArgumentParser:
+def make_parser() -> Parser:
     """The options of the command."""
-    parser = ArgumentParser(
-        description="Tokenize conversations about images: OUTPUT/data-*.arrow, tokenized.json and "
-        "skipped.jsonl, to be named by a training or opened with being_vl.data.load_tokenized. Run again after "
-        "an interruption, it continues.",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+    parser = Parser(
+        "Tokenize conversations about images: OUTPUT/data-*.arrow, tokenized.json and skipped.jsonl, to be opened "
+        "by being_vl.data.load_tokenized or named by a training.",
+        json="print a summary as JSON",
     )
-    parser.add_argument("--config", action="config", help="YAML file of these options")
-    parser.add_argument(
-        "--checkpoint", type=str, required=True, help="folder or Hub id of a checkpoint"
+    add(parser, "checkpoint", required=True)
+    add(
+        parser,
+        "data",
+        help="LLaVA's .json or .jsonl; or a data set: saved, readable by load_dataset, or Hub id",
+        required=True,
     )
-    parser.add_argument("--output", type=str, required=True, help="folder of the data set")
-    data = parser.add_argument_group("data")
-    data.add_argument(
-        "--data", type=str, required=True,
-        help="FILE.json or FILE.jsonl in LLaVA's form, or a data set: saved, readable by load_dataset, or "
-        "a Hub id",
+    add(parser, "codes", nargs="+", default=[], help="folders of being-vl encode")
+    add(parser, "output", help="folder of the data set", required=True)
+    add(parser, "resume")
+    samples = parser.add_argument_group("samples")
+    samples.add_argument(
+        "--on-missing", type=Literal["raise", "skip", "text"], default="raise",
+        help="an image without codes: stop, skip the sample, or keep it without the image",
     )  # fmt: skip
-    data.add_argument("--codes", type=str, nargs="+", default=[], help="folders of being-vl encode")
-    data.add_argument("--split", type=str, default="train", help="split of the data set")
-    data.add_argument("--dataset-config", type=str, help="configuration of the data set")
-    data.add_argument(
-        "--image-column",
-        type=str,
-        help="column of pictures or of their ids, as it was given to being-vl encode",
+    samples.add_argument(
+        "--on-too-long", type=Literal["raise", "skip"], default="raise", help="see --max-length"
     )
-    data.add_argument(
+    samples.add_argument(
+        "--on-control-token", type=Literal["raise", "skip"], default="raise",
+        help="text that spells a special token of the tokenizer",
+    )  # fmt: skip
+    samples.add_argument(
+        "--on-bad-row", type=Literal["raise", "skip", "fix"], default="raise",
+        help="anything else that is wrong; fix puts missing placeholders in front",
+    )  # fmt: skip
+    samples.add_argument(
+        "--max-length", type=PositiveInt, help="most tokens of a sample; none is ever cut"
+    )
+    samples.add_argument("--source", type=str, help="name in a mixture; default: the file's name")
+    work = parser.add_argument_group("work")
+    add(work, "workers", help="processes; default: one for each core")
+    add(work, "shard-size", default=2048, help="samples in a shard")
+    columns = parser.rare("columns of --data")
+    add(columns, "data-config", "split", "id-column")
+    add(columns, "image-column", help="of pictures or their ids, as given to being-vl encode")
+    columns.add_argument(
         "--image-root",
         type=str,
         default="",
-        help="folder in front of the ids in the data's image names",
+        metavar="FOLDER",
+        help="put in front of the data's image names, to find their ids",
     )
-    data.add_argument(
-        "--id-column",
-        type=str,
-        help="as it was given to being-vl encode; default: the number of the row",
-    )
-    data.add_argument(
-        "--source", type=str, help="name of this data in a mixture; default: its file's name"
-    )
-    rows = parser.add_argument_group("rows")
-    rows.add_argument(
-        "--on-missing", type=Literal["raise", "skip", "text"], default="raise",
-        help="an image without codes: stop, leave its row out, or keep the row without the image",
-    )  # fmt: skip
-    rows.add_argument(
-        "--max-length", type=PositiveInt, help="most tokens of a row; none is ever cut"
-    )
-    rows.add_argument(
-        "--on-too-long",
-        type=Literal["raise", "skip"],
-        default="raise",
-        help="what a longer row does",
-    )
-    rows.add_argument(
-        "--on-control-token", type=Literal["raise", "skip"], default="raise",
-        help="what a row does whose text spells a special token of the tokenizer",
-    )  # fmt: skip
-    rows.add_argument(
-        "--on-bad-row", type=Literal["raise", "skip", "fix"], default="raise",
-        help="anything else that is wrong with a row: stop, leave it out, or put missing placeholders in front",
-    )  # fmt: skip
-    rows.add_argument(
+    columns.add_argument(
         "--accept-mismatch", type=Literal["quantizer", "positions"], nargs="+", default=[],
         help="what may differ: the quantizer of codes and checkpoint, the data set that numbered the images",
     )  # fmt: skip
-    concepts = parser.add_argument_group(
-        "filters", "for many concepts; docs/data.md says how they choose"
+    filters = parser.rare("filters for many concepts", "docs/data.md says how they choose")
+    filters.add_argument("--label-field", type=str, help="field of a class label")
+    filters.add_argument("--max-per-label", type=PositiveInt, help="most samples of a label")
+    filters.add_argument("--phrase-field", type=str, help="field that lists noun phrases")
+    filters.add_argument("--spacy-model", type=str, help="find noun phrases with this spaCy model")
+    filters.add_argument(
+        "--max-per-phrase", type=PositiveInt, default=100, help="most samples that a phrase brings"
     )
-    concepts.add_argument("--label-field", type=str, help="field of a class label")
-    concepts.add_argument("--max-per-label", type=PositiveInt, help="most rows of a label")
-    concepts.add_argument("--phrase-field", type=str, help="field that lists a row's noun phrases")
-    concepts.add_argument("--spacy-model", type=str, help="find noun phrases with this spaCy model")
-    concepts.add_argument(
-        "--max-per-phrase", type=PositiveInt, default=100, help="most rows that a phrase brings in"
+    filters.add_argument(
+        "--min-phrase-count", type=PositiveInt, default=3, help="rarer phrases bring no sample"
     )
-    concepts.add_argument(
-        "--min-phrase-count", type=PositiveInt, default=3, help="rarer phrases bring in no row"
-    )
-    concepts.add_argument(
-        "--seed", type=NonNegativeInt, default=0, help="decides which rows a cap keeps"
-    )
-    work = parser.add_argument_group("work")
-    work.add_argument("--shard-size", type=PositiveInt, default=2048, help="rows in a shard")
-    work.add_argument(
-        "--num-workers", type=NonNegativeInt, help="processes; default: one for each core"
-    )
-    work.add_argument("--json", action="store_true", help="print a summary as JSON")
+    add(filters, "seed", help="decides which samples a cap keeps")
     return parser
 
 
@@ -128,10 +107,11 @@ def main(args: Namespace) -> int:
 
     started = time.perf_counter()
     output = Path(args.output)
+    refuse_used(args, output, "data-*")
     source = open_samples(
         args.data,
         split=args.split,
-        config_name=args.dataset_config,
+        config_name=args.data_config,
         image_column=args.image_column,
         id_column=args.id_column,
     )
@@ -166,7 +146,7 @@ def main(args: Namespace) -> int:
             selection=selection,
             selected_by=None if selection is None else filters,
             accept_mismatch=args.accept_mismatch,
-            num_workers=_cores() if args.num_workers is None else args.num_workers,
+            num_workers=_cores() if args.workers is None else args.workers,
             progress=bar.update,
         )
     _save_config(args, output)

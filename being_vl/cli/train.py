@@ -8,23 +8,60 @@ stages, labels and kinds of packing are. For several processes start it by `torc
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import json
 import sys
 from typing import Any
 
-from jsonargparse import ArgumentParser, Namespace
+from jsonargparse import Namespace
+
+from .options import FieldOption, add, describe_fields, refuse_used
+from .parsing import Parser
+
+_DESCRIPTION = "Train one stage of a checkpoint on tokenized samples."
+_EPILOG = "Several processes: accelerate launch -m being_vl train …; docs/distributed.md"
+# Fields of the first three dataclasses that the short help shows.
+_COMMON = (
+    "checkpoint", "data", "eval_data", "stage", "freeze", "packing", "max_length", "dtype", "use_peft",
+)  # fmt: skip
+# What the short help says of TrainingArguments, whose import takes seconds; a test compares it with them.
+COMMON_TRAINING_ARGUMENTS: dict[str, tuple[Any, Any, str]] = {
+    "output_dir": (str, None, "folder of the trained checkpoint"),
+    "num_train_epochs": (float, 3.0, "passes over the data"),
+    "max_steps": (int, -1, "instead of epochs, if positive"),
+    "per_device_train_batch_size": (int, 8, "rows in a batch"),
+    "gradient_accumulation_steps": (int, 1, "batches in a step"),
+    "learning_rate": (float, 5e-5, "its peak"),
+    "warmup_steps": (float, 0.03, "below 1: a share of all steps"),
+    "bf16": (bool, False, "compute in bfloat16"),
+    "seed": (int, 42, "of everything random"),
+}
 
 
-def make_parser() -> ArgumentParser:
-    """The options of the command: the fields of four dataclasses, by their names."""
-    parser = ArgumentParser(
-        description="Train one stage of a checkpoint on tokenized rows. Started again with the same "
-        "settings, a stopped run goes on."
-    )
-    parser.add_argument("--config", action="config", help="YAML file of these options")
-    parser.add_argument("--json", action="store_true", help="print the metrics as JSON")
-    for arguments in _argument_classes():
+def make_help_parser() -> Parser:
+    """The options that `--help` shows, without an import of transformers."""
+    parser = Parser(_DESCRIPTION, epilog=_EPILOG, json="print the metrics as JSON")
+    add(parser, "resume")
+    stage = parser.add_argument_group("stage")
+    for option in _stage_options():
+        if option.name in _COMMON:
+            option.add(stage, option.name)
+    training = parser.add_argument_group("training (transformers' TrainingArguments)")
+    for name, (kind, default, text) in COMMON_TRAINING_ARGUMENTS.items():
+        training.add_argument(f"--{name}", type=kind, default=default, help=text)
+    parser.rare("labels, LoRA, all of TrainingArguments")
+    return parser
+
+
+def make_parser() -> Parser:
+    """All options of the command: the fields of four dataclasses, by their names."""
+    from ..training.arguments import BeingVLTrainingArguments
+
+    parser = Parser(_DESCRIPTION, epilog=_EPILOG, json="print the metrics as JSON")
+    add(parser, "resume")
+    for arguments in (*_stage_classes(), BeingVLTrainingArguments):
         parser.add_class_arguments(arguments, help=(arguments.__doc__ or "").splitlines()[0])
+    parser.let_switches_stand_alone()
     return parser
 
 
@@ -37,6 +74,8 @@ def main(args: Namespace) -> int:
     from ..training.run import run_stage
 
     arguments = parse_arguments(args)
+    if arguments[-1].process_index == 0:
+        refuse_used(args, arguments[-1].output_dir)
     with contextlib.redirect_stdout(sys.stderr):  # progress and logs
         result = run_stage(*arguments)
     if arguments[-1].process_index:
@@ -52,21 +91,21 @@ def main(args: Namespace) -> int:
 
 def parse_arguments(args: Namespace) -> tuple[Any, ...]:
     """The parsed options as `ModelArguments`, `DataArguments`, `StageArguments`, `BeingVLTrainingArguments`."""
-    import dataclasses
+    from ..training.arguments import BeingVLTrainingArguments
 
     values = args.as_dict()
     return tuple(
         arguments(**{f.name: values[f.name] for f in dataclasses.fields(arguments) if f.init})
-        for arguments in _argument_classes()
+        for arguments in (*_stage_classes(), BeingVLTrainingArguments)
     )
 
 
-def _argument_classes() -> tuple[type, ...]:
-    from ..training.arguments import (
-        BeingVLTrainingArguments,
-        DataArguments,
-        ModelArguments,
-        StageArguments,
-    )
+def _stage_classes() -> tuple[type, ...]:
+    from ..training.stage_arguments import DataArguments, ModelArguments, StageArguments
 
-    return ModelArguments, DataArguments, StageArguments, BeingVLTrainingArguments
+    return ModelArguments, DataArguments, StageArguments
+
+
+def _stage_options() -> list[FieldOption]:
+    options = [option for kind in _stage_classes() for option in describe_fields(kind)]
+    return sorted(options, key=lambda option: [*_COMMON, option.name].index(option.name))

@@ -7,7 +7,6 @@ again, and ends with the same bytes.
 
 from __future__ import annotations
 
-import argparse
 import json
 import os
 import sys
@@ -16,8 +15,11 @@ from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from jsonargparse import ArgumentParser, Namespace
+from jsonargparse import Namespace
 from jsonargparse.typing import NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
+
+from .options import add, refuse_used
+from .parsing import Parser
 
 if TYPE_CHECKING:
     from ..bpe.training.checkpoints import Checkpoint
@@ -30,50 +32,47 @@ _OPTIONS = (
 )  # fmt: skip
 
 
-def make_parser() -> ArgumentParser:
+def make_parser() -> Parser:
     """The options of the command."""
-    parser = ArgumentParser(
-        description="Train the image BPE on grids of codes: OUTPUT/image_bpe.json. Run again after an "
-        "interruption, it goes on from OUTPUT/checkpoint.json.",
+    parser = Parser(
+        "Train the image BPE on grids of codes: OUTPUT/image_bpe.json.",
         epilog="Several machines: torchrun … -m being_vl train-bpe …; it seldom pays.",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+        json="print a summary as JSON",
     )
-    parser.add_argument("--config", action="config", help="YAML file of these options")
-    parser.add_argument(
-        "--codes",
-        type=str,
-        required=True,
-        help=".npy array (N, H, W), parquet file, or their folder",
-    )
-    parser.add_argument("--output", type=str, required=True, help="folder of image_bpe.json")
+    add(parser, "codes", required=True)
+    add(parser, "output", help="folder of image_bpe.json", required=True)
+    add(parser, "resume")
     parser.add_argument("--num-merges", type=NonNegativeInt, default=8192, help="rules to learn")
     parser.add_argument(
-        "--codebook-size", type=PositiveInt | None, help="K; shards of `being-vl encode` say it"
+        "--codebook-size", type=PositiveInt | None, help="K; default: what the shards say"
     )
     parser.add_argument("--min-count", type=PositiveInt, default=2, help="stop below this count")
     parser.add_argument("--max-cells", type=PositiveInt | None, help="most cells of a token")
     parser.add_argument(
         "--max-token-extent", type=PositiveInt | None, help="most rows and columns of a token"
     )
-    parser.add_argument("--scoring", type=Literal["frequency", "spatial"], default="frequency")
     parser.add_argument(
-        "--spatial-weight", type=NonNegativeFloat, default=0.3, help="weight of the consistency"
-    )
-    parser.add_argument("--spatial-sigma", type=PositiveFloat, default=1.0, help="in cells")
+        "--scoring", type=Literal["frequency", "spatial"], default="frequency",
+        help="what chooses the next rule",
+    )  # fmt: skip
     parser.add_argument(
         "--merge-rule",
         type=Literal["shape", "pair"],
         default="shape",
         help="pair is the paper's; its tokens cannot be decoded",
     )
-    parser.add_argument("--num-threads", type=PositiveInt | None, help="default: all CPUs")
-    parser.add_argument(
+    add(parser, "num-threads")
+    rare = parser.rare("spatial scoring, memory, checkpoints")
+    rare.add_argument(
+        "--spatial-weight", type=NonNegativeFloat, default=0.3, help="weight of the consistency"
+    )
+    rare.add_argument("--spatial-sigma", type=PositiveFloat, default=1.0, help="in cells")
+    rare.add_argument(
         "--memory-limit-gb", type=PositiveFloat | None, help="of cells and positions, per process"
     )
-    parser.add_argument(
+    rare.add_argument(
         "--checkpoint-every", type=PositiveFloat, default=60.0, help="seconds between checkpoints"
     )
-    parser.add_argument("--json", action="store_true", help="print a summary as JSON")
     return parser
 
 
@@ -88,6 +87,7 @@ def main(args: Namespace) -> int:
     from ..bpe.training.team import GlooProcesses, OneProcess
 
     output = Path(args.output)
+    refuse_used(args, output, "*.json")
     processes = GlooProcesses() if int(os.environ.get("WORLD_SIZE", "1")) > 1 else OneProcess()
     with lock_folder(output) if processes.rank == 0 else nullcontext():
         _train(args, output, processes)

@@ -1,7 +1,7 @@
 """`being-vl train-vq`: pictures → a VQ-GAN.
 
-The recipes under hub_configs/vq/ are configurations of this command. An interrupted run continues from its
-last whole checkpoint with `--resume true`.
+The recipes under hub_configs/vq/ are configurations of this command. Run again after an
+interruption, it continues from its last whole checkpoint.
 """
 
 from __future__ import annotations
@@ -12,10 +12,12 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from jsonargparse import ArgumentParser, Namespace
+from jsonargparse import Namespace
 from jsonargparse.typing import NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 
-from ._image_source import add_source_arguments, open_source
+from . import options
+from .options import add, add_source, flag, open_source
+from .parsing import Parser
 
 if TYPE_CHECKING:
     from torch.utils.data import Dataset
@@ -25,87 +27,95 @@ if TYPE_CHECKING:
 
 _CONFIG_FILE = "train_vq.yaml"
 # What a continued run may not change: it would be another run.
-_FIXED = ("model", "losses", "training", "random_flip", "random_crop", "perceptual_backbone")
+_FIXED = (
+    "model", "losses", "steps", "batch_size", "gradient_accumulation", "learning_rate",
+    "discriminator_learning_rate", "warmup_steps", "schedule", "adam_beta1", "adam_beta2", "weight_decay",
+    "max_grad_norm", "autoencoder_fraction", "seed", "random_flip", "random_crop", "perceptual_backbone",
+)  # fmt: skip
 
 
-def make_parser() -> ArgumentParser:
-    """The options of the command."""
+def make_parser() -> Parser:
+    """All options of the command."""
     from ..quantizers.modeling_being_vl_vq import BeingVLVQConfig
     from ..training.vq.module import VQLossConfig
 
-    parser = ArgumentParser(
-        description="Train a VQ-GAN on images; OUTPUT gets model, image processor and metrics."
-    )
-    parser.add_argument("--config", action="config", help="YAML file of these options")
-    parser.add_argument("--output", type=str, required=True, help="folder of the model")
-    parser.add_argument(
-        "--resume", type=bool, default=False, help="continue from the last whole checkpoint"
-    )
-    parser.add_argument("--json", action="store_true", help="print the metrics as JSON")
-    add_source_arguments(parser, streams=False)
-    data = parser.add_argument_group("data")
-    data.add_argument("--eval-images", type=str, help="folder of images to measure on")
-    data.add_argument(
-        "--eval-count",
-        type=PositiveInt,
-        help="without --eval-images: hold out so many images, taken evenly from the source",
-    )
-    data.add_argument("--cache", type=bool, default=False, help="keep all pixels in memory")
-    data.add_argument("--random-flip", type=bool, default=False, help="mirror at random")
-    data.add_argument("--random-crop", type=PositiveInt, help="side of a random square, in pixels")
-    data.add_argument("--workers", type=NonNegativeInt, default=2, help="processes that decode")
-    parser.add_class_arguments(
-        BeingVLVQConfig,
-        "model",
-        skip=set(_inherited_fields(BeingVLVQConfig)),
-        help="sizes of the model (BeingVLVQConfig)",
-    )
-    parser.add_class_arguments(VQLossConfig, "losses", help="what is minimised (VQLossConfig)")
-    _add_training_arguments(parser)
-    metrics = parser.add_argument_group("metrics and judges")
-    metrics.add_argument("--ssim", type=bool, default=True, help="measure SSIM (torchmetrics)")
-    metrics.add_argument(
-        "--rfid-weights", type=str, help="file of torch-fidelity's Inception weights: measure rFID"
-    )
-    metrics.add_argument(
-        "--perceptual-backbone", type=str, help="torchvision:NAME or timm:NAME, such as timm:vgg16"
-    )
-    metrics.add_argument("--perceptual-weights", type=str, help="file of the backbone's weights")
+    parser = make_help_parser()
+    inherited = set(_inherited_fields(BeingVLVQConfig))
+    parser.rare_class(BeingVLVQConfig, "model", "sizes of the model (BeingVLVQConfig)", inherited)
+    parser.rare_class(VQLossConfig, "losses", "what is minimised (VQLossConfig)", set())
     return parser
 
 
-def _add_training_arguments(parser: ArgumentParser) -> None:
-    add = parser.add_argument
-    add("--training.steps", type=PositiveInt, default=100_000, help="steps of the optimizer")
-    add("--training.batch_size", type=PositiveInt, default=8, help="images in a step, per device")
-    add("--training.gradient_accumulation", type=PositiveInt, default=1, help="batches in a step")
-    add("--training.learning_rate", type=PositiveFloat, default=1e-4, help="its peak")
-    add("--training.discriminator_learning_rate", type=PositiveFloat, help="default: the same")
-    add("--training.warmup_steps", type=NonNegativeInt, default=0, help="steps to the peak")
+def make_help_parser() -> Parser:
+    """The options without those of the model and its losses, whose classes take seconds to import."""
+    parser = Parser(
+        "Train a VQ-GAN on images; OUTPUT gets model, image processor and metrics. Sizes and losses are best "
+        "taken from a file under hub_configs/vq/; as options they are --model.X and --losses.X.",
+        json="print the metrics as JSON",
+    )
+    add(parser, "output", help="folder of the model", required=True)
+    add(parser, "resume")
+    add_source(parser, streams=False)
+    data = parser.add_argument_group("data")
+    data.add_argument("--eval-images", type=str, metavar="FOLDER", help="images to measure on")
+    data.add_argument("--eval-count", type=PositiveInt, help="or: hold out so many of the source")
+    add(data, "workers", default=2, help="processes that decode images")
+    training = parser.add_argument_group("training")
+    training.add_argument("--steps", type=PositiveInt, default=100_000, help="of the optimizer")
+    add(training, "batch-size", default=8, help="images in a batch, per device")
+    training.add_argument(
+        "--learning-rate", type=PositiveFloat, default=1e-4, help="peak of the learning rate"
+    )
+    add(training, "seed", "device")
+    add(training, "dtype", default="float32", help="autocast: float32 or bfloat16")
+    training.add_argument(
+        "--save-every", type=NonNegativeInt, default=0, help="steps between checkpoints; 0: none"
+    )
+    training.add_argument(
+        "--eval-every", type=NonNegativeInt, default=0, help="steps; 0: at the end alone"
+    )
+    _add_rare(parser)
+    return parser
+
+
+def _add_rare(parser: Parser) -> None:
+    data = parser.rare("augmentation")
+    flag(data, "random-flip", "mirror at random")
+    data.add_argument("--random-crop", type=PositiveInt, help="side of a random square, in pixels")
+    flag(data, "cache-images", "keep all pixels in memory")
+    optimizer = parser.rare("optimizer")
+    add = optimizer.add_argument
+    add("--gradient-accumulation", type=PositiveInt, default=1, help="batches in a step")
+    add("--discriminator-learning-rate", type=PositiveFloat, help="default: the same")
+    add("--warmup-steps", type=NonNegativeInt, default=0, help="steps to the peak")
     add(
-        "--training.schedule",
+        "--schedule",
         type=Literal["cosine", "constant_with_warmup", "linear"],
         default="cosine",
         help="of the learning rate after the warmup",
     )
-    add("--training.adam_beta1", type=NonNegativeFloat, default=0.9)
-    add("--training.adam_beta2", type=NonNegativeFloat, default=0.95)
-    add("--training.weight_decay", type=NonNegativeFloat, default=0.0)
-    add("--training.max_grad_norm", type=NonNegativeFloat, default=1.0, help="0: no clipping")
+    add("--adam-beta1", type=NonNegativeFloat, default=0.9, help="of AdamW")
+    add("--adam-beta2", type=NonNegativeFloat, default=0.95, help="of AdamW")
+    add("--weight-decay", type=NonNegativeFloat, default=0.0, help="of AdamW")
+    add("--max-grad-norm", type=NonNegativeFloat, default=1.0, help="0: no clipping")
     add(
-        "--training.autoencoder_fraction",
+        "--autoencoder-fraction",
         type=NonNegativeFloat,
         default=0.1,
         help="share of the steps before k-means makes the codebook and quantization begins",
     )
-    add("--training.seed", type=NonNegativeInt, default=0)
-    add("--precision", type=Literal["float32", "bfloat16"], default="float32", help="autocast")
-    add("--device", type=Literal["auto", "cpu"], default="auto", help="auto: a GPU if there is one")
-    add("--save-every", type=NonNegativeInt, default=0, help="steps; 0: no checkpoints")
     add("--save-limit", type=PositiveInt, default=2, help="checkpoints kept")
-    add("--eval-every", type=NonNegativeInt, default=0, help="steps; 0: at the end alone")
-    add("--log-every", type=PositiveInt, default=50, help="steps")
+    add("--log-every", type=PositiveInt, default=50, help="steps between logs")
     add("--report-to", type=str, default="none", help="tensorboard, wandb, trackio …")
+    metrics = parser.rare("metrics and judges")
+    flag(metrics, "ssim", "measure SSIM (torchmetrics)", default=True)
+    options.add(metrics, "rfid-weights")
+    metrics.add_argument(
+        "--perceptual-backbone", type=str, help="torchvision:NAME or timm:NAME, such as timm:vgg16"
+    )
+    metrics.add_argument(
+        "--perceptual-weights", type=str, metavar="FILE", help="weights of the backbone"
+    )
 
 
 def main(args: Namespace) -> int:
@@ -129,7 +139,7 @@ def main(args: Namespace) -> int:
         state.wait_for_everyone()
         trainer, processor = _make_trainer(args, output)
         started = time.perf_counter()
-        trainer.train(resume_from_checkpoint="auto" if args.resume else None)
+        trainer.train(resume_from_checkpoint="auto")
         seconds = time.perf_counter() - started
         metrics = trainer.evaluate() if trainer.eval_dataset is not None else {}
         if state.is_main_process:
@@ -158,9 +168,7 @@ def _claim(args: Namespace, output: Path) -> None:
     text = make_parser().dump(args)
     if path.exists():
         if not args.resume:
-            raise ValueError(
-                f"{output}: a run is there already; --resume true continues it, or choose another output"
-            )
+            raise ValueError(f"--output {output}: holds a run, and --resume is false")
         found, wanted = yaml.safe_load(path.read_text()), yaml.safe_load(text)
         refuse_others(path, found, wanted, _FIXED, "a run continues with what it began with")
     write_atomic(path, text.encode())
@@ -215,28 +223,29 @@ def _make_trainer(args: Namespace, output: Path) -> tuple[VQTrainer, BeingVLImag
 def _training_arguments(args: Namespace, output: Path) -> VQTrainingArguments:
     from ..training.vq.run import VQTrainingArguments
 
-    training = args.training
+    if args.dtype not in ("float32", "bfloat16"):
+        raise ValueError(f"--dtype must be float32 or bfloat16, got {args.dtype}")
     return VQTrainingArguments(
         output_dir=str(output),
-        max_steps=training.steps,
-        per_device_train_batch_size=training.batch_size,
-        per_device_eval_batch_size=training.batch_size,
-        gradient_accumulation_steps=training.gradient_accumulation,
-        learning_rate=training.learning_rate,
-        discriminator_learning_rate=training.discriminator_learning_rate,
-        warmup_steps=training.warmup_steps,
-        lr_scheduler_type=training.schedule,
-        adam_beta1=training.adam_beta1,
-        adam_beta2=training.adam_beta2,
-        weight_decay=training.weight_decay,
-        max_grad_norm=training.max_grad_norm,
-        autoencoder_fraction=training.autoencoder_fraction,
-        seed=training.seed,
+        max_steps=args.steps,
+        per_device_train_batch_size=args.batch_size,
+        per_device_eval_batch_size=args.batch_size,
+        gradient_accumulation_steps=args.gradient_accumulation,
+        learning_rate=args.learning_rate,
+        discriminator_learning_rate=args.discriminator_learning_rate,
+        warmup_steps=args.warmup_steps,
+        lr_scheduler_type=args.schedule,
+        adam_beta1=args.adam_beta1,
+        adam_beta2=args.adam_beta2,
+        weight_decay=args.weight_decay,
+        max_grad_norm=args.max_grad_norm,
+        autoencoder_fraction=args.autoencoder_fraction,
+        seed=args.seed,
         random_flip=args.random_flip,
         random_crop=args.random_crop,
-        bf16=args.precision == "bfloat16",
+        bf16=args.dtype == "bfloat16",
         use_cpu=args.device == "cpu",
-        dataloader_num_workers=0 if args.cache else args.workers,
+        dataloader_num_workers=0 if args.cache_images else args.workers,
         dataloader_pin_memory=args.device != "cpu",
         save_strategy="steps" if args.save_every else "no",
         save_steps=args.save_every or 1,
@@ -273,7 +282,7 @@ def _datasets(args: Namespace, processor: BeingVLImageProcessor) -> tuple[Datase
         evaluation = SourceImages(FolderSource(args.eval_images, shard_size=1), processor)
     elif held_out:
         evaluation = SourceImages(source, processor, indices=held_out)
-    if args.cache:
+    if args.cache_images:
         train = train.cached()
         evaluation = evaluation and evaluation.cached()
     return train, evaluation

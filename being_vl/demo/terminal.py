@@ -30,6 +30,7 @@ class Session:
         system: what it is told first.
         console: for answers.
         errors: for what fails.
+        show_tracebacks: raise what fails instead of printing a line.
     """
 
     def __init__(
@@ -38,12 +39,15 @@ class Session:
         system: str | None = None,
         console: Console | None = None,
         errors: TextIO | None = None,
+        *,
+        show_tracebacks: bool = False,
     ):
         self.speaker = speaker
         self.conversation = Conversation(system)
         self.console = console or Console(highlight=False)
         self.errors = errors or sys.stderr
         self.failures = 0
+        self.show_tracebacks = show_tracebacks
 
     def run(self, lines: Iterator[str]) -> None:
         """Answer line after line, until there is none or one says `/quit`."""
@@ -62,7 +66,7 @@ class Session:
         except KeyboardInterrupt:
             self.console.print("\n(stopped)", style="dim")
         except Exception as error:  # whatever a model, a file or a connection raises
-            if os.environ.get("BEING_VL_DEBUG"):
+            if self.show_tracebacks:
                 raise
             self.failures += 1
             message = " ".join(str(error).split()) or type(error).__name__

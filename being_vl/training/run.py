@@ -100,9 +100,9 @@ def run_stage(
         model, processor = load_for_training(model_args, stage_args)
         train, held_out = train_dataset, eval_dataset
         if train is None:
-            train = _load(data_args.dataset, data_args, processor, training_args)
-        if held_out is None and data_args.eval_dataset is not None:
-            held_out = _load(data_args.eval_dataset, data_args, processor, training_args)
+            train = _load(data_args.data, data_args, processor, training_args)
+        if held_out is None and data_args.eval_data is not None:
+            held_out = _load(data_args.eval_data, data_args, processor, training_args)
         trainer = make_trainer(
             model, processor, train, held_out, data_args, stage_args, training_args, callbacks
         )
@@ -210,7 +210,7 @@ def load_for_training(
         ValueError: the checkpoint is no Being-VL model, or the stage and its options do not fit.
         OSError: it does not load.
     """
-    source = model_args.model_name_or_path
+    source = model_args.checkpoint
     options: dict[str, Any] = {"dtype": model_args.dtype}
     if model_args.attn_implementation is not None:
         options["attn_implementation"] = model_args.attn_implementation

@@ -63,14 +63,14 @@ def test_stats_of_pair_mode_have_no_shapes():
 
 
 def test_stats_command(folder, capsys):
-    arguments = ["stats", str(folder / "bpe"), str(folder / "codes.npy")]
+    arguments = ["stats", str(folder / "bpe"), "--codes", str(folder / "codes.npy")]
     assert main([*arguments, "--json", "--output", str(folder / "out")]) == 0
     printed = json.loads(capsys.readouterr().out)
     assert printed["tokens"] == 8
     assert json.loads((folder / "out" / "stats.json").read_text()) == printed
     assert main(["stats", "--config", str(folder / "out" / "stats.yaml")]) == 0
     capsys.readouterr()
-    assert main([*arguments, "--max_grids", "1"]) == 0
+    assert main([*arguments, "--limit", "1"]) == 0
     printed = capsys.readouterr().out
     assert "1 grids, 6 cells, 3 tokens" in printed and "1 horizontal, 1 vertical" in printed
 
@@ -80,7 +80,10 @@ def test_stats_command_reads_parquet(folder, capsys):
 
     grids = [np.array([[0, 1, 0], [0, 1, 1]]), np.array([[1, 0]])]
     write_shard(folder / "codes.parquet", ["a", "b"], grids, ShardInfo(codebook_size=2))
-    assert main(["stats", str(folder / "bpe"), str(folder / "codes.parquet"), "--json"]) == 0
+    assert (
+        main(["stats", str(folder / "bpe"), "--codes", str(folder / "codes.parquet"), "--json"])
+        == 0
+    )
     assert json.loads(capsys.readouterr().out)["tokens"] == 5
 
 
@@ -96,14 +99,14 @@ def test_stats_command_reads_parquet(folder, capsys):
 )
 def test_stats_command_refuses_bad_codes(folder, capsys, codes, message):
     np.save(folder / "bad.npy", codes, allow_pickle=True)
-    assert main(["stats", str(folder / "bpe"), str(folder / "bad.npy")]) == 2
+    assert main(["stats", str(folder / "bpe"), "--codes", str(folder / "bad.npy")]) == 2
     error = capsys.readouterr().err.splitlines()[-1]
     assert error.startswith("being-vl stats: error: ") and message in error
 
 
 def test_inspect_command(folder, capsys):
     png, dump = folder / "tokens.png", folder / "tokens.txt"
-    assert main(["inspect", str(folder / "bpe"), "--png", str(png), "--dump", str(dump)]) == 0
+    assert main(["inspect", str(folder / "bpe"), "--output", str(png), "--dump", str(dump)]) == 0
     out = capsys.readouterr().out
     assert "3 (rank 1): 2 and 2 at (1, 0); 4 cells, codes 0 1 0 1\n████\n████" in out
     assert Image.open(png).size[0] == 960
@@ -121,7 +124,7 @@ def test_inspect_command(folder, capsys):
 
 def test_inspect_command_without_merges_or_shapes(folder, capsys):
     ImageBPE([], 4).save_pretrained(folder / "none")
-    assert main(["inspect", str(folder / "none"), "--png", str(folder / "none.png")]) == 0
+    assert main(["inspect", str(folder / "none"), "--output", str(folder / "none.png")]) == 0
     ImageBPE([[0, 0, 0, 0]], 1, merge_rule="pair").save_pretrained(folder / "pair")
     assert main(["inspect", str(folder / "pair")]) == 2
     assert "tokens have no fixed shape" in capsys.readouterr().err
@@ -131,13 +134,13 @@ def test_inspect_command_without_merges_or_shapes(folder, capsys):
 def test_convert_command(tmp_path, capsys):
     path = tmp_path / "vbpe.pkl"
     path.write_bytes(pickle.dumps([((0, 1), 2), ((2, 2), 3)]))
-    assert main(["convert", str(path), str(tmp_path / "legacy"), "--json"]) == 0
+    assert main(["convert", str(path), "--output", str(tmp_path / "legacy"), "--json"]) == 0
     answer = json.loads(capsys.readouterr().out)
     assert answer["decodable"] is False and answer["num_merges"] == 2
     assert LegacyImageBPE.from_pretrained(answer["file"]).pairs.tolist() == [[0, 1], [2, 2]]
     assert (tmp_path / "legacy" / "convert.yaml").exists()
     path.write_bytes(pickle.dumps(print))
-    assert main(["convert", str(path), str(tmp_path / "legacy")]) == 2
+    assert main(["convert", str(path), "--output", str(tmp_path / "legacy")]) == 2
     assert "is not allowed; only lists, tuples and ints" in capsys.readouterr().err
 
 
@@ -171,7 +174,7 @@ def test_inspect_image_command(tmp_path, capsys):
     Image.fromarray(gradient).save(tmp_path / "photo.png")
     png = tmp_path / "drawn.png"
     arguments = ["inspect", "--image", str(tmp_path / "photo.png"), str(tmp_path / "checkpoint")]
-    assert main([*arguments, "--png", str(png), "--json"]) == 0
+    assert main([*arguments, "--output", str(png), "--json"]) == 0
     answer = json.loads(capsys.readouterr().out.splitlines()[-1])
     (grid,) = processor.quantize([Image.fromarray(gradient)])
     bpe = processor.tokenizer.image_bpe

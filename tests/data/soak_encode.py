@@ -70,9 +70,9 @@ def kills(count: int) -> dict[str, float]:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         images, quantizer = make_inputs(folder, 600)
-        encode(images, quantizer, folder / "warm-up", "--num-workers", "2")
+        encode(images, quantizer, folder / "warm-up", "--workers", "2")
         started = time.perf_counter()
-        assert encode(images, quantizer, folder / "wanted", "--num-workers", "2")[0] == 0
+        assert encode(images, quantizer, folder / "wanted", "--workers", "2")[0] == 0
         seconds = time.perf_counter() - started
         wanted = shard_bytes(folder / "wanted")
         rng = np.random.default_rng(0)
@@ -80,7 +80,7 @@ def kills(count: int) -> dict[str, float]:
         while hits < count or output.exists():
             child = os.fork()
             if child == 0:
-                status, error = encode(images, quantizer, output, "--num-workers", "2")
+                status, error = encode(images, quantizer, output, "--workers", "2")
                 print(error, end="" if not error else "\n", flush=True)
                 os._exit(status)
             if hits < count:

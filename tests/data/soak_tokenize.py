@@ -33,7 +33,7 @@ def tokenize(folder: Path, workers: int) -> int:
         return being_vl_command(
             ["tokenize", "--checkpoint", str(folder / "checkpoint"), "--data", str(folder / "rows.jsonl"),
              "--codes", str(folder / "codes"), "--output", str(folder / "out"), "--shard-size", "40",
-             "--num-workers", str(workers), "--on-missing", "skip"]
+             "--workers", str(workers), "--on-missing", "skip"]
         )  # fmt: skip
 
 

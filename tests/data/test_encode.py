@@ -312,7 +312,7 @@ def quantizer_folder(tmp_path):
 def test_the_command(images, tmp_path, quantizer_folder, capsys):
     arguments = [
         "encode", "--images", str(images), "--quantizer", str(quantizer_folder), "--output",
-        str(tmp_path / "out"), "--shard-size", "4", "--device", "cpu", "--num-workers", "0", "--json",
+        str(tmp_path / "out"), "--shard-size", "4", "--device", "cpu", "--workers", "0", "--json",
     ]  # fmt: skip
     assert being_vl_command(arguments) == 0
     result = json.loads(capsys.readouterr().out)
@@ -328,7 +328,7 @@ def test_the_command(images, tmp_path, quantizer_folder, capsys):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"--images": None}, "name one of --images, --dataset, --webdataset; got none"),
+        ({"--images": None}, "name one of --images, --data, --webdataset; got none"),
         ({"--webdataset": "x.tar"}, "got --images, --webdataset"),
         ({"--images": "nowhere"}, "nowhere: not a folder"),
         ({"--images": None, "--webdataset": "no*.tar"}, "no*.tar: no tar file matches"),

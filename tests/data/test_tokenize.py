@@ -39,7 +39,7 @@ class Data:
     def run(self, data: Path | str, output: Path, *flags: str) -> int:
         return being_vl_command(
             ["tokenize", "--checkpoint", str(self.checkpoint), "--data", str(data), "--codes",
-             str(self.folder / "codes"), "--output", str(output), "--num-workers", "0",
+             str(self.folder / "codes"), "--output", str(output), "--workers", "0",
              "--shard-size", "4", *flags]
         )  # fmt: skip
 
@@ -125,7 +125,7 @@ def test_json_json_lines_data_sets_and_processes_give_the_same_rows(data, tmp_pa
     for i, source in enumerate(sources):
         flags = ["--source", "one"]
         if i == 1:
-            flags += ["--num-workers", "2"]
+            flags += ["--workers", "2"]
         assert data.run(source, tmp_path / f"out{i}", *flags) == 0
         made.append({k: v for k, v in folder_bytes(tmp_path / f"out{i}").items() if "data-" in k})
     assert made[0] and all(one == made[0] for one in made)

@@ -49,7 +49,7 @@ def parts(tmp_path_factory) -> Path:
 
 
 def command(parts: Path, output: Path, family: str, *more: str) -> list[str]:
-    named = {"--base": f"base-{family}", "--vq": "vq", "--bpe": "bpe"}
+    named = {"--base": f"base-{family}", "--quantizer": "vq", "--bpe": "bpe"}
     paths = [argument for name, path in named.items() for argument in (name, str(parts / path))]
     return ["init", *paths, "--output", str(output), *more]
 

@@ -93,7 +93,7 @@ def test_init_options_parse(name):
     argv = [
         "--config",
         str(MODELS / name / "init.yaml"),
-        "--vq",
+        "--quantizer",
         "v",
         "--bpe",
         "b",

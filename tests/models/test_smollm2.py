@@ -57,7 +57,7 @@ def checkpoint(tmp_path_factory) -> Path:
     patch_vq().save_pretrained(folder / "vq")
     image_bpe().save_pretrained(folder / "bpe")
     paths = [
-        "--vq",
+        "--quantizer",
         str(folder / "vq"),
         "--bpe",
         str(folder / "bpe"),

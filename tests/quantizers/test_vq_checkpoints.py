@@ -246,7 +246,7 @@ def test_missing_shards_and_files_are_named(chameleon, tmp_path):
 def test_convert_vq(model, pixels, tmp_path, capsys):
     torch.save(taming_checkpoint(model), tmp_path / "vqgan.ckpt")
     output = tmp_path / "converted"
-    arguments = [str(tmp_path / "vqgan.ckpt"), str(output), "--resolution=32", "--json"]
+    arguments = [str(tmp_path / "vqgan.ckpt"), "--output", str(output), "--resolution=32", "--json"]
     assert command(["convert-vq", *arguments]) == 0
     answer = json.loads(capsys.readouterr().out)
     assert answer["num_embeddings"] == 64

@@ -154,7 +154,7 @@ def ablate(inputs: Path, output: Path, *flags: str) -> int:
         for text in (f"--{name}.{option}", value)
     ]
     return being_vl_command(
-        ["ablate", "--output", str(output), "--base", str(inputs / "base"), "--vq", str(inputs / "vq"),
+        ["ablate", "--output", str(output), "--base", str(inputs / "base"), "--quantizer", str(inputs / "vq"),
          "--codes", str(inputs / "codes"), "--sft-data", str(inputs / "rows.json"), "--test-data",
          str(inputs / "rows.json"), "--merges", "4", *stages, *flags]
     )  # fmt: skip
@@ -200,4 +200,7 @@ def test_a_tiny_grid_runs_goes_on_and_refuses_other_settings(inputs, tmp_path, c
 
 def test_own_data_is_given_whole(tmp_path, capsys) -> None:
     assert being_vl_command(["ablate", "--output", str(tmp_path), "--base", "x"]) == 2
-    assert "own data needs --vq, --codes, --sft-data, --test-data too" in capsys.readouterr().err
+    assert (
+        "own data needs --quantizer, --codes, --sft-data, --test-data too"
+        in capsys.readouterr().err
+    )

@@ -133,7 +133,7 @@ def run(folder: Path, case: str) -> None:
 def run_command(folder: Path, strategy: str) -> None:
     """`being-vl train`, which also saves the processor and its quantizer."""
     flags = {
-        "model_name_or_path": folder / "start", "dataset": folder / "data", "stage": "pretrain",
+        "checkpoint": folder / "start", "data": folder / "data", "stage": "pretrain",
         "output_dir": folder / f"{strategy}-command-2", "max_steps": 4,
         "save_steps": 2, "learning_rate": 0.01, "optim": "adamw_torch",
         "use_cpu": "true", "report_to": "none", "disable_tqdm": "true", **arguments_of(strategy),

@@ -36,7 +36,7 @@ def test_the_real_parser_takes_it(recipe):
         assert type(value) is not str or not re.fullmatch(r"[\d.]+e-?\d+", value), (name, value)
         found = getattr(holder, name)
         assert found == value or str(getattr(found, "value", found)) == str(value), name
-    assert {"model_name_or_path", "dataset", "output_dir", "stage"} <= set(options)
+    assert {"checkpoint", "data", "output_dir", "stage"} <= set(options)
     assert recipe.read_text().startswith("# ")
     assert f"hub_configs/training/{recipe.name}" in recipe.read_text().split("\nmodel_name")[0]
     assert recipe.name in (FOLDER / "README.md").read_text()
@@ -83,7 +83,7 @@ def test_the_small_ones_run(tmp_path, monkeypatch):
     )
     run("easy-vqa-pretrain", *few)
     run("easy-vqa-sft", *few)
-    folders = ("--model_name_or_path", "easy-vqa-sft", "--dataset", "tokenized")
+    folders = ("--checkpoint", "easy-vqa-sft", "--data", "tokenized")
     run("llama-3.2-1b-lora", *folders, *few, "--use_cpu", "true", "--dtype", "float32")
     for folder in ("easy-vqa-pretrain", "easy-vqa-sft", "llama-3.2-1b-lora"):
         model = AutoModelForImageTextToText.from_pretrained(folder)

@@ -50,7 +50,7 @@ def data(checkpoint):
 def test_hf_argument_parser_reads_the_same_options(tmp_path):
     """The dataclasses parse with HfArgumentParser, to what the command makes of the same flags."""
     flags = [
-        "--model_name_or_path", "folder", "--dataset", "rows", "--stage", "selective",
+        "--checkpoint", "folder", "--data", "rows", "--stage", "selective",
         "--code_weight", "0.25", "--output_dir", str(tmp_path), "--learning_rate", "1e-3",
         "--packing", "samples", "--use_cpu", "true", "--bf16", "false", "--max_length", "77",
         "--warmup_steps", "0.1", "--lora_r", "4", "--drop_long", "true", "--activation_checkpointing", "true",
@@ -69,7 +69,7 @@ def test_hf_argument_parser_reads_the_same_options(tmp_path):
 
 def test_a_yaml_file_is_overridden_by_flags(tmp_path):
     (tmp_path / "run.yaml").write_text(
-        "model_name_or_path: a\ndataset: b\nlearning_rate: 2.0e-3\nstage: pretrain\n"
+        "checkpoint: a\ndata: b\nlearning_rate: 2.0e-3\nstage: pretrain\n"
     )
     options = [
         "--config",
@@ -80,7 +80,7 @@ def test_a_yaml_file_is_overridden_by_flags(tmp_path):
         "true",
     ]
     model, _, stage, training = parse_arguments(make_parser().parse_args(options))
-    assert (model.model_name_or_path, stage.stage) == ("a", "pretrain")
+    assert (model.checkpoint, stage.stage) == ("a", "pretrain")
     assert training.learning_rate == 5e-4
     assert (training.lr_scheduler_type, training.warmup_steps) == ("cosine", 0.03)  # Table B.3
     assert training.weight_decay == 0
@@ -99,7 +99,7 @@ def test_a_yaml_file_is_overridden_by_flags(tmp_path):
 )
 def test_bad_options_are_one_line_and_status_2(tmp_path, capsys, line, message):
     (tmp_path / "run.yaml").write_text(
-        f"model_name_or_path: a\ndataset: b\noutput_dir: {tmp_path}/out\n{line}\n"
+        f"checkpoint: a\ndata: b\noutput_dir: {tmp_path}/out\n{line}\n"
     )
     try:
         status = main(["train", "--config", str(tmp_path / "run.yaml")])
@@ -181,9 +181,9 @@ def test_the_command_end_to_end(tmp_path, checkpoint, data, capsys):
     """A YAML file and a tokenized folder → a checkpoint; the metrics as JSON."""
     tokenized_folder(tmp_path / "rows", data, checkpoint[2])
     options = {
-        "model_name_or_path": str(checkpoint[0]),
-        "dataset": str(tmp_path / "rows"),
-        "eval_dataset": str(tmp_path / "rows"),
+        "checkpoint": str(checkpoint[0]),
+        "data": str(tmp_path / "rows"),
+        "eval_data": str(tmp_path / "rows"),
         "output_dir": str(tmp_path / "out"),
         "stage": "pretrain",
         "packing": "samples",
@@ -202,7 +202,7 @@ def test_the_command_end_to_end(tmp_path, checkpoint, data, capsys):
 def test_a_plain_llama_is_refused(tmp_path):
     LlamaConfig().save_pretrained(tmp_path)
     with pytest.raises(ValueError, match="is a model of type 'llama'; being-vl init makes"):
-        load_for_training(ModelArguments(model_name_or_path=str(tmp_path)), StageArguments())
+        load_for_training(ModelArguments(checkpoint=str(tmp_path)), StageArguments())
 
 
 class StopAt(TrainerCallback):

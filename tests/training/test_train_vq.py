@@ -448,14 +448,17 @@ def test_presets_load_through_the_real_parser(preset):
     args = make_parser().parse_args(["--config", str(preset), *needed])
     BeingVLVQConfig(**args.model.as_dict())
     VQLossConfig(**args.losses.as_dict())
-    for section in ("model", "losses", "training"):
-        for name, value in yaml.safe_load(preset.read_text())[section].items():
-            assert getattr(args[section], name) == value
+    options = yaml.safe_load(preset.read_text())
+    for given, parsed in (
+        (options, args), (options["model"], args.model), (options["losses"], args.losses),
+    ):  # fmt: skip
+        for name, value in given.items():
+            assert isinstance(value, dict) or parsed[name] == value
             assert not isinstance(value, str) or not value[0].isdigit()  # 2e-5 would be a string
 
 
 def test_unknown_keys_of_a_preset_are_refused(tmp_path, capsys):
-    for text in ("nonsense: 1", "model: {nonsense: 1}", "training: {nonsense: 1}"):
+    for text in ("nonsense: 1", "model: {nonsense: 1}", "losses: {nonsense: 1}"):
         (tmp_path / "bad.yaml").write_text(text)
         with pytest.raises(SystemExit) as caught:
             make_parser().parse_args(["--config", str(tmp_path / "bad.yaml"), "--output", "x"])
@@ -467,7 +470,7 @@ def test_the_command_trains_continues_and_refuses(tmp_path, capsys):
     (tmp_path / "images").mkdir()
     for i, image in enumerate(pictures(12)):
         Image.fromarray(image).save(tmp_path / "images" / f"{i}.png")
-    config = {"model": SIZES, "training": {"steps": 4, "batch_size": 4}, "cache": True}
+    config = {"model": SIZES, "steps": 4, "batch_size": 4, "cache_images": True}
     (tmp_path / "config.yaml").write_text(yaml.safe_dump(config))
 
     def run(*more: str) -> int:
@@ -486,12 +489,12 @@ def test_the_command_trains_continues_and_refuses(tmp_path, capsys):
     assert model.encode(batch["pixel_values"]).shape == (1, 8, 8)
     assert json.loads((tmp_path / "out" / "metrics.json").read_text()) == result
 
-    assert run() == 2
-    assert "a run is there already; --resume true continues it" in capsys.readouterr().err
-    assert run("--resume", "true", "--training.steps", "5") == 2
-    assert "training is" in capsys.readouterr().err
+    assert run("--resume", "false") == 2
+    assert "holds a run, and --resume is false" in capsys.readouterr().err
+    assert run("--steps", "5") == 2
+    assert "steps is 4, but this run's is 5" in capsys.readouterr().err
     shutil.rmtree(tmp_path / "out" / "checkpoint-4")
-    assert run("--resume", "true") == 0
+    assert run() == 0
     again = BeingVLVQModel.from_pretrained(tmp_path / "out")
     for a, b in zip(model.parameters(), again.parameters(), strict=True):
         assert torch.equal(a, b)
@@ -501,7 +504,7 @@ def test_the_command_says_what_is_wrong_with_the_images(tmp_path, capsys):
     (tmp_path / "images").mkdir()
     (tmp_path / "images" / "a.png").write_bytes(b"no picture")
     Image.fromarray(pictures(1)[0]).save(tmp_path / "images" / "b.png")
-    (tmp_path / "config.yaml").write_text(yaml.safe_dump({"model": SIZES, "cache": True}))
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump({"model": SIZES, "cache_images": True}))
     flags = ["train-vq", "--config", str(tmp_path / "config.yaml"), "--device", "cpu"]
     images = ["--images", str(tmp_path / "images")]
     assert being_vl_command([*flags, *images, "--output", str(tmp_path / "one")]) == 2

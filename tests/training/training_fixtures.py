@@ -105,8 +105,8 @@ def arguments(checkpoint: Path, output: Path, *, model=(), data=(), stage=(), **
         **training,
     }
     return (
-        ModelArguments(model_name_or_path=str(checkpoint), **dict(model)),
-        DataArguments(dataset="given", **dict(data)),
+        ModelArguments(checkpoint=str(checkpoint), **dict(model)),
+        DataArguments(data="given", **dict(data)),
         StageArguments(**dict(stage)),
         BeingVLTrainingArguments(output_dir=str(output), **training),
     )

@@ -254,8 +254,8 @@ def _arguments(
         given["max_steps"] = settings.pretrain["max_steps"] + settings.sft["max_steps"]
     fixed = {
         **options,
-        "model_name_or_path": checkpoint,
-        "dataset": str(rows),
+        "checkpoint": checkpoint,
+        "data": str(rows),
         "output_dir": str(folder),
         "seed": cell.seed,
         "use_cpu": settings.device == "cpu",
