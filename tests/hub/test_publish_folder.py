@@ -148,7 +148,9 @@ def test_card_says_what_the_files_say(checkpoint: Path, capsys) -> None:
         "datasets": "[tester/easy-vqa]", "limits": "It sees little.", "vq_source": "Trained here.",
         "hardware": "two cores", "question": 'Is it "red"?',
     }  # fmt: skip
-    flags = [part for name, value in options.items() for part in (f"--{name.replace('_', '-')}", value)]
+    flags = [
+        part for name, value in options.items() for part in (f"--{name.replace('_', '-')}", value)
+    ]
     assert main(["card", str(checkpoint), "--image", image, "--json", *flags]) == 0
     assert json.loads(capsys.readouterr().out)["files"] == [
         "example.png", "tokens.png", "card.yaml", "README.md", ".eval_results/easyvqa.yaml",
