@@ -6,29 +6,19 @@ know it; nothing heavy is loaded until it is used.
 """
 
 import importlib
+import sys
 from typing import TYPE_CHECKING, Any
 
-from .hub import auto_classes as _auto_classes
-from .models.families import FAMILIES
+from .hub import auto_classes, classes
 
 __version__ = "0.1.0"
 
+# Name → module below the package: what the Auto classes know, and two more.
 _MODULE_OF = {
-    "BeingVLImageProcessor": "quantizers.image_processing_being_vl",
-    "BeingVLPatchVQConfig": "quantizers.modeling_being_vl_patch_vq",
-    "BeingVLPatchVQModel": "quantizers.modeling_being_vl_patch_vq",
-    "BeingVLProcessor": "processing.processing_being_vl",
-    "BeingVLTokenizer": "processing.tokenization_being_vl",
-    "BeingVLVQConfig": "quantizers.modeling_being_vl_vq",
-    "BeingVLVQModel": "quantizers.modeling_being_vl_vq",
-    "ImageBPE": "bpe.image_bpe",
-    "VocabularyLayout": "vocabulary",
-}
-
-for _family in FAMILIES:
-    _MODULE_OF[_family.config_class] = "models.configuration_being_vl"
-    _MODULE_OF[_family.decoder_class] = "models.modeling_being_vl"
-    _MODULE_OF[_family.language_model_class] = "models.modeling_being_vl"
+    name.rpartition(".")[2]: name.rpartition(".")[0]
+    for of_type in classes.CLASSES.values()
+    for name in of_type.values()
+} | {"ImageBPE": "bpe.image_bpe", "VocabularyLayout": "vocabulary"}
 
 __all__ = [*sorted(_MODULE_OF)]
 
@@ -80,4 +70,4 @@ def __dir__() -> list[str]:
     return sorted([*globals(), *_MODULE_OF])
 
 
-_auto_classes.install()
+auto_classes.register(sys.modules[__name__])

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import os
 import re
-import tempfile
 from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
@@ -18,6 +17,7 @@ from typing import Any
 
 import numpy as np
 
+from ..hub.part import PushesCheckpoint
 from .codec.plain import OK, PlainCodec
 from .grids import (
     MAX_GRID_CELLS,
@@ -40,7 +40,7 @@ __all__ = ["GridState", "ImageBPE"]
 _DECODE_CHUNK = 1024
 
 
-class ImageBPE:
+class ImageBPE(PushesCheckpoint):
     """A vocabulary of merge rules over the codes of a codebook, and the encoding that it defines.
 
     Visual ids: a code c is the id c; the token made by the rule of rank r is the id codebook_size + r.
@@ -324,27 +324,8 @@ class ImageBPE:
         save_vocabulary(path, self._merges, self._codebook_size, self._merge_rule)
         return [str(path)]
 
-    def push_to_hub(self, repo_id: str, **options: Any) -> Any:
-        """Upload image_bpe.json, and the checkpoint that it was loaded from, in one commit.
-
-        Args:
-            repo_id: `name` or `namespace/name`; made if it does not exist.
-            options: `private`, `token`, `revision`, `create_pr`, `commit_message`, `commit_description`,
-                as of every `push_to_hub`.
-
-        Returns:
-            huggingface_hub's `CommitInfo`.
-
-        Raises:
-            OSError: the Hub refuses or cannot be reached.
-        """
-        from ..hub.commit import Target, commit_files
-        from ..hub.pushing import source_files
-
-        target = Target(repo_id, **options)
-        with tempfile.TemporaryDirectory() as folder:
-            own = {FILE_NAME: Path(self.save_pretrained(folder)[0])}
-            return commit_files(own, target, companions=source_files(self._source, own, target))
+    def _checkpoint_source(self) -> tuple[str, str | None] | None:
+        return self._source
 
     @classmethod
     def from_pretrained(

@@ -20,10 +20,11 @@ from ..files import Result, read_json, write_atomic
 from ..models.configuration_being_vl import ImageVocabularyConfig
 from ..models.families import family_of_checkpoint
 from ..processing.tokenization_being_vl import BeingVLTokenizer
-from .commit import CARD, CARD_MARK, VQ_FOLDER
+from .commit import CARD, CARD_MARK
 from .example import EXAMPLE, PICTURE
 from .facts import FACTS_FILE, CardFacts, read_facts, read_mapping
 from .folder import folder_kind, read_weights
+from .part import VQ_FOLDER
 from .results import (
     eval_result_files,
     eval_results,

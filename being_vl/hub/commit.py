@@ -29,10 +29,11 @@ from huggingface_hub.hf_api import RepoFile
 from huggingface_hub.utils import logging
 from huggingface_hub.utils.sha import sha_fileobj
 
+from .part import VQ_FOLDER
+
 logger = logging.get_logger(__name__)
 
 CARD = "README.md"
-VQ_FOLDER = "vq_model"
 CARD_MARK = "<!-- written by being-vl card -->"
 _TENSOR_PATTERNS = ("*.safetensors",)
 WEIGHT_PATTERNS = (*_TENSOR_PATTERNS, "model.safetensors.index.json")

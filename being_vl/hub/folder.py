@@ -18,7 +18,7 @@ from ..bpe.image_bpe import ImageBPE
 from ..codes.shards import CodeShards
 from ..files import read_json
 from ..models.families import MODEL_TYPES
-from .commit import VQ_FOLDER
+from .part import VQ_FOLDER
 
 Kind = Literal["checkpoint", "vq_model", "image_bpe", "parts", "codes"]
 _VQ_TYPES = ("being_vl_vq", "being_vl_patch_vq")

@@ -19,6 +19,7 @@ from transformers import (
     SmolLM3Config,
 )
 
+from ..hub.part import CheckpointPart
 from ..vocabulary import VocabularyLayout
 from .families import MODEL_TYPES
 
@@ -26,7 +27,7 @@ _SIZES = ("vocab_size", "text_vocab_size", "num_special_tokens", "codebook_size"
 
 
 @dataclass(kw_only=True)
-class ImageVocabularyConfig:
+class ImageVocabularyConfig(CheckpointPart):
     """The fields that every Being-VL language model has beside those of its text model.
 
     Args:

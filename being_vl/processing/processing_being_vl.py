@@ -20,8 +20,7 @@ from transformers import BatchFeature, PreTrainedModel, ProcessorMixin
 from transformers.processing_utils import MultiModalData, ProcessingKwargs, TextKwargs
 from transformers.utils.hub import resolve_revision
 
-from ..hub.commit import VQ_FOLDER
-from ..hub.pushing import PushesCheckpoint, hub_options
+from ..hub.part import VQ_FOLDER, CheckpointPart
 from ..quantizers.lazy_vq import LazyVQ
 from ..quantizers.quantizing import quantize
 from ..vocabulary import VocabularyLayout
@@ -60,7 +59,7 @@ class _WithImages(list):
     """Texts in which images stand, on their way to `_check_special_mm_tokens`."""
 
 
-class BeingVLProcessor(ProcessorMixin, PushesCheckpoint):
+class BeingVLProcessor(CheckpointPart, ProcessorMixin):
     """Image processor, VQ model, image BPE and tokenizer behind one call.
 
     Each `<image>` of a text becomes `boi_token`, the image's tokens, `eoi_token`. Images come as `images`
@@ -102,6 +101,11 @@ class BeingVLProcessor(ProcessorMixin, PushesCheckpoint):
             ValueError: the processor was built without one, or loaded with `vq=False`.
         """
         return self._vq.model
+
+    @property
+    def has_vq_model(self) -> bool:
+        """Whether there is a VQ model, loaded or not."""
+        return self._vq.available
 
     @property
     def vq_device(self) -> torch.device:
@@ -435,19 +439,12 @@ class BeingVLProcessor(ProcessorMixin, PushesCheckpoint):
         return loaded
 
     def save_pretrained(
-        self, save_directory: str | os.PathLike, push_to_hub: bool = False, **kwargs: Any
+        self, save_directory: str | os.PathLike, *args: Any, **kwargs: Any
     ) -> list[str]:
         """Save the processor, and the VQ model in the subfolder `vq_model/` if there is one."""
-        options = hub_options(kwargs) if push_to_hub else {}
-        files = super().save_pretrained(save_directory, **kwargs)
-        if self._vq.available:
+        if self.has_vq_model:
             self.vq_model.save_pretrained(os.path.join(save_directory, VQ_FOLDER))
-        if push_to_hub:  # the whole folder
-            self._push_saved(save_directory, options)
-        return files
-
-    # transformers looks for its own class right above a processor, so the mixin comes after it.
-    push_to_hub = PushesCheckpoint.push_to_hub
+        return super().save_pretrained(save_directory, *args, **kwargs)
 
     def _checkpoint_source(self) -> tuple[str, str | None] | None:
         return self.tokenizer._checkpoint_source()

@@ -19,7 +19,7 @@ from tokenizers import AddedToken, Tokenizer
 from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from ..bpe.image_bpe import ImageBPE
-from ..hub.pushing import PushesCheckpoint, commit_of
+from ..hub.part import CheckpointPart, commit_of
 from ..vocabulary import VocabularyLayout
 
 IMAGE_BPE_FILE = "image_bpe.json"
@@ -56,7 +56,7 @@ def visual_token(visual_id: int) -> str:
     return f"<|visual_{visual_id}|>"
 
 
-class BeingVLTokenizer(PushesCheckpoint, PreTrainedTokenizerFast):
+class BeingVLTokenizer(CheckpointPart, PreTrainedTokenizerFast):
     """A fast text tokenizer with special tokens for images and one token for each visual id.
 
     Ids: `[0, T)` the text tokenizer's own, `[T, T+S)` special tokens, then codes, then merges; see `layout`.

@@ -22,7 +22,7 @@ from transformers.image_utils import ImageInput, PILImageResampling, SizeDict
 from transformers.processing_utils import ImagesKwargs, Unpack
 from transformers.utils import TensorType
 
-from ..hub.pushing import PushesCheckpoint
+from ..hub.part import CheckpointPart
 from .image_loading import (
     MAX_IMAGE_PIXELS,
     UnreadableImageError,
@@ -50,7 +50,7 @@ class BeingVLImageProcessorKwargs(ImagesKwargs, total=False):
     aspect_ratio_buckets: list[list[int]] | list[tuple[int, int]] | None
 
 
-class BeingVLImageProcessor(PushesCheckpoint, PilBackend):
+class BeingVLImageProcessor(CheckpointPart, PilBackend):
     """Chameleon's preprocessing by default, and its inverse.
 
     Pictures come as PIL images, numpy or torch arrays, paths, URLs, data URIs, or (nested) lists of

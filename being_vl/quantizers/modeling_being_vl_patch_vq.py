@@ -12,11 +12,11 @@ import torch
 from torch import nn
 from transformers import PreTrainedConfig, PreTrainedModel
 
-from ..hub.pushing import PushesVQModel
+from ..hub.part import QuantizerPart
 from .finite import require_finite
 
 
-class BeingVLPatchVQConfig(PreTrainedConfig):
+class BeingVLPatchVQConfig(QuantizerPart, PreTrainedConfig):
     """Configuration of [`BeingVLPatchVQModel`].
 
     Args:
@@ -56,7 +56,7 @@ class BeingVLPatchVQConfig(PreTrainedConfig):
         return self.patch_size
 
 
-class BeingVLPatchVQModel(PushesVQModel, PreTrainedModel):
+class BeingVLPatchVQModel(QuantizerPart, PreTrainedModel):
     """A quantizer whose codebook holds patches of pixels.
 
     It has the interface of every quantizer of this library: `encode`, `decode`, `get_codebook`, a config

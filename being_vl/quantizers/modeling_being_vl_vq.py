@@ -20,7 +20,7 @@ from transformers import PreTrainedConfig, PreTrainedModel
 from transformers import initialization as init
 from transformers.utils import ModelOutput
 
-from ..hub.pushing import PushesVQModel
+from ..hub.part import QuantizerPart
 from .finite import require_finite
 from .modeling_being_vl_vq_layers import Decoder, Encoder
 
@@ -31,7 +31,7 @@ _PIXELS_PER_PASS = 16 * 512 * 512
 _DISTANCES_PER_CHUNK = 2**23
 
 
-class BeingVLVQConfig(PreTrainedConfig):
+class BeingVLVQConfig(QuantizerPart, PreTrainedConfig):
     """Sizes of a VQ-GAN; the defaults are Chameleon's (512 px → 32×32 of 8,192 codes).
 
     Args:
@@ -181,7 +181,7 @@ class VectorQuantizer(nn.Module):
         return torch.cat(codes).view(batch, height, width)
 
 
-class BeingVLVQModel(PushesVQModel, PreTrainedModel):
+class BeingVLVQModel(QuantizerPart, PreTrainedModel):
     """A VQ-GAN: `encode` pixels to codes, `decode` codes to pixels, `forward` for training.
 
     `from_pretrained` also reads the VQ-GAN out of a Chameleon or Being-VL checkpoint of transformers;

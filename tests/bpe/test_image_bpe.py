@@ -337,9 +337,9 @@ def test_as_flat_modules_of_a_checkpoint(tmp_path):
     """What travels with a checkpoint works where being_vl and numba are not installed."""
     folder = tmp_path / "lonely" / "flat"
     folder.mkdir(parents=True)
-    for name, source in flat_modules(["bpe_image_bpe"]).items():
+    for name, source in flat_modules(["image_bpe"]).items():
         (folder / f"{name}.py").write_text(source)
-    out, expected = _run_alone(tmp_path, "flat.bpe_image_bpe", folder.parent, "being_vl,numba")
+    out, expected = _run_alone(tmp_path, "flat.image_bpe", folder.parent, "being_vl,numba")
     assert out == f"PlainCodec [] {expected}\ncannot train\n"
 
 

@@ -249,7 +249,6 @@ def test_grid_positions_cannot_be_exported(tmp_path: Path) -> None:
 # ---- remote code
 
 
-@pytest.mark.xfail(reason="the modules that travel get their flat names anew", strict=True)
 def test_remote_code_goes_into_every_kind_of_folder(tmp_path: Path) -> None:
     _, processor = tiny_checkpoint("smollm")
     processor.save_pretrained(tmp_path / "processor")
@@ -262,11 +261,9 @@ def test_remote_code_goes_into_every_kind_of_folder(tmp_path: Path) -> None:
     assert all((tmp_path / "processor" / name).is_file() for name in modules)
     assert add_remote_code(tmp_path / "processor") == modules  # again changes nothing
     patch_vq().save_pretrained(tmp_path / "vq")
-    assert add_remote_code(tmp_path / "vq") == [
-        "modeling_being_vl_patch_vq.py",
-        "pushing.py",
-        "pushing_commit.py",
-    ]
+    quantizer = set(add_remote_code(tmp_path / "vq"))  # it, what pushes it, and nothing of the rest
+    assert {"modeling_being_vl_patch_vq.py", "hub_part.py", "hub_pushing.py"} <= quantizer
+    assert not {"image_bpe.py", "modeling_being_vl.py", "processing_being_vl.py"} & quantizer
     (tmp_path / "empty").mkdir()
     with pytest.raises(ValueError, match=r"has no config.json"):
         add_remote_code(tmp_path / "empty")
@@ -276,11 +273,10 @@ def test_remote_code_goes_into_every_kind_of_folder(tmp_path: Path) -> None:
         add_remote_code(tmp_path / "llama")
 
 
-@pytest.mark.xfail(reason="the modules that travel get their flat names anew", strict=True)
 def test_register_for_auto_class_works_as_everywhere(tmp_path: Path, monkeypatch) -> None:
     _, processor = tiny_checkpoint("smollm")
     for part in (BeingVLProcessor, type(processor.tokenizer), BeingVLImageProcessor):
-        monkeypatch.setattr(part, "_auto_class", None)
+        monkeypatch.setattr(part, "_carries_code", False)
         part.register_for_auto_class()
     processor.save_pretrained(tmp_path)
     processor_config = json.loads((tmp_path / "processor_config.json").read_text())
@@ -292,5 +288,5 @@ def test_register_for_auto_class_works_as_everywhere(tmp_path: Path, monkeypatch
     assert {path.name for path in tmp_path.glob("*.py")} >= {
         "image_bpe.py",
         "vocabulary.py",
-        "lazy_vq.py",
+        "quantizers_lazy_vq.py",
     }

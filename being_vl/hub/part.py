@@ -1,0 +1,134 @@
+"""A part of a checkpoint: pushes the whole of it, and takes its code along where the checkpoint carries code.
+
+Source: the methods are those of transformers' `PushToHubMixin` and of its custom code
+(`register_for_auto_class`), with their signatures. They differ in that a repository is never half a checkpoint
+(transformers uploads what one `save_pretrained` has just written), and in that the code that a checkpoint
+carries is generated from the package (transformers copies flat folders only).
+
+The parts lie low in the package and know nothing of the Hub, so this is the one module of hub/ that they
+import, and `_hub` the one place that reaches up to the rest of it.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import tempfile
+from typing import Any
+
+VQ_FOLDER = "vq_model"
+
+_PUSH_OPTIONS = (
+    "repo_id", "private", "token", "revision", "create_pr", "commit_message", "commit_description", "tags",
+)  # fmt: skip
+
+
+def _hub() -> Any:
+    from .pushing import PartOnHub
+
+    return PartOnHub
+
+
+class PushesCheckpoint:
+    """`push_to_hub` that carries the whole checkpoint; for classes with a `save_pretrained`.
+
+    What the object does not hold itself comes from the checkpoint that it was loaded from, and only where
+    the repository has nothing of that name. An object that was not loaded from a checkpoint pushes itself
+    alone.
+    """
+
+    _folder = ""  # of a checkpoint that holds what the object saves
+
+    def _checkpoint_source(self) -> tuple[str, str | None] | None:
+        """Folder or repository, and its commit, that the object was loaded from; None if it was built."""
+        raise NotImplementedError
+
+    def push_to_hub(self, repo_id: str, **options: Any) -> Any:
+        """Upload the checkpoint that this object belongs to, with the object as it is now, in one commit.
+
+        Model, tokenizer with `image_bpe.json`, processor, `vq_model/`, card and results go together,
+        whichever of them is pushed. The object's own files replace the repository's; the others come from
+        the checkpoint that the object was loaded from, where the repository has none of that name. If the
+        commit replaces weights, results of the old ones leave the repository with them.
+
+        Args:
+            repo_id: `name` or `namespace/name`; made if it does not exist.
+            options: `commit_message`, `commit_description`, `private`, `token`, `revision`, `create_pr` and
+                `tags`, as in transformers; and those of `save_pretrained`, such as `max_shard_size` and
+                `variant`.
+
+        Returns:
+            huggingface_hub's `CommitInfo`.
+
+        Raises:
+            OSError: the Hub refuses or cannot be reached.
+        """
+        push = {"repo_id": repo_id, **_taken(options)}
+        with tempfile.TemporaryDirectory() as folder:
+            self.save_pretrained(folder, **options)  # type: ignore[attr-defined]
+            return _hub()(self).push(folder, **push)
+
+
+class CheckpointPart(PushesCheckpoint):
+    """The same for classes of transformers, before which it stands; their code is saved with them.
+
+    Code is saved with a class after `register_for_auto_class()`, which transformers calls too when it has
+    loaded a checkpoint's own code, and with an object whose checkpoint carried code.
+    """
+
+    _carries_code = False
+
+    def _checkpoint_source(self) -> tuple[str, str | None] | None:
+        """As transformers remembers it of models, configurations and tokenizers."""
+        name = self.name_or_path  # type: ignore[attr-defined]
+        return (
+            (name, getattr(getattr(self, "config", self), "_commit_hash", None)) if name else None
+        )
+
+    @classmethod
+    def register_for_auto_class(cls, auto_class: str | type | None = None) -> None:
+        """Save the code of this class with its objects from now on, for `trust_remote_code=True`.
+
+        Args:
+            auto_class: taken for the sake of transformers; the checkpoint answers to all Auto classes that
+                load this class.
+        """
+        if cls.__module__.partition(".")[0] == __name__.partition(".")[0]:
+            cls._carries_code = True
+        else:  # somebody's subclass: transformers copies their module, which imports being_vl
+            given = () if auto_class is None else (auto_class,)
+            super().register_for_auto_class(*given)  # type: ignore[misc]
+
+    def save_pretrained(
+        self,
+        save_directory: str | os.PathLike,
+        *args: Any,
+        push_to_hub: bool = False,
+        **kwargs: Any,
+    ) -> Any:
+        """Save as the class of transformers does; with `push_to_hub=True`, push the whole checkpoint."""
+        push = _taken(kwargs) if push_to_hub else {}
+        saved = super().save_pretrained(save_directory, *args, **kwargs)  # type: ignore[misc]
+        if kwargs.get("is_main_process", True):
+            part = _hub()(self)
+            part.save_code(save_directory)
+            if push_to_hub:
+                part.push(save_directory, **push)
+        return saved
+
+
+class QuantizerPart(CheckpointPart):
+    """The same for a quantizer, which a checkpoint keeps in `vq_model/` and its own repository at the root."""
+
+    _folder = VQ_FOLDER
+
+
+def commit_of(file: str | os.PathLike | None) -> str | None:
+    """The commit in the path of a file of the Hub's cache; None for any other file."""
+    match = re.search(r"[/\\]snapshots[/\\]([0-9a-f]{40})[/\\]", os.fspath(file or ""))
+    return match[1] if match else None
+
+
+def _taken(options: dict[str, Any]) -> dict[str, Any]:
+    """Take the options of a push out of those of a `save_pretrained`."""
+    return {name: options.pop(name) for name in _PUSH_OPTIONS if name in options}
