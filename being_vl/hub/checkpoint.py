@@ -6,7 +6,6 @@ model of any family in `models.families` will do, and that everything a checkpoi
 
 from __future__ import annotations
 
-import dataclasses
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -14,9 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from ..files import new_folder, read_json, write_atomic, write_json
-from ..models.configuration_being_vl import ImageVocabularyConfig
-from ..models.families import family_of_checkpoint
+from ..files import new_folder, write_atomic
 from ..models.loading import extend_text_model
 from ..processing.chat_templates import default_chat_template
 from ..processing.processing_being_vl import BeingVLProcessor
@@ -131,55 +128,6 @@ def save_checkpoint(
         _write_settings(partial, settings)
         if remote_code:
             add_remote_code(partial)
-
-
-def export_checkpoint(
-    model: BeingVLLanguageModel,
-    tokenizer: BeingVLTokenizer,
-    folder: str | os.PathLike,
-    *,
-    settings: Mapping[str, str] | None = None,
-) -> None:
-    """Save a model as a plain text model with a plain fast tokenizer, same ids, same logits.
-
-    The folder loads with its family's stock class, such as `LlamaForCausalLM`, and with
-    `PreTrainedTokenizerFast` where being_vl is not installed.
-    The sizes of the vocabulary lie under the key `being_vl` of `config.json`; `image_bpe.json` stays, for
-    whoever turns images into ids.
-
-    Raises:
-        ValueError: the folder has files in it, or the model has grid positions, which no stock class has.
-    """
-    if model.config.image_positions is not None:
-        raise ValueError(
-            f"a model with image_positions={model.config.image_positions!r} is no plain text model and cannot "
-            "be exported"
-        )
-    with new_folder(folder) as partial:
-        model.save_pretrained(partial)
-        tokenizer.save_pretrained(partial)
-        _write_settings(partial, settings)
-        _make_plain(partial / "config.json")
-        tokenizer_config = read_json(partial / "tokenizer_config.json")
-        tokenizer_config["tokenizer_class"] = "PreTrainedTokenizerFast"
-        for name in ("auto_map", "processor_class"):
-            tokenizer_config.pop(name, None)
-        write_json(partial / "tokenizer_config.json", tokenizer_config)
-
-
-def _make_plain(path: Path) -> None:
-    """Rewrite a config.json: the text model's fields at the top, ours under one key."""
-    fields = read_json(path)
-    family = family_of_checkpoint(fields.get("model_type"), str(path.parent))
-    fields["being_vl"] = {
-        field.name: fields.pop(field.name)
-        for field in dataclasses.fields(ImageVocabularyConfig)
-        if field.name in fields and field.name != "vocab_size"
-    }
-    fields.pop("auto_map", None)
-    fields["model_type"] = family.base_type
-    fields["architectures"] = [family.stock_class]
-    write_json(path, fields)
 
 
 def _write_settings(folder: Path, settings: Mapping[str, str] | None) -> None:

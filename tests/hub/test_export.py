@@ -29,8 +29,9 @@ from transformers import (
 
 from being_vl import BeingVLForCausalLM, BeingVLImageProcessor, BeingVLProcessor, ImageBPE
 from being_vl.cli import main
-from being_vl.hub.checkpoint import export_checkpoint, init_checkpoint, save_checkpoint
+from being_vl.hub.checkpoint import init_checkpoint, save_checkpoint
 from being_vl.hub.remote_code import add_remote_code
+from being_vl.serving.plain import export_checkpoint
 
 FAMILIES = sorted(TEXT_TOKENIZERS)
 

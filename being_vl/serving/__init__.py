@@ -1,0 +1,1 @@
+"""checkpoint → other people's engines: plain export, GGUF for llama.cpp."""
