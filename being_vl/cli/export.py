@@ -29,7 +29,7 @@ def main(args: Namespace) -> int:
     Raises:
         ValueError, OSError: the checkpoint does not load, has grid positions, or the output exists.
     """
-    from ..hub.checkpoint import export_checkpoint
+    from ..serving.plain import export_checkpoint
     from ..models.loading import load_language_model
     from ..processing.tokenization_being_vl import BeingVLTokenizer
 

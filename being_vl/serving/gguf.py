@@ -67,8 +67,16 @@ def export_gguf(
             "bf16": library.LlamaFileType.MOSTLY_BF16,
             "q8_0": library.LlamaFileType.MOSTLY_Q8_0,
         }[weight_type]
-        with torch.inference_mode():
-            exporter(plain, kind, partial, model_name=Path(file).stem).write()
+        try:
+            with torch.inference_mode():
+                exporter(plain, kind, partial, model_name=Path(file).stem).write()
+        except ValueError as error:
+            if "tokenizer.model" not in str(error):
+                raise
+            raise ValueError(
+                f"llama.cpp's converter wants the sentencepiece file of a {architecture}'s tokenizer, which "
+                "cannot hold image tokens; serve the plain export by another engine"
+            ) from None
 
 
 def _converter() -> tuple[Any, Any]:
