@@ -1,25 +1,40 @@
-"""`being-vl export`: a Being-VL checkpoint → a plain text model, for vLLM, llama.cpp and the rest."""
+"""`being-vl export`: a Being-VL checkpoint → what vLLM, SGLang, llama.cpp and others read."""
 
 from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Literal
 
 from jsonargparse import Namespace
 
 from .options import add, add_about
 from .parsing import Parser
 
+_WEIGHT_TYPES = Literal["f32", "f16", "bf16", "q8_0"]
+
 
 def make_parser() -> Parser:
     """The options of the command."""
     parser = Parser(
-        "Write a checkpoint as a plain text model with a plain fast tokenizer: it loads where being_vl is not "
-        "installed. Images go in as ids, which processor(images=…) gives.",
+        "Write a checkpoint as a plain text model with a plain fast tokenizer (plain), or as one file for "
+        "llama.cpp (gguf); both load where being_vl is not installed. Images go in as ids, which "
+        "processor(images=…) gives.",
         json="print a summary as JSON",
     )
     add_about(parser, "checkpoint")
-    add(parser, "output", help="folder of the plain checkpoint", required=True)
+    add(parser, "output", help="folder of the plain checkpoint, or the .gguf file", required=True)
+    parser.add_argument(
+        "--format", type=Literal["plain", "gguf"], default="plain", help="what is written"
+    )
+    gguf = parser.rare("gguf", "options of --format gguf")
+    gguf.add_argument("--weight-type", type=_WEIGHT_TYPES, default="f16", help="of the weights")
+    gguf.add_argument(
+        "--pre-tokenizer",
+        type=str,
+        metavar="NAME",
+        help="llama.cpp's name of it, such as llama-bpe or qwen2; default: recognised",
+    )
     return parser
 
 
@@ -28,17 +43,34 @@ def main(args: Namespace) -> int:
 
     Raises:
         ValueError, OSError: the checkpoint does not load, has grid positions, or the output exists.
+        ImportError: --format gguf without its packages.
     """
-    from ..serving.plain import export_checkpoint
     from ..models.loading import load_language_model
     from ..processing.tokenization_being_vl import BeingVLTokenizer
+    from ..serving.gguf import export_gguf
+    from ..serving.plain import export_checkpoint
 
     model = load_language_model(args.checkpoint, dtype="auto")
     tokenizer = BeingVLTokenizer.from_pretrained(args.checkpoint)
-    resolved = make_parser().dump(args)
-    export_checkpoint(model, tokenizer, Path(args.output), settings={"export.yaml": resolved})
+    if args.format == "gguf":
+        export_gguf(
+            model,
+            tokenizer,
+            args.output,
+            weight_type=args.weight_type,
+            pre_tokenizer=args.pre_tokenizer,
+        )
+    else:
+        resolved = make_parser().dump(args)
+        export_checkpoint(model, tokenizer, Path(args.output), settings={"export.yaml": resolved})
+    summary = {
+        "output": args.output,
+        "format": args.format,
+        "architecture": model.stock_class.__name__,
+        "vocab_size": model.config.vocab_size,
+    }
     if args.json:
-        print(json.dumps({"output": args.output, "vocab_size": model.config.vocab_size}))
+        print(json.dumps(summary))
     else:
         print(
             f"wrote {args.output}: a {model.stock_class.__name__}, {model.config.vocab_size:,} ids"

@@ -48,7 +48,9 @@ def export_gguf(
             converter does not know the family.
     """
     if weight_type not in WEIGHT_TYPES:
-        raise ValueError(f"weight_type must be one of {', '.join(WEIGHT_TYPES)}, got {weight_type!r}")
+        raise ValueError(
+            f"weight_type must be one of {', '.join(WEIGHT_TYPES)}, got {weight_type!r}"
+        )
     if Path(file).exists():
         raise ValueError(f"{file} exists; choose another file")
     conversion, library = _converter()

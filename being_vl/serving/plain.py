@@ -73,7 +73,9 @@ def export_checkpoint(
         _make_plain(partial / "config.json")
         _make_plain_tokenizer(partial / "tokenizer_config.json")
         generation = read_json(partial / "generation_config.json", optional=True) or {}
-        write_json(partial / "generation_config.json", {**generation, "suppress_tokens": suppressed})
+        write_json(
+            partial / "generation_config.json", {**generation, "suppress_tokens": suppressed}
+        )
         allowed = sorted(set(range(model.config.layout.size)) - set(suppressed))
         write_atomic(partial / ALLOWED_FILE, json.dumps(allowed) + "\n")
         request = {"prompt": "What is the capital of France?", "max_tokens": 32, "temperature": 0}

@@ -53,7 +53,18 @@ def prompts(processor, count: int, seed: int = 0) -> list[list[int]]:
 
     tokenizer = processor.tokenizer
     grids = random_grids(2 * count, seed=seed)
-    words = ["What", " is", " in", " the", " picture", " red", " square", " above", " blue", " circle"]
+    words = [
+        "What",
+        " is",
+        " in",
+        " the",
+        " picture",
+        " red",
+        " square",
+        " above",
+        " blue",
+        " circle",
+    ]
     rng = np.random.default_rng(seed)
     texts = ["".join(rng.choice(words, 6)) for _ in range(count)]
     made = []
