@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import secrets
 import shutil
 import tempfile
@@ -246,6 +247,7 @@ def refuse_others(
 
 RESULT_VERSION = 1
 RESULTS_FOLDER = "evaluation"
+_TASK = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,199}")
 _RESULT_TYPES: dict[str, tuple[type, ...]] = {
     "task": (str,),
     "dataset": (dict,),
@@ -264,7 +266,7 @@ class Result:
 
     Args:
         task: name of the task, and of the file.
-        dataset: `name`, Hub `id` (or None), `split`.
+        dataset: `name`, Hub `id` (or None), `split`, and perhaps `digest`, of the questions.
         metrics: name → number; percentages are 0 to 100.
         num_examples: questions or pictures.
         decoding: options of `generate`; empty where nothing is generated.
@@ -304,11 +306,43 @@ class Result:
         return f"{self.harness['name']} {self.harness['version']}"
 
     def save(self, folder: str | os.PathLike) -> Path:
-        """Write `evaluation/TASK.json` below a folder; its path is returned."""
-        path = Path(folder) / RESULTS_FOLDER / f"{self.task}.json"
+        """Write `evaluation/TASK.json` below a folder; its path is returned.
+
+        Raises:
+            ValueError: as of `result_path`.
+        """
+        path = result_path(folder, self.task, self.dataset, self.harness["name"])
         text = json.dumps({"version": RESULT_VERSION, **asdict(self)}, indent=2, ensure_ascii=False)
         write_atomic(path, text + "\n")
         return path
+
+
+def result_path(
+    folder: str | os.PathLike, task: str, dataset: Mapping[str, str | None], harness: str
+) -> Path:
+    """`evaluation/TASK.json` below a folder, for a result of this data by this harness.
+
+    Raises:
+        ValueError: the task's name is not fit for a file's, or the file holds what another harness or other
+            data gave under the same name.
+    """
+    if not _TASK.fullmatch(task):
+        raise ValueError(
+            "task must begin with a letter or digit, and hold letters, digits, '.', '_' and '-' alone, "
+            f"since it names a file, got {shown(task)}"
+        )
+    path = Path(folder) / RESULTS_FOLDER / f"{task}.json"
+    if path.exists():
+        found = _load_result(path)
+        theirs = {**found.dataset, "harness": found.harness["name"]}
+        ours = {**dataset, "harness": harness}
+        for name in ("name", "id", "split", "digest", "harness"):
+            if theirs.get(name) != ours.get(name) and (name != "digest" or name in theirs):
+                raise ValueError(
+                    f"{path}: holds a result with {name} {theirs.get(name)}, but this one's is "
+                    f"{ours.get(name)}: choose another output folder"
+                )
+    return path
 
 
 def load_results(folder: str | os.PathLike) -> list[Result]:
@@ -337,6 +371,10 @@ def _load_result(path: Path) -> Result:
             raise ValueError(f"{path}: {name} is missing")
         if not isinstance(content[name], types) or isinstance(content[name], bool):
             raise ValueError(f"{path}: {name} must be {types[-1].__name__}, got {content[name]!r}")
+    if content["task"] != path.stem:
+        raise ValueError(
+            f"{path}: task must be {path.stem}, as the file's name says, got {shown(content['task'])}"
+        )
     for part, names in (("dataset", ("name",)), ("harness", ("name", "version"))):
         for name in names:
             if not isinstance(content[part].get(name), str):

@@ -5,6 +5,7 @@ Source: gradio's blocks. Nothing of the page comes from elsewhere: no analytics,
 
 from __future__ import annotations
 
+import html
 import os
 from collections.abc import Iterator
 from contextlib import closing
@@ -57,6 +58,16 @@ def launch_page(page: gr.Blocks, *, host: str, port: int | None, open_browser: b
     )
 
 
+def _literal(text: str) -> str:
+    """Text whose tags stay visible: the chat is drawn as Markdown, in which `<image>` would vanish."""
+    return html.escape(text, quote=False)
+
+
+def _shown(error: Exception) -> gr.Error:
+    """An error as a message on the page, which draws it as HTML."""
+    return gr.Error(_literal(" ".join(str(error).split()) or type(error).__name__))
+
+
 def _tokens_tab(processor: BeingVLProcessor) -> None:
     bpe = processor.tokenizer.image_bpe
 
@@ -66,8 +77,8 @@ def _tokens_tab(processor: BeingVLProcessor) -> None:
             return None, None, None, ""
         try:
             (codes,) = processor.quantize([picture])
-        except ValueError as error:
-            raise gr.Error(str(error)) from error
+        except Exception as error:  # whatever an image or a quantizer raises, a person reads it
+            raise _shown(error) from error
         seen = codes, processor.reconstruct(codes)
         return seen, enlarged(seen[1]), *show(seen, num_merges)
 
@@ -120,15 +131,15 @@ def _chat_tab(speaker: Speaker) -> None:
                     {"role": "user", "content": gr.Image(picture, buttons=["fullscreen"])}
                     for picture in pictures
                 ),
-                {"role": "user", "content": text},
+                {"role": "user", "content": _literal(text)},
             ]
             with closing(speaker.ask(talk, text)) as pieces:
                 for piece in pieces:
                     said += piece
-                    yield None, [*shown, {"role": "assistant", "content": said}], talk
-        except ValueError as error:
-            raise gr.Error(str(error)) from error
-        yield None, [*shown, {"role": "assistant", "content": said}], talk
+                    yield None, [*shown, {"role": "assistant", "content": _literal(said)}], talk
+        except Exception as error:  # whatever an image or a model raises, a person reads it
+            raise _shown(error) from error
+        yield None, [*shown, {"role": "assistant", "content": _literal(said)}], talk
 
     talk = gr.State()
     chat = gr.Chatbot(label="Chat", height=480, buttons=["copy"])

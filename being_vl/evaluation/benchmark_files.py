@@ -1,4 +1,4 @@
-"""a benchmark's files on disk → rows: question, picture, what is right.
+"""a benchmark's files on disk → examples: question, picture, what is right.
 
 Source: the formats in which POPE, VQA v2, MME, LLaVA, COCO captions and MLLM-Bench are published. Nothing is
 downloaded. What is malformed is an error that names the file, the row, the field, the rule and the value.
@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,11 +16,11 @@ _PICTURES = (".jpg", ".jpeg", ".png", ".webp", ".bmp")
 
 
 @dataclass(frozen=True)
-class Row:
-    """A question.
+class Example:
+    """A question about a picture, and what is right.
 
     Args:
-        id: tells the rows of a task apart.
+        id: tells the examples of a task apart.
         image: path of its picture.
         question: what the model is asked.
         target: what the scorer compares the answer with.
@@ -36,7 +36,7 @@ class Row:
     extra: dict[str, Any] = field(default_factory=dict)
 
 
-def read_pope(data: Path, images: Path | None) -> list[Row]:
+def read_pope(data: Path, images: Path | None) -> list[Example]:
     """`*_pope_CATEGORY.json`, a line each: `question_id`, `image`, `text`, `label`."""
     files = [data] if data.is_file() else sorted(data.glob("*pope*.json*"))
     if not files:
@@ -52,11 +52,11 @@ def read_pope(data: Path, images: Path | None) -> list[Row]:
                 raise ValueError(f"{where}: 'label' must be yes or no, got {label!r}")
             image = _picture(folder, _get(entry, "image", str, where), where)
             name = f"{category}/{entry.get('question_id', number)}"
-            rows.append(Row(name, image, _get(entry, "text", str, where), label, category))
+            rows.append(Example(name, image, _get(entry, "text", str, where), label, category))
     return rows
 
 
-def read_vqav2(data: Path, images: Path | None) -> tuple[list[Row], str]:
+def read_vqav2(data: Path, images: Path | None) -> tuple[list[Example], str]:
     """`*questions.json` and `*annotations.json`; pictures `COCO_SUBTYPE_000000000000.jpg`.
 
     Returns:
@@ -66,10 +66,15 @@ def read_vqav2(data: Path, images: Path | None) -> tuple[list[Row], str]:
     questions, annotations = map(_json, paths)
     subtype = str(questions.get("data_subtype", "val2014"))
     folder = images or (data / subtype if (data / subtype).is_dir() else data)
-    by_id = {
-        _get(entry, "question_id", int, f"{paths[1]}: annotations[{n}]"): (n, entry)
-        for n, entry in enumerate(_get(annotations, "annotations", list, str(paths[1])))
-    }
+    by_id: dict[int, tuple[int, Any]] = {}
+    for n, entry in enumerate(_get(annotations, "annotations", list, str(paths[1]))):
+        where = f"{paths[1]}: annotations[{n}]"
+        question_id = _get(entry, "question_id", int, where)
+        if question_id in by_id:
+            raise ValueError(
+                f"{where}: question_id {question_id} stands at annotations[{by_id[question_id][0]}] already"
+            )
+        by_id[question_id] = n, entry
     rows = []
     for number, entry in enumerate(_get(questions, "questions", list, str(paths[0]))):
         where = f"{paths[0]}: questions[{number}]"
@@ -82,7 +87,7 @@ def read_vqav2(data: Path, images: Path | None) -> tuple[list[Row], str]:
         truths = [_get(answer, "answer", str, there) for answer in answers]
         name = f"COCO_{subtype}_{_get(entry, 'image_id', int, where):012d}.jpg"
         rows.append(
-            Row(
+            Example(
                 str(question_id),
                 _picture(folder, name, where),
                 _get(entry, "question", str, where),
@@ -93,7 +98,7 @@ def read_vqav2(data: Path, images: Path | None) -> tuple[list[Row], str]:
     return rows, subtype
 
 
-def read_mme(data: Path, images: Path | None) -> list[Row]:
+def read_mme(data: Path, images: Path | None) -> list[Example]:
     """A folder for each category, with a text file for each picture: two lines, question, tab, answer.
 
     Pictures and texts lie side by side, or in `images/` and `questions_answers_YN/`.
@@ -114,14 +119,17 @@ def read_mme(data: Path, images: Path | None) -> list[Row]:
                         f"{path}: line {number} must be a question, a tab, and Yes or No, got {line!r}"
                     )
                 name = f"{folder.name}/{path.stem}/{number}"
-                rows.append(Row(name, image, question.strip(), answer.strip(), folder.name))
+                rows.append(Example(name, image, question.strip(), answer.strip(), folder.name))
     if not rows:
         raise FileNotFoundError(f"{data}: no folder of a category with *.txt in it")
     return rows
 
 
-def read_llava(data: Path, images: Path | None) -> list[Row]:
-    """A list of conversations, each with `image` and turns `from` human and gpt; every pair is a row."""
+def read_llava(data: Path, images: Path | None) -> list[Example]:
+    """A list of conversations, each with `image` and turns `from` human and gpt; every pair is an example.
+
+    A field `type` groups the scores.
+    """
     rows = []
     for number, entry in enumerate(_list(data)):
         where = f"{data}: [{number}]"
@@ -135,13 +143,13 @@ def read_llava(data: Path, images: Path | None) -> list[Row]:
             )
         for turn in range(0, len(said), 2):
             question = said[turn][1].replace("<image>", "").strip()
-            rows.append(
-                Row(f"{entry.get('id', number)}/{turn}", image, question, said[turn + 1][1])
-            )
+            name = f"{entry.get('id', number)}/{turn}"
+            group = str(entry.get("type", ""))
+            rows.append(Example(name, image, question, said[turn + 1][1], group))
     return rows
 
 
-def read_captions(data: Path, images: Path | None, prompt: str) -> list[Row]:
+def read_captions(data: Path, images: Path | None, prompt: str) -> list[Example]:
     """COCO's format: `images` with `id` and `file_name`, `annotations` with `image_id` and `caption`."""
     content = _json(data)
     captions: dict[Any, list[str]] = {}
@@ -156,11 +164,11 @@ def read_captions(data: Path, images: Path | None, prompt: str) -> list[Row]:
         if image_id not in captions:
             raise ValueError(f"{where}: 'id' {image_id!r} has no caption in 'annotations'")
         image = _picture(images or data.parent, _get(entry, "file_name", str, where), where)
-        rows.append(Row(str(image_id), image, prompt, captions[image_id]))
+        rows.append(Example(str(image_id), image, prompt, captions[image_id]))
     return rows
 
 
-def read_mllm_bench(data: Path, images: Path | None) -> list[Row]:
+def read_mllm_bench(data: Path, images: Path | None) -> list[Example]:
     """The list of MLLM-Bench: `unique_idx`, `image`, `question`, `meta` with `level`."""
     rows = []
     for number, entry in enumerate(_list(data)):
@@ -171,8 +179,24 @@ def read_mllm_bench(data: Path, images: Path | None) -> list[Row]:
         meta = entry.get("meta") or {}
         extra = {"unique_idx": unique_idx, "meta": meta}
         question = _get(entry, "question", str, where)
-        rows.append(Row(str(unique_idx), image, question, None, str(meta.get("level", "")), extra))
+        rows.append(
+            Example(str(unique_idx), image, question, None, str(meta.get("level", "")), extra)
+        )
     return rows
+
+
+def numbered(examples: Sequence[Example]) -> list[Example]:
+    """The same examples, with `#2`, `#3`, … behind an id that stood before, so that no two are equal."""
+    taken = {example.id for example in examples}
+    seen: set[str] = set()
+    apart = []
+    for example in examples:
+        name, number = example.id, 2
+        while name in seen or (number > 2 and name in taken):
+            name, number = f"{example.id}#{number}", number + 1
+        seen.add(name)
+        apart.append(example if name == example.id else replace(example, id=name))
+    return apart
 
 
 def _near(data: Path, name: str, where: str) -> str:

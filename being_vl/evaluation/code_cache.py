@@ -1,6 +1,6 @@
 """pixels → codes, once: a folder that remembers the codes of every picture it has seen.
 
-Source: our own. The key is what the codes depend on and nothing else: the quantizer's identity and the
+The key is what the codes depend on and nothing else: the quantizer's identity and the
 picture's pixels. So tasks, harnesses and checkpoints that share a quantizer share the codes.
 """
 
@@ -10,7 +10,7 @@ import hashlib
 import os
 import secrets
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -23,8 +23,12 @@ from ..processing.processing_being_vl import BeingVLProcessor
 from ..quantizers.identity import quantizer_identity
 from ..quantizers.image_loading import load_image, to_rgb
 
-BATCH_SIZE = 32  # pictures that are in memory at once
+BATCH_SIZE = 32  # pictures at a time
+BATCH_PIXELS = 1 << 24  # of them in memory at once, at 3 bytes; a larger picture comes alone
 READERS = 4  # threads that decode them
+_STRIP = 64  # rows of pixels
+
+_Picture = str | os.PathLike | Image.Image
 
 
 def default_cache_folder() -> Path:
@@ -53,7 +57,7 @@ class CodeCache:
 
     def codes(
         self,
-        pictures: Sequence[str | os.PathLike | Image.Image],
+        pictures: Sequence[_Picture],
         *,
         progress: Callable[[int], Any] = lambda count: None,
     ) -> list[np.ndarray]:
@@ -69,9 +73,8 @@ class CodeCache:
         """
         grids: list[np.ndarray] = []
         with ThreadPoolExecutor(READERS) as readers:
-            for start in range(0, len(pictures), BATCH_SIZE):
-                batch = list(readers.map(_open, pictures[start : start + BATCH_SIZE]))
-                grids += self._batch(batch)
+            for batch in _batches(pictures):
+                grids += self._batch(list(readers.map(_open, batch)))
                 progress(len(batch))
         return grids
 
@@ -92,7 +95,9 @@ class CodeCache:
 
     def _path(self, image: Image.Image) -> Path:
         digest = hashlib.sha256(f"{image.width}x{image.height} ".encode())
-        digest.update(image.tobytes())
+        for top in range(0, image.height, _STRIP):  # `tobytes` copies what it is given
+            strip = image.crop((0, top, image.width, min(top + _STRIP, image.height)))
+            digest.update(strip.tobytes())
         name = digest.hexdigest()
         return self.folder / name[:2] / f"{name}.npy"
 
@@ -123,5 +128,31 @@ class CodeCache:
             raise
 
 
-def _open(picture: str | os.PathLike | Image.Image) -> Image.Image:
+def _open(picture: _Picture) -> Image.Image:
     return to_rgb(picture) if isinstance(picture, Image.Image) else load_image(picture)
+
+
+def _batches(pictures: Sequence[_Picture]) -> Iterator[list[_Picture]]:
+    """Pictures in order, as many at a time as `BATCH_SIZE` and `BATCH_PIXELS` allow."""
+    batch: list[_Picture] = []
+    pixels = 0
+    for picture in pictures:
+        size = _num_pixels(picture)
+        if batch and (len(batch) == BATCH_SIZE or pixels + size > BATCH_PIXELS):
+            yield batch
+            batch, pixels = [], 0
+        batch.append(picture)
+        pixels += size
+    if batch:
+        yield batch
+
+
+def _num_pixels(picture: _Picture) -> int:
+    """By the header alone; 0 where none can be read, which is an error when the picture is opened."""
+    if isinstance(picture, Image.Image):
+        return picture.width * picture.height
+    try:
+        with Image.open(picture) as header:
+            return header.width * header.height
+    except Exception:  # Pillow's readers raise what they like; `load_image` names the file
+        return 0

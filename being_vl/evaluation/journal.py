@@ -1,6 +1,6 @@
 """batches of answers → lines on disk, so that a run that was stopped goes on where it was.
 
-Source: our own. A file for each process, of which a kill can spoil the last line alone.
+A file for each process, of which a kill can spoil the last line alone.
 """
 
 from __future__ import annotations

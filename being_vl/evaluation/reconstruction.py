@@ -21,6 +21,7 @@ from ..processing.processing_being_vl import BeingVLProcessor
 from ..quantizers.metrics import PixelScale, ReconstructionMetrics, inception_network
 from ..quantizers.quantizing import encode_by_size, read_pixels
 from .results import hardware
+from .tasks import named
 
 _SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff")
 
@@ -89,8 +90,9 @@ def evaluate_reconstruction(
         progress(len(paths))
     curve = tokens_by_merges(bpe, grids)
     values = metrics.compute() | {f"tokens_per_image/{n}": mean for n, mean in curve.items()}
+    name = str(dataset["name"])
     return Result(
-        task="reconstruction",
+        task=named("reconstruction", name) if dataset["split"] is None else "reconstruction",
         dataset=dataset,
         metrics=values,
         num_examples=len(pictures),

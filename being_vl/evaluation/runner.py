@@ -1,6 +1,6 @@
 """checkpoint and task → answers and a result: on one device or, under `accelerate launch`, on many.
 
-Source: our own. Each process answers a share of the questions and writes every batch down, so that a run that
+Each process answers a share of the questions and writes every batch down, so that a run that
 was stopped goes on where it was; the first process puts the shares together and scores them.
 """
 
@@ -25,11 +25,11 @@ from transformers import AutoModelForImageTextToText, AutoProcessor
 from transformers.utils import cached_file
 
 from .. import __version__
-from ..files import RESULTS_FOLDER, Result, write_atomic
+from ..files import RESULTS_FOLDER, Result, result_path, write_atomic
 from ..models.modeling_being_vl import BeingVLLanguageModel
 from ..processing.processing_being_vl import BeingVLProcessor
 from .answering import iter_answers, render_prompts
-from .benchmark_files import Row
+from .benchmark_files import Example
 from .code_cache import CodeCache
 from .journal import Journal
 from .results import hardware
@@ -124,6 +124,8 @@ class Evaluator:
             the result; its metrics are empty where the answers are for an outside judge.
         """
         started = time.perf_counter()
+        # Results of other data are not replaced: said now, not after hours of work.
+        result_path(self.output, task.name, task.dataset, "being_vl")
         decoding = {"do_sample": False, "max_new_tokens": max_new_tokens or task.max_new_tokens}
         prompts = render_prompts(self.processor, [row.question for row in task.rows], image=True)
         mine = _share(task.rows, self.state.process_index, self.state.num_processes)
@@ -134,7 +136,7 @@ class Evaluator:
             self._settings(task.rows, prompts, decoding),
             self.state,
         )
-        answers = self._answer(rows, prompts[mine], codes, journal, decoding, task.name)
+        answers = self._answer(rows, prompts[mine], mine.start, codes, journal, decoding, task.name)
         lengths = self._lengths(codes)
         answers = self._gather(answers)
         lengths = dict(self._gather(list(lengths.items())))
@@ -168,33 +170,36 @@ class Evaluator:
 
     def _answer(
         self,
-        rows: Sequence[Row],
+        rows: Sequence[Example],
         prompts: Sequence[str],
+        first: int,
         codes: dict[str, np.ndarray],
         journal: Journal,
         decoding: dict[str, Any],
         name: str,
     ) -> list[str]:
+        """Answers in the order of the rows; `first` is the first one's place in the task, its journal's key."""
         answers = journal.found
-        open_rows = [n for n, row in enumerate(rows) if row.id not in answers]
+        places = [str(first + n) for n in range(len(rows))]
+        left = [n for n, place in enumerate(places) if place not in answers]
         batches = iter_answers(
             self.model,
             self.processor,
-            [prompts[n] for n in open_rows],
-            [rows[n].image for n in open_rows],
+            [prompts[n] for n in left],
+            [rows[n].image for n in left],
             codes,
             batch_size=self.batch_size,
             **decoding,
         )
         done = 0
         with self._bar(len(rows), f"{name}: answering", "question") as bar, journal:
-            bar.update(len(rows) - len(open_rows))
+            bar.update(len(rows) - len(left))
             for batch in batches:
-                ids = [rows[n].id for n in open_rows[done : done + len(batch)]]
-                journal.add(dict(zip(ids, batch, strict=True)))
+                keys = [places[n] for n in left[done : done + len(batch)]]
+                journal.add(dict(zip(keys, batch, strict=True)))
                 done += len(batch)
                 bar.update(len(batch))
-        return [answers[row.id] for row in rows]
+        return [answers[place] for place in places]
 
     def _lengths(self, codes: dict[str, np.ndarray]) -> dict[str, tuple[int, int]]:
         """Path → cells and tokens of its picture."""
@@ -207,7 +212,7 @@ class Evaluator:
         }
 
     def _settings(
-        self, rows: Sequence[Row], prompts: Sequence[str], decoding: dict[str, Any]
+        self, rows: Sequence[Example], prompts: Sequence[str], decoding: dict[str, Any]
     ) -> dict[str, Any]:
         """What must be the same for answers of an earlier run to count."""
         asked = hashlib.sha256()
@@ -247,7 +252,7 @@ class Evaluator:
         return tqdm(total=total, desc=description, unit=unit, disable=hidden)
 
 
-def _share(rows: Sequence[Row], index: int, count: int) -> slice:
+def _share(rows: Sequence[Example], index: int, count: int) -> slice:
     """A process's part of the rows: contiguous, and never parting those about one picture."""
 
     def bound(number: int) -> int:

@@ -6,6 +6,9 @@ Source: each benchmark's own files, as its authors publish them, and prompts as 
 
 from __future__ import annotations
 
+import hashlib
+import json
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -13,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from . import benchmark_files, easyvqa
-from .benchmark_files import Row
+from .benchmark_files import Example, numbered
 from .scoring import captions
 from .scoring.exact import exact_match_scores
 from .scoring.vqa import vqa_scores
@@ -23,7 +26,7 @@ SHORT_ANSWER = "\nAnswer the question using a single word or phrase."
 CAPTION_PROMPT = "Provide a one-sentence caption for the provided image."
 _MME_SUFFIX = " Please answer yes or no."
 
-Scorer = Callable[[Sequence[Row], Sequence[str]], dict[str, float]]
+Scorer = Callable[[Sequence[Example], Sequence[str]], dict[str, float]]
 
 
 @dataclass(frozen=True)
@@ -31,8 +34,9 @@ class Task:
     """What a model is asked, and how its answers are scored.
 
     Args:
-        name: of the task and of its result file.
-        dataset: `name`, Hub `id` (or None) and `split` of the data, for the result file.
+        name: of the task and of its result file. Where a benchmark has several data sets or splits, the
+            name says which (`llava-FILE`, `vqav2-SPLIT`), so that their results lie side by side.
+        dataset: `name`, Hub `id` (or None), `split` and `digest` of the data, for the result file.
         rows: the questions; those about one picture stand together.
         score: rows and an answer for each → the metrics of the result file. None: the answers are for an
             outside judge.
@@ -42,7 +46,7 @@ class Task:
 
     name: str
     dataset: dict[str, str | None]
-    rows: list[Row]
+    rows: list[Example]
     score: Scorer | None
     max_new_tokens: int
     rows_scored_together: int = 1
@@ -90,14 +94,21 @@ def load_task(
     if data is None:
         raise ValueError(f"task {name} needs its data: --data {name}=PATH")
     if name == "caption":
-        return _caption(data, images, spice_jar)
-    return TASKS[name](data, images)
+        task = _caption(data, images, spice_jar)
+    else:
+        task = TASKS[name](data, images)
+    rows = numbered(task.rows)
+    asked = json.dumps([[row.image, row.question, row.target] for row in rows]).encode()
+    digest = hashlib.sha256(asked).hexdigest()[:16]  # tells data of one name apart
+    return replace(task, rows=rows, dataset={**task.dataset, "digest": digest})
 
 
 def _easyvqa() -> Task:
     split = easyvqa.load_easyvqa("test")
     rows = [
-        Row(str(number), split.image_paths[q.image_id], q.text, q.answer, q.type.replace("/", "_"))
+        Example(
+            str(number), split.image_paths[q.image_id], q.text, q.answer, q.type.replace("/", "_")
+        )
         for number, q in enumerate(split.questions)
     ]
     dataset = {"name": "easy-VQA", "id": None, "split": "test"}
@@ -113,7 +124,7 @@ def _pope(data: Path, images: Path | None) -> Task:
 def _vqav2(data: Path, images: Path | None) -> Task:
     rows, split = benchmark_files.read_vqav2(data, images)
     dataset = {"name": "VQAv2", "id": None, "split": split}
-    return Task("vqav2", dataset, _asked(rows, SHORT_ANSWER), _score_vqa, 16)
+    return Task(named("vqav2", split), dataset, _asked(rows, SHORT_ANSWER), _score_vqa, 16)
 
 
 def _mme(data: Path, images: Path | None) -> Task:
@@ -128,7 +139,7 @@ def _mme(data: Path, images: Path | None) -> Task:
 def _llava(data: Path, images: Path | None) -> Task:
     rows = benchmark_files.read_llava(data, images)
     dataset = {"name": data.stem, "id": None, "split": None}
-    return Task("llava", dataset, _by_image(rows), _score_exact, 64)
+    return Task(named("llava", data.stem), dataset, _by_image(rows), _score_exact, 64)
 
 
 def _caption(data: Path, images: Path | None, spice_jar: str | None) -> Task:
@@ -136,7 +147,7 @@ def _caption(data: Path, images: Path | None, spice_jar: str | None) -> Task:
     rows = benchmark_files.read_captions(data, images, CAPTION_PROMPT)
     dataset = {"name": data.stem, "id": None, "split": None}
     score = partial(_score_captions, spice_jar=spice_jar)
-    return Task("caption", dataset, _by_image(rows), score, 64)
+    return Task(named("caption", data.stem), dataset, _by_image(rows), score, 64)
 
 
 def _mllm_bench(data: Path, images: Path | None) -> Task:
@@ -156,31 +167,36 @@ TASKS: dict[str, Callable[..., Task]] = {
 }
 
 
-def _by_image(rows: Sequence[Row]) -> list[Row]:
+def named(task: str, data: str) -> str:
+    """`TASK-DATA`, of the characters that a result's name may have."""
+    return f"{task}-{re.sub(r'[^A-Za-z0-9._-]+', '_', data)}"
+
+
+def _by_image(rows: Sequence[Example]) -> list[Example]:
     """Rows about one picture together, pictures in the order in which they first come."""
     order = {image: place for place, image in enumerate(dict.fromkeys(row.image for row in rows))}
     return sorted(rows, key=lambda row: order[row.image])
 
 
-def _asked(rows: Sequence[Row], suffix: str) -> list[Row]:
+def _asked(rows: Sequence[Example], suffix: str) -> list[Example]:
     return _by_image([replace(row, question=row.question.strip() + suffix) for row in rows])
 
 
-def _score_exact(rows: Sequence[Row], answers: Sequence[str]) -> dict[str, float]:
+def _score_exact(rows: Sequence[Example], answers: Sequence[str]) -> dict[str, float]:
     groups = [row.group for row in rows]
     return exact_match_scores(
         answers, [row.target for row in rows], groups if any(groups) else None
     )
 
 
-def _score_vqa(rows: Sequence[Row], answers: Sequence[str]) -> dict[str, float]:
+def _score_vqa(rows: Sequence[Example], answers: Sequence[str]) -> dict[str, float]:
     """By the official script, and under `…/lmms_eval` by lmms-eval's rule."""
     truths = [row.target for row in rows]
     rule = vqa_scores(answers, truths, normalize_unanimous=True)
     return vqa_scores(answers, truths, [row.group for row in rows]) | _by_lmms_eval(rule)
 
 
-def _score_pope(rows: Sequence[Row], answers: Sequence[str]) -> dict[str, float]:
+def _score_pope(rows: Sequence[Example], answers: Sequence[str]) -> dict[str, float]:
     """By POPE's script, and under `…/lmms_eval` by lmms-eval's rule."""
     truths = [row.target for row in rows]
     rule = pope_scores(list(map(strip_punctuation, answers)), truths, read=exact_yes_no)
@@ -191,7 +207,7 @@ def _by_lmms_eval(scores: dict[str, float]) -> dict[str, float]:
     return {f"{name}/lmms_eval": value for name, value in scores.items()}
 
 
-def _score_mme(rows: Sequence[Row], answers: Sequence[str]) -> dict[str, float]:
+def _score_mme(rows: Sequence[Example], answers: Sequence[str]) -> dict[str, float]:
     return mme_scores(
         answers,
         [row.target for row in rows],
@@ -201,7 +217,7 @@ def _score_mme(rows: Sequence[Row], answers: Sequence[str]) -> dict[str, float]:
 
 
 def _score_captions(
-    rows: Sequence[Row], answers: Sequence[str], *, spice_jar: str | None
+    rows: Sequence[Example], answers: Sequence[str], *, spice_jar: str | None
 ) -> dict[str, float]:
     generated = dict(zip((row.id for row in rows), answers, strict=True))
     references = {row.id: row.target for row in rows}
@@ -215,7 +231,7 @@ def strip_punctuation(answer: str) -> str:
 
 
 def generation_record(
-    row: Row, answer: str, *, model: str, options: dict[str, Any]
+    row: Example, answer: str, *, model: str, options: dict[str, Any]
 ) -> dict[str, Any]:
     """A line for MLLM-Bench's judge: the fields of its `anchor.json`."""
     return {
