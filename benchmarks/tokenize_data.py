@@ -19,7 +19,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from being_vl import BeingVLPatchVQConfig, BeingVLPatchVQModel, ImageBPE
 from being_vl.codes.shards import ShardInfo, write_shard
-from being_vl.data import TokenizeSettings, open_rows, tokenize_rows
+from being_vl.data import TokenizeSettings, open_samples, tokenize_samples
 from being_vl.hub.checkpoint import init_checkpoint
 from being_vl.studies.quickstart.text_model import train_text_tokenizer
 
@@ -57,8 +57,8 @@ def main() -> None:
         seconds, counts = [], {}
         for attempt in range(2):  # the first one compiles
             started = time.process_time()
-            counts = tokenize_rows(
-                open_rows(str(folder / "rows.json")),
+            counts = tokenize_samples(
+                open_samples(str(folder / "rows.json")),
                 processor,
                 folder / f"out{attempt}",
                 TokenizeSettings(source="benchmark"),

@@ -16,12 +16,10 @@ import time
 
 import numpy as np
 import torch
-from transformers import LlamaConfig, LlamaForCausalLM, Trainer, TrainerCallback
+from transformers import LlamaConfig, LlamaForCausalLM, Trainer, TrainerCallback, TrainingArguments
 
 import being_vl  # noqa: F401
 from being_vl import BeingVLForCausalLM, VocabularyLayout
-from being_vl.studies.quickstart.runs import training_arguments
-from being_vl.studies.quickstart.settings import Settings
 from being_vl.training.packing import IGNORE_INDEX, SharedImageCollator, pack_shared_image
 from being_vl.training.trainer import BeingVLTrainer
 
@@ -120,7 +118,13 @@ def trainer_loop(
 
     timer = BlockTimer(block)
     with tempfile.TemporaryDirectory() as folder:
-        args = training_arguments(Settings(), folder, steps, save_strategy="no")
+        args = TrainingArguments(
+            output_dir=folder, max_steps=steps, per_device_train_batch_size=8, learning_rate=2e-3,
+            lr_scheduler_type="cosine", warmup_steps=0.05, adam_beta2=0.98, weight_decay=0.01,
+            train_sampling_strategy="group_by_length", remove_unused_columns=False, use_cpu=True,
+            dataloader_pin_memory=False, disable_tqdm=True, report_to="none", logging_steps=50,
+            save_strategy="no",
+        )  # fmt: skip
         trainer = cls(
             model=make_model(),
             args=args,

@@ -31,8 +31,8 @@ from being_vl import BeingVLPatchVQConfig, BeingVLPatchVQModel, BeingVLProcessor
 from being_vl.evaluation.easyvqa import Question, load_easyvqa
 from being_vl.hub.checkpoint import default_image_processor, init_checkpoint
 from being_vl.quantizers.image_loading import load_image
-from being_vl.studies.quickstart.pipeline import CODEBOOK_SIZE, NUM_MERGES, encode_images
-from being_vl.studies.quickstart.rows import image_ids, tokenize_turn
+from being_vl.studies.easyvqa_parts import CODEBOOK_SIZE
+from being_vl.studies.quickstart.pipeline import NUM_MERGES
 from being_vl.studies.quickstart.text_model import text_model_config, train_text_tokenizer
 from being_vl.training.arguments import BeingVLTrainingArguments, DataArguments, StageArguments
 from being_vl.training.packing import IGNORE_INDEX
@@ -132,8 +132,9 @@ def prepare(num_images: int) -> tuple[Any, BeingVLPatchVQModel, ImageBPE, list, 
         BeingVLPatchVQConfig(num_embeddings=CODEBOOK_SIZE, patch_size=4, resolution=64)
     )
     processor = default_image_processor(vq.config)
-    vq.fit(processor(list(images), return_tensors="pt")["pixel_values"], seed=0)
-    codes = dict(zip(chosen, encode_images(vq, images), strict=True))
+    pixels = processor(list(images), return_tensors="pt")["pixel_values"]
+    vq.fit(pixels, seed=0)
+    codes = dict(zip(chosen, vq.encode(pixels).numpy(), strict=True))
     bpe = ImageBPE.train(
         np.stack(list(codes.values())), num_merges=NUM_MERGES, codebook_size=CODEBOOK_SIZE
     )
@@ -143,13 +144,22 @@ def prepare(num_images: int) -> tuple[Any, BeingVLPatchVQModel, ImageBPE, list, 
 
 def tokenize(processor: BeingVLProcessor, questions: list[Question], codes: dict) -> Any:
     """Samples in the columns of `being-vl tokenize`."""
-    images = image_ids(processor, codes)
+    boi, eoi = processor.tokenizer.boi_token_id, processor.tokenizer.eoi_token_id
+    encoded = processor.tokenizer.encode_codes(codes.values())
+    images = {i: [boi, *ids.tolist(), eoi] for i, ids in zip(codes, encoded, strict=True)}
     columns: dict[str, list] = {"id": [], "input_ids": [], "assistant_masks": [], "length": []}
     turns: dict[tuple[str, str], tuple[list[int], list[int]]] = {}
     for number, question in enumerate(questions):
         key = question.text, question.answer
         if key not in turns:
-            turns[key] = tokenize_turn(processor, *key)
+            said = zip(("user", "assistant"), key, strict=True)
+            turn = processor.tokenizer.apply_chat_template(
+                [{"role": role, "content": text} for role, text in said],
+                tokenize=True,
+                return_dict=True,
+                return_assistant_tokens_mask=True,
+            )
+            turns[key] = turn["input_ids"][1:], turn["assistant_masks"][1:]
         ids, mask = turns[key]
         before = [processor.tokenizer.bos_token_id, *images[question.image_id]]
         columns["id"].append(str(number))

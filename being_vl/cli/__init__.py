@@ -27,7 +27,7 @@ COMMANDS = {
     "init": "extend a text model by an image vocabulary: a checkpoint to train",
     "tokenize": "turn conversations about images into a data set of ids to train on",
     "train": "train a stage of a checkpoint on tokenized rows",
-    "ablate": "train and score the paper's grid: with and without merges, one stage and two",
+    "ablate": "train and score the paper's comparison: with and without merges, one stage and two",
     "eval": "score a checkpoint on benchmarks",
     "results": "tabulate result files: tokens per image against accuracy",
     "chat": "talk with a checkpoint in the terminal, about images and in images",
@@ -81,7 +81,7 @@ def main(argv: list[str] | None = None) -> int:
         return 2
     show_traceback = "--traceback" in argv
     try:
-        return _run(name, argv[1:])
+        return run_command(name, argv[1:])
     except KeyboardInterrupt:
         print(f"being-vl {name}: interrupted", file=sys.stderr)
         return _INTERRUPTED
@@ -95,7 +95,8 @@ def main(argv: list[str] | None = None) -> int:
         return 2
 
 
-def _run(name: str, argv: list[str]) -> int:
+def run_command(name: str, argv: list[str]) -> int:
+    """Run a command in this process; what it raises is the caller's."""
     command = importlib.import_module(f"being_vl.cli.{name.replace('-', '_')}")
     # Options that only a slow import knows are left out of the short help.
     asks_help = {"-h", "--help"} & set(argv) and hasattr(command, "make_help_parser")

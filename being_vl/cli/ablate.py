@@ -1,4 +1,4 @@
-"""`being-vl ablate`: the paper's grid of trainings, scored, with its table and Figures 3a and 3b.
+"""`being-vl ablate`: the paper's ways of training, scored, with their table and Figures 3a and 3b.
 
 On easy-VQA, from scratch, or on any data of the pipeline. Run again after an interruption it continues; seeds,
 ways of training and vocabularies may be added to a folder later.
@@ -14,11 +14,13 @@ from typing import TYPE_CHECKING, Any, Literal
 from jsonargparse import Namespace
 from jsonargparse.typing import NonNegativeInt, PositiveInt
 
+from . import run_command
 from .options import add, refuse_used
 from .parsing import Parser
 
 if TYPE_CHECKING:
     from ..studies.ablation.inputs import Inputs
+    from ..studies.commands import Commands
 
 # What docs/ablation.md reports was run with these; not in the paper.
 _STAGE = {
@@ -42,16 +44,18 @@ def make_parser() -> Parser:
     )
     add(parser, "output", help="folder of the results", required=True)
     add(parser, "resume")
-    grid = parser.add_argument_group("grid")
-    grid.add_argument("--merges", type=PositiveInt, default=512, help="of VQ+BPE")
-    grid.add_argument(
+    chosen = parser.add_argument_group("cells")
+    chosen.add_argument("--merges", type=PositiveInt, default=512, help="of VQ+BPE")
+    chosen.add_argument(
         "--curve-merges", type=list[int], default=[], help="more vocabularies, PT(freeze)+SFT alone"
     )
-    grid.add_argument(
+    chosen.add_argument(
         "--regimes", type=list[str], default=list(_REGIMES), help="default: all of them"
     )
-    grid.add_argument("--seeds", type=list[int], default=[0, 1, 2], help="a run of the grid each")
-    add(grid, "device", help="of training and answers", default="cpu")
+    chosen.add_argument(
+        "--seeds", type=list[int], default=[0, 1, 2], help="every cell is trained with each"
+    )
+    add(chosen, "device", help="of training and answers", default="cpu")
     own = parser.add_argument_group("own data", "all of the first five, or none for easy-VQA")
     add(own, "base", "quantizer")
     add(own, "codes", nargs="+")
@@ -93,12 +97,13 @@ def main(args: Namespace) -> int:
     import transformers
 
     from ..files import write_atomic
-    from ..studies.ablation.grid import grid_cells
+    from ..studies.ablation.cells import ablation_cells
     from ..studies.ablation.inputs import check_inputs
     from ..studies.ablation.reporting import draw_figures, markdown, table_csv
-    from ..studies.ablation.running import AblationSettings, run_grid
+    from ..studies.ablation.running import AblationSettings, run_cells
+    from ..studies.commands import Commands
 
-    cells = grid_cells(args.merges, args.regimes, args.seeds, args.curve_merges)
+    cells = ablation_cells(args.merges, args.regimes, args.seeds, args.curve_merges)
     settings = AblationSettings(
         pretrain=args.pretrain,
         sft=args.sft,
@@ -113,9 +118,10 @@ def main(args: Namespace) -> int:
     refuse_used(args, output)
     output.mkdir(parents=True, exist_ok=True)
     most = max(cell.merges for cell in cells)
-    inputs = _inputs(args, output, most)
+    command = Commands(run_command, lambda line: print(f"$ {line}", file=sys.stderr))
+    inputs = _inputs(args, command, output, most)
     check_inputs(inputs, most)
-    rows = run_grid(inputs, cells, settings, output)
+    rows = run_cells(command, inputs, cells, settings, output)
     page = markdown(rows, args.merges)
     write_atomic(output / "table.csv", table_csv(rows).encode())
     write_atomic(output / "table.md", page.encode())
@@ -135,12 +141,13 @@ def main(args: Namespace) -> int:
     return 0
 
 
-def _inputs(args: Namespace, output: Path, merges: int) -> Inputs:
+def _inputs(args: Namespace, command: Commands, output: Path, merges: int) -> Inputs:
     from ..studies.ablation.inputs import Inputs, easyvqa_inputs, train_vocabulary
 
     given = [name for name in _FILES if args[name] is not None]
     if not given:
         return easyvqa_inputs(
+            command,
             output / "inputs",
             train_images=args.train_images,
             test_images=args.test_images,

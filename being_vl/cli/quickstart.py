@@ -7,6 +7,7 @@ from typing import Literal
 from jsonargparse import Namespace
 from jsonargparse.typing import PositiveFloat
 
+from . import run_command
 from .options import add
 from .parsing import Parser
 
@@ -15,7 +16,8 @@ def make_parser() -> Parser:
     """The options of the command."""
     parser = Parser(
         "Train and test a small model on easy-VQA, end to end: pixels → codes → merges → ids → answers, in minutes "
-        'on a CPU. It needs easy-vqa: pip install "being-vl[quickstart]".'
+        "on a CPU, by commands of being-vl, each of which is printed. Run again, it goes on where it was. It needs "
+        'easy-vqa: pip install "being-vl[quickstart]".'
     )
     add(parser, "output", default="being-vl-quickstart")
     add(parser, "seed")
@@ -32,6 +34,12 @@ def make_parser() -> Parser:
         default="patch",
         help="k-means of patches, or a VQ-GAN",
     )
+    parser.add_argument(
+        "--rows",
+        type=list[Literal["bpe", "vq", "question-only"]],
+        default=["bpe", "vq", "question-only"],
+        help="of the table: LLM+VQ+BPE, which is always made, LLM+VQ, and answers without looking",
+    )
     return parser
 
 
@@ -39,7 +47,7 @@ def main(args: Namespace) -> None:
     """Run the command.
 
     Raises:
-        ValueError, OSError, ImportError: as of `being_vl.studies.quickstart`.
+        ValueError, OSError, ImportError: as of `being_vl.studies.quickstart.pipeline.run`.
     """
     from ..studies.quickstart.pipeline import run
     from ..studies.quickstart.settings import Settings
@@ -51,5 +59,7 @@ def main(args: Namespace) -> None:
             minutes=args.minutes,
             device=args.device,
             quantizer=args.quantizer_kind,
-        )
+            rows=args.rows,
+        ),
+        run_command,
     )

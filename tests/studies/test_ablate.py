@@ -13,7 +13,7 @@ from data_fixtures import make_codes, write_rows
 from being_vl.cli import main as being_vl_command
 from being_vl.evaluation.easyvqa import Question
 from being_vl.evaluation.easyvqa_files import caption
-from being_vl.studies.ablation.grid import REGIMES, Cell, grid_cells
+from being_vl.studies.ablation.cells import REGIMES, Cell, ablation_cells
 from being_vl.studies.ablation.reporting import (
     FINDINGS,
     differences,
@@ -22,11 +22,11 @@ from being_vl.studies.ablation.reporting import (
     table_csv,
     verdict,
 )
-from being_vl.studies.ablation.running import AblationSettings, Row, read_row
+from being_vl.studies.ablation.running import AblationSettings, CellResult, read_result
 
 
 def test_the_grid_is_the_papers_for_each_seed() -> None:
-    cells = grid_cells(8, ["sft", "pt-freeze+sft"], [0, 5], curve=[4, 2])
+    cells = ablation_cells(8, ["sft", "pt-freeze+sft"], [0, 5], curve=[4, 2])
     assert [cell.name for cell in cells[:6]] == [
         "m0-sft-s0", "m8-sft-s0", "m0-pt-freeze+sft-s0", "m8-pt-freeze+sft-s0",
         "m2-pt-freeze+sft-s0", "m4-pt-freeze+sft-s0",
@@ -53,7 +53,7 @@ def test_the_grid_is_the_papers_for_each_seed() -> None:
 )
 def test_a_bad_grid_is_refused(options, words) -> None:
     with pytest.raises(ValueError, match=words):
-        grid_cells(**{"merges": 8, "regimes": ["sft"], "seeds": [0], **options})
+        ablation_cells(**{"merges": 8, "regimes": ["sft"], "seeds": [0], **options})
 
 
 @pytest.mark.parametrize(
@@ -68,8 +68,8 @@ def test_options_of_a_stage_are_those_of_train(options, words) -> None:
         AblationSettings(pretrain={}, sft=options)
 
 
-def row(merges: int, regime: str, seed: int, accuracy: float) -> Row:
-    return Row(
+def row(merges: int, regime: str, seed: int, accuracy: float) -> CellResult:
+    return CellResult(
         merges, regime, seed, {"accuracy": accuracy, "accuracy/color": accuracy}, 10, 4.5, 16 + merges,
         {"sft": 3}, {"sft": 1.0}, 2.0, [0.1] * (16 + merges),
     )  # fmt: skip
@@ -172,7 +172,7 @@ def test_a_tiny_grid_runs_goes_on_and_refuses_other_settings(inputs, tmp_path, c
     assert set(printed[0]["metrics"]) == {"accuracy", "accuracy/red", "accuracy/square"}
     assert printed[1]["tokens_per_image"] < printed[0]["tokens_per_image"]
     assert printed[0]["steps"] == {"pretrain-image": 2, "sft": 2}
-    first = read_row(output / "rows" / f"{Cell(4, 'pt-freeze+sft', 0).name}.json")
+    first = read_result(output / "rows" / f"{Cell(4, 'pt-freeze+sft', 0).name}.json")
     assert first.vocabulary == len(first.weights) == CODEBOOK_SIZE + 4
     assert first.questions == 12 and not (output / "work").exists()
 

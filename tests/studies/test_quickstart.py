@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -16,13 +17,15 @@ from huggingface_hub import ModelCard
 from PIL import Image
 from transformers import AutoModelForImageTextToText, AutoProcessor, PreTrainedTokenizerFast
 
-from being_vl.evaluation.answering import generate_answers
+from being_vl.cli import run_command
+from being_vl.data import load_tokenized
+from being_vl.evaluation import easyvqa, easyvqa_files
+from being_vl.evaluation.answering import generate_answers, render_prompts
 from being_vl.evaluation.easyvqa import Split, load_easyvqa
 from being_vl.studies.quickstart import pipeline
-from being_vl.studies.quickstart.rows import conversation, training_rows
-from being_vl.studies.quickstart.settings import Settings, Workspace
+from being_vl.studies.quickstart.settings import Settings
 from being_vl.studies.quickstart.text_model import CHAT_TEMPLATE, train_text_tokenizer
-from being_vl.training.logs import TrainingClock
+from being_vl.training.trainer import BeingVLTrainer
 
 SMALL = {"train": 120, "validation": 20, "test": 30}
 
@@ -38,7 +41,8 @@ def small_easyvqa(name: str, *, seed: int = 0) -> Split:
 
 @pytest.fixture
 def small_data(monkeypatch):
-    monkeypatch.setattr(pipeline, "load_easyvqa", small_easyvqa)
+    for module in (pipeline, easyvqa, easyvqa_files):
+        monkeypatch.setattr(module, "load_easyvqa", small_easyvqa)
 
 
 def being_vl(*args: str, **env: str) -> subprocess.CompletedProcess:
@@ -63,30 +67,58 @@ def test_prints_the_table(finished):
     output, run = finished
     for name in ("question only", "LLM+VQ", "LLM+VQ+BPE", "yes/no", "shape", "color", "seconds"):
         assert name in run.stdout
-    rows = [json.loads(path.read_text()) for path in output.glob("runs/*/test/result.json")]
-    assert len(rows) == 4
-    for row in rows:
-        assert 0 <= row["accuracy"]["overall"] <= 1 and row["seconds"] > 0
-    answers = (output / "runs/vq-bpe/test/answers.jsonl").read_text().splitlines()
-    assert len(answers) == 9673
+    for folder in ("bpe/sft", "checkpoint", "vq/sft"):
+        result = json.loads((output / folder / "evaluation/easyvqa.json").read_text())
+        assert 0 <= result["metrics"]["accuracy"] <= 100 and result["num_examples"] == 9673
+        answers = (output / folder / "evaluation/easyvqa.answers.jsonl").read_text().splitlines()
+        assert len(answers) == 9673
+
+
+def test_shows_the_command_of_each_step(finished):
+    """The lines that it prints are commands: each parses, and leaves what the quickstart left."""
+    output, run = finished
+    lines = [line[2:] for line in run.stdout.splitlines() if line.startswith("$ being-vl ")]
+    assert {shlex.split(line)[1] for line in lines} == {
+        "encode", "train-bpe", "init", "tokenize", "train", "eval", "card",
+    }  # fmt: skip
+    line = next(line for line in lines if " init " in line)
+    copied = shlex.split(line.replace("bpe/start", "bpe/again"))
+    assert run_command(copied[1], copied[2:]) == 0
+    weights = [output / "bpe" / name / "model.safetensors" for name in ("start", "again")]
+    assert weights[0].read_bytes() == weights[1].read_bytes()
+
+
+def test_the_question_alone_is_answered_by_counting():
+    """The commonest training answer of each question; what a model that sees no image can reach at best."""
+    row = pipeline.commonest_answers(seed=0)
+    train = load_easyvqa("train", seed=0).questions
+    test = load_easyvqa("test").questions
+    right = 0
+    for text in {question.text for question in test}:
+        said = [question.answer for question in train if question.text == text]
+        commonest = max(dict.fromkeys(said), key=said.count)
+        right += sum(q.answer == commonest for q in test if q.text == text)
+    assert row.metrics["accuracy"] == pytest.approx(100 * right / len(test))
+    assert row.tokens_per_image == row.steps == 0
 
 
 def test_compression_is_that_of_the_saved_vocabulary(finished):
     output, _run = finished
-    row = json.loads((output / "runs/vq-bpe/test/result.json").read_text())
-    tokenizer = AutoProcessor.from_pretrained(output / "checkpoint").tokenizer
-    grids = list(np.load(output / "codes.npz")["test"])
-    assert row["tokens_per_image"] == np.mean([len(ids) for ids in tokenizer.encode_codes(grids)])
-    assert row["tokens_per_image"] < 40 < 256
+    images = json.loads((output / "checkpoint/evaluation/easyvqa.json").read_text())["images"]
+    processor = AutoProcessor.from_pretrained(output / "checkpoint")
+    grids = processor.quantize(list(load_easyvqa("test").image_paths.values()))
+    lengths = [len(ids) for ids in processor.tokenizer.encode_codes(grids)]
+    assert images == {"codes_per_image": 256, "tokens_per_image": np.mean(lengths)}
+    assert images["tokens_per_image"] < 40
 
 
 def test_leaves_a_card_and_a_picture(finished):
     output, _run = finished
-    card = (output / "README.md").read_text()
-    row = json.loads((output / "runs/vq-bpe/test/result.json").read_text())
-    assert f"{100 * row['accuracy']['overall']:.1f}" in card
-    assert "9,673" in card
-    picture = Image.open(output / "tokens.png")
+    card = (output / "checkpoint/README.md").read_text()
+    result = json.loads((output / "checkpoint/evaluation/easyvqa.json").read_text())
+    assert f"{result['metrics']['accuracy']:.1f}" in card
+    assert "9,673" in card and "question only" in card
+    picture = Image.open(output / "checkpoint/tokens.png")
     assert picture.width > 2 * picture.height > 200
 
 
@@ -96,14 +128,8 @@ def test_the_card_passes_as_far_as_the_client_and_the_stand_in_check(finished):
     assert card_errors(str(card), "model") == []
     assert card.data.pipeline_tag == "image-text-to-text" and card.data.metrics == ["accuracy"]
     result = json.loads((output / "checkpoint/evaluation/easyvqa.json").read_text())
-    row = json.loads((output / "runs/vq-bpe/test/result.json").read_text())
-    assert result["metrics"]["accuracy"] == 100 * row["accuracy"]["overall"]
-    assert result["images"] == {
-        "codes_per_image": 256.0,
-        "tokens_per_image": row["tokens_per_image"],
-    }
     shown = {entry.metric_name: entry.metric_value for entry in card.data.eval_results}
-    assert shown["accuracy"] == result["metrics"]["accuracy"] and "accuracy, yes/no" in shown
+    assert shown["accuracy"] == result["metrics"]["accuracy"] and "accuracy, yes_no" in shown
     for heading in ("Tokens an image", "Evaluation", "Training", "Limits", "Citation"):
         assert f"## {heading}" in card.content, heading
 
@@ -111,9 +137,10 @@ def test_the_card_passes_as_far_as_the_client_and_the_stand_in_check(finished):
 def test_checkpoint_loads_in_a_new_process_and_answers(finished):
     """The snippet of the card, as it stands there."""
     output, _run = finished
-    snippet = (output / "README.md").read_text().split("```python\n")[1].split("```")[0]
+    checkpoint = output / "checkpoint"
+    snippet = (checkpoint / "README.md").read_text().split("```python\n")[1].split("```")[0]
     run = subprocess.run(
-        [sys.executable, "-c", snippet], cwd=output, capture_output=True, text=True
+        [sys.executable, "-c", snippet], cwd=checkpoint, capture_output=True, text=True
     )
     assert run.returncode == 0, run.stderr[-3000:]
     assert run.stdout.strip()
@@ -138,76 +165,73 @@ def test_other_settings_are_refused(finished):
 
 def answers_of(folder: Path) -> dict[str, str]:
     return {
-        str(p.relative_to(folder)): p.read_text() for p in folder.glob("runs/*/test/answers.jsonl")
+        str(path.relative_to(folder)): path.read_text()
+        for path in folder.rglob("easyvqa.answers.jsonl")
     }
 
 
 def test_a_seed_repeats_and_a_stopped_run_goes_on(small_data, tmp_path, monkeypatch):
-    settings = [Settings(output=str(tmp_path / name), minutes=0.06) for name in ("one", "two")]
-    pipeline.run(settings[0])
+    settings = [
+        Settings(output=str(tmp_path / name), minutes=0.06, rows=["bpe"]) for name in ("one", "two")
+    ]
+    pipeline.run(settings[0], run_command)
     expected = answers_of(tmp_path / "one")
+    assert len(expected) == 2
 
-    step_end = TrainingClock.on_step_end
-    for stop_at in (2, 9, 31):  # in the text model, in a stage's first part, in a late one
+    training_step, number = BeingVLTrainer.training_step, 0
+    for stop_at in (2, 9, 31):  # in the first stage, and early and late in others
 
-        def interrupt(self, args, state, control, stop_at=stop_at, **kwargs):
-            step_end(self, args, state, control, **kwargs)
-            if state.global_step == stop_at and (stop_at < 9 or "VQ+BPE" in self.description):
+        def interrupt(self, *args, stop_at=stop_at, **kwargs):
+            nonlocal number
+            number += 1
+            if number == stop_at:
                 raise KeyboardInterrupt
+            return training_step(self, *args, **kwargs)
 
         with monkeypatch.context() as patch:
-            patch.setattr(TrainingClock, "on_step_end", interrupt)
+            patch.setattr(BeingVLTrainer, "training_step", interrupt)
             with pytest.raises(KeyboardInterrupt):
-                pipeline.run(settings[1])
-    pipeline.run(settings[1])
+                pipeline.run(settings[1], run_command)
+    pipeline.run(settings[1], run_command)
     assert answers_of(tmp_path / "two") == expected
-    leftovers = [p for p in (tmp_path / "two").rglob(".*") if p.name != ".lock"]
-    assert not leftovers
+
+
+def test_rows_that_are_not_asked_for_are_left_out(small_data, tmp_path):
+    settings = Settings(output=str(tmp_path / "out"), minutes=0.02, rows=["bpe"])
+    pipeline.run(settings, run_command)
+    assert not (tmp_path / "out/vq").exists() and (tmp_path / "out/checkpoint/README.md").exists()
 
 
 def test_rows_are_the_chat_template_id_by_id(finished):
+    """What was trained is what a person asks: the processor's own ids of the image and the question."""
     output, _run = finished
     processor = AutoProcessor.from_pretrained(output / "checkpoint")
-    split = small_easyvqa("train")
-    codes = dict(
-        zip(
-            load_easyvqa("train", seed=3).image_paths,
-            np.load(output / "codes.npz")["train"],
-            strict=True,
+    rows = load_tokenized(output / "bpe/tokenized", processor.tokenizer).select(range(20))
+    said = {r["id"]: r for r in json.loads((output / "easy-vqa/train.json").read_text())}
+    for row in rows:
+        question, answer = (turn["value"] for turn in said[row["id"]]["conversations"])
+        text = question.removeprefix("<image>\n")
+        prompt = [{"type": "image"}, {"type": "text", "text": text}]
+        image = Image.open(output / "easy-vqa/images" / said[row["id"]]["image"])
+        asked = processor.apply_chat_template(
+            [{"role": "user", "content": prompt}], tokenize=False, add_generation_prompt=True
         )
-    )
-    split = Split({i: p for i, p in split.image_paths.items() if i in codes}, split.questions)
-    groups = {i: g for i, g in list(split.by_image().items())[:10] if i in codes}
-    rows = training_rows(processor, groups, codes)
-    for row, (image_id, group) in zip(rows, groups.items(), strict=True):
-        prefix = row["input_ids"][row["segment_ids"] == 0].tolist()
-        for number, question in enumerate(group, start=1):
-            text = processor.apply_chat_template(
-                conversation(question.text, question.answer, image=True), tokenize=False
-            )
-            ids = processor(text=text, image_codes=[codes[image_id]])["input_ids"][0]
-            own = row["segment_ids"] == number
-            assert prefix + row["input_ids"][own].tolist() == ids
-            answer = processor.tokenizer(question.answer)["input_ids"] + [
-                processor.tokenizer.eos_token_id
-            ]
-            labels = row["labels"][own].tolist()
-            assert labels == [-100] * (len(labels) - len(answer)) + answer
+        ids = processor(text=asked, images=[image])["input_ids"][0]
+        learned = processor.tokenizer(answer)["input_ids"] + [processor.tokenizer.eos_token_id]
+        assert row["input_ids"] == ids + learned
+        assert row["assistant_masks"] == [0] * len(ids) + [1] * len(learned)
 
 
 def test_shared_cache_answers_as_generate_does(finished):
     output, _run = finished
     processor = AutoProcessor.from_pretrained(output / "checkpoint")
     model = AutoModelForImageTextToText.from_pretrained(output / "checkpoint").eval()
-    split = small_easyvqa("test")
-    codes = dict(
-        zip(load_easyvqa("test").image_paths, np.load(output / "codes.npz")["test"], strict=True)
-    )
+    split = load_easyvqa("test")
     questions = split.questions[:60]
-    prompts = [
-        processor.apply_chat_template(conversation(q.text, image=True), tokenize=False)
-        for q in questions
-    ]
+    paths = {q.image_id: split.image_paths[q.image_id] for q in questions}
+    grids = processor.quantize([Image.open(path) for path in paths.values()])
+    codes = dict(zip(paths, grids, strict=True))
+    prompts = render_prompts(processor, [q.text for q in questions], image=True)
     shared = generate_answers(
         model,
         processor,
@@ -233,8 +257,25 @@ def test_text_tokenizer_has_a_template():
     assert (
         isinstance(tokenizer, PreTrainedTokenizerFast) and tokenizer.chat_template == CHAT_TEMPLATE
     )
-    text = tokenizer.apply_chat_template(conversation("what?", "yes", image=True), tokenize=False)
+    messages = [
+        {"role": "user", "content": [{"type": "image"}, {"type": "text", "text": "what?"}]},
+        {"role": "assistant", "content": "yes"},
+    ]
+    text = tokenizer.apply_chat_template(messages, tokenize=False)
     assert text == "<s><image>what?<sep>yes</s>"
+
+
+def test_a_system_turn_is_not_the_assistants():
+    tokenizer = train_text_tokenizer(["be brief", "what is this?", "yes"])
+    turns = (("system", "be brief"), ("user", "what?"), ("assistant", "yes"))
+    encoded = tokenizer.apply_chat_template(
+        [{"role": role, "content": text} for role, text in turns],
+        tokenize=True,
+        return_dict=True,
+        return_assistant_tokens_mask=True,
+    )
+    learned = np.array(encoded["input_ids"])[np.array(encoded["assistant_masks"]) == 1]
+    assert tokenizer.decode(learned).strip() == "yes</s>"
 
 
 @pytest.mark.parametrize(
@@ -243,6 +284,7 @@ def test_text_tokenizer_has_a_template():
         ({"minutes": 0.0}, "minutes must be above 0"),
         ({"quantizer": "vqvae"}, "quantizer must be one of patch, vqgan, got 'vqvae'"),
         ({"seed": -1}, "seed must not be negative"),
+        ({"rows": ["bpe", "llm"]}, "rows must be of bpe, vq, question-only, got 'llm'"),
     ],
 )
 def test_bad_settings(options, message):
@@ -261,7 +303,7 @@ def test_output_that_is_a_file(tmp_path):
 def test_output_that_holds_something_else(tmp_path):
     (tmp_path / "thesis.tex").write_text("x")
     with pytest.raises(ValueError, match="not made by the quickstart"):
-        Workspace(Settings(output=str(tmp_path)))
+        pipeline.run(Settings(output=str(tmp_path)), run_command)
     assert [path.name for path in tmp_path.iterdir()] == ["thesis.tex"]
 
 
@@ -291,14 +333,16 @@ def test_unreadable_image(small_data, tmp_path, monkeypatch):
         split = small_easyvqa(name, seed=seed)
         return Split({**split.image_paths, 10**6: str(broken)}, split.questions)
 
-    monkeypatch.setattr(pipeline, "load_easyvqa", with_broken)
+    monkeypatch.setattr(easyvqa_files, "load_easyvqa", with_broken)
     with pytest.raises(ValueError, match=r"broken\.png"):
-        pipeline.run(Settings(output=str(tmp_path / "out"), minutes=0.05))
+        pipeline.run(Settings(output=str(tmp_path / "out"), minutes=0.05), run_command)
     assert not (tmp_path / "out" / "vq_model").exists()
 
 
 def test_vqgan_quantizer(small_data, tmp_path):
-    results = pipeline.run(Settings(output=str(tmp_path / "out"), minutes=0.02, quantizer="vqgan"))
-    assert [result.tokens_per_image for result in results[:2]] == [0.0, 256.0]
+    settings = Settings(output=str(tmp_path / "out"), minutes=0.02, quantizer="vqgan")
+    pipeline.run(settings, run_command)
+    result = json.loads((tmp_path / "out/vq/sft/evaluation/easyvqa.json").read_text())
+    assert result["images"]["tokens_per_image"] == 256
     processor = AutoProcessor.from_pretrained(tmp_path / "out" / "checkpoint")
     assert processor.vq_model.config.model_type == "being_vl_vq"

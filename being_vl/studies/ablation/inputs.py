@@ -2,30 +2,19 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
-
-import numpy as np
-from transformers import AutoModel, TrainingArguments
+from tempfile import TemporaryDirectory
 
 from ...bpe.image_bpe import ImageBPE
-from ...codes.shards import CodeShards, ShardInfo, write_shard
+from ...codes.shards import CodeShards
 from ...data.codes import build_index
 from ...data.conversations import parse_sample
 from ...data.sources import iter_samples, open_samples
 from ...evaluation.easyvqa_files import write_easyvqa
-from ...hub.checkpoint import default_image_processor
-from ...quantizers.image_loading import load_image
-from ...quantizers.modeling_being_vl_patch_vq import BeingVLPatchVQConfig, BeingVLPatchVQModel
-from ..quickstart.pipeline import encode_images
-from ..quickstart.settings import make_part
-from ..quickstart.text_model import train_text_model, train_text_tokenizer
-
-CODEBOOK_SIZE = 256
-TEXT_STEPS = 80
+from ..commands import Commands, make_part
+from ..easyvqa_parts import fit_patch_quantizer, make_text_model, read_turns
 
 
 @dataclass(frozen=True)
@@ -61,8 +50,9 @@ def train_vocabulary(codes: Sequence[str], rows: str, merges: int, folder: Path)
             for number, where, row in iter_samples(open_samples(rows))
             for image_id in parse_sample(row, where=where, number=number).image_ids
         )
-        index, shards = build_index(codes, target.parent / "index.npy")
-        grids = index.lookup(names)
+        with TemporaryDirectory() as aside:
+            index, shards = build_index(codes, Path(aside) / "index.npy")
+            grids = index.lookup(names)
         missing = [name for name in names if name not in grids]
         if missing:
             raise ValueError(f"{rows}: image {missing[0]!r}: no codes for this image")
@@ -75,6 +65,7 @@ def train_vocabulary(codes: Sequence[str], rows: str, merges: int, folder: Path)
 
 
 def easyvqa_inputs(
+    command: Commands,
     folder: Path,
     *,
     train_images: int | None,
@@ -88,6 +79,7 @@ def easyvqa_inputs(
     Quantizer, merges and text model see the training images' data alone.
 
     Args:
+        command: runs `being-vl encode`.
         folder: keeps the parts.
         train_images, test_images: how many images of each split; all by default.
         merges: the most that a cell has.
@@ -96,49 +88,22 @@ def easyvqa_inputs(
     """
 
     def build_files(target: Path) -> None:
-        target.mkdir()
         write_easyvqa(target, splits=["train"], images=train_images, seed=seed)
         write_easyvqa(target, splits=[test], images=test_images, seed=seed)
 
-    files = make_part(folder / "easy-vqa", build_files)
-
-    def build_vq(target: Path) -> None:
-        pixels = default_image_processor(config)(
-            list(_pixels(files, "train")[1]), return_tensors="pt"
-        )
-        model = BeingVLPatchVQModel(config)
-        model.fit(pixels["pixel_values"], seed=seed)
-        model.save_pretrained(target)
-
-    config = BeingVLPatchVQConfig(num_embeddings=CODEBOOK_SIZE, patch_size=4, resolution=64)
-    vq = make_part(folder / "vq_model", build_vq)
-
-    def build_codes(target: Path) -> None:
-        target.mkdir()
-        model = AutoModel.from_pretrained(vq).eval()
-        for split in ("train", test):
-            names, pixels = _pixels(files, split)
-            info = ShardInfo(codebook_size=model.config.num_embeddings)
-            write_shard(
-                target / f"{split}.parquet", names, list(encode_images(model, pixels)), info
-            )
-
-    codes = make_part(folder / "codes", build_codes)
-
     def build_text_model(target: Path) -> None:
-        texts = _texts(files)
-        tokenizer = train_text_tokenizer(texts)
-        arguments = TrainingArguments(
-            output_dir=str(target.parent / "trainer"), max_steps=TEXT_STEPS, learning_rate=1e-3,
-            per_device_train_batch_size=8, lr_scheduler_type="cosine", warmup_steps=0.05,
-            adam_beta2=0.98, weight_decay=0.01, save_strategy="no", report_to="none",
-            disable_tqdm=True, seed=seed, use_cpu=True, dataloader_pin_memory=False,
-            remove_unused_columns=False,
-        )  # fmt: skip
-        model = train_text_model(tokenizer, texts, arguments)
-        model.save_pretrained(target)
-        tokenizer.save_pretrained(target)
+        questions, answers = read_turns(files / "train.json")
+        prompts, captions = read_turns(files / "train-captions.json")
+        texts = [list(dict.fromkeys(said)) for said in (questions, answers, prompts, captions)]
+        make_text_model([text for said in texts for text in said], target, seed=seed)
 
+    files = make_part(folder / "easy-vqa", build_files)
+    images, vq, codes = files / "images", folder / "vq_model", folder / "codes"
+    make_part(vq, lambda target: fit_patch_quantizer(images / "train", target, seed=seed))
+    command(
+        "encode", unless=codes / "manifest.json",
+        **{"images": images, "quantizer": vq, "output": codes, "device": "cpu", "workers": 0},
+    )  # fmt: skip
     base = make_part(folder / "text_model", build_text_model)
     train, captions = str(files / "train.json"), str(files / "train-captions.json")
     bpe = train_vocabulary([str(codes)], train, merges, folder)
@@ -160,24 +125,3 @@ def check_inputs(inputs: Inputs, merges: int) -> None:
         found = CodeShards(codes).codebook_size
         if found != bpe.codebook_size:
             raise ValueError(f"{codes}: codebook_size must be {bpe.codebook_size}, got {found}")
-
-
-def _pixels(files: Path, split: str) -> tuple[list[str], np.ndarray]:
-    """Names and pictures of a split, uint8 (N, 64, 64, 3)."""
-    paths = sorted((files / "images" / split).iterdir(), key=lambda path: int(path.stem))
-    pictures = [np.asarray(load_image(path).convert("RGB")) for path in paths]
-    return [f"{split}/{path.name}" for path in paths], np.stack(pictures)
-
-
-def _texts(files: Path) -> list[str]:
-    """All that is said in the training rows, without the images."""
-    return list(dict.fromkeys(_said(files / "train.json"))) + list(
-        dict.fromkeys(_said(files / "train-captions.json"))
-    )
-
-
-def _said(path: Path) -> Iterator[str]:
-    rows: list[dict[str, Any]] = json.loads(path.read_text())
-    for row in rows:
-        for turn in row["conversations"]:
-            yield turn["value"].removeprefix("<image>\n")

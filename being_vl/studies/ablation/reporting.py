@@ -1,4 +1,4 @@
-"""rows → the paper's table, its four findings with their spread, and Figures 3a and 3b.
+"""results of the cells → the paper's table, its four findings with their spread, and Figures 3a and 3b.
 
 Source: Being-VL-0, Tables 5.1 and C.1, Figure 3. The paper's scores are on other benchmarks (VQAv2,
 MMBench, MME, POPE, VizWiz), with Llama 3.1 8B and one run a cell; what compares is the order of the cells,
@@ -18,8 +18,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from .grid import CURVE_REGIME, REGIMES, TITLES
-from .running import Row
+from .cells import CURVE_REGIME, REGIMES, TITLES
+from .running import CellResult
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -55,9 +55,9 @@ FINDINGS = (
 )
 
 
-def summary(rows: Sequence[Row]) -> list[dict[str, object]]:
+def summary(rows: Sequence[CellResult]) -> list[dict[str, object]]:
     """A line for each vocabulary and way of training: mean and spread over seeds."""
-    groups: dict[tuple[str, int], list[Row]] = defaultdict(list)
+    groups: dict[tuple[str, int], list[CellResult]] = defaultdict(list)
     for row in rows:
         groups[row.regime, row.merges].append(row)
     order = list(REGIMES)
@@ -81,7 +81,9 @@ def summary(rows: Sequence[Row]) -> list[dict[str, object]]:
     return lines
 
 
-def differences(rows: Sequence[Row], finding: Finding, merges: int) -> dict[str, list[float]]:
+def differences(
+    rows: Sequence[CellResult], finding: Finding, merges: int
+) -> dict[str, list[float]]:
     """`LLM+VQ`, `LLM+VQ+BPE` or `BPE − VQ` → the difference in points for each seed that has both."""
     score = {(row.merges, row.regime, row.seed): row.metrics["accuracy"] for row in rows}
     seeds = sorted({row.seed for row in rows})
@@ -109,7 +111,7 @@ def verdict(values: Sequence[float]) -> str:
     return "as in the paper" if mean(values) > 0 else "against the paper"
 
 
-def markdown(rows: Sequence[Row], merges: int) -> str:
+def markdown(rows: Sequence[CellResult], merges: int) -> str:
     """The table and the findings as a page."""
     lines = [
         "| | merges | tokens an image | steps | accuracy, % | spread | seeds |",
@@ -135,7 +137,7 @@ def markdown(rows: Sequence[Row], merges: int) -> str:
     return "\n".join(lines) + "\n"
 
 
-def table_csv(rows: Sequence[Row]) -> str:
+def table_csv(rows: Sequence[CellResult]) -> str:
     """One line a cell."""
     file = io.StringIO()
     groups = sorted({name for row in rows for name in row.metrics})
@@ -152,7 +154,7 @@ def table_csv(rows: Sequence[Row]) -> str:
     return file.getvalue()
 
 
-def draw_figures(rows: Sequence[Row], folder: Path) -> list[Path]:
+def draw_figures(rows: Sequence[CellResult], folder: Path) -> list[Path]:
     """Figure 3a (score against merges) and 3b (embedding weights over visual ids), as PNG.
 
     Raises:
@@ -183,7 +185,7 @@ def _new_figure(title: str, x: str, y: str) -> tuple[Figure, object]:
     return figure, axes
 
 
-def _figure_3a(rows: Sequence[Row]) -> Figure:
+def _figure_3a(rows: Sequence[CellResult]) -> Figure:
     figure, axes = _new_figure(
         f"score against vocabulary ({TITLES[CURVE_REGIME]})", "merges (0: VQ alone)", "accuracy, %"
     )
@@ -200,7 +202,7 @@ def _figure_3a(rows: Sequence[Row]) -> Figure:
     return figure
 
 
-def _figure_3b(rows: Sequence[Row]) -> Figure:
+def _figure_3b(rows: Sequence[CellResult]) -> Figure:
     figure, axes = _new_figure(
         "embedding weights over visual ids", "visual id (dotted: the first merge)", "mean |weight|"
     )

@@ -1,7 +1,7 @@
-"""cells → rows: each trained, scored, written down, and not done again.
+"""cells → results: each trained by the commands of `being-vl`, scored, written down, and not done again.
 
-Source: our own. Stages that cells share (the pretraining of PT(freeze)+SFT and of PT(freeze)+SFT(freeze
-visual)) are trained once. A row is a file; what stopped the command costs the cell it was in.
+Stages that cells share (the pretraining of PT(freeze)+SFT and of PT(freeze)+SFT(freeze visual)) are trained
+once. A result is a file; what stopped the command costs the stage it was in.
 """
 
 from __future__ import annotations
@@ -17,29 +17,24 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
-from transformers import AutoModel, AutoTokenizer
+from transformers.utils import cached_file
 
 from ...bpe.image_bpe import ImageBPE
-from ...data import TokenizeSettings, open_samples, tokenize_samples
-from ...files import claim, locked, write_atomic
-from ...hub.checkpoint import init_checkpoint, save_checkpoint
-from ...models.loading import load_base
-from ...processing.processing_being_vl import BeingVLProcessor
+from ...data.sources import open_samples
+from ...files import claim, locked, read_json, write_atomic
 from ...training.arguments import (
     BeingVLTrainingArguments,
     DataArguments,
     ModelArguments,
     StageArguments,
 )
-from ...training.run import run_stage
-from ..quickstart.settings import make_part
-from .grid import REGIMES, SFT_LONG, Cell
+from ..commands import Commands, make_part
+from .cells import REGIMES, SFT_LONG, Cell
 from .inputs import Inputs
 from .scoring import TestRows, image_row_weights
 
 RUN_FILE = "ablate.json"
-_CHOSEN_BY_THE_GRID = frozenset(
+_CHOSEN_BY_THE_CELL = frozenset(
     ("output_dir", "seed", "data_seed", "dataset", "stage", "train_embeddings", "freeze", "use_cpu")
 )
 
@@ -57,7 +52,7 @@ class AblationSettings:
         device: where models train and answer, `"cpu"` or a CUDA device.
 
     Raises:
-        ValueError: an option that no stage has, or that the grid itself sets.
+        ValueError: an option that no stage has, or that the ablation itself sets.
     """
 
     pretrain: Mapping[str, Any]
@@ -71,14 +66,14 @@ class AblationSettings:
     def __post_init__(self) -> None:
         for stage in ("pretrain", "sft"):
             for name in getattr(self, stage):
-                if name in _CHOSEN_BY_THE_GRID:
-                    raise ValueError(f"{stage}.{name} is set by the grid itself")
+                if name in _CHOSEN_BY_THE_CELL:
+                    raise ValueError(f"{stage}.{name} is set by the ablation itself")
                 if name not in _OPTIONS:
                     raise ValueError(f"{stage}.{name}: no such option of being-vl train")
 
 
 @dataclass(frozen=True)
-class Row:
+class CellResult:
     """A finished cell.
 
     Args:
@@ -106,12 +101,17 @@ class Row:
     weights: list[float] = field(repr=False)
 
 
-def run_grid(
-    inputs: Inputs, cells: Sequence[Cell], settings: AblationSettings, output: Path
-) -> list[Row]:
-    """Train and score all cells that have no row yet; returns the rows of all of them, in order.
+def run_cells(
+    command: Commands,
+    inputs: Inputs,
+    cells: Sequence[Cell],
+    settings: AblationSettings,
+    output: Path,
+) -> list[CellResult]:
+    """Train and score all cells that have no result yet; returns the results of all of them, in order.
 
     Args:
+        command: runs `being-vl init`, `tokenize` and `train`.
         inputs: what the cells share.
         cells: any; cells may be added to a folder later.
         settings: must be those that the folder began with.
@@ -127,61 +127,76 @@ def run_grid(
                 raise ValueError(f"{stage}.max_steps must be given: {SFT_LONG[0]} adds both up")
     with locked(output, "another ablation is running in it"):
         _claim(output, inputs, settings)
-        missing = [cell for cell in cells if not row_path(output, cell).exists()]
+        missing = [cell for cell in cells if not result_path(output, cell).exists()]
         if missing:
             work = output / "work"
             work.mkdir(exist_ok=True)
             test = TestRows(inputs.test, inputs.codes, work / "test-index.npy", settings.test_limit)
             for cell in missing:
-                row = run_cell(cell, inputs, settings, work, test)
-                write_atomic(row_path(output, cell), (json.dumps(asdict(row)) + "\n").encode())
+                result = run_cell(command, cell, inputs, settings, work, test)
+                write_atomic(
+                    result_path(output, cell), (json.dumps(asdict(result)) + "\n").encode()
+                )
             shutil.rmtree(work)
-        return [read_row(row_path(output, cell)) for cell in cells]
+        return [read_result(result_path(output, cell)) for cell in cells]
 
 
-def row_path(output: Path, cell: Cell) -> Path:
+def result_path(output: Path, cell: Cell) -> Path:
     folder = output / "rows"
     folder.mkdir(exist_ok=True)
     return folder / f"{cell.name}.json"
 
 
-def read_row(path: Path) -> Row:
+def read_result(path: Path) -> CellResult:
     """A finished cell.
 
     Raises:
         ValueError: the file is not one of ours; it is named.
     """
     try:
-        return Row(**json.loads(path.read_text("utf-8")))
+        return CellResult(**json.loads(path.read_text("utf-8")))
     except (TypeError, ValueError) as error:
         raise ValueError(f"{path}: not a row of being-vl ablate: {error}") from None
 
 
 def run_cell(
-    cell: Cell, inputs: Inputs, settings: AblationSettings, work: Path, test: TestRows
-) -> Row:
+    command: Commands,
+    cell: Cell,
+    inputs: Inputs,
+    settings: AblationSettings,
+    work: Path,
+    test: TestRows,
+) -> CellResult:
     """Train a cell's stages one after the other, and score what comes out."""
     started = time.perf_counter()
-    checkpoint = str(_start(cell, inputs, settings, work))
+    checkpoint = _start(command, cell, inputs, settings, work)
     steps, losses, chain = {}, {}, []
     for name, options in REGIMES[cell.regime]:
         chain.append(name)
         folder = work / f"m{cell.merges}-s{cell.seed}" / "+".join(chain)
-        stage = str(options["stage"])
-        rows = _rows(cell, stage, inputs, checkpoint, work)
-        result = run_stage(*_arguments(cell, name, options, settings, checkpoint, rows, folder))
-        steps[name] = int(result.metrics["steps"])
-        losses[name] = float(result.metrics["train_loss"])
-        checkpoint = result.output_dir
+        rows = work / f"m{cell.merges}-{options['stage']}"
+        data = inputs.pretrain if options["stage"] == "pretrain" else inputs.sft
+        command(
+            "tokenize", checkpoint=checkpoint, data=data, codes=inputs.codes, output=rows,
+            workers=0, unless=rows / "tokenize.yaml",
+        )  # fmt: skip
+        stage = _stage_options(cell, name, options, settings)
+        command(
+            "train", checkpoint=checkpoint, data=rows, output_dir=folder, **stage,
+            unless=folder / "metrics.json",
+        )  # fmt: skip
+        metrics = read_json(folder / "metrics.json")
+        steps[name], losses[name] = int(metrics["steps"]), float(metrics["train_loss"])
+        checkpoint = folder
     scores = test.score(
-        checkpoint,
+        str(checkpoint),
         max_new_tokens=settings.max_new_tokens,
         device=settings.device,
         name=cell.name,
     )
-    weights = image_row_weights(checkpoint)
+    weights = image_row_weights(str(checkpoint))
     shutil.rmtree(checkpoint)  # the last stage is no other cell's first
-    return Row(
+    return CellResult(
         **asdict(cell),
         **scores,
         questions=len(test),
@@ -193,41 +208,27 @@ def run_cell(
     )
 
 
-def _start(cell: Cell, inputs: Inputs, settings: AblationSettings, work: Path) -> Path:
+def _start(
+    command: Commands, cell: Cell, inputs: Inputs, settings: AblationSettings, work: Path
+) -> Path:
     """The checkpoint before any training: the text model with the first merges of the vocabulary."""
-
-    def build(target: Path) -> None:
-        whole = ImageBPE.from_pretrained(inputs.bpe)
-        model, processor = init_checkpoint(
-            load_base(inputs.base),
-            (tokenizer := AutoTokenizer.from_pretrained(inputs.base)),
-            AutoModel.from_pretrained(inputs.vq),
-            whole.first(cell.merges),
-            chat_template=tokenizer.chat_template,
-            image_init=settings.image_init,
-            image_init_std=settings.image_init_std,
-            generator=torch.Generator().manual_seed(cell.seed),
-        )
-        save_checkpoint(model, processor, target)
-
-    return make_part(work / f"m{cell.merges}-s{cell.seed}" / "start", build)
-
-
-def _rows(cell: Cell, stage: str, inputs: Inputs, checkpoint: str, work: Path) -> Path:
-    """The rows of a stage, tokenized once for each vocabulary."""
-    data = inputs.pretrain if stage == "pretrain" else inputs.sft
-    folder = work / f"m{cell.merges}-{stage}"
-    if not (folder / "tokenized.json").exists():
-        source = open_samples(data)
-        tokenize_samples(
-            source,
-            BeingVLProcessor.from_pretrained(checkpoint, vq=False),
-            folder,
-            TokenizeSettings(source=source.name),
-            checkpoint=checkpoint,
-            codes=inputs.codes,
-        )
-    return folder
+    folder = work / f"m{cell.merges}-s{cell.seed}"
+    bpe = make_part(
+        folder / "image_bpe",
+        lambda target: (
+            ImageBPE.from_pretrained(inputs.bpe).first(cell.merges).save_pretrained(target)
+        ),
+    )
+    template = cached_file(
+        inputs.base, "chat_template.jinja", _raise_exceptions_for_missing_entries=False
+    )
+    options = {
+        "base": inputs.base, "quantizer": inputs.vq, "bpe": bpe, "image-init": settings.image_init,
+        "image-init-std": settings.image_init_std, "seed": cell.seed, "chat-template": template,
+    }  # fmt: skip
+    start = folder / "start"
+    command("init", output=start, **options, unless=start / "config.json")
+    return start
 
 
 def _fields(kind: type) -> frozenset[str]:
@@ -239,33 +240,15 @@ _OPTIONS = frozenset().union(
 )
 
 
-def _arguments(
-    cell: Cell,
-    name: str,
-    options: Mapping[str, Any],
-    settings: AblationSettings,
-    checkpoint: str,
-    rows: Path,
-    folder: Path,
-) -> tuple[ModelArguments, DataArguments, StageArguments, BeingVLTrainingArguments]:
-    """The four arguments of `run_stage`, each with those of the options that it has."""
+def _stage_options(
+    cell: Cell, name: str, options: Mapping[str, Any], settings: AblationSettings
+) -> dict[str, Any]:
+    """What `being-vl train` is told beside its checkpoint, rows and folder."""
     given = dict(settings.pretrain if options["stage"] == "pretrain" else settings.sft)
     if name == SFT_LONG[0]:
         given["max_steps"] = settings.pretrain["max_steps"] + settings.sft["max_steps"]
-    fixed = {
-        **options,
-        "checkpoint": checkpoint,
-        "data": str(rows),
-        "output_dir": str(folder),
-        "seed": cell.seed,
-        "use_cpu": settings.device == "cpu",
-        "report_to": "none",
-    }
-    values = {"save_strategy": "no", "disable_tqdm": True, **given, **fixed}
-    return tuple(
-        kind(**{key: value for key, value in values.items() if key in _fields(kind)})
-        for kind in (ModelArguments, DataArguments, StageArguments, BeingVLTrainingArguments)
-    )  # type: ignore[return-value]
+    fixed = {"seed": cell.seed, "use_cpu": settings.device == "cpu", "report_to": "none"}
+    return {"save_strategy": "no", "disable_tqdm": True, **given, **options, **fixed}
 
 
 def _claim(output: Path, inputs: Inputs, settings: AblationSettings) -> None:

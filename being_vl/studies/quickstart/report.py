@@ -1,125 +1,80 @@
-"""The table, the card and the picture that the quickstart leaves behind."""
+"""The table of the quickstart, and what its card says beside the checkpoint's own files."""
 
 from __future__ import annotations
 
-import platform
 from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
 
-import numpy as np
-import torch
-import transformers
 from rich.console import Console
 from rich.table import Table
 
-from ... import __version__
-from ...evaluation import results as result_files
-from ...evaluation.easyvqa import QUESTION_TYPES, Split
-from ...hub.card import write_card
-from ...hub.commit import CARD
-from ...hub.example import PICTURE, draw_example
-from ...hub.facts import CardFacts
-from .runs import MAX_ANSWER_TOKENS, Result
-from .settings import Settings, Workspace
+from ...files import load_results, write_atomic
+from ...hub.facts import FACTS_FILE, CardFacts
+from .settings import Settings
 
-COLUMNS = ("", "overall", *QUESTION_TYPES, "tokens", "steps", "seconds")
+METRICS = {"overall": "accuracy", "yes/no": "accuracy/yes_no", "shape": "accuracy/shape", "color": "accuracy/color"}  # fmt: skip
+COLUMNS = ("", *METRICS, "tokens", "steps", "seconds")
 
 
-def write_report(
-    settings: Settings,
-    work: Workspace,
-    results: Sequence[Result],
-    of_checkpoint: Result,
-    test: Split,
-    cells_per_image: float,
-    console: Console,
-) -> None:
-    """Print the table; write result file, card and picture into the checkpoint, and copies beside it.
+@dataclass(frozen=True)
+class TableRow:
+    """A row of the table.
 
     Args:
-        settings, work: of the run.
-        results: the rows of the table.
-        of_checkpoint: the row whose checkpoint is kept.
-        test: the questions.
-        cells_per_image: mean codes of a test image.
-        console: to print on.
+        name: what was measured.
+        metrics: those of `being-vl eval`, in percent.
+        tokens_per_image: mean over the test images; 0 without images.
+        steps, seconds: of all training stages.
     """
+
+    name: str
+    metrics: dict[str, float]
+    tokens_per_image: float
+    steps: int
+    seconds: float
+
+    def cells(self) -> list[str]:
+        scores = [f"{self.metrics[metric]:.1f}" for metric in METRICS.values()]
+        if not self.steps:
+            return [self.name, *scores, "–", "–", "–"]
+        return [self.name, *scores, f"{self.tokens_per_image:.1f}", str(self.steps), f"{self.seconds:.0f}"]  # fmt: skip
+
+
+def print_table(rows: Sequence[TableRow], console: Console) -> None:
+    """All rows so far."""
     table = Table(
-        title="test accuracy in %, tokens per image, training steps and seconds",
+        title="\ntest accuracy in %, tokens per image, training steps and seconds",
         title_justify="left",
         box=None,
         padding=(0, 2, 0, 0),
     )
     for column in COLUMNS:
         table.add_column(column, justify="right" if column else "left", no_wrap=True)
-    for row in map(cells, results):
-        table.add_row(*row)
+    for row in rows:
+        table.add_row(*row.cells())
     console.print(table)
 
-    checkpoint = work / "checkpoint"
-    if not (checkpoint / CARD).exists():  # once: the card tells of this machine
-        draw_example(checkpoint, test.image_paths[test.questions[0].image_id])
-        result_file(settings, of_checkpoint, test, cells_per_image).save(checkpoint)
-        write_card(checkpoint, card_facts(settings, results, test))
-    for name in (CARD, PICTURE):
-        content = (checkpoint / name).read_bytes()
-        if name == CARD:  # its snippet loads the checkpoint from here
-            content = content.replace(b'checkpoint = "."', b'checkpoint = "checkpoint"')
-        work.make(name, lambda target, content=content: target.write_bytes(content))
-    console.print(
-        f"checkpoint: {checkpoint}\ncard: {work / CARD}\npicture: {work / PICTURE}\n"
-        f"try it: being-vl chat {checkpoint}"
-    )
 
-
-def cells(result: Result) -> list[str]:
-    """A row of the table as text."""
-    scores = [f"{100 * result.accuracy[kind]:.1f}" for kind in ("overall", *QUESTION_TYPES)]
-    tokens = f"{result.tokens_per_image:.1f}" if result.tokens_per_image else "–"
-    return [
-        result.name,
-        *scores,
-        tokens,
-        f"{result.pretrain_steps + result.sft_steps}",
-        f"{result.seconds:.0f}",
-    ]
-
-
-def result_file(
-    settings: Settings, result: Result, test: Split, cells_per_image: float
-) -> result_files.Result:
-    """A row of the table as `being-vl eval` would write it."""
-    metrics = {"accuracy": 100 * result.accuracy["overall"]}
-    metrics |= {f"accuracy/{kind}": 100 * result.accuracy[kind] for kind in QUESTION_TYPES}
-    return result_files.Result(
-        task="easyvqa",
-        dataset={"name": "easy-VQA", "id": None, "split": "test"},
-        metrics=metrics,
-        num_examples=len(test.questions),
-        decoding={"do_sample": False, "max_new_tokens": MAX_ANSWER_TOKENS},
-        harness={"name": "being_vl", "version": __version__},
-        seconds=round(result.test_seconds, 3),
-        hardware=result_files.hardware(torch.device(settings.device)),
-        images={"codes_per_image": cells_per_image, "tokens_per_image": result.tokens_per_image},
-    )
-
-
-def card_facts(settings: Settings, results: Sequence[Result], test: Split) -> CardFacts:
-    """What the card says beside the checkpoint's own files."""
+def write_facts(
+    checkpoint: Path, settings: Settings, rows: Sequence[TableRow], question: str
+) -> None:
+    """`card.yaml`, from which `being-vl card` takes what the checkpoint's files do not say."""
+    (result,) = load_results(checkpoint)
     header = "|".join(f" {column} " for column in COLUMNS)
     rule = "|".join("---" for _ in COLUMNS)
-    rows = "\n".join("| " + " | ".join(cells(result)) + " |" for result in results)
+    lines = "\n".join("| " + " | ".join(row.cells()) + " |" for row in rows)
     command = (
         f"being-vl quickstart --seed {settings.seed} --minutes {settings.minutes:g} "
-        f"--quantizer {settings.quantizer}"
+        f"--quantizer-kind {settings.quantizer}"
     )
-    device = "CPU" if settings.device == "cpu" else settings.device
-    return CardFacts(
+    facts = CardFacts(
         title="being_vl quickstart: easy-VQA",
         summary="A small Llama that learned to answer questions about 64×64 drawings from scratch, in minutes. "
         "It is an example of the library at work.",
         language=["en"],
-        question=test.questions[0].text,
-        max_new_tokens=MAX_ANSWER_TOKENS,
+        question=question,
+        max_new_tokens=result.decoding["max_new_tokens"],
         vq_source={
             "patch": "trained by this run: k-means of the patches of easy-VQA's training images",
             "vqgan": "trained by this run: a small VQ-GAN, on easy-VQA's training images",
@@ -127,18 +82,17 @@ def card_facts(settings: Settings, results: Sequence[Result], test: Split) -> Ca
         training=f"`{command}`: the text model, the quantizer and the merges are trained first, on the training "
         "images and questions of [easy-VQA](https://github.com/vzhou842/easy-VQA) alone, a tenth of them held "
         "out. Then the new rows alone (`pretrain`), then everything (`sft`), eight images a step.",
-        hardware=f"{platform.system()} {platform.machine()}, {device}, {torch.get_num_threads()} threads; "
-        f"torch {torch.__version__}, transformers {transformers.__version__}, numpy {np.__version__}",
+        hardware=result.hardware,
         limits="It knows nothing but the thirteen answers of easy-VQA, and sees drawings of 64×64 pixels; what "
         "it says of any other picture means nothing. One seed.",
         sections={
             "Compared": (
-                f"|{header}|\n|{rule}|\n{rows}\n\n"
-                f"Accuracy in % on all {len(test.questions):,} questions of the official test split, from "
+                f"|{header}|\n|{rule}|\n{lines}\n\n"
+                f"Accuracy in % on all {result.num_examples:,} questions of the official test split, from "
                 "greedily generated text of the saved checkpoints, loaded again, compared exactly after "
-                "lower-casing. All rows start from the same text model; the first three train for about the "
-                "same time, by steps fixed in advance, so that a seed repeats; the seconds are measured. "
-                "Nothing was chosen on the test split."
+                "lower-casing. All models start from the same text model; steps are fixed in advance, so that "
+                "a seed repeats; the seconds are measured. Nothing was chosen on the test split."
             )
         },
     )
+    write_atomic(checkpoint / FACTS_FILE, facts.to_yaml())

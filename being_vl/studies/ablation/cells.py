@@ -1,4 +1,4 @@
-"""The cells of the grid: a vocabulary, a way of training, a seed.
+"""The cells of the ablation: a vocabulary, a way of training, a seed.
 
 Source: Being-VL-0, Tables 5.1 and C.1: {LLM+VQ, LLM+VQ+BPE} × {SFT, PT(full)+SFT, PT(freeze)+SFT,
 PT(freeze)+SFT(freeze)}, and Figure 3a for sizes of the vocabulary. It differs in a fifth way of training,
@@ -37,7 +37,7 @@ CURVE_REGIME = "pt-freeze+sft"
 
 @dataclass(frozen=True)
 class Cell:
-    """One row of the results.
+    """One model of the ablation.
 
     Args:
         merges: merges of the image BPE; 0 is LLM+VQ.
@@ -54,7 +54,7 @@ class Cell:
         return f"m{self.merges}-{self.regime}-s{self.seed}"
 
 
-def grid_cells(
+def ablation_cells(
     merges: int, regimes: Sequence[str], seeds: Sequence[int], curve: Iterable[int] = ()
 ) -> list[Cell]:
     """All cells, seed by seed, so that a run that is stopped has whole seeds.

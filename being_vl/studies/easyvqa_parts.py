@@ -1,0 +1,73 @@
+"""The parts of easy-VQA's studies that no command makes: a k-means quantizer and a small text model.
+
+Whoever has a quantizer and a Llama starts with `being-vl encode` instead.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+CODEBOOK_SIZE = 256
+TEXT_STEPS = 80
+_FIT_IMAGES = 1000
+
+
+def fit_patch_quantizer(images: Path, target: Path, *, seed: int) -> None:
+    """Fit `BeingVLPatchVQModel` on PNGs and save it with its image processor.
+
+    Args:
+        images: folder of 64×64 PNGs; as many as k-means samples patches from are read, evenly.
+        target: an empty folder.
+        seed: of the sample of patches and of the start.
+
+    Raises:
+        UnreadableImageError: an image cannot be read; it is named.
+    """
+    from ..hub.checkpoint import default_image_processor
+    from ..quantizers.image_loading import load_image
+    from ..quantizers.modeling_being_vl_patch_vq import BeingVLPatchVQConfig, BeingVLPatchVQModel
+
+    paths = sorted(images.iterdir(), key=lambda path: int(path.stem))
+    chosen = paths[:: max(1, len(paths) // _FIT_IMAGES)]
+    pictures = [np.asarray(load_image(path).convert("RGB")) for path in chosen]
+    config = BeingVLPatchVQConfig(num_embeddings=CODEBOOK_SIZE, patch_size=4, resolution=64)
+    processor = default_image_processor(config)
+    model = BeingVLPatchVQModel(config)
+    model.fit(processor(pictures, return_tensors="pt")["pixel_values"], seed=seed)
+    model.save_pretrained(target)
+    processor.save_pretrained(target)
+
+
+def make_text_model(
+    texts: Sequence[str],
+    target: Path,
+    *,
+    seed: int,
+    tokenizer_texts: Sequence[str] = (),
+    steps: int = TEXT_STEPS,
+) -> None:
+    """Train a small Llama and its tokenizer, a stand-in for a pretrained base.
+
+    Args:
+        texts: what the model learns.
+        target: an empty folder.
+        seed, steps: of the training.
+        tokenizer_texts: what the tokenizer learns beside them.
+    """
+    from .quickstart.text_model import train_text_model, train_text_tokenizer
+
+    tokenizer = train_text_tokenizer([*texts, *tokenizer_texts])
+    model = train_text_model(tokenizer, texts, seed=seed, steps=steps)
+    model.save_pretrained(target)
+    tokenizer.save_pretrained(target)
+
+
+def read_turns(path: Path) -> tuple[list[str], list[str]]:
+    """All questions and all answers of a file of `write_easyvqa`, without the images."""
+    turns = [turn for row in json.loads(path.read_text("utf-8")) for turn in row["conversations"]]
+    said = [[t["value"] for t in turns if t["from"] == speaker] for speaker in ("human", "gpt")]
+    return [text.removeprefix("<image>\n") for text in said[0]], said[1]
