@@ -31,8 +31,8 @@ def main(args: Namespace) -> int:
     Raises:
         ValueError, OSError: the checkpoint does not load, or --image cannot be read.
     """
+    import torch
     from rich.console import Console
-    from transformers import set_seed
     from transformers.utils import logging
 
     from ..demo.conversation import load_speaker
@@ -40,7 +40,7 @@ def main(args: Namespace) -> int:
 
     logging.set_verbosity_error()
     logging.disable_progress_bar()
-    set_seed(args.seed)
+    torch.manual_seed(args.seed)  # transformers.set_seed would import the trainer, and peft with it
     console = Console(highlight=False)
     speaker = load_speaker(
         args.checkpoint,
