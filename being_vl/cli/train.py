@@ -85,7 +85,8 @@ def main(args: Namespace) -> int:
     else:
         shown = ("steps", "train_loss", "eval_loss")
         figures = [f"{name} {result.metrics[name]:.4g}" for name in shown if name in result.metrics]
-        print(f"{result.output_dir}: {', '.join(figures)}", file=sys.stderr)
+        before = "; finished before; nothing to do" if result.finished_before else ""
+        print(f"{result.output_dir}: {', '.join(figures)}{before}", file=sys.stderr)
     return 0
 
 

@@ -11,6 +11,23 @@ from .stage_arguments import DataArguments, ModelArguments, StageArguments
 __all__ = ["BeingVLTrainingArguments", "DataArguments", "ModelArguments", "StageArguments"]
 
 
+# What these would do elsewhere does not happen here: the value that they must have, and why.
+_REFUSED: dict[str, tuple[bool | None, str]] = {
+    "remove_unused_columns": (False, "the rows hold what no forward takes"),
+    "resume_from_checkpoint": (
+        None,
+        "a run goes on from the newest whole checkpoint of its output_dir",
+    ),
+    "push_to_hub": (False, "being-vl push uploads a finished checkpoint"),
+    "logging_nan_inf_filter": (False, "it counts a loss of NaN as 0; here training stops"),
+    "do_train": (True, "this command trains; being-vl eval evaluates"),
+    "do_predict": (False, "being-vl eval answers questions"),
+    "auto_find_batch_size": (False, "a run that goes on must have the batches that it began with"),
+    "use_liger_kernel": (False, "its fused loss computes no logits, which the loss by kind needs"),
+    "label_names": (None, "the labels are the collator's"),
+}
+
+
 @dataclass
 class BeingVLTrainingArguments(TrainingArguments):
     """transformers' `TrainingArguments` with the defaults of both stages of the paper (Table B.3).
@@ -32,18 +49,15 @@ class BeingVLTrainingArguments(TrainingArguments):
     save_total_limit: int | None = field(default=2, metadata={"help": "checkpoints kept"})
     remove_unused_columns: bool = field(default=False, metadata={"help": "must be False"})
 
+    logging_nan_inf_filter: bool = field(
+        default=False, metadata={"help": "must be False: NaN is no loss of 0"}
+    )
+    do_train: bool = field(default=True, metadata={"help": "must be True"})
+
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.remove_unused_columns:
-            raise ValueError(
-                "remove_unused_columns must be false: the rows hold what no forward takes"
-            )
-        if self.resume_from_checkpoint is not None:
-            raise ValueError(
-                "resume_from_checkpoint must be left out: a run goes on from the newest whole checkpoint of "
-                "its output_dir"
-            )
-        if self.push_to_hub:
-            raise ValueError(
-                "push_to_hub must be false: being-vl push uploads a finished checkpoint"
-            )
+        for name, (allowed, reason) in _REFUSED.items():
+            value = getattr(self, name)
+            if value != allowed:
+                shown = {None: "left out", False: "false", True: "true"}[allowed]
+                raise ValueError(f"{name} must be {shown}: {reason}")

@@ -81,7 +81,7 @@ def publish(checkpoint: Path, content: dict[str, Any]) -> None:
         "version": _VERSION,
         "step": checkpoint_step(checkpoint),
         **content,
-        "files": _file_entries(partial),
+        "files": file_entries(partial),
     }
     manifest["crc32"] = _content_crc32(manifest)
     (partial / MANIFEST_NAME).write_text(json.dumps(manifest, indent=2) + "\n")
@@ -145,7 +145,7 @@ def read_manifest(checkpoint: str | os.PathLike) -> dict[str, Any]:
         problems.append(f"its manifest is that of step {manifest['step']}")
     with ThreadPoolExecutor() as pool:
         entries = manifest["files"].items()
-        checked = pool.map(lambda entry: _file_problem(checkpoint, *entry), entries)
+        checked = pool.map(lambda entry: file_problem(checkpoint, *entry), entries)
         problems += [problem for problem in checked if problem is not None]
     if problems:
         raise DamagedCheckpointError(f"{checkpoint}: {'; '.join(problems)}")
@@ -204,7 +204,8 @@ def _content_crc32(manifest: dict[str, Any]) -> int:
     return zlib.crc32(json.dumps(manifest).encode())
 
 
-def _file_entries(folder: Path) -> dict[str, dict[str, int]]:
+def file_entries(folder: Path) -> dict[str, dict[str, int]]:
+    """Size and CRC-32 of every file below a folder, by relative path."""
     paths = sorted(path for path in folder.rglob("*") if path.is_file())
     with ThreadPoolExecutor() as pool:
         sums = list(pool.map(_crc32, paths))
@@ -214,7 +215,8 @@ def _file_entries(folder: Path) -> dict[str, dict[str, int]]:
     }
 
 
-def _file_problem(checkpoint: Path, name: str, entry: dict[str, int]) -> str | None:
+def file_problem(checkpoint: Path, name: str, entry: dict[str, int]) -> str | None:
+    """What is wrong with a file of `file_entries`, in words; None if it is as it was."""
     path = checkpoint / name
     label = next(
         (part for part, patterns in _PARTS if any(fnmatch(path.name, p) for p in patterns)), "file"

@@ -40,7 +40,7 @@ class PackedSamples(Dataset):
     """
 
     def __init__(self, rows: TokenizedSamples, max_length: int):
-        self._samples = rows
+        self.samples = rows
         self._bins = best_fit(rows.lengths, max_length)
         self.lengths = np.array([rows.lengths[bin_].sum() for bin_ in self._bins], np.int32)
 
@@ -48,7 +48,7 @@ class PackedSamples(Dataset):
         return len(self._bins)
 
     def __getitem__(self, index: int) -> dict[str, Any]:
-        return pack_samples(self._samples.__getitems__(self._bins[index]))
+        return pack_samples(self.samples.__getitems__(self._bins[index]))
 
 
 class SharedImageSamples(Dataset):
@@ -73,7 +73,7 @@ class SharedImageSamples(Dataset):
                 f"packing=shared_image needs labels=assistant, got {rows.labels!r}: a label before the end of "
                 "the image would count once for all questions"
             )
-        self._samples = rows
+        self.samples = rows
         groups: dict[bytes, list[int]] = {}
         prefixes = np.empty(len(rows), np.int32)
         for index, ids in enumerate(_all_ids(rows)):
@@ -95,7 +95,7 @@ class SharedImageSamples(Dataset):
         return len(self._bins)
 
     def __getitem__(self, index: int) -> dict[str, Any]:
-        samples = self._samples.__getitems__(self._bins[index])
+        samples = self.samples.__getitems__(self._bins[index])
         start = int(self._prefixes[self._bins[index][0]])
         if any((sample["labels"][:start] != IGNORE_INDEX).any() for sample in samples):
             raise ValueError(

@@ -52,8 +52,11 @@ class ExactResumeMixin(Trainer):
     """
 
     _identity: dict[str, Any]
+    _best: str | None = None  # name of the best checkpoint, until training goes on
     _partial: Path | None = None  # `Trainer`'s folder while it writes a checkpoint
-    _log_window: tuple[float, int] | None = None
+    _log_window: tuple[float, int, float] | None = (
+        None  # unlogged loss, step of the last log, all logged
+    )
 
     def __init__(self, *args: Any, **kwargs: Any):
         super().__init__(*args, **kwargs)
@@ -66,6 +69,10 @@ class ExactResumeMixin(Trainer):
     def settings_of_the_run(self) -> Mapping[str, Any]:
         """What decides the run and is in no `TrainingArguments`, as JSON; for subclasses."""
         return {}
+
+    def identity(self) -> dict[str, Any]:
+        """What makes this run this run, see `run_identity`; before training has changed the model."""
+        return run_identity(self, self.settings_of_the_run())
 
     def train(  # type: ignore[override]
         self, resume_from_checkpoint: str | bool | None = None, **kwargs: Any
@@ -81,26 +88,26 @@ class ExactResumeMixin(Trainer):
             ValueError: no checkpoint is whole; or the one that is belongs to a run with other settings,
                 another model or other data, or cannot be resumed from. What is wrong is named.
         """
-        self._identity = run_identity(self, self.settings_of_the_run())
+        self._identity = self.identity()
         checkpoint = self._chosen_on_main_process(resume_from_checkpoint)
         return super().train(resume_from_checkpoint=checkpoint, **kwargs)
 
     def _chosen_on_main_process(self, wanted: str | bool | None) -> str | None:
         """The checkpoint to go on from; one process looks, and all of them do what it says."""
-        answer: list[Any] = [None, None, None]
+        answer: list[Any] = [None, None, None, None]
         if self.accelerator.is_main_process:
             try:
-                answer[:2] = self._choose_checkpoint(wanted)
+                answer[:3] = self._choose_checkpoint(wanted)
             except (ValueError, OSError) as error:
-                answer[2] = str(error)
+                answer[3] = str(error)
         broadcast_object_list(answer)
-        checkpoint, self._log_window, refusal = answer
+        checkpoint, self._log_window, self._best, refusal = answer
         if refusal is not None:
             raise ValueError(refusal)
         return checkpoint
 
-    def _choose_checkpoint(self, wanted: str | bool | None) -> tuple[str | None, Any]:
-        """The checkpoint and its unlogged loss, or two None for a start."""
+    def _choose_checkpoint(self, wanted: str | bool | None) -> tuple[str | None, Any, str | None]:
+        """The checkpoint, its losses, and the name of the best; or three None for a start."""
         clean_up(self.args.output_dir)
         if wanted is True or wanted == "auto":
             found = newest_whole_checkpoint(self.args.output_dir)
@@ -109,7 +116,7 @@ class ExactResumeMixin(Trainer):
         else:
             found = (Path(wanted), read_manifest(wanted), []) if wanted else None
         if found is None:
-            return None, None
+            return None, None, None
         checkpoint, manifest, damaged = found
         if not manifest["resumable"]:
             raise ValueError(
@@ -126,7 +133,7 @@ class ExactResumeMixin(Trainer):
                 f"damaged checkpoint passed over: {problem}. Going on from {checkpoint}",
                 stacklevel=4,
             )
-        return str(checkpoint), manifest["log_window"]
+        return str(checkpoint), manifest["log_window"], manifest["best"]
 
     def _run_epoch(
         self,
@@ -137,6 +144,15 @@ class ExactResumeMixin(Trainer):
         **kwargs: Any,
     ) -> None:
         """`Trainer`'s, with the order of this epoch, and nothing to do where all steps are done."""
+        if (
+            self._best is not None
+        ):  # `Trainer` knows it by a path, but the folder may have moved since
+            self.state.best_model_checkpoint = str(Path(self.args.output_dir) / self._best)
+            self._best = None
+        if self._log_window is not None:
+            loss, self._globalstep_last_logged, self._total_loss_scalar = self._log_window
+            self._tr_loss += loss
+            self._log_window = None
         if self.state.global_step >= self.state.max_steps:
             self.control.should_training_stop = True
             return
@@ -147,16 +163,27 @@ class ExactResumeMixin(Trainer):
             part = getattr(part, "batch_sampler", None) or getattr(part, "sampler", None)
             if hasattr(part, "set_epoch"):
                 part.set_epoch(epoch)
-        if self._log_window is not None:
-            loss, self._globalstep_last_logged = self._log_window
-            self._tr_loss += loss
-            self._log_window = None
         super()._run_epoch(
             epoch=epoch,
             train_dataloader=train_dataloader,
             resume_from_checkpoint=resume_from_checkpoint,
             **kwargs,
         )
+
+    def _finalize_training(self, *args: Any, **kwargs: Any) -> Any:
+        """`Trainer`'s, with the mean loss over all steps of the run, not only over those since it went on."""
+        total = self._total_loss_scalar + self._tr_loss.item()
+        self._mean_loss = total / max(self.state.global_step, 1)
+        output = super()._finalize_training(*args, **kwargs)
+        return output._replace(
+            training_loss=self._mean_loss,
+            metrics={**output.metrics, "train_loss": self._mean_loss},
+        )
+
+    def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
+        if "train_loss" in logs:
+            logs = {**logs, "train_loss": self._mean_loss}
+        super().log(logs, *args, **kwargs)
 
     def _get_output_dir(self, trial: Any) -> str:
         return super()._get_output_dir(trial) if self._partial is None else str(self._partial)
@@ -184,14 +211,15 @@ class ExactResumeMixin(Trainer):
             self.state.best_model_checkpoint = str(checkpoint)
         self.accelerator.wait_for_everyone()
         if self.args.should_save:
+            best = self.state.best_model_checkpoint
             self.state.save_to_json(str(partial / TRAINER_STATE_NAME))
             content = {
                 "resumable": not self.args.save_only_model,
                 "run": self._identity,
-                "log_window": [loss, self._globalstep_last_logged],
+                "best": None if best is None else Path(best).name,
+                "log_window": [loss, self._globalstep_last_logged, self._total_loss_scalar],
             }
             publish(checkpoint, content)
-            best = self.state.best_model_checkpoint
             rotate(checkpoint, self.args.save_total_limit, keep=[] if best is None else [best])
         self.accelerator.wait_for_everyone()
         if self.args.push_to_hub:
@@ -200,13 +228,14 @@ class ExactResumeMixin(Trainer):
 
 # Of `TrainingArguments`, those that decide the weights. Where to save, what to log, on what device to run
 # and how to spare memory may change from one part of a run to the next.
-_DECISIVE_ARGUMENTS = (
+DECISIVE_ARGUMENTS = (
     "per_device_train_batch_size", "gradient_accumulation_steps", "num_train_epochs", "max_steps",
     "learning_rate", "lr_scheduler_type", "lr_scheduler_kwargs", "warmup_steps",
     "optim", "optim_args", "optim_target_modules", "weight_decay", "adam_beta1", "adam_beta2",
     "adam_epsilon", "max_grad_norm", "average_tokens_across_devices", "label_smoothing_factor",
     "neftune_noise_alpha", "bf16", "fp16", "seed", "data_seed", "accelerator_config",
     "dataloader_drop_last", "train_sampling_strategy", "ignore_data_skip",
+    "load_best_model_at_end", "metric_for_best_model", "greater_is_better",
 )  # fmt: skip
 _SAMPLED_ROWS = 128
 _SAMPLED_VALUES = 64
@@ -255,7 +284,7 @@ def _settings(trainer: Trainer) -> dict[str, Any]:
     values = args.to_dict()
     base = {field.name for field in dataclasses.fields(TrainingArguments)}
     own = [field.name for field in dataclasses.fields(args) if field.name not in base]
-    chosen = {name: values[name] for name in (*_DECISIVE_ARGUMENTS, *own) if name in values}
+    chosen = {name: values[name] for name in (*DECISIVE_ARGUMENTS, *own) if name in values}
     if args.max_steps > 0:  # then it decides alone
         chosen.pop("num_train_epochs")
     distributed = "DDP" if args.world_size > 1 else "no"

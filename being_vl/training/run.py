@@ -9,8 +9,9 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import warnings
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import MISSING, asdict, dataclass, field, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,13 +20,15 @@ from transformers import TrainerCallback, set_seed
 from transformers.trainer import TRAINING_ARGS_NAME
 
 from ..data import load_training_data
-from ..files import locked, refuse_others, write_atomic
+from ..files import locked, read_json, refuse_others, shown, write_atomic
 from ..models.loading import load_language_model
 from ..models.modeling_being_vl import BeingVLLanguageModel
 from ..processing.processing_being_vl import BeingVLProcessor
 from .arguments import BeingVLTrainingArguments, DataArguments, ModelArguments, StageArguments
+from .checkpoints import file_entries, file_problem
 from .distributed import prepare_deepspeed
 from .packing import FlatCollator, PackedSamples, SharedImageCollator, SharedImageSamples
+from .resume import DECISIVE_ARGUMENTS, identity_differences
 from .samples import PaddingCollator, TokenizedSamples
 from .stages import add_lora, merge_lora, prepare_stage
 from .trainer import BeingVLTrainer
@@ -38,11 +41,10 @@ SETTINGS_FILE = "train.yaml"
 METRICS_FILE = "metrics.json"
 ADAPTER_FOLDER = "adapter"
 _FINISHED_FOLDER = ".finished"
-# Settings that change nothing about the weights that come out: a continued run may change them.
-_FREE = (
-    "output_dir", "dataloader_", "ddp_timeout", "disable_tqdm", "eval_", "hub_", "log_", "logging_",
-    "local_rank", "per_device_eval_batch_size", "project", "push_to_hub", "report_to", "run_name", "save_", "trackio_",
-)  # fmt: skip
+FINISHED_FILE = "finished.json"
+_VERSION = 1
+# Of the other three groups of options, those that change nothing about the weights that come out.
+_FREE = frozenset(("accept_mismatch", "verify_data"))
 
 
 @dataclass(frozen=True)
@@ -52,10 +54,12 @@ class StageResult:
     Args:
         output_dir: the checkpoint: model, tokenizer, processor, VQ model.
         metrics: `train_loss`, `train_runtime`, `steps`, and with an evaluation set `eval_loss` and others.
+        finished_before: nothing was done, since the same run had finished in the folder.
     """
 
     output_dir: str
     metrics: dict[str, Any]
+    finished_before: bool = field(default=False, compare=False)
 
 
 def run_stage(
@@ -71,8 +75,9 @@ def run_stage(
     """Train one stage; `training_args.output_dir` becomes a whole checkpoint.
 
     The folder also gets `train.yaml` (the settings: `being-vl train --config` takes it), `metrics.json`,
-    `trainer_state.json` (the log) and `Trainer`'s checkpoints. A run that was stopped goes on from its last
-    checkpoint; one that is done returns at once.
+    `trainer_state.json` (the log), `Trainer`'s checkpoints and, last, `finished.json`: the identity of the
+    run, and size and CRC-32 of what it made. A run that was stopped goes on from its last checkpoint. One
+    that finished returns, if model, data and settings are those of `finished.json` and its files are whole.
 
     Args:
         model_args, data_args, stage_args, training_args: see the classes.
@@ -81,7 +86,8 @@ def run_stage(
 
     Raises:
         ValueError: settings that do not fit each other, the model or the data; a folder that holds a run
-            with other settings.
+            with other settings, another model or other data.
+        TrainingDiverged: the loss or a weight is not finite; checkpoints before it are left.
         OSError: a checkpoint or data set does not load; another process trains into the folder.
         FrozenRowsMoved: at a save, a row that must stay has moved.
     """
@@ -93,9 +99,6 @@ def run_stage(
             settings = resolved_settings(model_args, data_args, stage_args, training_args)
             if training_args.process_index == 0:
                 _claim(output, settings)
-            finished = _finished_metrics(output)
-        if finished is not None:
-            return StageResult(str(output), finished)
         set_seed(training_args.seed)
         model, processor = load_for_training(model_args, stage_args)
         train, held_out = train_dataset, eval_dataset
@@ -111,11 +114,19 @@ def run_stage(
                 "use_peft trains on one process, or on several with a whole model each: adapters are merged "
                 "into whole weights at the end; leave DeepSpeed and FSDP out"
             )
+        identity = trainer.identity()
+        with training_args.main_process_first():  # every process looks before one of them goes on
+            finished = _finished_metrics(output, identity)
+        if finished is not None:
+            return StageResult(str(output), finished, finished_before=True)
         metrics = dict(trainer.train(resume_from_checkpoint="auto").metrics)
         metrics["steps"] = trainer.state.global_step
+        samples = trainer.train_dataset.samples
+        metrics["samples_too_long"] = samples.num_too_long
+        metrics["samples_without_labels"] = samples.num_without_labels
         if held_out is not None:
             metrics.update(trainer.evaluate())
-        _finish(trainer, output, metrics, has_adapters=model_args.use_peft)
+        _finish(trainer, output, metrics, identity, has_adapters=model_args.use_peft)
     return StageResult(str(output), metrics)
 
 
@@ -136,20 +147,61 @@ def _claim(output: Path, settings: Mapping[str, Any]) -> None:
     """Save the settings; refuse a folder with a run of others in it."""
     path = output / SETTINGS_FILE
     if path.exists():
-        found = yaml.safe_load(path.read_text("utf-8"))
-        names = [name for name in sorted({*found, *settings}) if not name.startswith(_FREE)]
+        found = _read_settings(path)
+        decisive = _decisive_defaults()
         rule = "a run goes on with what it began with; choose another output_dir"
-        refuse_others(path, found, settings, names, rule)
+        refuse_others(path, {**decisive, **found}, {**decisive, **settings}, sorted(decisive), rule)
     elif (output / "config.json").exists():
         raise ValueError(
             f"{output} holds a checkpoint that no run of this command made; choose another output_dir"
         )
-    write_atomic(path, yaml.safe_dump(dict(settings), sort_keys=False).encode())
+    write_atomic(path, yaml.safe_dump(dict(settings), sort_keys=False))
 
 
-def _finished_metrics(output: Path) -> dict[str, Any] | None:
-    path = output / METRICS_FILE
-    return json.loads(path.read_text("utf-8")) if path.exists() else None
+def _read_settings(path: Path) -> dict[str, Any]:
+    try:
+        found = yaml.safe_load(path.read_text("utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
+        raise ValueError(f"{path}: not valid YAML: {error}") from None
+    if not isinstance(found, dict) or not found:
+        raise ValueError(
+            f"{path}: must be a mapping of options, got {found!r}; remove it to train anew"
+        )
+    return found
+
+
+def _decisive_defaults() -> dict[str, Any]:
+    """The options that decide the weights, as of `resume.DECISIVE_ARGUMENTS`, and their defaults."""
+    of_trainer = {f.name: f for f in fields(BeingVLTrainingArguments)}
+    own = (f for kind in (ModelArguments, DataArguments, StageArguments) for f in fields(kind))
+    chosen = [of_trainer[name] for name in DECISIVE_ARGUMENTS if name in of_trainer]
+    chosen += [f for f in own if f.name not in _FREE]
+    return {f.name: None if f.default is MISSING else f.default for f in chosen}
+
+
+def _finished_metrics(output: Path, identity: Mapping[str, Any]) -> dict[str, Any] | None:
+    """The metrics of the run, if it has finished; None if it must go on.
+
+    Raises:
+        ValueError: another run has finished here; `finished.json` is malformed.
+    """
+    path = output / FINISHED_FILE
+    finished = read_json(path, optional=True)
+    if finished is None:
+        return None
+    parts = ("run", "metrics", "files")
+    if not isinstance(finished, dict) or not all(isinstance(finished.get(p), dict) for p in parts):
+        raise ValueError(f"{path}: must have run, metrics and files, got {shown(finished)}")
+    if differences := identity_differences(finished["run"], identity):
+        raise ValueError(
+            f"{output}: another run has finished here: {'; '.join(differences)}. Choose another output_dir"
+        )
+    for name, entry in finished["files"].items():
+        problem = file_problem(output, name, entry)
+        if problem is not None:
+            warnings.warn(f"{output} had finished, but {problem}: training goes on", stacklevel=3)
+            return None
+    return finished["metrics"]
 
 
 def _load(
@@ -170,9 +222,14 @@ def _load(
 
 
 def _finish(
-    trainer: BeingVLTrainer, output: Path, metrics: dict[str, Any], *, has_adapters: bool
+    trainer: BeingVLTrainer,
+    output: Path,
+    metrics: dict[str, Any],
+    identity: dict[str, Any],
+    *,
+    has_adapters: bool,
 ) -> None:
-    """Write the checkpoint aside, put its files in place, the metrics last: they say that all is there."""
+    """Write the checkpoint aside, put its files in place, and last `finished.json`, which says so."""
     aside = output / _FINISHED_FOLDER
     if trainer.is_world_process_zero():
         shutil.rmtree(aside, ignore_errors=True)
@@ -190,6 +247,7 @@ def _finish(
     if trainer.is_world_process_zero():
         for pickled in aside.rglob(TRAINING_ARGS_NAME):
             pickled.unlink()  # train.yaml says the same
+        entries = file_entries(aside)
         for path in sorted(aside.iterdir(), key=lambda path: path.name == "config.json"):
             target = output / path.name
             if target.is_dir():
@@ -197,7 +255,9 @@ def _finish(
             os.replace(path, target)
         aside.rmdir()
         trainer.state.save_to_json(str(output / "trainer_state.json"))
-        write_atomic(output / METRICS_FILE, (json.dumps(metrics, indent=1) + "\n").encode())
+        write_atomic(output / METRICS_FILE, json.dumps(metrics, indent=1) + "\n")
+        finished = {"version": _VERSION, "run": identity, "metrics": metrics, "files": entries}
+        write_atomic(output / FINISHED_FILE, json.dumps(finished, indent=1) + "\n")
     trainer.accelerator.wait_for_everyone()
 
 

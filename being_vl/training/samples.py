@@ -7,6 +7,7 @@ is made. `packing` puts several samples into one sequence.
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, get_args
@@ -42,7 +43,12 @@ class TokenizedSamples(Dataset):
         drop_long: leave longer samples out.
 
     Raises:
-        ValueError: a column is missing, no sample is left, or one is longer than `max_length` (named).
+        ValueError: a column is missing, no sample is left or has a label, one is longer than `max_length`
+            (named), or its ids are not the vocabulary's.
+
+    Attributes:
+        num_too_long: samples that were left out.
+        num_without_labels: samples that teach nothing.
     """
 
     def __init__(
@@ -59,24 +65,44 @@ class TokenizedSamples(Dataset):
                 raise ValueError(
                     f"the data set has no column {name!r}, but {dataset.column_names}: tokenize it first"
                 )
-        lengths = np.asarray(dataset.with_format("numpy")["length"][:], np.int32)
+        lengths, label_counts = _inspect(dataset, layout, labels)
+        self.num_too_long = 0
         if max_length is not None and (lengths > max_length).any():
+            too_long = lengths > max_length
+            self.num_too_long = int(too_long.sum())
             if not drop_long:
-                first = int(np.argmax(lengths > max_length))
+                first = int(np.argmax(too_long))
                 name = dataset[first].get("id", first)
                 raise ValueError(
                     f"row {first} (id {name!r}) has {lengths[first]} tokens, but max_length is {max_length}; "
                     "drop_long leaves such rows out"
                 )
-            kept = np.flatnonzero(lengths <= max_length)
-            dataset, lengths = dataset.select(kept), lengths[kept]
+            warnings.warn(
+                f"drop_long leaves out {self.num_too_long} of {len(lengths)} samples, which are longer than "
+                f"{max_length} tokens",
+                stacklevel=2,
+            )
+            kept = np.flatnonzero(~too_long)
+            dataset, lengths, label_counts = dataset.select(kept), lengths[kept], label_counts[kept]
         if not len(lengths):
             raise ValueError("the data set has no rows to train on")
+        self.num_without_labels = int((label_counts == 0).sum())
+        if self.num_without_labels == len(lengths):
+            raise ValueError(
+                f"no sample of {len(lengths)} has a label (labels={labels}): nothing would be learned"
+            )
+        if self.num_without_labels:
+            warnings.warn(
+                f"{self.num_without_labels} of {len(lengths)} samples have no label (labels={labels}) and "
+                "teach nothing",
+                stacklevel=2,
+            )
         self.lengths = lengths
         self._layout = layout
         self.labels = labels
         columns = dataset.select_columns(list(_COLUMNS))
         self._dataset = columns.with_format("numpy", dtype=np.int32)
+        self.samples = self  # as packed samples have theirs
 
     def __len__(self) -> int:
         return len(self.lengths)
@@ -99,6 +125,64 @@ class TokenizedSamples(Dataset):
             }
             for ids, spoken in zip(columns["input_ids"], columns["assistant_masks"], strict=True)
         ]
+
+
+def _inspect(
+    dataset: datasets.Dataset, layout: VocabularyLayout, labels: Labels
+) -> tuple[np.ndarray, np.ndarray]:
+    """Length of each sample, and how many of its tokens are predicted, int32 each.
+
+    One pass over the columns before training, so that what is wrong with a sample is named then.
+
+    Raises:
+        ValueError: an id is not in the vocabulary, or the lengths of a sample's columns differ.
+    """
+    lengths, counts = [], []
+    start = 0
+    for table in dataset.select_columns(list(_COLUMNS)).with_format("arrow").iter(batch_size=1000):
+        ids, masks = (table[name].combine_chunks() for name in ("input_ids", "assistant_masks"))
+        sizes = ids.value_lengths().to_numpy(zero_copy_only=False)
+        for name, other in (
+            ("assistant_masks", masks.value_lengths().to_numpy(zero_copy_only=False)),
+            ("length", table["length"].to_numpy()),
+        ):
+            if wrong := np.flatnonzero(sizes != other)[:1].tolist():
+                row = start + wrong[0]
+                raise ValueError(
+                    f"row {row} (id {dataset[row].get('id', row)!r}): input_ids has {sizes[wrong[0]]} values, "
+                    f"but {name} says {other[wrong[0]]}"
+                )
+        values = ids.flatten().to_numpy(zero_copy_only=False)
+        spoken = masks.flatten().to_numpy(zero_copy_only=False)
+        outside = np.flatnonzero((values < 0) | (values >= layout.size))
+        ends = np.cumsum(sizes)
+        if len(outside):
+            row = start + int(np.searchsorted(ends, outside[0], side="right"))
+            raise ValueError(
+                f"row {row} (id {dataset[row].get('id', row)!r}): input_ids must be in [0, {layout.size}), got "
+                f"{values[outside[0]]}"
+            )
+        predicted = _predicted(values, spoken, layout, labels)
+        predicted[(ends - sizes)[sizes > 0]] = False  # nothing stands before a sample's first token
+        sums = np.concatenate([[0], np.cumsum(predicted)])
+        lengths.append(sizes.astype(np.int32))
+        counts.append((sums[ends] - sums[ends - sizes]).astype(np.int32))
+        start += len(sizes)
+    empty = np.empty(0, np.int32)
+    return np.concatenate([empty, *lengths]), np.concatenate([empty, *counts])
+
+
+def _predicted(
+    input_ids: np.ndarray, assistant_masks: np.ndarray, layout: VocabularyLayout, labels: Labels
+) -> np.ndarray:
+    """Which tokens are predicted, bool; see `make_labels`."""
+    if labels == "assistant":
+        return np.asarray(assistant_masks) != 0
+    if labels == "text":
+        return np.asarray(input_ids) < layout.text_size
+    if labels == "all":
+        return np.ones(len(input_ids), bool)
+    raise ValueError(f"labels must be one of {', '.join(get_args(Labels))}, got {labels!r}")
 
 
 def make_labels(
@@ -124,14 +208,7 @@ def make_labels(
         raise ValueError(
             f"input_ids and assistant_masks must have one length, got {len(input_ids)} and {len(assistant_masks)}"
         )
-    if labels == "assistant":
-        predicted = np.asarray(assistant_masks) != 0
-    elif labels == "text":
-        predicted = np.asarray(input_ids) < layout.text_size
-    elif labels == "all":
-        predicted = np.ones(len(input_ids), bool)
-    else:
-        raise ValueError(f"labels must be one of {', '.join(get_args(Labels))}, got {labels!r}")
+    predicted = _predicted(input_ids, assistant_masks, layout, labels)
     chosen = np.where(predicted, input_ids, IGNORE_INDEX).astype(np.int32)
     chosen[:1] = IGNORE_INDEX
     return chosen
@@ -224,21 +301,28 @@ class CountingCollator:
     def __call__(self, rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
         batch = self.collate(rows)
         ids = np.concatenate([row["input_ids"] for row in rows])
-        labels = batch["labels"][:, 1:].numpy()
         code, merge = self.layout.first_code_id, self.layout.first_merge_id
         merges, image_tokens = int((ids >= merge).sum()), int((ids >= code).sum())
-        predicted = int((labels != IGNORE_INDEX).sum())
-        image_labels, merge_labels = int((labels >= code).sum()), int((labels >= merge).sum())
+        text_labels, code_labels, merge_labels = count_labels(batch["labels"], self.layout)
         batch[COUNTS] = BatchCounts(
             tokens=len(ids),
             images=0 if self.boi_token_id is None else int((ids == self.boi_token_id).sum()),
             codes=image_tokens - merges,
             merges=merges,
-            text_labels=predicted - image_labels,
-            code_labels=image_labels - merge_labels,
+            text_labels=text_labels,
+            code_labels=code_labels,
             merge_labels=merge_labels,
         )
         return batch
+
+
+def count_labels(labels: torch.Tensor, layout: VocabularyLayout) -> tuple[int, int, int]:
+    """Labels of a batch, long (batch, length) and not shifted, by kind (`KINDS`)."""
+    shifted = labels[:, 1:]
+    predicted = int((shifted != IGNORE_INDEX).sum())
+    image = int((shifted >= layout.first_code_id).sum())
+    merges = int((shifted >= layout.first_merge_id).sum())
+    return predicted - image, image - merges, merges
 
 
 class LengthGroupedSampler(Sampler[int]):

@@ -8,15 +8,22 @@ what they were. The order of rows grouped by length is that of `sampling`, which
 
 from __future__ import annotations
 
+import math
+import warnings
+from collections.abc import Iterator, Sized
+from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import nn
+from torch.distributed.tensor import DTensor
 from torch.utils.data import Sampler
 from transformers import Trainer, TrainerCallback, trainer_pt_utils
 from transformers.trainer_utils import EvalLoopOutput
 
+from .checkpoints import checkpoint_folders
 from .frozen_check import FrozenRowsCheck
 from .logs import TokenMeter
 from .packing import PackedSamples, SharedImageSamples, flex_block_mask
@@ -27,8 +34,13 @@ from .samples import (
     CountingCollator,
     LengthGroupedSampler,
     TokenizedSamples,
+    count_labels,
     kinds_of,
 )
+
+
+class TrainingDiverged(ValueError):
+    """The loss, or a weight, is no finite number; the step is named, and what is left of the run."""
 
 
 class BeingVLTrainer(ExactResumeMixin, Trainer):
@@ -63,6 +75,10 @@ class BeingVLTrainer(ExactResumeMixin, Trainer):
             self.data_collator, config.layout, config.boi_token_id
         )
         self.label_weights = label_weights
+        # It would count a loss of NaN as 0; here the run stops instead.
+        self.args.logging_nan_inf_filter = False
+        self._first_bad_step: torch.Tensor | None = None
+        self._silent_steps = torch.zeros(())
         # By whether the model trains.
         self._meters = {training: TokenMeter(label_weights) for training in (True, False)}
         self._frozen_check: FrozenRowsCheck | None = None
@@ -104,10 +120,35 @@ class BeingVLTrainer(ExactResumeMixin, Trainer):
             meter.add_counts(batch[COUNTS])
         return batches, num_items
 
+    def _forget_repeats(self, batch: dict[str, Any]) -> None:
+        """Take the labels off the rows that the last batch repeats, so that every process has as many rows.
+
+        accelerate fills the last global batch with rows from the beginning of the epoch; in the order of
+        the processes, `remainder` rows of it are new.
+        """
+        state = self.accelerator.gradient_state
+        if self.args.world_size == 1 or not state.end_of_dataloader or state.remainder <= 0:
+            return
+        labels = batch["labels"]
+        new = state.remainder - self.args.process_index * len(labels)
+        if new >= len(labels):
+            return
+        labels[max(new, 0) :] = IGNORE_INDEX
+        counts = dict(
+            zip(
+                ("text_labels", "code_labels", "merge_labels"),
+                count_labels(labels, self.layout),
+                strict=True,
+            )
+        )
+        batch[COUNTS] = replace(batch[COUNTS], **counts)
+
     def _get_num_items_in_batch(
         self, batch_samples: list[dict[str, Any]], device: torch.device
     ) -> torch.Tensor:
         """The sum of the weights of all labels of a step, over all processes: what the loss is divided by."""
+        if batch_samples:
+            self._forget_repeats(batch_samples[-1])
         total = sum(
             weight * count
             for batch in batch_samples
@@ -116,8 +157,77 @@ class BeingVLTrainer(ExactResumeMixin, Trainer):
         total = torch.tensor(float(total), device=device)
         if self.args.average_tokens_across_devices and self.args.world_size > 1:
             total = self.accelerator.gather(total).sum()
+        self._silent_steps = self._silent_steps.to(device) + (total == 0)
         # A step without a label, or with weights of zero alone, has a loss of zero, not of 0/0.
         return total.clamp_min(torch.finfo(total.dtype).tiny)
+
+    def training_step(self, *args: Any, **kwargs: Any) -> torch.Tensor:
+        """`Trainer.training_step`, which remembers the first step whose loss is not finite."""
+        loss = super().training_step(*args, **kwargs)
+        # On the device: whether it is finite is read at logs and saves, so that no step waits for it.
+        bad = torch.where(torch.isfinite(loss), math.inf, self.state.global_step + 1.0)
+        known = self._first_bad_step
+        self._first_bad_step = bad if known is None else torch.minimum(known, bad)
+        return loss
+
+    def check_losses(self) -> None:
+        """Raises TrainingDiverged if a loss since training began is not finite; for all processes together."""
+        bad = self._first_bad_step
+        step = math.inf if bad is None else self.accelerator.gather(bad.reshape(1)).min().item()
+        if math.isfinite(step):
+            raise TrainingDiverged(
+                f"step {int(step)}: the loss is not finite. {self._what_is_left()}"
+            )
+
+    def check_finite(self) -> None:
+        """Raises TrainingDiverged if a loss or a weight that trains is not finite; for all together."""
+        self.check_losses()
+        names = [
+            name
+            for name, p in self.model.named_parameters()
+            if p.requires_grad and not _is_finite(p)
+        ]
+        count = torch.tensor([len(names)], device=self.accelerator.device)
+        if self.accelerator.gather(count).sum().item():
+            named = f"{names[0]} is" if names else "weights of another process are"
+            raise TrainingDiverged(
+                f"step {self.state.global_step}: {named} not finite. {self._what_is_left()}"
+            )
+
+    def _what_is_left(self) -> str:
+        kept = checkpoint_folders(self.args.output_dir)
+        left = (
+            f"the last checkpoint before it is {kept[0]}"
+            if kept
+            else "no checkpoint was saved before it"
+        )
+        return f"Nothing was saved of it, and {left}; lower learning_rate or max_grad_norm, in another output_dir"
+
+    def train(self, *args: Any, **kwargs: Any) -> Any:  # type: ignore[override]
+        """As `ExactResumeMixin.train`.
+
+        Raises:
+            ValueError: as it does; or there is no step to take.
+            TrainingDiverged: the loss or a weight is not finite.
+        """
+        rows = len(self.train_dataset) if isinstance(self.train_dataset, Sized) else None
+        step = self.args.train_batch_size * self.args.world_size
+        if rows is not None and self.args.dataloader_drop_last and rows < step:
+            raise ValueError(
+                f"dataloader_drop_last leaves 0 steps: {rows} rows are fewer than a batch of {step}"
+            )
+        output = super().train(*args, **kwargs)
+        if self.state.global_step == 0:
+            raise ValueError(
+                f"0 steps: num_train_epochs is {self.args.num_train_epochs}, max_steps {self.args.max_steps}"
+            )
+        silent = int(self._silent_steps.item())
+        if silent:
+            warnings.warn(
+                f"{silent} of {self.state.global_step} steps had no label and learned nothing",
+                stacklevel=2,
+            )
+        return output._replace(metrics={**output.metrics, "steps_without_labels": silent})
 
     def compute_loss(
         self, model: nn.Module, inputs: dict[str, Any], *args: Any, **kwargs: Any
@@ -150,6 +260,8 @@ class BeingVLTrainer(ExactResumeMixin, Trainer):
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """`Trainer.log`; training logs also hold the figures of `TokenMeter.read`."""
+        if "loss" in logs or "train_loss" in logs:
+            self.check_losses()
         if "loss" in logs:
             logs = {**self._meters[True].read(self.accelerator), **logs}
         super().log(logs, start_time)
@@ -161,11 +273,37 @@ class BeingVLTrainer(ExactResumeMixin, Trainer):
     def evaluation_loop(self, *args: Any, **kwargs: Any) -> EvalLoopOutput:
         """`Trainer.evaluation_loop`, with the loss over labels instead of over batches, and by kind."""
         self._meters[False] = meter = TokenMeter(self.label_weights)
-        output = super().evaluation_loop(*args, **kwargs)
+        with self._full_eval_by_autocast():
+            output = super().evaluation_loop(*args, **kwargs)
         prefix = kwargs.get("metric_key_prefix", "eval")
         figures = meter.read(self.accelerator)
+        if not math.isfinite(figures.get("loss", 0.0)):
+            raise TrainingDiverged(
+                f"step {self.state.global_step}: the loss of the evaluation is not finite. {self._what_is_left()}"
+            )
         output.metrics.update({f"{prefix}_{name}": value for name, value in figures.items()})
         return output
+
+    @contextmanager
+    def _full_eval_by_autocast(self) -> Iterator[None]:
+        """bf16_full_eval and fp16_full_eval without `Trainer`'s cast of the model, which would stay."""
+        args = self.args
+        given = args.bf16_full_eval, args.fp16_full_eval
+        args.bf16_full_eval = args.fp16_full_eval = False
+        dtype = torch.bfloat16 if given[0] else torch.float16
+        try:
+            with torch.autocast(self.accelerator.device.type, dtype, enabled=any(given)):
+                yield
+        finally:
+            args.bf16_full_eval, args.fp16_full_eval = given
+
+    def prediction_step(
+        self, model: nn.Module, inputs: dict[str, Any], *args: Any, **kwargs: Any
+    ) -> Any:
+        """`Trainer.prediction_step`; rows that the last batch repeats have no labels."""
+        if COUNTS in inputs:
+            self._forget_repeats(inputs)
+        return super().prediction_step(model, inputs, *args, **kwargs)
 
     def _save_checkpoint(self, *args: Any, **kwargs: Any) -> None:
         with self._meters[True].pause():
@@ -176,7 +314,9 @@ class BeingVLTrainer(ExactResumeMixin, Trainer):
 
         Raises:
             FrozenRowsMoved: a frozen row has moved since training began; it and its layer are named.
+            TrainingDiverged: the loss or a weight is not finite.
         """
+        self.check_finite()
         self.check_frozen_rows()
         super().save_model(output_dir, _internal_call)
 
@@ -184,6 +324,14 @@ class BeingVLTrainer(ExactResumeMixin, Trainer):
         """Raises FrozenRowsMoved if a frozen row has moved since training began; for all processes together."""
         if self._frozen_check is not None:
             self._frozen_check.verify()
+
+
+def _is_finite(parameter: torch.Tensor) -> bool:
+    """Of the part that this process holds."""
+    if isinstance(parameter, DTensor):
+        parameter = parameter.to_local()
+    parameter = getattr(parameter, "ds_tensor", parameter)  # ZeRO-3's part
+    return bool(torch.isfinite(parameter.detach()).all())
 
 
 class _TakeFingerprints(TrainerCallback):

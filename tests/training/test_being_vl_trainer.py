@@ -132,9 +132,14 @@ def test_weights_of_one_give_the_models_own_loss(tmp_path):
 
 def test_a_step_without_labels_moves_nothing(tmp_path):
     samples = [{"id": "silent", "input_ids": [1, 5, 6], "spoken": 0}] * 4
+    samples.append(
+        {"id": "spoken", "input_ids": [1, 5, 6], "spoken": 1}
+    )  # in a step that is not taken
     model = being_vl_model()
     before = {n: p.clone() for n, p in model.named_parameters()}
-    trainer = make_trainer(tmp_path, model=model, rows=TokenizedSamples(rows_of(samples), LAYOUT))
+    with pytest.warns(UserWarning, match="4 of 5 samples have no label"):
+        rows = TokenizedSamples(rows_of(samples), LAYOUT)
+    trainer = make_trainer(tmp_path, model=model, rows=rows, train_sampling_strategy="sequential")
     trainer.train()
     assert trainer.state.log_history[0]["loss"] == 0
     assert all(torch.equal(p, before[n]) for n, p in model.named_parameters())

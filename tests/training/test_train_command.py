@@ -201,7 +201,10 @@ def test_the_command_end_to_end(tmp_path, checkpoint, data, capsys):
 
 def test_a_plain_llama_is_refused(tmp_path):
     LlamaConfig().save_pretrained(tmp_path)
-    with pytest.raises(ValueError, match="is a model of type 'llama'; being-vl init makes"):
+    with pytest.raises(
+        ValueError,
+        match="is a model of type 'llama', not a Being-VL checkpoint; `being-vl init` makes",
+    ):
         load_for_training(ModelArguments(checkpoint=str(tmp_path)), StageArguments())
 
 
