@@ -1,4 +1,4 @@
-"""`being-vl results`: result files → tables: tokens per image against accuracy; a judge's verdicts; lmms-eval's."""
+"""`being-vl results`: result files → tables: tokens per image against accuracy; the paper's, verdicts, lmms-eval's."""
 
 from __future__ import annotations
 
@@ -17,11 +17,16 @@ def make_parser() -> Parser:
     parser = Parser(
         "Tabulate what being-vl eval wrote: for each checkpoint and task the tokens of an image and the score. "
         "With --verdicts, a judge's wins, ties and losses. With --lmms-eval, result files are made of what "
-        "lmms-eval wrote.",
+        "lmms-eval wrote. With --paper, the paper's Tables 5.1 and C.1 to C.4 with the folders' scores below.",
         json="print the rows as JSON",
     )
     parser.add_argument(
         "folders", type=str, nargs="*", default=[], help="checkpoints, or --output of eval"
+    )
+    parser.add_argument(  # no `flag`: a folder may follow it
+        "--paper",
+        action="store_true",
+        help="the paper's tables, as Markdown, with rows for the folders",
     )
     parser.add_argument(
         "--verdicts",
@@ -44,6 +49,8 @@ def main(args: Namespace) -> int:
         ValueError: nothing is named, or a file is malformed; it is named.
         FileNotFoundError: a folder has no results, or there is no such file.
     """
+    if args.paper:
+        return _print_paper_tables(args)
     given = [name for name in ("folders", "verdicts", "lmms_eval") if args[name]]
     if len(given) != 1:
         raise ValueError("name one of: folders with results, --verdicts, --lmms-eval")
@@ -69,6 +76,16 @@ def _comparison_rows(folders: list[str]) -> list[dict[str, Any]]:
         if not found:
             raise FileNotFoundError(f"{folder}: no results in {folder}/evaluation")
     return comparison_rows(results)
+
+
+def _print_paper_tables(args: Namespace) -> int:
+    from ..files import load_results
+    from ..studies.paper import paper_tables
+
+    if args.verdicts is not None or args.lmms_eval is not None or args.json:
+        raise ValueError("--paper takes folders alone, and prints Markdown")
+    print(paper_tables({folder: load_results(folder) for folder in args.folders}))
+    return 0
 
 
 def _import_lmms_eval(args: Namespace) -> list[dict[str, Any]]:

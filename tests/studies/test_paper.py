@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from being_vl.cli import main
 from being_vl.evaluation.scoring.yes_no import MME_COGNITION, MME_PERCEPTION
 from being_vl.files import Result
 from being_vl.studies.paper import _TABLE_C_2, paper_tables
@@ -53,3 +54,13 @@ def test_ours_stand_below_and_what_was_not_run_is_empty() -> None:
         and "| scene | 125.00 | 101.75 | 100.00 |" in page
     )
     assert "| **ours: runs/a** | flickr | 12.3 |  | 5.0 | 6.0 |" in page
+
+
+def test_the_command(tmp_path, capsys) -> None:
+    a_result("pope", {"accuracy": 71.25}).save(tmp_path)
+    assert main(["results", "--paper", str(tmp_path)]) == 0
+    printed = capsys.readouterr().out
+    assert f"| **{tmp_path}** |  |  |  |  |  |  | 71.2 |  |" in printed
+    assert main(["results", "--paper"]) == 0  # the paper's rows alone
+    assert "Table C.4" in capsys.readouterr().out
+    assert main(["results", "--paper", "--verdicts", "x.jsonl"]) == 2
