@@ -120,6 +120,7 @@ class _Quickstart:
             self.train_and_score(VQ)
         if "question-only" in self.settings.rows:
             self.table.append(commonest_answers(self.settings.seed))
+            print_table(self.table, self.console)
         self.report()
 
     def fit_quantizer(self) -> None:
@@ -192,7 +193,7 @@ class _Quickstart:
             "train", checkpoint=checkpoint, data=rows, output_dir=output, stage=stage,
             packing="shared_image", max_steps=steps, per_device_train_batch_size=8,
             learning_rate=2e-3, warmup_steps=0.05, adam_beta2=0.98, weight_decay=0.01,
-            train_sampling_strategy="group_by_length", seed=self.settings.seed, logging_steps=50,
+            train_sampling_strategy="group_by_length", seed=self.settings.seed, logging_steps=200,
             save_steps=max(1, steps // 4), save_total_limit=1, use_cpu=on_cpu,
             dataloader_pin_memory=not on_cpu, unless=output / "metrics.json",
         )  # fmt: skip
@@ -226,7 +227,6 @@ class _Quickstart:
         write_facts(checkpoint, self.settings, self.table, test.questions[0].text)
         image = test.image_paths[test.questions[0].image_id]
         self.command("card", checkpoint, image=image)
-        print_table(self.table, self.console)
         self.console.print(
             f"picture: {checkpoint / 'tokens.png'}\ntry it: being-vl chat {checkpoint}"
         )
