@@ -22,13 +22,14 @@ from transformers.utils import ModelOutput
 
 from ..hub.part import QuantizerPart
 from .finite import require_finite
+from .modeling_being_vl_vq_codebooks import QUANTIZERS
 from .modeling_being_vl_vq_layers import Decoder, Encoder
 
 # Pixels in one pass of encode or decode: one 512×512 picture on a CPU, whose caches a bigger batch
 # would only spill, 16 of them elsewhere.
 _CPU_PIXELS_PER_PASS = 512 * 512
 _PIXELS_PER_PASS = 16 * 512 * 512
-_DISTANCES_PER_CHUNK = 2**23
+_MOST_BITS = 24  # each code becomes a row of the language model's embeddings
 
 
 class BeingVLVQConfig(QuantizerPart, PreTrainedConfig):
@@ -52,6 +53,10 @@ class BeingVLVQConfig(QuantizerPart, PreTrainedConfig):
         attn_type: ``"vanilla"``, or None for no attention at all.
         norm_num_groups: groups of every GroupNorm; must divide the channels of every level.
         has_decoder: False for a checkpoint that can only encode.
+        quantizer: ``"codebook"`` (learned), ``"fsq"`` (finite scalars, see `levels`) or ``"lfq"``
+            (lookup-free: `embed_dim` signs, so K is 2 to that power).
+        levels: of finite scalars, one number a channel; they decide `embed_dim` and `num_embeddings`.
+        l2_norm: latents and codebook vectors are compared as unit vectors, as in LlamaGen.
 
     Raises:
         ValueError: a field is out of its range; the message names it.
@@ -75,8 +80,12 @@ class BeingVLVQConfig(QuantizerPart, PreTrainedConfig):
     attn_type: str | None = "vanilla"
     norm_num_groups: int = 32
     has_decoder: bool = True
+    quantizer: str = "codebook"
+    levels: list[int] | tuple[int, ...] | None = None
+    l2_norm: bool = False
 
     def __post_init__(self, **kwargs: Any) -> None:
+        self._complete_quantizer()
         for name in (
             "embed_dim",
             "num_embeddings",
@@ -116,6 +125,32 @@ class BeingVLVQConfig(QuantizerPart, PreTrainedConfig):
             )
         super().__post_init__(**kwargs)
 
+    def _complete_quantizer(self) -> None:
+        """Check the fields of the quantizer, and set those that follow from others."""
+        if self.quantizer not in QUANTIZERS:
+            raise ValueError(
+                f"quantizer must be one of {tuple(QUANTIZERS)}, got {self.quantizer!r}"
+            )
+        if (self.quantizer == "fsq") != (self.levels is not None):
+            raise ValueError(
+                f'levels belong to quantizer "fsq", got {self.levels!r} with {self.quantizer!r}'
+            )
+        if self.l2_norm and self.quantizer != "codebook":
+            raise ValueError(f'l2_norm belongs to quantizer "codebook", got {self.quantizer!r}')
+        if self.quantizer == "codebook":
+            return
+        if self.levels is not None:
+            if not self.levels or min(self.levels) < 2:
+                raise ValueError(f"levels must be integers from 2 on, got {self.levels!r}")
+            self.embed_dim, self.num_embeddings = len(self.levels), math.prod(self.levels)
+        else:
+            if not 1 <= self.embed_dim <= _MOST_BITS:
+                raise ValueError(
+                    f"embed_dim is the number of bits of a lookup-free code, 1 to {_MOST_BITS}, got "
+                    f"{self.embed_dim}"
+                )
+            self.num_embeddings = 2**self.embed_dim
+
     @classmethod
     def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> Any:
         # transformers' Chameleon has neither a decoder nor this field; Being-VL's has both.
@@ -142,9 +177,9 @@ class BeingVLVQOutput(ModelOutput):
     Args:
         reconstruction: pixels, (B, out_channels, H, W); gradients pass straight through the codes.
         codes: (B, h, w) long.
-        z: latents before quantization, (B, embed_dim, h, w).
-        quantized: codebook vectors of the codes, (B, embed_dim, h, w) float32; their gradient reaches
-            the codebook, not the encoder.
+        z: latents before quantization, as the quantizer bounds them, (B, embed_dim, h, w).
+        quantized: vectors of the codes, (B, embed_dim, h, w) float32; their gradient reaches
+            a learned codebook, not the encoder.
         codebook_loss: mean squared error that pulls codebook vectors to the latents (float32 scalar).
         commitment_loss: the same that pulls the latents to the codebook vectors (float32 scalar).
     """
@@ -155,30 +190,6 @@ class BeingVLVQOutput(ModelOutput):
     quantized: torch.Tensor | None = None
     codebook_loss: torch.Tensor | None = None
     commitment_loss: torch.Tensor | None = None
-
-
-class VectorQuantizer(nn.Module):
-    """Latents (B, D, h, w) → codes (B, h, w) long: the nearest codebook vector of each cell."""
-
-    def __init__(self, config: BeingVLVQConfig) -> None:
-        super().__init__()
-        self.embedding = nn.Embedding(config.num_embeddings, config.embed_dim)
-
-    @torch.no_grad()
-    def forward(self, z: torch.Tensor) -> torch.Tensor:
-        batch, channels, height, width = z.shape
-        with torch.autocast(z.device.type, enabled=False):
-            codebook = self.embedding.weight.float()
-            # Computed at each use: kept, they would outlive changes of the weights that no hook sees.
-            norms = codebook.square().sum(1)
-            vectors = z.permute(0, 2, 3, 1).reshape(-1, channels).float()
-            rows = max(1, _DISTANCES_PER_CHUNK // codebook.shape[0])
-            codes = []
-            for chunk in vectors.split(rows):
-                # ‖z‖² is the same for every code, but with it near-ties round as they do in Chameleon
-                distances = chunk.square().sum(1, keepdim=True) + norms
-                codes.append(distances.sub_(chunk @ codebook.t(), alpha=2).argmin(1))
-        return torch.cat(codes).view(batch, height, width)
 
 
 class BeingVLVQModel(QuantizerPart, PreTrainedModel):
@@ -202,7 +213,7 @@ class BeingVLVQModel(QuantizerPart, PreTrainedModel):
     def __init__(self, config: BeingVLVQConfig) -> None:
         super().__init__(config)
         self.encoder = Encoder(config)
-        self.quantize = VectorQuantizer(config)
+        self.quantize = QUANTIZERS[config.quantizer](config)
         self.quant_conv = nn.Conv2d(config.latent_channels, config.embed_dim, 1)
         self.post_quant_conv = nn.Conv2d(config.embed_dim, config.latent_channels, 1)
         self.decoder = Decoder(config) if config.has_decoder else None
@@ -258,8 +269,10 @@ class BeingVLVQModel(QuantizerPart, PreTrainedModel):
         return (model, info) if output_loading_info else model
 
     def get_codebook(self) -> torch.Tensor:
-        """The codebook, (K, D)."""
-        return self.quantize.embedding.weight
+        """The vectors of the codes, (K, D); the parameter itself where a codebook is learned."""
+        if self.config.quantizer == "codebook" and not self.config.l2_norm:
+            return self.quantize.embedding.weight
+        return self.quantize.codebook()
 
     def _check_pixels(self, pixel_values: torch.Tensor) -> None:
         cell = self.config.downsampling
@@ -311,9 +324,6 @@ class BeingVLVQModel(QuantizerPart, PreTrainedModel):
     def _pixels(self, quantized: torch.Tensor, decoder: Decoder) -> torch.Tensor:
         return decoder(self.post_quant_conv(quantized.to(self.post_quant_conv.weight.dtype)))
 
-    def _look_up(self, codes: torch.Tensor) -> torch.Tensor:
-        return self.quantize.embedding(codes).permute(0, 3, 1, 2)
-
     @torch.no_grad()
     def encode(self, pixel_values: torch.Tensor) -> torch.Tensor:
         """Quantize pictures.
@@ -356,7 +366,7 @@ class BeingVLVQModel(QuantizerPart, PreTrainedModel):
         pixels_each = codes.shape[1] * codes.shape[2] * self.config.downsampling**2
         return torch.cat(
             [
-                self._pixels(self._look_up(part), decoder)
+                self._pixels(self.quantize.look_up(part), decoder)
                 for part in self._passes(codes, pixels_each)
             ]
         )
@@ -374,7 +384,8 @@ class BeingVLVQModel(QuantizerPart, PreTrainedModel):
         self._check_pixels(pixel_values)
         z = self._latents(pixel_values)
         codes = self.quantize(z)
-        latents, quantized = z.float(), self._look_up(codes).float()
+        z = self.quantize.bound(z)
+        latents, quantized = z.float(), self.quantize.look_up(codes).float()
         straight_through = latents + (quantized - latents).detach()
         return BeingVLVQOutput(
             reconstruction=self._pixels(straight_through, decoder),

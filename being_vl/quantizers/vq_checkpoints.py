@@ -12,42 +12,67 @@ from __future__ import annotations
 import json
 import os
 import re
-import zipfile
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
-from transformers.utils import cached_file
 
 from .modeling_being_vl_vq import BeingVLVQConfig, BeingVLVQModel
+from .vq_checkpoint_files import fetch, open_weights
 
 _ANCHOR = "encoder.conv_in.weight"  # the key that finds a VQ-GAN, and its prefix, in any checkpoint
-_WEIGHT_FILES = (
-    "model.safetensors.index.json",
-    "model.safetensors",
-    "vqgan.ckpt",
-    "pytorch_model.bin",
+_LLAMAGEN = "encoder.conv_blocks.0.res.0.conv1.weight"
+# Buffers of taming's moving averages of the codebook, and of LlamaGen's statistics.
+_TRAINING_KEYS = {
+    "quantize.embedding.cluster_size",
+    "quantize.embedding.embed_avg",
+    "quantize.codebook_used",
+    "model_ema.decay",
+    "model_ema.num_updates",
+}
+# What a configuration beside the weights decides; the rest is read off the weights, and compared.
+_FREE_FIELDS = ("attn_resolutions", "attn_type", "has_decoder", "out_channels")
+_STORED_FIELDS = (
+    "resolution",
+    "norm_num_groups",
+    "dropout",
+    "l2_norm",
+    "codebook_l2_norm",
+    "embed_dim",
+    "num_embeddings",
+    "latent_channels",
+    "base_channels",
+    "channel_multiplier",
+    "num_res_blocks",
+)
+_NO_CODEBOOK = "this is an autoencoder with KL (as LDM's AutoencoderKL); it has no codebook"
+_UNSUPPORTED = (
+    (
+        r"encoder\.time_(conv|res_stack)",
+        "this is Emu3's VQ model; it needs no conversion: name its folder as the quantizer",
+    ),
+    (
+        r"quantize\.proj\.weight$",
+        "this is a VQ-GAN with Gumbel softmax (taming's GumbelVQ), which is not supported",
+    ),
+    (
+        r"(vq|rvq|quantizers?|quantize)\.(layers|quantizers)\.\d+\.",
+        "this is a residual quantizer (RVQ) with several codebooks, which is not supported; its codes are: "
+        "encode them as grids (time, codebook)",
+    ),
+    (
+        r"(^|\.)(quantizer?\.(project_in|implicit_codebook|_levels|_basis|mask)|(fsq|lfq)\.)",
+        "this is a finite scalar or lookup-free quantizer of another library; it has no learned codebook",
+    ),
+    (
+        r"encoder\.down_blocks\.\d+\.resnets\.",
+        "this is a model of diffusers; a VQModel needs no conversion (name its folder as the quantizer), and "
+        "an AutoencoderKL has no codebook",
+    ),
 )
 _DEFAULT_RESOLUTION = 512
 _NAMED_KEYS = 8
-
-
-class _Ignored:
-    """Stands in for what PyTorch Lightning leaves in its checkpoints beside the tensors."""
-
-
-# taming's own files hold these classes as dictionary keys; they are never run.
-_LIGHTNING_CLASSES = [
-    (_Ignored, f"pytorch_lightning.callbacks.{module}.{name}")
-    for module, name in (
-        ("model_checkpoint", "ModelCheckpoint"),
-        ("lr_monitor", "LearningRateMonitor"),
-        ("early_stopping", "EarlyStopping"),
-    )
-]
-
-Reader = Callable[[Iterable[str]], dict[str, torch.Tensor]]
 
 
 def load_vq_checkpoint(
@@ -56,6 +81,7 @@ def load_vq_checkpoint(
     config: BeingVLVQConfig | None = None,
     resolution: int | None = None,
     dtype: torch.dtype = torch.float32,
+    ema: bool = True,
 ) -> BeingVLVQModel:
     """Load a VQ-GAN from any of the published layouts.
 
@@ -66,6 +92,7 @@ def load_vq_checkpoint(
         resolution: side in pixels that it was trained on, which weights do not tell; by default that of
             a config.json beside them, else 512. Unused with `config`.
         dtype: of the weights, but for the codebook, which stays float32.
+        ema: take the moving averages of the weights where a checkpoint of a training has both.
 
     Returns:
         The model in eval mode; without `decoder.*` weights it can only encode.
@@ -76,13 +103,24 @@ def load_vq_checkpoint(
         FileNotFoundError: no weights at `source`.
     """
     name = os.fspath(source)
-    keys, read = _open(name)
-    prefix = _find_prefix(keys, name)
-    wanted = [key for key in keys if key.startswith(prefix) and _is_model_key(key[len(prefix) :])]
-    weights = {key[len(prefix) :]: tensor for key, tensor in read(wanted).items()}
+    keys, read = open_weights(name)
+    prefix = _find_prefix(keys, name, ema)
+    weights = {
+        key[len(prefix) :]: tensor
+        for key, tensor in read([key for key in keys if key.startswith(prefix)]).items()
+        if _is_model_key(key[len(prefix) :])
+    }
+    if ema:
+        weights = _averaged(weights)
+    weights = {key: value for key, value in weights.items() if not key.startswith("model_ema.")}
+    fields: dict[str, Any] = {}
+    if _LLAMAGEN in weights:
+        weights, fields = _from_llamagen(weights), {"l2_norm": True, "resolution": 256}
     if config is None:
-        resolution = resolution or _stored_resolution(name) or _DEFAULT_RESOLUTION
-        config = infer_config(weights, resolution=resolution, name=name)
+        fields |= _stored_fields(name)
+        if resolution is not None:
+            fields["resolution"] = resolution
+        config = infer_config(weights, name=name, **fields)
     elif config.has_decoder and not _has_decoder(weights):
         config = BeingVLVQConfig.from_dict({**config.to_dict(), "has_decoder": False})
     with torch.device("meta"):
@@ -90,17 +128,29 @@ def load_vq_checkpoint(
     _check_keys(weights, model.state_dict(), name)
     kept = {"quantize.embedding.weight": torch.float32}
     weights = {key: tensor.to(kept.get(key, dtype)).contiguous() for key, tensor in weights.items()}
+    for key, tensor in weights.items():
+        if not tensor.isfinite().all():
+            raise ValueError(f"{name}: {key} holds NaN or infinite values in {tensor.dtype}")
     model.load_state_dict(weights, assign=True)
     model.config.dtype = dtype
     return model.requires_grad_(True).eval()
 
 
 def infer_config(
-    weights: dict[str, torch.Tensor], *, resolution: int, name: str = "weights"
+    weights: dict[str, torch.Tensor],
+    *,
+    resolution: int = _DEFAULT_RESOLUTION,
+    name: str = "weights",
+    **fields: Any,
 ) -> BeingVLVQConfig:
     """Sizes of a VQ-GAN from its weights (keys without prefix).
 
-    Groups of the norms cannot be read off; they are 32, as in every published model.
+    Args:
+        weights: taming's keys.
+        resolution: side in pixels that it was trained on.
+        name: what errors call the weights.
+        fields: of the configuration, that weights do not tell: groups of the norms are 32 by default, as in
+            every published model. A field that they do tell must agree with them.
 
     Raises:
         ValueError: a weight that tells a size is missing, or sizes contradict each other.
@@ -127,7 +177,7 @@ def infer_config(
         )
     num_embeddings, embed_dim = shape("quantize.embedding.weight")
     has_decoder = _has_decoder(weights)
-    return BeingVLVQConfig(
+    told: dict[str, Any] = dict(
         embed_dim=embed_dim,
         num_embeddings=num_embeddings,
         latent_channels=shape("encoder.conv_out.weight")[0],
@@ -146,18 +196,60 @@ def infer_config(
         attn_type="vanilla" if "encoder.mid.attn_1.q.weight" in weights else None,
         has_decoder=has_decoder,
     )
+    for field, value in told.items():
+        stored = fields.get(field, value)
+        if field not in _FREE_FIELDS and stored != (
+            list(value) if isinstance(stored, list) else value
+        ):
+            raise ValueError(
+                f"{name}: {field} is {stored!r} in the configuration, but the weights have {value!r}"
+            )
+    return BeingVLVQConfig(**{**fields, **told})
 
 
-def _stored_resolution(source: str) -> int | None:
+def _stored_fields(source: str) -> dict[str, Any]:
+    """Fields of the configuration that lies beside the weights; none if there is none."""
     folder = str(Path(source).parent) if os.path.isfile(source) else source
-    path = _fetch(folder, "config.json")
+    path = fetch(folder, "config.json")
     if path is None:
-        return None
+        return {}
     try:
         stored = json.loads(path.read_text(encoding="utf-8"))
-        return stored.get("vq_config", stored).get("resolution")
-    except (ValueError, AttributeError) as error:
+        stored = stored.get("vq_config", stored)
+        found = {name: stored[name] for name in _STORED_FIELDS if stored.get(name) is not None}
+    except (ValueError, AttributeError, TypeError) as error:
         raise ValueError(f"{path}: not a configuration: {error}") from error
+    if "codebook_l2_norm" in found:  # LlamaGen's name
+        found["l2_norm"] = found.pop("codebook_l2_norm")
+    return found
+
+
+def _averaged(weights: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Weights, or their moving averages, which LDM keeps under their names without the dots."""
+    return {
+        key: weights.get(f"model_ema.{key.replace('.', '')}", tensor)
+        for key, tensor in weights.items()
+    }
+
+
+def _from_llamagen(weights: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """LlamaGen's keys → taming's: the same modules, but the decoder's levels are listed from the coarsest."""
+    levels = 1 + max(
+        int(key.split(".")[2]) for key in weights if key.startswith("encoder.conv_blocks.")
+    )
+    names = {"0": "block_1", "1": "attn_1", "2": "block_2"}
+
+    def renamed(key: str) -> str:
+        key = re.sub(r"\.mid\.([012])\.", lambda found: f".mid.{names[found[1]]}.", key)
+        key = re.sub(r"^encoder\.conv_blocks\.", "encoder.down.", key)
+        key = re.sub(
+            r"^decoder\.conv_blocks\.(\d+)",
+            lambda found: f"decoder.up.{levels - 1 - int(found[1])}",
+            key,
+        )
+        return re.sub(r"^((?:en|de)coder\.(?:down|up)\.\d+)\.res\.", r"\1.block.", key)
+
+    return {renamed(key): tensor for key, tensor in weights.items()}
 
 
 def _has_decoder(weights: dict[str, torch.Tensor]) -> bool:
@@ -165,19 +257,27 @@ def _has_decoder(weights: dict[str, torch.Tensor]) -> bool:
 
 
 def _is_model_key(key: str) -> bool:
-    return not key.startswith("loss.")  # taming's discriminator and LPIPS
+    """Whether a key is one of the model, rather than of what trained it."""
+    return not key.startswith("loss.") and key not in _TRAINING_KEYS
 
 
-def _find_prefix(keys: Iterable[str], name: str) -> str:
+def _find_prefix(keys: Iterable[str], name: str, ema: bool) -> str:
     prefixes = [
         key.removesuffix(_ANCHOR) for key in keys if key == _ANCHOR or key.endswith(f".{_ANCHOR}")
     ]
-    if len(prefixes) != 1:
-        found = f"{len(prefixes)}: {', '.join(sorted(prefixes))}" if prefixes else "none"
-        raise ValueError(
-            f"{name}: must hold one VQ-GAN, whose keys end like {_ANCHOR}, found {found}"
-        )
-    return prefixes[0]
+    if len(prefixes) > 1:  # weights and their moving averages, each in a dictionary of its own
+        averages = [prefix for prefix in prefixes if re.search(r"(^|[._])ema[._]", prefix)]
+        rest = [prefix for prefix in prefixes if prefix not in averages]
+        prefixes = averages if ema and len(averages) == 1 == len(rest) else rest or prefixes
+    if len(prefixes) == 1 and f"{prefixes[0]}quantize.embedding.weight" in keys:
+        return prefixes[0]
+    for pattern, layout in _UNSUPPORTED:
+        if any(re.search(pattern, key) for key in keys):
+            raise ValueError(f"{name}: {layout}")
+    if len(prefixes) == 1:
+        raise ValueError(f"{name}: {_NO_CODEBOOK}")
+    found = f"{len(prefixes)}: {', '.join(sorted(prefixes))}" if prefixes else "none"
+    raise ValueError(f"{name}: must hold one VQ-GAN, whose keys end like {_ANCHOR}, found {found}")
 
 
 def _check_keys(
@@ -204,93 +304,6 @@ def _check_keys(
 def _some(names: list[str]) -> str:
     more = len(names) - _NAMED_KEYS
     return ", ".join(names[:_NAMED_KEYS]) + (f" and {more} more" if more > 0 else "")
-
-
-def _open(source: str) -> tuple[list[str], Reader]:
-    """The keys of a checkpoint, and what reads some of its tensors."""
-    if os.path.isfile(source):
-        path = Path(source)
-    else:
-        path = next(filter(None, (_fetch(source, file) for file in _WEIGHT_FILES)), None)
-        if path is None:
-            raise FileNotFoundError(
-                f"{source}: no weights there, looked for {', '.join(_WEIGHT_FILES)}"
-            )
-    if path.name.endswith(".index.json"):
-        return _open_shards(source, path)
-    if path.suffix == ".safetensors":
-        return _safetensors_keys(path), lambda keys: _read_safetensors(path, keys)
-    tensors = _read_torch(path)
-    return list(tensors), lambda keys: {key: tensors[key] for key in keys}
-
-
-def _fetch(source: str, file: str) -> Path | None:
-    """A file of a folder or of a repository on the Hub, or None where there is none of that name."""
-    if os.path.isdir(source):
-        path = Path(source, file)
-        return path if path.is_file() else None
-    try:
-        found = cached_file(source, file, _raise_exceptions_for_missing_entries=False)
-    except OSError as error:
-        raise FileNotFoundError(
-            f"{source}: neither a file, nor a folder, nor a reachable repository on the Hub"
-        ) from error
-    return Path(found) if found else None
-
-
-def _open_shards(source: str, index: Path) -> tuple[list[str], Reader]:
-    try:
-        shard_of = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
-    except (ValueError, KeyError, TypeError) as error:
-        raise ValueError(f"{index}: not an index of shards: {error}") from error
-
-    def read(keys: Iterable[str]) -> dict[str, torch.Tensor]:
-        tensors: dict[str, torch.Tensor] = {}
-        wanted = set(keys)
-        folder = str(index.parent) if os.path.isfile(source) else source
-        for shard in sorted({shard_of[key] for key in wanted}):
-            path = _fetch(folder, shard)
-            if path is None:
-                raise ValueError(f"{index}: names {shard}, which is not beside it")
-            tensors |= _read_safetensors(path, [k for k in wanted if shard_of[k] == shard])
-        return tensors
-
-    return list(shard_of), read
-
-
-def _safetensors_keys(path: Path) -> list[str]:
-    try:
-        with safe_open(path, framework="pt") as file:
-            return list(file.keys())
-    except SafetensorError as error:
-        raise ValueError(f"{path}: not a safetensors file: {error}") from error
-
-
-def _read_safetensors(path: Path, keys: Iterable[str]) -> dict[str, torch.Tensor]:
-    try:
-        with safe_open(path, framework="pt") as file:
-            return {key: file.get_tensor(key) for key in keys}
-    except SafetensorError as error:
-        raise ValueError(f"{path}: {error}") from error
-
-
-def _read_torch(path: Path) -> dict[str, torch.Tensor]:
-    try:
-        with torch.serialization.safe_globals(_LIGHTNING_CLASSES):
-            content = torch.load(
-                path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path)
-            )
-    except Exception as error:  # damaged files make the unpickler raise nearly any type
-        foreign = re.search(r"GLOBAL (\S+)", str(error))
-        reason = f"it holds {foreign[1]}" if foreign else "it is damaged or of another format"
-        raise ValueError(
-            f"{path}: not a checkpoint of tensors alone, and only those are read: {reason}"
-        ) from error
-    if isinstance(content, dict) and isinstance(content.get("state_dict"), dict):
-        content = content["state_dict"]
-    if not isinstance(content, dict):
-        raise ValueError(f"{path}: must hold a dictionary of tensors, got {type(content).__name__}")
-    return {key: value for key, value in content.items() if isinstance(value, torch.Tensor)}
 
 
 __all__ = ["infer_config", "load_vq_checkpoint"]

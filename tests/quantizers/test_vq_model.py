@@ -12,6 +12,7 @@ from transformers.models.chameleon.modeling_chameleon import ChameleonVQVAE
 from transformers.models.janus.modeling_janus import JanusVQVAE
 
 from being_vl.quantizers import modeling_being_vl_vq as vq
+from being_vl.quantizers import modeling_being_vl_vq_codebooks as codebooks
 from being_vl.quantizers import modeling_being_vl_vq_layers as layers
 from being_vl.quantizers.modeling_being_vl_vq import BeingVLVQConfig, BeingVLVQModel
 
@@ -279,7 +280,7 @@ def test_batches_are_taken_apart_and_put_together(small, monkeypatch):
 def test_distances_are_chunked(small, monkeypatch):
     z = torch.randn(2, 48, 7, 9, generator=torch.Generator().manual_seed(0))
     whole = small.quantize(z)
-    monkeypatch.setattr(vq, "_DISTANCES_PER_CHUNK", 512 * 10)
+    monkeypatch.setattr(codebooks, "_DISTANCES_PER_CHUNK", 512 * 10)
     assert torch.equal(small.quantize(z), whole)
 
 

@@ -84,6 +84,28 @@ def adaptive_weight(
     return weight.clamp(0.0, 1e4).detach()
 
 
+def entropy_loss(latents: torch.Tensor, *, inverse_temperature: float = 100.0) -> torch.Tensor:
+    """Mean entropy of a cell's bits less the entropy of the bits over all cells, in nats a bit.
+
+    Lookup-free quantization (Yu et al. 2024, section 3.1) has the same over the codes of all D bits. The bits
+    of one cell are independent, so there the entropies add up; over all cells they are taken for independent,
+    as in binary spherical quantization (Zhao et al. 2024), which spares 2 to the power of D probabilities.
+
+    Args:
+        latents: (B, D, h, w), whose signs are the bits.
+        inverse_temperature: of the softmax over −1 and 1, by squared distance.
+    """
+    # Squared distances to −1 and 1 differ by 4 z.
+    on = torch.sigmoid(4 * inverse_temperature * latents.float()).transpose(0, 1).flatten(1)
+
+    def entropy(p: torch.Tensor) -> torch.Tensor:
+        return torch.special.entr(p) + torch.special.entr(1 - p)
+
+    # Entropy has an infinite slope at 0 and 1, where a sure bit stands.
+    sure = on.clamp(1e-6, 1 - 1e-6)
+    return entropy(sure).mean() - entropy(sure.mean(1)).mean()
+
+
 class PerceptualLoss(nn.Module):
     """Mean squared difference of unit-length features at each of a backbone's stages.
 
@@ -199,6 +221,7 @@ __all__ = [
     "PerceptualLoss",
     "adaptive_weight",
     "discriminator_loss",
+    "entropy_loss",
     "generator_loss",
     "load_perceptual_loss",
 ]

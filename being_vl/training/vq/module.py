@@ -13,7 +13,7 @@ from typing import Literal
 import torch
 from torch import nn
 
-from ...quantizers.modeling_being_vl_vq import BeingVLVQModel
+from ...quantizers.modeling_being_vl_vq import BeingVLVQModel, BeingVLVQOutput
 from ...quantizers.modeling_being_vl_vq_layers import Decoder
 from .codebook import CodebookTracker
 from .losses import (
@@ -21,6 +21,7 @@ from .losses import (
     PerceptualLoss,
     adaptive_weight,
     discriminator_loss,
+    entropy_loss,
     generator_loss,
 )
 
@@ -41,6 +42,8 @@ class VQLossConfig:
         discriminator_channels: channels of its first layer.
         discriminator_layers: its layers of stride 2.
         perceptual_weight: of the perceptual loss; 0 for none.
+        entropy_weight: of the entropy loss of lookup-free codes, which wants each cell sure of its bits
+            and all codes used alike.
 
     Raises:
         ValueError: a field is out of its range; the message names it.
@@ -56,13 +59,19 @@ class VQLossConfig:
     discriminator_channels: int = 64
     discriminator_layers: int = 3
     perceptual_weight: float = 0.0
+    entropy_weight: float = 0.1
 
     def __post_init__(self) -> None:
         for name in ("reconstruction", "codebook"):
             allowed = ("l1", "l2") if name == "reconstruction" else ("ema", "gradient")
             if getattr(self, name) not in allowed:
                 raise ValueError(f"{name} must be one of {allowed}, got {getattr(self, name)!r}")
-        for name in ("commitment_weight", "adversarial_weight", "perceptual_weight"):
+        for name in (
+            "commitment_weight",
+            "adversarial_weight",
+            "perceptual_weight",
+            "entropy_weight",
+        ):
             if getattr(self, name) < 0:
                 raise ValueError(f"{name} must not be negative, got {getattr(self, name)}")
         for name in ("ema_decay", "dead_code_share", "adversarial_start"):
@@ -97,14 +106,18 @@ class VQTrainingModule(nn.Module):
             )
         self.model = model
         self.loss_config = config
-        self.codebook = CodebookTracker(
-            model.config.num_embeddings,
-            model.config.embed_dim,
-            decay=config.ema_decay,
-            moves_codebook=config.codebook == "ema",
-            dead_share=config.dead_code_share,
+        self.codebook: CodebookTracker | None = (
+            None  # finite scalars and signs have nothing to learn
         )
-        model.get_codebook().requires_grad_(config.codebook == "gradient")
+        if model.config.quantizer == "codebook":
+            self.codebook = CodebookTracker(
+                model.config.num_embeddings,
+                model.config.embed_dim,
+                decay=config.ema_decay,
+                moves_codebook=config.codebook == "ema",
+                dead_share=config.dead_code_share,
+            )
+            self._codebook_weight.requires_grad_(config.codebook == "gradient")
         self.discriminator = (
             PatchDiscriminator(
                 model.config.out_channels,
@@ -120,9 +133,19 @@ class VQTrainingModule(nn.Module):
 
     def start_codebook(self, codebook: torch.Tensor, rows_per_step: int) -> None:
         """Quantize from now on, with this codebook (K, D)."""
+        assert self.codebook is not None
         with torch.no_grad():
-            self.model.get_codebook().copy_(codebook)
-        self.codebook.start(self.model.get_codebook(), rows_per_step)
+            self._codebook_weight.copy_(codebook)
+        self.codebook.start(self._codebook_weight, rows_per_step)
+
+    @property
+    def quantizes(self) -> bool:
+        """Whether latents are quantized yet; a learned codebook must have been started."""
+        return self.codebook is None or bool(self.codebook.ready)
+
+    @property
+    def _codebook_weight(self) -> torch.Tensor:
+        return self.model.quantize.embedding.weight
 
     @property
     def _decoder(self) -> Decoder:
@@ -131,21 +154,16 @@ class VQTrainingModule(nn.Module):
 
     def latents(self, pixel_values: torch.Tensor) -> torch.Tensor:
         """pixels (B, C, H, W) → latents (B, D, h, w), not quantized."""
-        return self.model.quant_conv(self.model.encoder(pixel_values))
+        return self.model.quantize.bound(self.model.quant_conv(self.model.encoder(pixel_values)))
 
     def forward(self, pixel_values: torch.Tensor) -> dict[str, torch.Tensor]:
         """The loss and, detached, its terms; in training, the codebook moves too."""
         config = self.loss_config
         terms: dict[str, torch.Tensor] = {}
-        if bool(self.codebook.ready):
+        if self.quantizes:
             output = self.model(pixel_values)
             reconstruction = output.reconstruction
-            terms["commitment"] = output.commitment_loss
-            loss = config.commitment_weight * output.commitment_loss
-            if config.codebook == "gradient":
-                loss = loss + output.codebook_loss
-            if self.training:
-                self._update_codebook(output.z, output.codes)
+            loss = self._quantizer_loss(output, terms)
         else:
             z = self.latents(pixel_values)
             reconstruction = self._decoder(self.model.post_quant_conv(z))
@@ -166,6 +184,23 @@ class VQTrainingModule(nn.Module):
             )
         return {"loss": loss, **{name: value.detach() for name, value in terms.items()}}
 
+    def _quantizer_loss(
+        self, output: BeingVLVQOutput, terms: dict[str, torch.Tensor]
+    ) -> torch.Tensor:
+        config, kind = self.loss_config, self.model.config.quantizer
+        if kind == "fsq":  # bounded latents stay near their levels by themselves
+            return output.commitment_loss.new_zeros(())
+        terms["commitment"] = output.commitment_loss
+        loss = config.commitment_weight * output.commitment_loss
+        if kind == "lfq":
+            terms["entropy"] = entropy_loss(output.z)
+            return loss + config.entropy_weight * terms["entropy"]
+        if config.codebook == "gradient":
+            loss = loss + output.codebook_loss
+        if self.training:
+            self._update_codebook(output.z, output.codes)
+        return loss
+
     def _adversarial_loss(
         self,
         discriminator: PatchDiscriminator,
@@ -184,8 +219,9 @@ class VQTrainingModule(nn.Module):
         return self.loss_config.adversarial_weight * weight * judged + terms["discriminator"]
 
     def _update_codebook(self, z: torch.Tensor, codes: torch.Tensor) -> None:
+        assert self.codebook is not None
         rows = z.detach().permute(0, 2, 3, 1).flatten(0, 2)
-        self.codebook.update(self.model.get_codebook().data, rows, codes.flatten())
+        self.codebook.update(self._codebook_weight.data, rows, codes.flatten())
 
 
 __all__ = ["VQLossConfig", "VQTrainingModule"]

@@ -146,7 +146,7 @@ class VQTrainer(ExactResumeMixin, Trainer):
             self._started = time.perf_counter()
         inputs = {"pixel_values": self._augmented(inputs["pixel_values"])}
         done, module = self.progress(), self._module
-        if done >= self.args.autoencoder_fraction and not bool(module.codebook.ready):
+        if done >= self.args.autoencoder_fraction and not module.quantizes:
             self._start_codebook(inputs["pixel_values"])
         module.adversarial = done >= module.loss_config.adversarial_start
         return super().training_step(model, inputs, *args, **kwargs)
@@ -168,6 +168,11 @@ class VQTrainer(ExactResumeMixin, Trainer):
         **kwargs: Any,
     ) -> Any:
         outputs = model(**inputs)
+        if not outputs["loss"].isfinite():  # said at once: Trainer's log counts NaN as 0
+            raise ValueError(
+                f"step {self.state.global_step + 1}: the loss is {float(outputs['loss'])}; training has "
+                "diverged (a lower learning rate helps), and its last checkpoint is the last good one"
+            )
         for name, value in outputs.items():
             if name != "loss":
                 self._terms[name] = self._terms.get(name, 0.0) + value
