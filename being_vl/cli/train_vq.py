@@ -1,4 +1,4 @@
-"""`being-vl train-vq`: pictures → a VQ-GAN.
+"""`being-vl train-vq`: pictures → a quantizer.
 
 The recipes under hub_configs/vq/ are configurations of this command. Run again after an
 interruption, it continues from its last whole checkpoint.
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 _CONFIG_FILE = "train_vq.yaml"
 # What a continued run may not change: it would be another run.
 _FIXED = (
-    "model", "losses", "steps", "batch_size", "gradient_accumulation", "learning_rate",
+    "kind", "resolution", "model", "losses", "steps", "batch_size", "gradient_accumulation", "learning_rate",
     "discriminator_learning_rate", "warmup_steps", "schedule", "adam_beta1", "adam_beta2", "weight_decay",
     "max_grad_norm", "autoencoder_fraction", "seed", "random_flip", "random_crop", "perceptual_backbone",
 )  # fmt: skip
@@ -49,7 +49,7 @@ def make_parser() -> Parser:
 def make_help_parser() -> Parser:
     """The options without those of the model and its losses, whose classes take seconds to import."""
     parser = Parser(
-        "Train a VQ-GAN on images; OUTPUT gets model, image processor and metrics. Sizes and losses are best "
+        "Train a quantizer on images; OUTPUT gets model, image processor and metrics. Sizes and losses are best "
         "taken from a file under hub_configs/vq/; as options they are --model.X and --losses.X.",
         json="print the metrics as JSON",
     )
@@ -60,11 +60,25 @@ def make_help_parser() -> Parser:
     data.add_argument("--eval-images", type=str, metavar="FOLDER", help="images to measure on")
     data.add_argument("--eval-count", type=PositiveInt, help="or: hold out so many of the source")
     add(data, "workers", default=2, help="processes that decode images")
+    kind = parser.add_argument_group(
+        "quantizer", "with defaults by --resolution, but for --model.X"
+    )
+    kind.add_argument(
+        "--kind",
+        type=Literal["patch", "vqgan", "fsq", "lfq"],
+        default="vqgan",
+        help="patch: k-means, in a minute on a CPU; fsq: finite scalars; lfq: lookup-free",
+    )
+    kind.add_argument("--resolution", type=PositiveInt, help="pixels a side; default: 256")
     training = parser.add_argument_group("training")
-    training.add_argument("--steps", type=PositiveInt, default=100_000, help="of the optimizer")
-    add(training, "batch-size", default=8, help="images in a batch, per device")
+    training.add_argument("--steps", type=PositiveInt, help="default: by --resolution")
     training.add_argument(
-        "--learning-rate", type=PositiveFloat, default=1e-4, help="peak of the learning rate"
+        "--batch-size",
+        type=PositiveInt,
+        help="images in a batch, per device; default: by --resolution",
+    )
+    training.add_argument(
+        "--learning-rate", type=PositiveFloat, help="its peak; default: by --resolution"
     )
     add(training, "seed", "device")
     add(training, "dtype", default="float32", help="autocast: float32 or bfloat16")
@@ -130,6 +144,7 @@ def main(args: Namespace) -> int:
 
     from ..files import locked
 
+    chosen = _resolve(args)
     output = Path(args.output)
     state = PartialState(cpu=args.device == "cpu")
     own_lock = f".rank-{state.process_index:05d}.lock"
@@ -137,7 +152,11 @@ def main(args: Namespace) -> int:
         if state.is_main_process:
             _claim(args, output)
         state.wait_for_everyone()
-        trainer, processor = _make_trainer(args, output)
+        if args.kind == "patch":
+            if state.is_main_process:
+                _fit_patches(args, chosen, output)
+            return 0
+        trainer, processor = _make_trainer(args, chosen, output)
         started = time.perf_counter()
         trainer.train(resume_from_checkpoint="auto")
         seconds = time.perf_counter() - started
@@ -158,6 +177,59 @@ def _inherited_fields(config_class: type) -> list[str]:
     return [field.name for field in dataclasses.fields(config_class) if field.name not in own]
 
 
+def _resolve(args: Namespace) -> Any:
+    """Fill in what was left to the kind and the resolution, and return the quantizer's configuration.
+
+    Raises:
+        ValueError: sizes of a model as well as a kind or a resolution.
+    """
+    from ..quantizers.modeling_being_vl_vq import BeingVLVQConfig
+    from ..training.vq.presets import RESOLUTION, Preset, preset
+
+    chosen = preset(args.kind, int(args.resolution or RESOLUTION))
+    sizes = args.model.as_dict()
+    given = [name for name, value in sizes.items() if value != getattr(BeingVLVQConfig, name)]
+    if given and (args.kind == "patch" or args.resolution is not None):
+        given = [name for name in given if sizes[name] != getattr(chosen.config, name, None)]
+        if given:
+            raise ValueError(
+                f"--model.{given[0]} sets a size, and --kind {args.kind} with --resolution sets all of them: "
+                "give one or the other"
+            )
+    if given:
+        if args.kind not in ("vqgan", sizes["quantizer"]):
+            raise ValueError(f"--kind is {args.kind}, but --model.quantizer {sizes['quantizer']}")
+        chosen = Preset(BeingVLVQConfig(**sizes), steps=100_000, batch_size=8, learning_rate=1e-4)
+    elif args.kind != "patch":
+        for name in sizes:
+            args.model[name] = getattr(chosen.config, name)
+    for name in ("steps", "batch_size", "learning_rate"):
+        if args[name] is None:
+            args[name] = getattr(chosen, name)
+    return chosen.config
+
+
+def _fit_patches(args: Namespace, config: Any, output: Path) -> None:
+    from ..hub.checkpoint import default_image_processor
+    from ..quantizers.metrics import PixelScale, ReconstructionMetrics, evaluate_reconstruction
+    from ..training.vq.presets import fit_patch_vq
+
+    started = time.perf_counter()
+    processor = default_image_processor(config)
+    train, evaluation = _datasets(args, processor)
+    model = fit_patch_vq(config, train, seed=args.seed)
+    metrics: dict[str, Any] = {}
+    if evaluation is not None:
+        metrics = evaluate_reconstruction(
+            model,
+            (evaluation[index]["pixel_values"][None] for index in range(len(evaluation))),
+            ReconstructionMetrics(config.num_embeddings, PixelScale.of(processor), ssim=args.ssim),
+        )
+    model.save_pretrained(output)
+    processor.save_pretrained(output)
+    _report(args, output, {**metrics, "seconds": round(time.perf_counter() - started, 1)})
+
+
 def _claim(args: Namespace, output: Path) -> None:
     """Save the configuration; refuse a folder with another run in it."""
     import yaml
@@ -174,17 +246,18 @@ def _claim(args: Namespace, output: Path) -> None:
     write_atomic(path, text.encode())
 
 
-def _make_trainer(args: Namespace, output: Path) -> tuple[VQTrainer, BeingVLImageProcessor]:
+def _make_trainer(
+    args: Namespace, config: Any, output: Path
+) -> tuple[VQTrainer, BeingVLImageProcessor]:
     from transformers import set_seed
 
     from ..hub.checkpoint import default_image_processor
     from ..quantizers.metrics import PixelScale, ReconstructionMetrics, inception_network
-    from ..quantizers.modeling_being_vl_vq import BeingVLVQConfig, BeingVLVQModel
+    from ..quantizers.modeling_being_vl_vq import BeingVLVQModel
     from ..training.vq.losses import load_perceptual_loss
     from ..training.vq.module import VQLossConfig, VQTrainingModule
     from ..training.vq.run import ProgressBar, VQTrainer
 
-    config = BeingVLVQConfig(**args.model.as_dict())
     processor = default_image_processor(config)
     training = _training_arguments(args, output)
     train, evaluation = _datasets(args, processor)

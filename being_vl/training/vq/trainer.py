@@ -170,7 +170,7 @@ class VQTrainer(ExactResumeMixin, Trainer):
         outputs = model(**inputs)
         if not outputs["loss"].isfinite():  # said at once: Trainer's log counts NaN as 0
             raise ValueError(
-                f"step {self.state.global_step + 1}: the loss is {float(outputs['loss'])}; training has "
+                f"step {self.state.global_step + 1}: the loss is {float(outputs['loss'].detach())}; training has "
                 "diverged (a lower learning rate helps), and its last checkpoint is the last good one"
             )
         for name, value in outputs.items():
