@@ -55,6 +55,10 @@ if TYPE_CHECKING:
     from .processing.processing_being_vl import BeingVLProcessor
     from .processing.tokenization_being_vl import BeingVLTokenizer
     from .quantizers.image_processing_being_vl import BeingVLImageProcessor
+    from .quantizers.modeling_being_vl_adapted_vq import (
+        BeingVLAdaptedVQConfig,
+        BeingVLAdaptedVQModel,
+    )
     from .quantizers.modeling_being_vl_patch_vq import BeingVLPatchVQConfig, BeingVLPatchVQModel
     from .quantizers.modeling_being_vl_vq import BeingVLVQConfig, BeingVLVQModel
     from .vocabulary import VocabularyLayout

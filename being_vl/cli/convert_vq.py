@@ -35,8 +35,7 @@ def make_parser() -> Parser:
     parser.add_argument(
         "--rescale-factor",
         type=PositiveFloat,
-        default=0.0078,
-        help="of the image processor: 0.0078 for Chameleon and Being-VL, 0.00784314 for taming",
+        help="of the image processor; default: 1/127.5 for LlamaGen, else 0.0078 (Chameleon, Being-VL)",
     )
     add(parser, "dtype", default="float32", help="of the weights; the codebook stays float32")
     return parser
@@ -85,7 +84,7 @@ def _write(model: BeingVLVQModel, args: Namespace, output: Path) -> None:
     processor = BeingVLImageProcessor(
         size={"shortest_edge": side},
         crop_size={"height": side, "width": side},
-        rescale_factor=args.rescale_factor,
+        rescale_factor=args.rescale_factor or (1 / 127.5 if model.config.l2_norm else 0.0078),
         size_divisor=model.config.downsampling,
     )
     with new_folder(output) as folder:

@@ -57,11 +57,9 @@ def main(args: Namespace) -> int:
     import torch
     from accelerate import PartialState
     from tqdm import tqdm
-    from transformers import AutoModel
-
-    import being_vl  # noqa: F401  (the Auto classes know our models)
 
     from ..data.quantizing import quantize_source, quantizer_identity, write_manifest
+    from ..quantizers.quantizer import load_quantizer
 
     started = time.perf_counter()
     output = Path(args.output)
@@ -69,7 +67,7 @@ def main(args: Namespace) -> int:
     source = open_source(args, shard_size=args.shard_size)
     state = PartialState(cpu=args.device == "cpu")
     device = state.device if args.device is None else torch.device(args.device)
-    model = AutoModel.from_pretrained(args.quantizer).to(device).eval()
+    model = load_quantizer(args.quantizer).to(device)
     dtype = model.dtype if args.dtype == "auto" else getattr(torch, args.dtype)
     processor = _image_processor(args, model.config)
     if state.is_main_process:
@@ -116,20 +114,12 @@ def main(args: Namespace) -> int:
 
 def _image_processor(args: Namespace, vq_config: Any) -> BeingVLImageProcessor:
     """The named one, else the quantizer's own, else the defaults at the quantizer's resolution."""
-    from ..hub.checkpoint import default_image_processor
     from ..quantizers.image_processing_being_vl import BeingVLImageProcessor
+    from ..quantizers.quantizer import image_processor_for
 
     if args.image_processor is not None:
         return BeingVLImageProcessor.from_pretrained(args.image_processor)
-    try:
-        return BeingVLImageProcessor.from_pretrained(args.quantizer)
-    except OSError:
-        print(
-            f"{args.quantizer} has no preprocessor_config.json: images are resized and cropped to "
-            f"{vq_config.resolution} × {vq_config.resolution} (give --image-processor for anything else)",
-            file=sys.stderr,
-        )
-        return default_image_processor(vq_config)
+    return image_processor_for(args.quantizer, vq_config)
 
 
 def _save_config(args: Namespace, output: Path) -> None:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from jsonargparse import Namespace
+from jsonargparse.typing import PositiveInt
 
 from .options import add, flag
 from .parsing import Parser
@@ -23,7 +24,13 @@ def make_parser() -> Parser:
         json="print a summary as JSON",
     )
     add(parser, "base", help="text model: folder, Hub id, or .gguf file", required=True)
-    add(parser, "quantizer", "bpe", required=True)
+    add(parser, "bpe", required=True)
+    add(parser, "quantizer")
+    parser.add_argument(
+        "--codebook-size",
+        type=PositiveInt,
+        help="without --quantizer: K of the codes that it is given",
+    )
     add(parser, "output", help="folder of the checkpoint", required=True)
     add(parser, "image-init", "image-init-std")
     add(parser, "seed", help="of the new rows")
@@ -56,12 +63,12 @@ def main(args: Namespace) -> int:
         ValueError, OSError: an input does not load, the parts do not fit, or the output exists.
     """
     import torch
-    from transformers import AutoModel
 
     from ..bpe.image_bpe import ImageBPE
     from ..hub.checkpoint import init_checkpoint, save_checkpoint
     from ..models.loading import base_family, load_base, load_base_tokenizer
     from ..processing.tokenization_being_vl import LLAMA_31_SPECIAL_TOKENS
+    from ..quantizers.quantizer import load_quantizer
 
     output = Path(args.output)
     if output.exists() and (not output.is_dir() or any(output.iterdir())):
@@ -69,13 +76,23 @@ def main(args: Namespace) -> int:
     base_family(args.base)  # refuses at once what cannot be extended
     bpe_path = Path(args.bpe)
     image_bpe = ImageBPE.from_pretrained(bpe_path.parent if bpe_path.is_file() else bpe_path)
-    vq_model = AutoModel.from_pretrained(args.quantizer)
+    vq_model = None
+    if args.quantizer is not None:
+        vq_model = load_quantizer(args.quantizer)
+    elif args.codebook_size is None:
+        raise ValueError(
+            "give --quantizer, or --codebook-size for a model that is given codes alone"
+        )
+    if args.codebook_size not in (None, image_bpe.codebook_size):
+        raise ValueError(
+            f"--codebook-size is {args.codebook_size}, but {args.bpe} has {image_bpe.codebook_size} codes"
+        )
     model, processor = init_checkpoint(
         load_base(args.base, dtype=args.dtype),
         load_base_tokenizer(args.base),
         vq_model,
         image_bpe,
-        image_processor=_load_image_processor(args, vq_model.config),
+        image_processor=_load_image_processor(args, vq_model),
         special_tokens=LLAMA_31_SPECIAL_TOKENS if args.special_tokens == "llama-3.1" else None,
         chat_template=Path(args.chat_template).read_text("utf-8") if args.chat_template else None,
         image_init=args.image_init,
@@ -90,21 +107,14 @@ def main(args: Namespace) -> int:
     return 0
 
 
-def _load_image_processor(args: Namespace, vq_config: Any) -> BeingVLImageProcessor:
-    """The named one, else the VQ model's own, else the default at its resolution."""
-    from transformers.utils import cached_file
-
-    from ..hub.checkpoint import default_image_processor
+def _load_image_processor(args: Namespace, vq_model: Any) -> BeingVLImageProcessor | None:
+    """The named one, else the quantizer's own, else the default at its resolution; None without either."""
     from ..quantizers.image_processing_being_vl import BeingVLImageProcessor
+    from ..quantizers.quantizer import image_processor_for
 
     if args.image_processor is not None:
         return BeingVLImageProcessor.from_pretrained(args.image_processor)
-    own = cached_file(
-        args.quantizer, "preprocessor_config.json", _raise_exceptions_for_missing_entries=False
-    )
-    if own is not None:
-        return BeingVLImageProcessor.from_pretrained(args.quantizer)
-    return default_image_processor(vq_config)
+    return None if vq_model is None else image_processor_for(args.quantizer, vq_model.config)
 
 
 def _report(args: Namespace, model: Any, processor: Any) -> None:

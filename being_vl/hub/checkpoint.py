@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
@@ -19,6 +19,7 @@ from ..processing.chat_templates import default_chat_template
 from ..processing.processing_being_vl import BeingVLProcessor
 from ..processing.tokenization_being_vl import BeingVLTokenizer
 from ..quantizers.image_processing_being_vl import BeingVLImageProcessor
+from ..quantizers.quantizer import default_image_processor
 from .remote_code import add_remote_code
 
 if TYPE_CHECKING:
@@ -31,7 +32,7 @@ if TYPE_CHECKING:
 def init_checkpoint(
     text_model: PreTrainedModel,
     text_tokenizer: PreTrainedTokenizerBase,
-    vq_model: PreTrainedModel,
+    vq_model: PreTrainedModel | None,
     image_bpe: ImageBPE,
     *,
     image_processor: BeingVLImageProcessor | None = None,
@@ -46,7 +47,8 @@ def init_checkpoint(
     Args:
         text_model: a model of a family in `models.families`, with a tied or an untied head.
         text_tokenizer: its fast tokenizer.
-        vq_model: the quantizer of images, with as many codes as `image_bpe` knows.
+        vq_model: the quantizer of images, with as many codes as `image_bpe` knows; None for a checkpoint
+            that is given codes and never pictures.
         image_bpe: the trained image BPE.
         image_processor: by default Chameleon's, with a square crop of `vq_model.config.resolution`.
         special_tokens: see [`BeingVLTokenizer.from_text_tokenizer`].
@@ -58,7 +60,7 @@ def init_checkpoint(
         ValueError: the VQ model and the image BPE have different codebook sizes, or the tokenizer has more
             ids than the model has rows.
     """
-    if vq_model.config.num_embeddings != image_bpe.codebook_size:
+    if vq_model is not None and vq_model.config.num_embeddings != image_bpe.codebook_size:
         raise ValueError(
             f"the VQ model has {vq_model.config.num_embeddings} codes, but the image BPE was trained on "
             f"{image_bpe.codebook_size}"
@@ -66,7 +68,11 @@ def init_checkpoint(
     tokenizer = BeingVLTokenizer.from_text_tokenizer(text_tokenizer, image_bpe, special_tokens)
     tokenizer.chat_template = chat_template or default_chat_template(tokenizer.get_vocab())
     if image_processor is None:
-        image_processor = default_image_processor(vq_model.config)
+        image_processor = (
+            BeingVLImageProcessor()
+            if vq_model is None
+            else default_image_processor(vq_model.config)
+        )
     processor = BeingVLProcessor(image_processor, tokenizer, vq_model=vq_model)
     model = extend_text_model(
         text_model,
@@ -75,24 +81,16 @@ def init_checkpoint(
         eoi_token_id=tokenizer.eoi_token_id,
         image_token_id=tokenizer.image_token_id,
         pad_token_id=tokenizer.pad_token_id,
-        image_grid_size=_grid_size(image_processor, vq_model.config.downsampling),
+        image_grid_size=None
+        if vq_model is None
+        else _grid_size(image_processor, vq_model.config.downsampling),
         image_init=image_init,
         image_init_std=image_init_std,
-        codebook=vq_model.get_codebook(),
+        codebook=None if vq_model is None else vq_model.get_codebook(),
         merges=image_bpe.merges,
         generator=generator,
     )
     return model, processor
-
-
-def default_image_processor(vq_config: Any) -> BeingVLImageProcessor:
-    """Chameleon's preprocessing at the resolution of a VQ model."""
-    side = vq_config.resolution
-    return BeingVLImageProcessor(
-        size={"shortest_edge": side},
-        crop_size={"height": side, "width": side},
-        size_divisor=vq_config.downsampling,
-    )
 
 
 def _grid_size(image_processor: BeingVLImageProcessor, downsampling: int) -> tuple[int, int] | None:

@@ -17,6 +17,10 @@ CLASSES: dict[str, dict[str, str]] = {
         "AutoConfig": "quantizers.modeling_being_vl_vq.BeingVLVQConfig",
         "AutoModel": "quantizers.modeling_being_vl_vq.BeingVLVQModel",
     },
+    "being_vl_adapted_vq": {
+        "AutoConfig": "quantizers.modeling_being_vl_adapted_vq.BeingVLAdaptedVQConfig",
+        "AutoModel": "quantizers.modeling_being_vl_adapted_vq.BeingVLAdaptedVQModel",
+    },
     "being_vl_patch_vq": {
         "AutoConfig": "quantizers.modeling_being_vl_patch_vq.BeingVLPatchVQConfig",
         "AutoModel": "quantizers.modeling_being_vl_patch_vq.BeingVLPatchVQModel",

@@ -92,7 +92,7 @@ def test_llamagen_of_both_downsampling_factors(tmp_path, multipliers):
 def test_convert_vq_reads_llamagen(tmp_path, capsys):
     model = make_model(l2_norm=True, resolution=256, attn_resolutions=[64])
     torch.save({"model": llamagen(model)}, tmp_path / "vq.pt")
-    assert command(["convert-vq", str(tmp_path / "vq.pt"), str(tmp_path / "out")]) == 0
+    assert command(["convert-vq", str(tmp_path / "vq.pt"), "--output", str(tmp_path / "out")]) == 0
     pixels = torch.rand(1, 3, 32, 32) * 2 - 1
     assert_same(BeingVLVQModel.from_pretrained(tmp_path / "out"), model, pixels)
 
@@ -203,7 +203,10 @@ def test_damaged_weights_are_named(model, tmp_path, capsys):
     save_file(weights, tmp_path / "model.safetensors")
     with pytest.raises(ValueError, match=r"decoder\.mid\.block_1\.conv1\.weight holds NaN"):
         load_vq_checkpoint(tmp_path, resolution=32)
-    assert command(["convert-vq", str(tmp_path), str(tmp_path / "out"), "--resolution=32"]) == 2
+    assert (
+        command(["convert-vq", str(tmp_path), "--output", str(tmp_path / "out"), "--resolution=32"])
+        == 2
+    )
     assert not (tmp_path / "out").exists()
     weights["decoder.mid.block_1.conv1.weight"][3, 1, 0, 0] = 1e20
     save_file(weights, tmp_path / "model.safetensors")

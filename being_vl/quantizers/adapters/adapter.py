@@ -1,0 +1,91 @@
+"""What an adapter says of another library's VQ model: how to build it, what its sizes are, how it is called."""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+CLIP = {
+    "rescale_factor": 1 / 255,
+    "image_mean": [0.48145466, 0.4578275, 0.40821073],
+    "image_std": [0.26862954, 0.26130258, 0.27577711],
+}
+CENTRED = {"rescale_factor": 1 / 127.5, "image_mean": [1.0] * 3, "image_std": [1.0] * 3}
+
+
+class Adapter:
+    """The base of the adapters, one for each library's class; `model` is the adapted model.
+
+    Attributes:
+        name: what a configuration calls the adapter.
+        model_types: `model_type` (or diffusers' `_class_name`) of the configurations that it loads.
+        preprocessing: options of the image processor, as the library's own has them.
+    """
+
+    name: ClassVar[str]
+    model_types: ClassVar[tuple[str, ...]]
+    preprocessing: ClassVar[dict[str, Any]] = CENTRED
+
+    def __init__(self, model: nn.Module):
+        self.model = model
+
+    @classmethod
+    def build(cls, config: dict[str, Any]) -> nn.Module:
+        """The model of a configuration, its weights not loaded yet."""
+        raise NotImplementedError
+
+    @classmethod
+    def load(cls, source: str, **options: Any) -> nn.Module:
+        """The model from a folder or a repository, its own or the whole that it is a part of."""
+        raise NotImplementedError
+
+    def sizes(self) -> dict[str, int]:
+        """`num_embeddings`, `downsampling` and `resolution`."""
+        raise NotImplementedError
+
+    def model_config(self) -> dict[str, Any]:
+        """What `build` takes."""
+        return self.model.config.to_dict()
+
+    def encode(self, pixel_values: torch.Tensor) -> torch.Tensor:
+        """pixels (B, 3, H, W) → codes (B, h, w) long."""
+        raise NotImplementedError
+
+    def decode(self, codes: torch.Tensor) -> torch.Tensor:
+        """codes (B, h, w) → pixels (B, 3, H, W)."""
+        raise ValueError(
+            f"{type(self.model).__name__} has no decoder: it turns pixels into codes only"
+        )
+
+    def vectors(self, codes: torch.Tensor, *, unit: bool = False) -> torch.Tensor:
+        """Codes (B, h, w) → codebook vectors, (B, D, h, w)."""
+        vectors = self.model.quantize.embedding(codes)
+        return (F.normalize(vectors, dim=-1) if unit else vectors).permute(0, 3, 1, 2)
+
+
+def part_of(kind: type[Any], source: str, config: Any, options: dict[str, Any]) -> Any:
+    """A VQ model of transformers, from its own checkpoint or out of the whole model's.
+
+    Args:
+        kind: the class of the VQ model.
+        config: its configuration.
+        options: of `from_pretrained`.
+
+    Raises:
+        ValueError: a weight is missing.
+    """
+    model, info = kind.from_pretrained(
+        source,
+        config=config,
+        key_mapping={r"^(model\.)?vqmodel\.": ""},
+        output_loading_info=True,
+        **options,
+    )
+    if info["missing_keys"]:
+        raise ValueError(
+            f"{source}: {sorted(info['missing_keys'])[0]} is missing for {kind.__name__}"
+        )
+    return model

@@ -1,0 +1,163 @@
+"""pixels → codes by another library's VQ model, in the clothes of ours.
+
+The model itself is unchanged: an adapter (one short file each in `adapters/`) says how it is built and called.
+So it saves, loads, travels with a checkpoint and is pushed as every quantizer of this library.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import PreTrainedConfig, PreTrainedModel
+
+from ..hub.part import QuantizerPart
+from .adapters.adapter import Adapter
+from .adapters.chameleon import ChameleonAdapter
+from .adapters.diffusers_vq import DiffusersAdapter
+from .adapters.emu3 import Emu3Adapter
+from .adapters.glm_image import GlmImageAdapter
+from .adapters.janus import JanusAdapter
+from .finite import require_finite
+
+ADAPTERS: tuple[type[Adapter], ...] = (
+    ChameleonAdapter,
+    DiffusersAdapter,
+    Emu3Adapter,
+    GlmImageAdapter,
+    JanusAdapter,
+)
+
+
+class BeingVLAdaptedVQConfig(QuantizerPart, PreTrainedConfig):
+    """Which adapter, and what it builds.
+
+    Args:
+        adapter: its name.
+        model_config: the adapted model's own configuration.
+        num_embeddings: number of codes, K.
+        downsampling: pixels of a cell, along a side.
+        resolution: side in pixels to which pictures are resized by default.
+        preprocessing: options of the image processor that the model was trained with.
+
+    Raises:
+        ValueError: an unknown adapter.
+    """
+
+    model_type = "being_vl_adapted_vq"
+
+    def __init__(
+        self,
+        adapter: str = "chameleon",
+        model_config: dict[str, Any] | None = None,
+        num_embeddings: int = 8192,
+        downsampling: int = 16,
+        resolution: int = 512,
+        preprocessing: dict[str, Any] | None = None,
+        **kwargs: Any,
+    ):
+        self.adapter = adapter
+        self.model_config = model_config or {}
+        self.num_embeddings = num_embeddings
+        self.downsampling = downsampling
+        self.resolution = resolution
+        self.preprocessing = preprocessing or {}
+        super().__init__(**kwargs)
+
+
+class BeingVLAdaptedVQModel(QuantizerPart, PreTrainedModel):
+    """A quantizer around another library's VQ model; [`adapt`] makes one."""
+
+    config_class = BeingVLAdaptedVQConfig
+    config: BeingVLAdaptedVQConfig
+    main_input_name = "pixel_values"
+    input_modalities = ("image",)
+
+    def __init__(self, config: BeingVLAdaptedVQConfig, model: nn.Module | None = None) -> None:
+        super().__init__(config)
+        kind = next((kind for kind in ADAPTERS if kind.name == config.adapter), None)
+        if kind is None:
+            raise ValueError(
+                f"adapter must be one of {[kind.name for kind in ADAPTERS]}, got {config.adapter!r}"
+            )
+        self.model = kind.build(config.model_config) if model is None else model
+        self._adapter = kind(self.model)
+        self.post_init()
+
+    def _init_weights(self, module: nn.Module) -> None:
+        """Nothing: the adapted model has initialised itself."""
+
+    def get_codebook(self) -> torch.Tensor:
+        """The codebook, (K, D)."""
+        return self.model.quantize.embedding.weight
+
+    @torch.no_grad()
+    def encode(self, pixel_values: torch.Tensor) -> torch.Tensor:
+        """pixels (B, 3, H, W), scaled as the model's own image processor does → codes (B, h, w) long.
+
+        Raises:
+            ValueError: a side is no multiple of `config.downsampling`.
+            NotFiniteError: NaN or infinite latents.
+        """
+        height, width = pixel_values.shape[-2:]
+        side = self.config.downsampling
+        if pixel_values.ndim != 4 or height % side or width % side:
+            raise ValueError(
+                f"pixel_values must be (batch, 3, height, width) with sides that {side} divides, got "
+                f"{tuple(pixel_values.shape)}"
+            )
+        check = self.model.quantize.register_forward_pre_hook(_require_finite)
+        try:
+            return self._adapter.encode(pixel_values.to(self.dtype))
+        finally:
+            check.remove()
+
+    def decode(self, codes: torch.Tensor) -> torch.Tensor:
+        """codes (B, h, w) → pixels (B, 3, H, W).
+
+        Raises:
+            ValueError: the model has no decoder, or a code is out of range.
+        """
+        if codes.ndim != 3 or (
+            codes.numel() and not 0 <= codes.min() <= codes.max() < self.config.num_embeddings
+        ):
+            raise ValueError(
+                f"codes must be (batch, height, width) in [0, {self.config.num_embeddings}), got shape "
+                f"{tuple(codes.shape)}"
+            )
+        return self._adapter.decode(codes.long())
+
+    def forward(self, pixel_values: torch.Tensor) -> torch.Tensor:
+        """The reconstruction, `decode(encode(pixel_values))`."""
+        return self.decode(self.encode(pixel_values))
+
+
+def _require_finite(module: nn.Module, inputs: tuple[Any, ...]) -> None:
+    require_finite(inputs[0])
+
+
+def adapt(model: nn.Module) -> BeingVLAdaptedVQModel:
+    """A quantizer around a model of one of the libraries that there are adapters for.
+
+    Raises:
+        ValueError: no adapter knows its class.
+    """
+    config = getattr(model, "config", None)
+    model_type = getattr(config, "model_type", None) or dict(config or {}).get("_class_name")
+    if type(model).__name__ == "GlmImageTokenizer":
+        model_type = "glm_image"
+    kind = next((kind for kind in ADAPTERS if model_type in kind.model_types), None)
+    if kind is None:
+        raise ValueError(f"no adapter knows {type(model).__name__}; see docs/quantizers.md")
+    adapter = kind(model)
+    config = BeingVLAdaptedVQConfig(
+        adapter=kind.name,
+        model_config=adapter.model_config(),
+        preprocessing=kind.preprocessing,
+        **adapter.sizes(),
+    )
+    return BeingVLAdaptedVQModel(config, model).eval()
+
+
+__all__ = ["BeingVLAdaptedVQConfig", "BeingVLAdaptedVQModel", "adapt"]

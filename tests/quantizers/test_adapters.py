@@ -1,0 +1,242 @@
+"""Other libraries' VQ models with random weights: the codes and pixels that the library itself gives."""
+
+from __future__ import annotations
+
+import importlib.util
+import sys
+
+import pytest
+import torch
+from torch import nn
+from transformers import (
+    AutoModel,
+    ChameleonVQVAE,
+    ChameleonVQVAEConfig,
+    Emu3VQVAE,
+    Emu3VQVAEConfig,
+    GlmImageVisionConfig,
+    GlmImageVQVAEConfig,
+    JanusVQVAE,
+    JanusVQVAEConfig,
+)
+
+from being_vl import BeingVLImageProcessor
+from being_vl.quantizers.adapters.glm_image import GlmImageTokenizer
+from being_vl.quantizers.finite import NotFiniteError
+from being_vl.quantizers.identity import quantizer_identity
+from being_vl.quantizers.modeling_being_vl_adapted_vq import adapt
+from being_vl.quantizers.quantizer import default_image_processor, load_quantizer
+
+SIZES = {
+    "base_channels": 32,
+    "channel_multiplier": [1, 2],
+    "num_res_blocks": 1,
+    "latent_channels": 16,
+}
+
+
+def chameleon():
+    return ChameleonVQVAE(
+        ChameleonVQVAEConfig(**SIZES, embed_dim=8, num_embeddings=64, resolution=32)
+    )
+
+
+def janus():
+    return JanusVQVAE(JanusVQVAEConfig(**SIZES, embed_dim=8, num_embeddings=64, num_patches=8))
+
+
+def emu3():
+    config = {**SIZES, "latent_channels": 4, "attn_resolutions": [1], "hidden_size": 64}
+    return Emu3VQVAE(
+        Emu3VQVAEConfig(**config, codebook_size=64, embed_dim=4, temporal_downsample_factor=2)
+    )
+
+
+def glm_image():
+    vision = GlmImageVisionConfig(
+        depth=1, hidden_size=32, num_heads=2, intermediate_size=32, patch_size=4, image_size=32
+    )
+    vq = GlmImageVQVAEConfig(embed_dim=16, num_embeddings=64, latent_channels=32)
+    return GlmImageTokenizer(vision, vq)
+
+
+def diffusers_vq():
+    if importlib.util.find_spec("diffusers") is None:
+        pytest.skip("diffusers is not installed")
+    from diffusers import VQModel
+
+    return VQModel(
+        block_out_channels=(32, 32), down_block_types=("DownEncoderBlock2D",) * 2,
+        up_block_types=("UpDecoderBlock2D",) * 2, layers_per_block=1, latent_channels=4,
+        num_vq_embeddings=64, sample_size=32, vq_embed_dim=4,
+    )  # fmt: skip
+
+
+MAKERS = {
+    "chameleon": chameleon,
+    "diffusers": diffusers_vq,
+    "emu3": emu3,
+    "glm_image": glm_image,
+    "janus": janus,
+}
+
+
+def make(name: str) -> nn.Module:
+    torch.manual_seed(0)
+    model = MAKERS[name]().eval()
+    nn.init.normal_(model.quantize.embedding.weight)
+    return model
+
+
+PIXELS = torch.rand(2, 3, 16, 24, generator=torch.Generator().manual_seed(0)) * 2 - 1
+
+
+@torch.no_grad()
+def by_library(name: str, model: nn.Module, pixels: torch.Tensor) -> torch.Tensor:
+    """Codes as the library's own code makes them."""
+    batch, _, height, width = pixels.shape
+    if name == "emu3":
+        sizes = torch.tensor([[height, width]] * batch)
+        return torch.stack(list(model.encode(pixels, sizes).image_tokens))
+    if name == "diffusers":
+        codes = model.quantize(model.encode(pixels).latents)[2][2]
+        return codes.view(batch, height // 2, width // 2)
+    if name == "glm_image":
+        h, w = height // 4, width // 4
+        rows = nn.functional.unfold(pixels, 4, stride=4).transpose(1, 2).reshape(batch * h * w, -1)
+        features = model.visual(rows, grid_thw=torch.tensor([[1, h, w]] * batch)).pooler_output
+        features = features.view(batch, h, w, -1).permute(0, 3, 1, 2)
+        return model.vqmodel.encode(features).image_tokens.view(batch, h, w)
+    return model.encode(pixels).image_tokens.view(batch, height // 2, width // 2)
+
+
+@pytest.mark.parametrize("name", MAKERS)
+def test_codes_are_those_of_the_library(name, tmp_path):
+    model = make(name)
+    wanted = by_library(name, model, PIXELS)
+    quantizer = adapt(model)
+    assert torch.equal(quantizer.encode(PIXELS), wanted)
+    side = quantizer.config.downsampling
+    assert wanted.shape == (2, 16 // side, 24 // side)
+    assert quantizer.get_codebook().shape[0] == quantizer.config.num_embeddings == 64
+    # Saved and loaded as every quantizer, with an identity that stays.
+    processor = default_image_processor(quantizer.config)
+    quantizer.save_pretrained(tmp_path)
+    for loaded in (AutoModel.from_pretrained(tmp_path).eval(), load_quantizer(tmp_path)):
+        assert torch.equal(loaded.encode(PIXELS), wanted)
+        identity = quantizer_identity(loaded, processor)
+        assert identity == quantizer_identity(quantizer, processor)
+    with torch.no_grad():
+        quantizer.get_codebook()[0] += 1
+    assert quantizer_identity(quantizer, processor) != identity
+
+
+@pytest.mark.parametrize("name", ["chameleon", "diffusers", "emu3", "janus"])
+def test_the_librarys_own_folder_is_read(name, tmp_path):
+    model = make(name)
+    model.save_pretrained(tmp_path)
+    assert torch.equal(load_quantizer(tmp_path).encode(PIXELS), by_library(name, model, PIXELS))
+
+
+@torch.no_grad()
+def test_pixels_are_those_of_the_library():
+    codes = torch.randint(64, (2, 8, 8), generator=torch.Generator().manual_seed(1))
+    model = make("emu3")
+    assert torch.equal(adapt(model).decode(codes), model.decode(codes))
+    model = make("janus")
+    assert torch.equal(adapt(model).decode(codes), model.decode(codes.flatten(1)))
+    assert adapt(model).decode(codes[:, :3]).shape == (2, 3, 6, 16)  # no square
+    for name in ("chameleon", "glm_image"):
+        with pytest.raises(ValueError, match="has no decoder"):
+            adapt(make(name)).decode(codes)
+
+
+@torch.no_grad()
+def test_pixels_are_those_of_diffusers():
+    model = make("diffusers")
+    codes = torch.randint(64, (2, 8, 12), generator=torch.Generator().manual_seed(1))
+    vectors = model.quantize.get_codebook_entry(codes.flatten(), (2, 8, 12, 4))
+    wanted = model.decode(vectors, force_not_quantize=True).sample
+    assert torch.equal(adapt(model).decode(codes), wanted)
+
+
+@pytest.mark.parametrize("name", MAKERS)
+def test_latents_that_are_not_finite_have_no_codes(name):
+    pixels = PIXELS.clone()
+    pixels[1, 0, 0, 0] = float("nan")
+    with pytest.raises(NotFiniteError) as caught:
+        adapt(make(name)).encode(pixels)
+    assert caught.value.indices == [1]
+
+
+# ---- a user's own
+
+
+OWN = '''
+import torch
+
+class Thirds:
+    """The mean of each 8 × 8 block, in three shades."""
+    num_embeddings, downsampling, identity = 3, 8, "thirds of the mean, version 1"
+
+    def encode(self, pixel_values):
+        means = torch.nn.functional.avg_pool2d(pixel_values.mean(1, keepdim=True), 8)[:, 0]
+        return ((means + 1) / 2 * 3).clamp(0, 2.999).long()
+
+class Nameless(Thirds):
+    identity = None
+
+class Wrong(Thirds):
+    num_embeddings = 2
+'''
+
+
+@pytest.fixture
+def own(tmp_path, monkeypatch):
+    (tmp_path / "my_quantizers.py").write_text(OWN)
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delitem(sys.modules, "my_quantizers", raising=False)
+
+
+def test_a_module_of_ones_own(own, tmp_path):
+    quantizer = load_quantizer("my_quantizers:Thirds")
+    pixels = torch.zeros(1, 3, 16, 8)
+    pixels[:, :, 8:] = 0.9
+    assert quantizer.encode(pixels).tolist() == [[[1], [2]]]
+    processor = default_image_processor(quantizer.config)
+    assert "sha256" in quantizer_identity(quantizer, processor)
+    with pytest.raises(ValueError, match="does not travel with a checkpoint"):
+        quantizer.save_pretrained(tmp_path / "saved")
+    with pytest.raises(ValueError, match="has no decode"):
+        quantizer.decode(torch.zeros(1, 2, 1, dtype=torch.long))
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("my_quantizers:Nameless", "identity is missing"),
+        ("my_quantizers:Missing", "cannot be imported"),
+        ("no_such_package:Thirds", "cannot be imported"),
+        ("builtins:dict", "num_embeddings must be a positive integer"),
+    ],
+)
+def test_what_is_no_quantizer_is_refused(own, name, message):
+    with pytest.raises(ValueError, match=rf"{name}.*{message}"):
+        load_quantizer(name)
+
+
+def test_codes_that_break_their_word_are_refused(own):
+    with pytest.raises(ValueError, match=r"codes must be in \[0, 2\), got 2 to 2"):
+        load_quantizer("my_quantizers:Wrong").encode(torch.ones(1, 3, 8, 8))
+
+
+def test_a_folder_of_something_else_is_named(tmp_path):
+    (tmp_path / "config.json").write_text('{"model_type": "llama"}')
+    with pytest.raises(ValueError, match="'llama' is no quantizer"):
+        load_quantizer(tmp_path)
+
+
+def test_preprocessing_is_that_of_the_library():
+    processor = default_image_processor(adapt(make("emu3")).config)
+    assert isinstance(processor, BeingVLImageProcessor)
+    assert processor.image_mean == pytest.approx([0.48145466, 0.4578275, 0.40821073])
