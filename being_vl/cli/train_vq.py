@@ -56,7 +56,7 @@ def make_help_parser() -> Parser:
     add(parser, "output", help="folder of the model", required=True)
     add(parser, "resume")
     add_source(parser, streams=False)
-    data = parser.add_argument_group("data")
+    data = parser.add_argument_group("data and quantizer")
     data.add_argument("--eval-images", type=str, metavar="FOLDER", help="images to measure on")
     data.add_argument("--eval-count", type=PositiveInt, help="or: hold out so many of the source")
     add(data, "workers", default=2, help="processes that decode images")
@@ -67,27 +67,14 @@ def make_help_parser() -> Parser:
         "--kind",
         type=Literal["patch", "vqgan", "fsq", "lfq"],
         default="vqgan",
-        help="patch: k-means, in a minute on a CPU; fsq: finite scalars; lfq: lookup-free",
+        help="patch (k-means) takes a minute",
     )
     kind.add_argument("--resolution", type=PositiveInt, help="pixels a side; default: 256")
     training = parser.add_argument_group("training")
     training.add_argument("--steps", type=PositiveInt, help="default: by --resolution")
-    training.add_argument(
-        "--batch-size",
-        type=PositiveInt,
-        help="images in a batch, per device; default: by --resolution",
-    )
-    training.add_argument(
-        "--learning-rate", type=PositiveFloat, help="its peak; default: by --resolution"
-    )
+    training.add_argument("--batch-size", type=PositiveInt, help="images, per device")
     add(training, "seed", "device")
     add(training, "dtype", default="float32", help="autocast: float32 or bfloat16")
-    training.add_argument(
-        "--save-every", type=NonNegativeInt, default=0, help="steps between checkpoints; 0: none"
-    )
-    training.add_argument(
-        "--eval-every", type=NonNegativeInt, default=0, help="steps; 0: at the end alone"
-    )
     _add_rare(parser)
     return parser
 
@@ -99,6 +86,7 @@ def _add_rare(parser: Parser) -> None:
     flag(data, "cache-images", "keep all pixels in memory")
     optimizer = parser.rare("optimizer")
     add = optimizer.add_argument
+    add("--learning-rate", type=PositiveFloat, help="its peak; default: by --resolution")
     add("--gradient-accumulation", type=PositiveInt, default=1, help="batches in a step")
     add("--discriminator-learning-rate", type=PositiveFloat, help="default: the same")
     add("--warmup-steps", type=NonNegativeInt, default=0, help="steps to the peak")
@@ -118,6 +106,8 @@ def _add_rare(parser: Parser) -> None:
         default=0.1,
         help="share of the steps before k-means makes the codebook and quantization begins",
     )
+    add("--save-every", type=NonNegativeInt, default=0, help="steps between checkpoints; 0: none")
+    add("--eval-every", type=NonNegativeInt, default=0, help="steps; 0: at the end alone")
     add("--save-limit", type=PositiveInt, default=2, help="checkpoints kept")
     add("--log-every", type=PositiveInt, default=50, help="steps between logs")
     add("--report-to", type=str, default="none", help="tensorboard, wandb, trackio …")

@@ -143,11 +143,8 @@ def adapt(model: nn.Module) -> BeingVLAdaptedVQModel:
     Raises:
         ValueError: no adapter knows its class.
     """
-    config = getattr(model, "config", None)
-    model_type = getattr(config, "model_type", None) or dict(config or {}).get("_class_name")
-    if type(model).__name__ == "GlmImageTokenizer":
-        model_type = "glm_image"
-    kind = next((kind for kind in ADAPTERS if model_type in kind.model_types), None)
+    names = {getattr(model.config, "model_type", None), type(model).__name__}
+    kind = next((kind for kind in ADAPTERS if names & set(kind.model_types)), None)
     if kind is None:
         raise ValueError(f"no adapter knows {type(model).__name__}; see docs/quantizers.md")
     adapter = kind(model)

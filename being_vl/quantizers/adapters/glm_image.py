@@ -23,6 +23,8 @@ class GlmImageTokenizer(nn.Module):
         self.visual = GlmImageVisionModel(vision_config)
         self.vqmodel = GlmImageVQVAE(vq_config)
 
+        self.config = vq_config
+
     @property
     def quantize(self) -> nn.Module:
         return self.vqmodel.quantize
@@ -30,7 +32,7 @@ class GlmImageTokenizer(nn.Module):
 
 class GlmImageAdapter(Adapter):
     name = "glm_image"
-    model_types = ("glm_image",)
+    model_types = ("glm_image", "GlmImageTokenizer")
     preprocessing = CLIP
 
     @classmethod
