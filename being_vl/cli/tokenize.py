@@ -73,7 +73,7 @@ def make_parser() -> Parser:
         type=str,
         default="",
         metavar="FOLDER",
-        help="put in front of the data's image names, to find their ids",
+        help="what stands in front of the ids in the data's image names",
     )
     columns.add_argument(
         "--accept-mismatch", type=Literal["quantizer", "positions"], nargs="+", default=[],

@@ -22,6 +22,7 @@ from __future__ import annotations
 import hashlib
 import math
 import os
+import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -106,6 +107,12 @@ def mix(
         counts = _rounded(shares, rows)
     else:
         counts = {name: round(amount * len(sources[name])) for name, amount in amounts.items()}
+    for name, count in counts.items():
+        if not count:
+            warnings.warn(
+                f"the mixture takes no row of {name!r}: {amounts[name]} of {len(sources[name])} rows",
+                stacklevel=2,
+            )
     parts = [
         sources[name].select(_take(len(sources[name]), count, seed, name))
         for name, count in counts.items()

@@ -133,7 +133,7 @@ class ExactResumeMixin(Trainer):
                 f"damaged checkpoint passed over: {problem}. Going on from {checkpoint}",
                 stacklevel=4,
             )
-        return str(checkpoint), manifest["log_window"], manifest["best"]
+        return str(checkpoint), manifest["log_window"], manifest.get("best")
 
     def _run_epoch(
         self,

@@ -20,6 +20,7 @@ from transformers import TrainerCallback, set_seed
 from transformers.trainer import TRAINING_ARGS_NAME
 
 from ..data import load_training_data
+from ..data.identity import compare
 from ..files import locked, read_json, refuse_others, shown, write_atomic
 from ..models.loading import load_language_model
 from ..models.modeling_being_vl import BeingVLLanguageModel
@@ -276,6 +277,10 @@ def load_for_training(
         options["attn_implementation"] = model_args.attn_implementation
     model = load_language_model(source, **options)
     processor = BeingVLProcessor.from_pretrained(source)
+    own, rule = asdict(model.config.layout), "model and tokenizer must be of one checkpoint"
+    compare(
+        source, {"vocabulary": asdict(processor.tokenizer.layout)}, {"vocabulary": own}, rule=rule
+    )
     prepare_stage(
         model,
         stage_args.stage,

@@ -193,7 +193,7 @@ def world(tmp_path_factory):
 def run(world, tmp_path, rows, *flags):
     (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     return being_vl_command(
-        ["tokenize", "--checkpoint", str(world[0]), "--codes", str(world[2]), "--num-workers", "0",
+        ["tokenize", "--checkpoint", str(world[0]), "--codes", str(world[2]), "--workers", "0",
          "--data", str(tmp_path / "rows.jsonl"), "--output", str(tmp_path / "out"), *flags]
     )  # fmt: skip
 

@@ -8,6 +8,7 @@ import os
 
 import datasets
 import numpy as np
+import pyarrow as pa
 import pytest
 from checkpoint_fixtures import tiny_checkpoint
 from data_fixtures import make_checkpoint, make_codes, make_rows, write_rows
@@ -32,7 +33,7 @@ def checkpoint(tmp_path_factory):
 def tokenize(checkpoint, data, codes, output, *flags) -> int:
     return being_vl_command(
         ["tokenize", "--checkpoint", str(checkpoint), "--data", str(data), "--codes", str(codes),
-         "--output", str(output), "--num-workers", "0", *flags]
+         "--output", str(output), "--workers", "0", *flags]
     )  # fmt: skip
 
 
@@ -117,7 +118,7 @@ def pictures(folder, order):
 def encoded(checkpoint, tmp_path_factory):
     root = tmp_path_factory.mktemp("positions")
     pictures(root / "a", range(6))
-    command = ["encode", "--dataset", str(root / "a"), "--quantizer", str(checkpoint / "vq_model"),
+    command = ["encode", "--data", str(root / "a"), "--quantizer", str(checkpoint / "vq_model"),
                "--image-processor", str(checkpoint), "--output", str(root / "codes")]  # fmt: skip
     assert being_vl_command(command) == 0
     return root
@@ -204,3 +205,19 @@ def test_a_malformed_manifest_is_named(tmp_path, change, words):
     (out / "tokenized.json").write_text(json.dumps({**manifest, **change}))
     with pytest.raises(ValueError, match=words):
         load_tokenized(out, processor)
+
+
+@pytest.mark.parametrize(
+    "report", [{}, [], {"rows": "three", "skipped": []}, {"rows": True, "skipped": []}, "text"]
+)
+def test_wrong_types_in_the_metadata_of_a_shard_are_named(tmp_path, report):
+    from being_vl.data.tokenized import read_report
+
+    path = tmp_path / "data-00000-of-00001.arrow"
+    schema = pa.schema([("id", pa.string())], metadata={b"being_vl.tokenized": json.dumps(report)})
+    with pa.OSFile(str(path), "wb") as sink, pa.ipc.new_stream(sink, schema):
+        pass
+    with pytest.raises(
+        ValueError, match=r"data-00000-of-00001\.arrow: not a shard of being-vl tokenize"
+    ):
+        read_report(path)

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import datasets
 import numpy as np
 import pytest
 from checkpoint_fixtures import tiny_checkpoint
 
+from being_vl.data import mix
 from being_vl.data.tokenizing import Chunk, ChunkTokenizer, TokenizeSettings
 
 
@@ -38,3 +40,19 @@ def test_ids_count_what_is_learned():
     chunks(Chunk([0], [row], ["row"]))
     answer = processor.tokenizer("bc<|eot_id|>", add_special_tokens=False).input_ids
     assert chunks._counts["assistant_tokens"] == len(np.asarray(answer))
+
+
+def test_an_answer_that_was_its_image_is_left_out_with_it():
+    """--on-missing text takes the image away; the end of the turn alone would be learned."""
+    processor = tiny_checkpoint()[1]
+    chunks = ChunkTokenizer(processor, None, TokenizeSettings(source="x", on_missing="text"))
+    turns = [{"from": "human", "value": "Draw."}, {"from": "gpt", "value": "<image>"}]
+    chunks(Chunk([0], [{"image": "a", "conversations": turns}], ["row"]))
+    assert chunks._counts["rows"] == 0
+    assert chunks._skipped[0]["reason"] == "no --codes given, and it is all that the assistant says"
+
+
+def test_a_source_of_which_a_mixture_takes_nothing_is_named():
+    sources = {name: datasets.Dataset.from_dict({"a": range(10)}) for name in ("one", "two")}
+    with pytest.warns(UserWarning, match="the mixture takes no row of 'two': 0.01 of 10 rows"):
+        assert len(mix(sources, {"one": 1, "two": 0.01})) == 10

@@ -149,3 +149,16 @@ def test_the_command_says_so(run, start, finished, tmp_path, capsys):
     assert "nothing to do" not in capsys.readouterr().err
     assert main(["train", "--config", str(tmp_path / "run.yaml")]) == 0
     assert "finished before; nothing to do" in capsys.readouterr().err
+
+
+def test_a_model_of_another_vocabulary_than_its_tokenizer_is_refused(start, tmp_path):
+    folder = tmp_path / "mixed"
+    shutil.copytree(start[0], folder)
+    config = json.loads((folder / "config.json").read_text())
+    config["num_merges"] -= 1
+    config["codebook_size"] += 1
+    (folder / "config.json").write_text(json.dumps(config))
+    with pytest.raises(
+        ValueError, match=r"made with another vocabulary: codebook_size is 16, here it is 17"
+    ):
+        run_stage(*arguments(folder, tmp_path / "out"), train_dataset=tokenized(start[1]))
