@@ -59,6 +59,16 @@ class _WithImages(list):
     """Texts in which images stand, on their way to `_check_special_mm_tokens`."""
 
 
+def _as_arrays(inputs: dict[str, Any]) -> dict[str, Any]:
+    """Columns of ids whose rows have one length as arrays; the rest is left to transformers and its errors."""
+    columns = dict(inputs)
+    for name in ("input_ids", "attention_mask", "token_type_ids", "mm_token_type_ids"):
+        rows = columns.get(name)
+        if isinstance(rows, list) and len({*map(len, rows)}) == 1:
+            columns[name] = np.asarray(rows, dtype=np.int64)
+    return columns
+
+
 class BeingVLProcessor(CheckpointPart, ProcessorMixin):
     """Image processor, VQ model, image BPE and tokenizer behind one call.
 
@@ -155,7 +165,12 @@ class BeingVLProcessor(CheckpointPart, ProcessorMixin):
             raise ValueError("pass text, images or both")
         if text is not None:
             given = images if image_codes is None else _Grids(nested_grids(image_codes))
-            return super().__call__(images=given, text=text, **kwargs)
+            # Tensors are made here, from arrays: transformers' tokenizers walk over every id twice for that.
+            return_tensors = kwargs.pop("return_tensors", None)
+            inputs = super().__call__(images=given, text=text, **kwargs)
+            if return_tensors is None:
+                return inputs
+            return BatchFeature(_as_arrays(inputs), tensor_type=return_tensors)
         options = self._merge_kwargs(tokenizer_init_kwargs=self.tokenizer.init_kwargs, **kwargs)
         options = options["images_kwargs"]
         return_tensors = options.pop("return_tensors", None)

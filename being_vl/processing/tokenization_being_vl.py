@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Mapping
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -51,6 +52,7 @@ _CARRIED_SETTINGS = (
 )
 
 
+@cache  # a string for each id that occurs; a batch asks for tens of thousands
 def visual_token(visual_id: int) -> str:
     """The text of the token of a visual id. Nothing parses it back."""
     return f"<|visual_{visual_id}|>"
