@@ -1,7 +1,7 @@
 """grids, ids → flat arrays, checked once: the boundary of the image BPE, and its threads.
 
-Source: the project's own. Differs from a process pool in that the kernels release the GIL, so threads
-share one vocabulary and grids are never pickled.
+Threads rather than processes: the kernels release the GIL, so that one vocabulary serves all and no grid is
+pickled.
 """
 
 from __future__ import annotations
@@ -15,11 +15,46 @@ from typing import Any
 import numpy as np
 
 from .codec.plain import OUT_OF_RANGE, OVER_BORDER, OVERLAP, TOO_MANY
+from .rules import MAX_CODEBOOK_SIZE
 
 CHUNK_CELLS = 1 << 18
 _BOARD_CELLS = 1 << 20  # tallest by widest grid of a chunk: what the kernels lay out, roughly
 MAX_GRID_CELLS = 1 << 24
 Chunk = tuple[np.ndarray, np.ndarray, np.ndarray]  # flat int32, and two int64 per grid
+
+
+def as_grids(grids: Any) -> Any:
+    """What a user passes as grids: an integer array (N, H, W), or a sequence with one (h, w) for each index.
+
+    Series of pandas and the like, whose indices are labels, and arrays of arrays become lists; nested lists stay.
+
+    Raises:
+        ValueError: naming the form that was passed, and what to do with it.
+    """
+    if isinstance(grids, np.lib.npyio.NpzFile):
+        raise ValueError(
+            f"grids is an .npz archive of {', '.join(grids.files) or 'no array'}; pass one array of it, "
+            f"such as archive[{(grids.files or ['codes'])[0]!r}]"
+        )
+    if hasattr(grids, "iloc"):  # pandas: grids[0] asks for the label 0
+        grids = grids.tolist() if hasattr(grids, "tolist") else grids.to_numpy()
+    if not isinstance(grids, np.ndarray):
+        return grids
+    if grids.dtype == object:
+        if grids.ndim == 1:
+            return list(grids)
+        raise ValueError(
+            f"grids is an object array of shape {grids.shape}; pass integers: grids.astype(np.int32)"
+        )
+    if grids.ndim == 2:
+        n, length = grids.shape
+        raise ValueError(
+            f"grids must have shape (N, height, width), got {grids.shape}; for {n} sequences of {length} codes, "
+            f"reshape to ({n}, 1, {length}): a sequence is a grid of one row"
+        )
+    if grids.ndim != 3:
+        raise ValueError(f"grids must have shape (N, height, width), got {grids.shape}")
+    return grids
 
 
 def check_grid(grid: Any, codebook_size: int, name: str) -> np.ndarray:
@@ -28,29 +63,71 @@ def check_grid(grid: Any, codebook_size: int, name: str) -> np.ndarray:
     Raises:
         ValueError: naming the grid, the rule and the value.
     """
-    array = np.asarray(grid)
+    try:
+        array = np.asanyarray(grid)  # masked arrays stay what they are
+    except ValueError as error:  # rows of different lengths
+        raise ValueError(f"{name} is not an array (height, width): {error}") from None
+    if array.ndim == 1 and array.size and array.dtype != object:
+        raise ValueError(
+            f"{name} must have shape (height, width), got {array.shape}; reshape a sequence of codes to "
+            f"(1, {array.size}): it is a grid of one row"
+        )
+    if array.dtype == object and array.size and len({np.shape(row) for row in array.flat}) == 1:
+        array = np.array(array.tolist())  # an array of rows, as parquet readers give it
     if array.ndim != 2 or array.size == 0:
         raise ValueError(
             f"{name} must have shape (height, width), at least 1x1, got shape {array.shape}"
         )
     if array.size > MAX_GRID_CELLS:
-        raise ValueError(f"{name} has more than {MAX_GRID_CELLS} cells, got {array.size}")
-    _check_codes(array, codebook_size, name)
+        raise ValueError(
+            f"{name} has {array.size} cells, more than {MAX_GRID_CELLS}: cut it into parts"
+        )
+    check_codes(array, codebook_size, name)
     return np.ascontiguousarray(array, dtype=np.int32)
 
 
-def _check_codes(array: np.ndarray, codebook_size: int, name: str) -> None:
-    if array.dtype.kind not in "iu":
-        raise ValueError(f"{name} must hold integers, got dtype {array.dtype}")
-    if array.min() < 0 or array.max() >= codebook_size:
-        at = tuple(int(i) for i in np.argwhere((array < 0) | (array >= codebook_size))[0])
+def check_integers(array: np.ndarray, name: str) -> None:
+    """Refuse masked arrays, floats, booleans and objects as codes."""
+    if isinstance(array, np.ma.MaskedArray):
         raise ValueError(
-            f"{name}[{', '.join(map(str, at))}] is {array[at]}, but codes lie in [0, {codebook_size})"
+            f"{name} is a masked array, and a grid has a code in every cell; pass .filled(code), or .data "
+            "where nothing is masked"
         )
+    if array.dtype.kind not in "iu":
+        held = ""
+        if array.size and array.dtype.kind in "bf":
+            held = f" with values from {array.min()} to {array.max()}"
+        raise ValueError(
+            f"{name} must hold integers, got dtype {array.dtype}{held}; use .astype(np.int32) if they are codes"
+        )
+
+
+def check_codes(
+    array: np.ndarray, codebook_size: int, name: str, *, first: int = 0, rule: str = ""
+) -> None:
+    """Check that an array holds codes; `first` is the index of its first item, for the message."""
+    check_integers(array, name)
+    if array.size and (array.min() < 0 or array.max() >= codebook_size):
+        at = tuple(int(i) for i in np.argwhere((array < 0) | (array >= codebook_size))[0])
+        place = ", ".join(map(str, (at[0] + first, *at[1:])))
+        raise ValueError(
+            f"{name}[{place}] is {array[at]}, but codes lie in [0, {codebook_size}){rule}"
+        )
+
+
+def check_codebook_size(value: Any) -> int:
+    """K: an integer that a vocabulary can be saved with."""
+    if isinstance(value, bool) or not isinstance(value, (int, np.integer)):
+        raise ValueError(f"codebook_size must be an integer, got {value!r}")
+    if not 1 <= value <= MAX_CODEBOOK_SIZE:
+        hint = "; split codes of more bits into several, as rows of a grid" if value > 1 else ""
+        raise ValueError(f"codebook_size must lie in [1, {MAX_CODEBOOK_SIZE}], got {value}{hint}")
+    return int(value)
 
 
 def grid_chunks(grids: Any, codebook_size: int) -> Iterator[Chunk]:
     """Checked chunks (codes flat int32, heights, widths) of an array (N, H, W) or of a sequence of grids."""
+    grids = as_grids(grids)
     if not isinstance(grids, (list, tuple)) and getattr(grids, "ndim", None) == 3:
         yield from _array_chunks(grids, codebook_size)
         return
@@ -79,9 +156,9 @@ def _array_chunks(grids: Any, codebook_size: int) -> Iterator[Chunk]:
         )
     step = max(1, CHUNK_CELLS // max(1, height * width))
     for begin in range(0, count, step):
-        block = np.asarray(grids[begin : begin + step])
+        block = np.asanyarray(grids[begin : begin + step])
         try:
-            _check_codes(block, codebook_size, "grids")
+            check_codes(block, codebook_size, "grids")
         except ValueError:  # say which grid it is among all
             for index, grid in enumerate(block, begin):
                 check_grid(grid, codebook_size, f"grids[{index}]")

@@ -12,6 +12,8 @@ from .._jit import explain_compilation, kernel
 from ..shapes import TokenTable, split_position
 from .plain import OK, OUT_OF_RANGE, OVER_BORDER, OVERLAP, TOO_FEW, TOO_MANY
 
+u = np.uint64  # unsigned indices are faster: see encode.py
+
 
 class KernelDecoder:
     """Decodes tokens of fixed shape with the compiled kernel."""
@@ -56,22 +58,22 @@ def decode_grids(ids, counts, heights, widths, codebook_size, start, row, col, c
     read = 0
     base = 0
     for grid in range(len(counts)):
-        height, width = heights[grid], widths[grid]
+        height, width = heights[u(grid)], widths[u(grid)]
         size = height * width
         anchor, anchor_row, row_end = 0, 0, width
         state, i = OK, 0
-        while i < counts[grid]:
-            token = ids[read + i]
+        while i < counts[u(grid)]:
+            token = ids[u(read + i)]
             if token < 0 or token >= vocab_size:
                 state = OUT_OF_RANGE
                 break
-            while anchor < size and codes[base + anchor] >= 0:
+            while anchor < size and codes[u(base + anchor)] >= 0:
                 anchor += 1
             if anchor == size:
                 state = TOO_MANY
                 break
             if token < codebook_size:
-                codes[base + anchor] = token
+                codes[u(base + anchor)] = token
                 i += 1
                 continue
             while anchor >= row_end:
@@ -79,27 +81,27 @@ def decode_grids(ids, counts, heights, widths, codebook_size, start, row, col, c
                 row_end += width
             anchor_col = anchor - row_end + width
             if (
-                anchor_row + box[token, 0] >= height
-                or anchor_col + box[token, 1] < 0
-                or anchor_col + box[token, 2] >= width
+                anchor_row + box[u(token), 0] >= height
+                or anchor_col + box[u(token), 1] < 0
+                or anchor_col + box[u(token), 2] >= width
             ):
                 state = OVER_BORDER
                 break
-            for k in range(start[token], start[token + 1]):
-                at = base + anchor + row[k] * width + col[k]
-                if codes[at] >= 0:
+            for k in range(start[u(token)], start[u(token + 1)]):
+                at = base + anchor + row[u(k)] * width + col[u(k)]
+                if codes[u(at)] >= 0:
                     state = OVERLAP
                     break
-                codes[at] = code[k]
+                codes[u(at)] = code[u(k)]
             if state != OK:
                 break
             i += 1
         if state == OK:
-            while anchor < size and codes[base + anchor] >= 0:
+            while anchor < size and codes[u(base + anchor)] >= 0:
                 anchor += 1
             if anchor < size:
                 state = TOO_FEW
-        status[grid], index[grid] = state, i
-        read += counts[grid]
+        status[u(grid)], index[u(grid)] = state, i
+        read += counts[u(grid)]
         base += size
     return codes, status, index
