@@ -18,12 +18,18 @@ _MODULE_OF = {
     name.rpartition(".")[2]: name.rpartition(".")[0]
     for of_type in classes.CLASSES.values()
     for name in of_type.values()
-} | {"ImageBPE": "bpe.image_bpe", "VocabularyLayout": "vocabulary"}
+} | {
+    "ImageBPE": "bpe.image_bpe",
+    "VocabularyLayout": "vocabulary",
+    "mark_repeats": "bpe.repeats",
+    "restore_repeats": "bpe.repeats",
+}
 
 __all__ = [*sorted(_MODULE_OF)]
 
 if TYPE_CHECKING:
     from .bpe.image_bpe import ImageBPE
+    from .bpe.repeats import mark_repeats, restore_repeats
     from .models.configuration_being_vl import (
         BeingVLConfig,
         BeingVLGemma3Config,

@@ -5,5 +5,6 @@ grid, torch never.
 """
 
 from .image_bpe import GridState, ImageBPE
+from .repeats import mark_repeats, restore_repeats
 
-__all__ = ["GridState", "ImageBPE"]
+__all__ = ["GridState", "ImageBPE", "mark_repeats", "restore_repeats"]

@@ -57,30 +57,41 @@ def as_grids(grids: Any) -> Any:
     return grids
 
 
-def check_grid(grid: Any, codebook_size: int, name: str) -> np.ndarray:
-    """One grid as an int32 array (height, width), every code in [0, codebook_size).
+def as_grid(grid: Any, name: str) -> np.ndarray:
+    """One grid, an array of integers (height, width) or nested lists of them, as an integer array.
 
     Raises:
         ValueError: naming the grid, the rule and the value.
     """
     try:
         array = np.asanyarray(grid)  # masked arrays stay what they are
+        if array.dtype == object and array.ndim == 1:
+            array = np.array(array.tolist())  # an array of rows, as readers of parquet give it
     except ValueError as error:  # rows of different lengths
         raise ValueError(f"{name} is not an array (height, width): {error}") from None
-    if array.ndim == 1 and array.size and array.dtype != object:
+    if array.ndim == 1 and array.size:
         raise ValueError(
             f"{name} must have shape (height, width), got {array.shape}; reshape a sequence of codes to "
             f"(1, {array.size}): it is a grid of one row"
         )
-    if array.dtype == object and array.size and len({np.shape(row) for row in array.flat}) == 1:
-        array = np.array(array.tolist())  # an array of rows, as parquet readers give it
     if array.ndim != 2 or array.size == 0:
         raise ValueError(
             f"{name} must have shape (height, width), at least 1x1, got shape {array.shape}"
         )
+    check_integers(array, name)
+    return array
+
+
+def check_grid(grid: Any, codebook_size: int, name: str) -> np.ndarray:
+    """One grid as an int32 array (height, width), every code in [0, codebook_size).
+
+    Raises:
+        ValueError: naming the grid, the rule and the value.
+    """
+    array = as_grid(grid, name)
     if array.size > MAX_GRID_CELLS:
         raise ValueError(
-            f"{name} has {array.size} cells, more than {MAX_GRID_CELLS}: cut it into parts"
+            f"{name} has more than {MAX_GRID_CELLS} cells, got {array.size}; cut it into parts"
         )
     check_codes(array, codebook_size, name)
     return np.ascontiguousarray(array, dtype=np.int32)

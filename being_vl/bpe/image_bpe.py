@@ -21,6 +21,7 @@ from ..hub.part import PushesCheckpoint
 from .codec.plain import OK, PlainCodec
 from .grids import (
     MAX_GRID_CELLS,
+    check_codebook_size,
     check_grid,
     check_sides,
     check_threads,
@@ -31,7 +32,7 @@ from .grids import (
     split_flat,
 )
 from .placement import GridState, ShapeTable
-from .rules import MAX_CODEBOOK_SIZE, MAX_MERGES, MERGE_RULES, check_merges
+from .rules import MAX_MERGES, MERGE_RULES, check_merges
 from .shapes import TokenTable, build_token_table, split_position
 from .vocabulary_file import FILE_NAME, load_vocabulary, save_vocabulary
 
@@ -50,17 +51,25 @@ class ImageBPE(PushesCheckpoint):
         codebook_size: K, the number of codes.
         merge_rule: ``"shape"``, or ``"pair"`` for the paper's Algorithm 4.1, whose rules ignore the
             offset (both offsets are 0 in `merges`) and whose tokens cannot be decoded.
+        repeat_code: the code that says "as in the frame before" (`mark_repeats`), which is the last one,
+            codebook_size - 1; None for a vocabulary of images.
 
     Raises:
         ValueError: naming the rule, the field, what is allowed and the value got.
     """
 
-    def __init__(self, merges: Any, codebook_size: int, *, merge_rule: str = "shape"):
-        if isinstance(codebook_size, bool) or not isinstance(codebook_size, (int, np.integer)):
-            raise ValueError(f"codebook_size must be an integer, got {codebook_size!r}")
-        if not 1 <= codebook_size <= MAX_CODEBOOK_SIZE:
+    def __init__(
+        self,
+        merges: Any,
+        codebook_size: int,
+        *,
+        merge_rule: str = "shape",
+        repeat_code: int | None = None,
+    ):
+        codebook_size = check_codebook_size(codebook_size)
+        if repeat_code is not None and repeat_code != codebook_size - 1:
             raise ValueError(
-                f"codebook_size must lie in [1, {MAX_CODEBOOK_SIZE}], got {codebook_size}"
+                f"repeat_code must be the last code, {codebook_size - 1}, got {repeat_code!r}"
             )
         if merge_rule not in MERGE_RULES:
             raise ValueError(f"merge_rule must be one of {MERGE_RULES}, got {merge_rule!r}")
@@ -74,14 +83,15 @@ class ImageBPE(PushesCheckpoint):
         if len(rules) > MAX_MERGES:
             raise ValueError(f"merges has {len(rules)} rules; at most {MAX_MERGES} are allowed")
         rules = rules.astype(np.int64)
-        check_merges(rules, int(codebook_size), merge_rule)
-        self._codebook_size = int(codebook_size)
+        check_merges(rules, codebook_size, merge_rule)
+        self._codebook_size = codebook_size
         self._merge_rule = merge_rule
         self._table = (
             build_token_table(rules, self._codebook_size) if merge_rule == "shape" else None
         )
         self._merges = rules.astype(np.int32)
         self._merges.setflags(write=False)
+        self._repeat_code = None if repeat_code is None else codebook_size - 1
         self._source: tuple[str, str | None] | None = None  # where from, for push_to_hub
 
     @classmethod
@@ -96,6 +106,7 @@ class ImageBPE(PushesCheckpoint):
         max_token_extent: int | None = None,
         scoring: str = "frequency",
         merge_rule: str = "shape",
+        repeat_code: int | None = None,
         num_threads: int | None = None,
         **trainer_options: Any,
     ) -> ImageBPE:
@@ -110,6 +121,8 @@ class ImageBPE(PushesCheckpoint):
             max_token_extent: the most rows and columns that a token may span.
             scoring: ``"frequency"`` (Being-VL-0) or ``"spatial"`` (Being-VL-0.5).
             merge_rule: ``"shape"``, or ``"pair"`` (the paper's; not decodable).
+            repeat_code: codebook_size - 1 where the grids are frames that `mark_repeats` has marked; it is
+                written down, and learned from like any code.
             num_threads: all cores by default; the result does not depend on it.
             **trainer_options: passed on to `being_vl.bpe.training.trainer.train_merges`.
 
@@ -121,6 +134,8 @@ class ImageBPE(PushesCheckpoint):
         try:
             from being_vl.bpe.training.trainer import train_merges
         except ModuleNotFoundError as error:
+            if not (error.name or "").startswith("being_vl"):
+                raise
             raise ImportError(
                 "ImageBPE.train needs the package being_vl with its trainer (pip install being-vl); "
                 "a vocabulary loaded from a checkpoint alone can encode and decode"
@@ -137,7 +152,7 @@ class ImageBPE(PushesCheckpoint):
             num_threads=num_threads,
             **trainer_options,
         )
-        return cls(merges, codebook_size, merge_rule=merge_rule)
+        return cls(merges, codebook_size, merge_rule=merge_rule, repeat_code=repeat_code)
 
     @property
     def merges(self) -> np.ndarray:
@@ -161,6 +176,11 @@ class ImageBPE(PushesCheckpoint):
     def merge_rule(self) -> str:
         """``"shape"`` or ``"pair"``."""
         return self._merge_rule
+
+    @property
+    def repeat_code(self) -> int | None:
+        """The code that says "as in the frame before", codebook_size - 1; None for a vocabulary of images."""
+        return self._repeat_code
 
     def cells(self, visual_id: int) -> list[tuple[int, int, int]]:
         """(row, col, code) of a token's cells relative to its anchor, in raster order.
@@ -193,7 +213,7 @@ class ImageBPE(PushesCheckpoint):
         """
         if not 0 <= num_merges <= self.num_merges:
             raise ValueError(f"num_merges must be in [0, {self.num_merges}], got {num_merges}")
-        cut = ImageBPE(self._merges[:num_merges], self._codebook_size, merge_rule=self._merge_rule)
+        cut = _rebuild(self._merges[:num_merges], *self._says)
         cut._source = self._source
         return cut
 
@@ -321,7 +341,7 @@ class ImageBPE(PushesCheckpoint):
     def save_pretrained(self, save_directory: str | os.PathLike[str]) -> list[str]:
         """Write image_bpe.json into a folder, which is made if need be; returns the paths written."""
         path = Path(save_directory) / FILE_NAME
-        save_vocabulary(path, self._merges, self._codebook_size, self._merge_rule)
+        save_vocabulary(path, self._merges, *self._says)
         return [str(path)]
 
     def _checkpoint_source(self) -> tuple[str, str | None] | None:
@@ -329,54 +349,75 @@ class ImageBPE(PushesCheckpoint):
 
     @classmethod
     def from_pretrained(
-        cls, folder_or_file: str | os.PathLike[str], *, revision: str | None = None
+        cls,
+        folder_or_file: str | os.PathLike[str],
+        *,
+        subfolder: str = "",
+        revision: str | None = None,
+        cache_dir: str | os.PathLike[str] | None = None,
+        token: str | bool | None = None,
+        local_files_only: bool = False,
+        force_download: bool = False,
     ) -> ImageBPE:
         """Load image_bpe.json from a folder, or the file itself, or a repository on the Hub.
 
         Args:
             folder_or_file: a path; where nothing lies there, `namespace/name` is asked of the Hub.
+            subfolder: of the folder or repository, where the file lies.
             revision: branch, tag or commit of a repository.
+            cache_dir, token, local_files_only, force_download: as of `huggingface_hub.hf_hub_download`.
 
         Raises:
             ValueError: naming the file, the field, the rule and the value got.
             OSError: there is no such file, or (as FileNotFoundError) no such repository.
         """
         name = os.fspath(folder_or_file)
-        path: str | os.PathLike[str] = folder_or_file
         if re.fullmatch(r"[\w-][\w.-]*/[\w-][\w.-]*", name) and not os.path.exists(name):
-            path = _download(name, revision)
+            source = name
+            path = _download(
+                name,
+                subfolder=subfolder or None,
+                revision=revision,
+                cache_dir=cache_dir,
+                token=token,
+                local_files_only=local_files_only,
+                force_download=force_download,
+            )
+        else:
+            path = os.path.join(name, subfolder) if subfolder else name
+            # Absolute, since the working directory may be another one when the object is pushed.
+            source = os.path.abspath(name if os.path.isdir(name) else os.path.dirname(name))
         fields = load_vocabulary(path)
         try:
             bpe = cls(**fields)
         except ValueError as error:
             file = Path(path) / FILE_NAME if os.path.isdir(path) else path
             raise ValueError(f"{file}: {error}") from None
-        folder = (
-            name if path is not folder_or_file or os.path.isdir(name) else os.path.dirname(name)
-        )
-        bpe._source = (folder or ".", revision)
+        bpe._source = (source, revision)
         return bpe
 
     def __eq__(self, other: object) -> bool:
         if not isinstance(other, ImageBPE):
             return NotImplemented
-        return (
-            self._codebook_size == other._codebook_size
-            and self._merge_rule == other._merge_rule
-            and np.array_equal(self._merges, other._merges)
-        )
+        return self._says == other._says and np.array_equal(self._merges, other._merges)
 
     def __hash__(self) -> int:
-        return hash((self._codebook_size, self._merge_rule, self._merges.tobytes()))
+        return hash((*self._says, self._merges.tobytes()))
 
     def __repr__(self) -> str:
         rule = "" if self._merge_rule == "shape" else f", merge_rule={self._merge_rule!r}"
+        rule += "" if self._repeat_code is None else f", repeat_code={self._repeat_code}"
         return f"ImageBPE(codebook_size={self._codebook_size}, num_merges={self.num_merges}{rule})"
 
     def __reduce__(
         self,
     ) -> tuple[Any, ...]:  # without the tables: copies hash alike in datasets.map
-        return _rebuild, (np.array(self._merges), self._codebook_size, self._merge_rule)
+        return _rebuild, (np.array(self._merges), *self._says)
+
+    @property
+    def _says(self) -> tuple[int, str, int | None]:
+        """All that the vocabulary says beside its rules."""
+        return self._codebook_size, self._merge_rule, self._repeat_code
 
     def _encoder(self, segmentation: str) -> Any:
         if segmentation == "merges":
@@ -431,11 +472,13 @@ class ImageBPE(PushesCheckpoint):
         return self._table
 
 
-def _rebuild(merges: np.ndarray, codebook_size: int, merge_rule: str) -> ImageBPE:
-    return ImageBPE(merges, codebook_size, merge_rule=merge_rule)
+def _rebuild(
+    merges: np.ndarray, codebook_size: int, merge_rule: str, repeat_code: int | None
+) -> ImageBPE:
+    return ImageBPE(merges, codebook_size, merge_rule=merge_rule, repeat_code=repeat_code)
 
 
-def _download(repo_id: str, revision: str | None) -> str:
+def _download(repo_id: str, **options: Any) -> str:
     """The path of image_bpe.json of a repository, in the cache.
 
     Raises:
@@ -444,7 +487,7 @@ def _download(repo_id: str, revision: str | None) -> str:
     from huggingface_hub import hf_hub_download
 
     try:
-        return hf_hub_download(repo_id, FILE_NAME, revision=revision)
+        return hf_hub_download(repo_id, FILE_NAME, **options)
     except OSError as error:
         raise FileNotFoundError(
             f"{repo_id} is no folder here, and its {FILE_NAME} cannot be had from the Hub: {error}"

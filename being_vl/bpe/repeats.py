@@ -8,13 +8,12 @@ code, K, and every frame is then a grid of K + 1 codes for the two-dimensional m
 
 from __future__ import annotations
 
+import itertools
 from typing import Any
 
 import numpy as np
 
-from .grids import check_codebook_size, check_codes
-
-_BLOCK_CELLS = 1 << 18  # what is compared at once stays in the cache
+from .grids import check_codebook_size, check_codes, check_integers
 
 
 def mark_repeats(
@@ -34,30 +33,31 @@ def mark_repeats(
     Raises:
         ValueError: shape, dtype, a code, or key_frame_interval; the message has the place and the value.
     """
-    frames = _check_frames(codes, "codes", codebook_size)
+    frames = _check_frames(codes, codebook_size)
     if key_frame_interval is not None and not (
         isinstance(key_frame_interval, (int, np.integer)) and key_frame_interval >= 1
     ):
         raise ValueError(
             f"key_frame_interval must be an integer of at least 1, got {key_frame_interval!r}"
         )
-    count, height, width = frames.shape
-    marked = np.empty(
-        frames.shape, dtype=np.result_type(frames.dtype, np.min_scalar_type(codebook_size))
-    )
-    step = max(1, _BLOCK_CELLS // max(1, height * width))
-    for begin in range(0, count, step):
-        before = max(begin - 1, 0)  # the frame that the first of this block may repeat
-        block = np.asarray(frames[before : begin + step])
-        check_codes(block, codebook_size, "codes", first=before)
-        out = marked[begin : begin + step]
-        out[:] = block[begin - before :]
-        same = np.empty(out.shape, dtype=bool)
-        same[: 1 - (begin - before)] = False
-        np.equal(block[1:], block[:-1], out=same[1 - (begin - before) :])
+    dtype = np.result_type(frames.dtype, np.min_scalar_type(codebook_size))
+    marked = np.empty(frames.shape, dtype=dtype)
+    if not frames.size:
+        return marked
+    kernels = _kernels()
+    if kernels is None:
+        check_codes(frames, codebook_size, "codes")
+        marked[:] = frames
+        same = frames[1:] == frames[:-1]
         if key_frame_interval is not None:
-            same[-begin % key_frame_interval :: key_frame_interval] = False
-        np.copyto(out, codebook_size, where=same)
+            same[key_frame_interval - 1 :: key_frame_interval] = False
+        np.copyto(marked[1:], codebook_size, where=same)
+        return marked
+    found = kernels[0](
+        _flat(frames), dtype.type(codebook_size), key_frame_interval or 0, _flat(marked)
+    )
+    if found[0] < 0 or found[1] >= codebook_size:
+        check_codes(frames, codebook_size, "codes")
     return marked
 
 
@@ -74,20 +74,49 @@ def restore_repeats(codes: Any, codebook_size: int) -> np.ndarray:
     Raises:
         ValueError: shape, dtype, a code, or a repeat code in the first frame; the message has the place.
     """
-    frames = _check_frames(codes, "codes", codebook_size)
+    frames = _check_frames(codes, codebook_size)
+    if not frames.size:
+        return np.array(frames)
     check_codes(
         frames[:1], codebook_size, "codes", rule=" in the first frame, which repeats nothing"
     )
-    check_codes(frames, codebook_size + 1, "codes")
-    restored = np.array(frames)
-    for before, frame in zip(restored, restored[1:], strict=False):
-        np.copyto(frame, before, where=frame == codebook_size)
+    kernels = _kernels()
+    if kernels is None:
+        check_codes(frames, codebook_size + 1, "codes")
+        restored = np.array(frames)
+        for before, frame in itertools.pairwise(restored):
+            np.copyto(frame, before, where=frame == codebook_size)
+        return restored
+    if np.iinfo(frames.dtype).max < codebook_size:
+        check_codes(frames, codebook_size, "codes")
+        return np.array(frames)  # such numbers hold no repeat code
+    restored = np.empty(frames.shape, dtype=frames.dtype)
+    found = kernels[1](_flat(frames), frames.dtype.type(codebook_size), _flat(restored))
+    if found[0] < 0 or found[1] > codebook_size:
+        check_codes(frames, codebook_size + 1, "codes")
     return restored
 
 
-def _check_frames(codes: Any, name: str, codebook_size: int) -> np.ndarray:
+def _check_frames(codes: Any, codebook_size: int) -> np.ndarray:
     check_codebook_size(codebook_size)
-    frames = codes if isinstance(codes, np.ndarray) else np.asarray(codes)
+    frames = np.asanyarray(codes)
+    check_integers(frames, "codes")
     if frames.ndim != 3:
-        raise ValueError(f"{name} must have shape (frames, height, width), got {frames.shape}")
+        raise ValueError(f"codes must have shape (frames, height, width), got {frames.shape}")
     return frames
+
+
+def _flat(frames: np.ndarray) -> np.ndarray:
+    """(T, h, w) → (T, h · w) in memory order; a copy where the frames are not contiguous."""
+    return np.ascontiguousarray(frames).reshape(len(frames), -1)
+
+
+def _kernels() -> tuple[Any, Any] | None:
+    """mark and restore, compiled; None without numba. Imported late because numba takes half a second."""
+    from ._jit import HAS_NUMBA
+
+    if not HAS_NUMBA:
+        return None
+    from .codec.repeats import mark, restore
+
+    return mark, restore

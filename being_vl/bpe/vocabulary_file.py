@@ -4,7 +4,9 @@ Version 1. Differs from tokenizers' `tokenizer.json` in that every rule carries 
 a file before all of its fields are checked.
 
     {"format": "being_vl.bpe.image_bpe", "version": 1, "codebook_size": K, "merge_rule": "shape",
-     "merges": [[first, second, row_offset, col_offset], …]}
+     "repeat_code": K - 1, "merges": [[first, second, row_offset, col_offset], …]}
+
+`repeat_code` is there in vocabularies of marked video frames alone.
 """
 
 from __future__ import annotations
@@ -25,14 +27,20 @@ FORMAT = "being_vl.bpe.image_bpe"
 VERSION = 1
 # 131,072 rules of the longest spelling fit; bounds what parsing may allocate
 MAX_FILE_BYTES = 1 << 22
+_OPTIONAL = ("repeat_code",)
 _FIELDS = ("format", "version", "codebook_size", "merge_rule", "merges")
 _INT32_MAX = 2**31 - 1
 
 
 def check_header(
-    fields: Any, name: str, format_name: str, version: int, field_names: tuple[str, ...]
+    fields: Any,
+    name: str,
+    format_name: str,
+    version: int,
+    field_names: tuple[str, ...],
+    optional: tuple[str, ...] = (),
 ) -> None:
-    """Check that fields is an object of this format and version with exactly these fields."""
+    """Check that fields is an object of this format and version with these fields and no others."""
     if not isinstance(fields, dict):
         raise ValueError(f"{name}: must be an object, got {shown(fields)}")
     if fields.get("format") != format_name:
@@ -46,7 +54,7 @@ def check_header(
         if field not in fields:
             raise ValueError(f"{name}: field {field!r} is missing")
     for field in fields:
-        if field not in field_names:
+        if field not in field_names + optional:
             raise ValueError(f"{name}: unknown field {shown(field)}")
 
 
@@ -84,10 +92,14 @@ def load_vocabulary(folder_or_file: str | os.PathLike[str]) -> dict[str, Any]:
     if path.is_dir():
         path = path / FILE_NAME
     fields = read_json(path, MAX_FILE_BYTES)
-    check_header(fields, str(path), FORMAT, VERSION, _FIELDS)
+    check_header(fields, str(path), FORMAT, VERSION, _FIELDS, _OPTIONAL)
     if type(fields["codebook_size"]) is not int:
         raise ValueError(
             f"{path}: codebook_size must be an integer, got {shown(fields['codebook_size'])}"
+        )
+    if "repeat_code" in fields and type(fields["repeat_code"]) is not int:
+        raise ValueError(
+            f"{path}: repeat_code must be an integer, got {shown(fields['repeat_code'])}"
         )
     if fields["merge_rule"] not in MERGE_RULES:
         raise ValueError(
@@ -101,10 +113,13 @@ def load_vocabulary(folder_or_file: str | os.PathLike[str]) -> dict[str, Any]:
         "merges": merges,
         "codebook_size": fields["codebook_size"],
         "merge_rule": fields["merge_rule"],
+        "repeat_code": fields.get("repeat_code"),
     }
 
 
-def save_vocabulary(path: Path, merges: np.ndarray, codebook_size: int, merge_rule: str) -> None:
+def save_vocabulary(
+    path: Path, merges: np.ndarray, codebook_size: int, merge_rule: str, repeat_code: int | None
+) -> None:
     """Write image_bpe.json: one rule a line, the same bytes for the same vocabulary."""
     rows = ",\n".join(json.dumps(row, separators=(",", ":")) for row in merges.tolist())
     head = {
@@ -113,6 +128,8 @@ def save_vocabulary(path: Path, merges: np.ndarray, codebook_size: int, merge_ru
         "codebook_size": codebook_size,
         "merge_rule": merge_rule,
     }
+    if repeat_code is not None:
+        head["repeat_code"] = repeat_code
     lines = [f"{json.dumps(key)}: {json.dumps(value)}," for key, value in head.items()]
     body = f'"merges": [\n{rows}\n]' if rows else '"merges": []'
     write_atomic(path, "{\n" + "\n".join([*lines, body]) + "\n}\n")

@@ -202,7 +202,7 @@ def test_a_process_reads_its_own_grids_alone(smooth_grids):
         ([[[0, 9]]], {}, r"grids\[0\]\[0, 1\] must be in \[0, 4\), got 9"),
         ([[[0]], [[-1]]], {}, r"grids\[1\]\[0, 0\] must be in \[0, 4\), got -1"),
         ([[0, 1]], {}, r"grids\[0\] must have shape \(height, width\), got \(2,\)"),
-        ([[[0.5]]], {}, r"grids\[0\] must hold integers, got float64"),
+        ([[[0.5]]], {}, r"grids\[0\] must hold integers, got dtype float64"),
         (np.zeros((2, 2)), {}, r"grids must have shape \(N, height, width\), got \(2, 2\)"),
         (np.zeros((2, 0, 2), int), {}, r"grids\[0\] must not be empty, got 0x2"),
         ([[[0]]], {"num_merges": -1}, "num_merges must be an integer of at least 0, got -1"),

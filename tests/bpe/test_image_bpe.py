@@ -15,6 +15,7 @@ from image_bpe_fixtures import odd_grids, random_rules
 
 import being_vl
 from being_vl.bpe import naive
+from being_vl.bpe.codec import encode
 from being_vl.bpe.codec.encode import KernelEncoder
 from being_vl.bpe.image_bpe import ImageBPE
 from being_vl.hub.flat_modules import flat_modules
@@ -353,3 +354,51 @@ def test_first_keeps_what_the_vocabulary_says():
     for wrong in (-1, 21):
         with pytest.raises(ValueError, match=rf"num_merges must be in \[0, 20\], got {wrong}"):
             bpe.first(wrong)
+
+
+def test_rules_that_hash_alike_get_other_factors(monkeypatch):
+    """Half of a hash is kept of each rule; where two of them look alike, the next factors are taken."""
+    rng = np.random.default_rng(0)
+    rules, grids = random_rules(rng, 3, 60), odd_grids(rng, 40, 3)
+    taken = []
+
+    def factors():
+        for these in ([0, 0, 0], [1, 0, 0], [0x9E3779B97F4A7C15, 0xC2B2AE3D27D4EB4F, 5]):
+            taken.append(these)
+            yield np.array(these, dtype=np.uint64)
+
+    monkeypatch.setattr(encode, "hash_factors", factors)
+    bpe = ImageBPE(rules, 3)
+    assert [ids.tolist() for ids in bpe.encode_batch(grids)] == [
+        without_numba(bpe).encode(grid).tolist() for grid in grids
+    ]
+    assert len(taken) >= 3
+
+
+def test_combs_that_touch_along_many_edges():
+    """Two combs, the teeth of one between those of the other, share four dozen edges, and each edge notes their
+    rule; what they make must not be merged, and note its own rules, as many times. Every cell has its own code."""
+    width = 25
+    grid = np.arange(4 * width).reshape(4, width)
+    down = [(0, col) for col in range(width)] + [(1, col) for col in range(0, width, 2)]
+    up = [(1, 1), *((2, col) for col in range(1, width)), (2, 0)]
+    up += [(1, col) for col in range(3, width, 2)]
+    rules = []
+
+    def join(first, second, offset):
+        rules.append((first, second, *offset))
+        return grid.size + len(rules) - 1
+
+    def grow(cells):
+        token = int(grid[cells[0]])
+        for row, col in cells[1:]:
+            token = join(token, int(grid[row, col]), (row - cells[0][0], col - cells[0][1]))
+        return token
+
+    whole = join(grow(down), grow(up), (1, 1))
+    for col in range(width):
+        whole = join(whole, int(grid[3, col]), (3, col))
+    bpe = ImageBPE(rules, grid.size)
+    assert bpe.encode(grid).tolist() == [whole]
+    assert [ids.tolist() for ids in bpe.encode_batch([grid] * 40)] == [[whole]] * 40
+    assert without_numba(bpe).encode(grid).tolist() == [whole]

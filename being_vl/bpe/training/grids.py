@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
+from ..grids import as_grid, as_grids, check_integers
+
 if TYPE_CHECKING:
     from ...codes.shards import CodeShards
 
@@ -53,18 +55,12 @@ class SequenceGrids:
         self._grids = grids
         sizes = []
         for index, grid in enumerate(grids):
-            shape = np.shape(grid)
-            if len(shape) != 2:
-                raise ValueError(f"grids[{index}] must have shape (height, width), got {shape}")
-            sizes.append(shape)
+            sizes.append(as_grid(grid, f"grids[{index}]").shape)
         self.sizes = np.array(sizes, np.int64).reshape(-1, 2)
 
     def blocks(self, begin: int, end: int) -> Iterator[tuple[int, np.ndarray]]:
         for at, stop in _runs(self.sizes, begin, end):
-            grids = [np.asarray(self._grids[index]) for index in range(at, stop)]
-            for index, grid in enumerate(grids, start=at):
-                _check_integers(grid.dtype, f"grids[{index}]")
-            yield at, np.stack(grids)
+            yield at, np.stack([as_grid(self._grids[i], f"grids[{i}]") for i in range(at, stop)])
 
 
 class ShardGrids:
@@ -94,11 +90,6 @@ def _runs(sizes: np.ndarray, begin: int, end: int) -> Iterator[tuple[int, int]]:
         at = stop
 
 
-def _check_integers(dtype: np.dtype, name: str) -> None:
-    if not np.issubdtype(dtype, np.integer):
-        raise ValueError(f"{name} must hold integers, got {dtype}")
-
-
 def open_grids(grids: Any, codebook_size: int | None = None) -> GridSource:
     """The source for what a caller passed as `grids`.
 
@@ -114,11 +105,11 @@ def open_grids(grids: Any, codebook_size: int | None = None) -> GridSource:
     """
     if isinstance(grids, (str, Path)) and Path(grids).suffix == ".npy":
         grids = np.load(grids, mmap_mode="r", allow_pickle=False)
+    if not _are_paths(grids) and not isinstance(grids, (str, Path)):
+        grids = as_grids(grids)
     source: GridSource
-    if isinstance(grids, np.ndarray) and grids.dtype != object:
-        if grids.ndim != 3:
-            raise ValueError(f"grids must have shape (N, height, width), got {grids.shape}")
-        _check_integers(grids.dtype, "grids")
+    if isinstance(grids, np.ndarray):
+        check_integers(grids, "grids")
         source = ArrayGrids(grids)
     elif isinstance(grids, (list, tuple)) and not _are_paths(grids):
         source = SequenceGrids(grids)

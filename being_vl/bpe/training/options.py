@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from ..grids import check_codebook_size
 from ..rules import MAX_TOKEN_CELLS, MAX_TOTAL_CELLS, MERGE_RULES
 from .checkpoints import Checkpoint
 
@@ -35,8 +36,8 @@ class Options:
 
     def __post_init__(self) -> None:
         check_integer("num_merges", self.num_merges, 0)
-        for name in ("codebook_size", "min_count"):
-            check_integer(name, getattr(self, name), 1)
+        check_codebook_size(self.codebook_size)
+        check_integer("min_count", self.min_count, 1)
         for name in ("max_cells", "max_token_extent", "memory_limit"):
             if getattr(self, name) is not None:
                 check_integer(name, getattr(self, name), 1)

@@ -57,7 +57,8 @@ class Shard:
         if vocab_size > _LIMIT_IDS or side >= _LIMIT_SIDE:
             raise ValueError(
                 f"at most {_LIMIT_IDS} ids and {_LIMIT_SIDE - 1} rows or columns are possible, "
-                f"got {vocab_size} and {side}"
+                f"got {vocab_size} and {side}; cut a longer sequence into grids of several rows or into several "
+                "grids"
             )
         narrow = vocab_size <= _NARROW_IDS and side <= _NARROW_SIDE
         self._shapes = shapes
