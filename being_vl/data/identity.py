@@ -89,8 +89,9 @@ def compare(
         recorded = found.get(name)
         if recorded in ("", None) or own in ("", None) or recorded == own:
             continue
-        if isinstance(own, Mapping) and isinstance(recorded, Mapping):
-            field = next(field for field in own if recorded.get(field) != own[field])
+        fields = own if isinstance(own, Mapping) and isinstance(recorded, Mapping) else ()
+        field = next((field for field in fields if recorded.get(field) != own[field]), None)
+        if field is not None:
             said = f"{field} is {recorded.get(field)}, here it is {own[field]}"
         else:
             said = f"it is {recorded}, here it is {own}"

@@ -32,6 +32,7 @@ import datasets
 import numpy as np
 import yaml
 
+_MOST_ROWS = 10**9
 _PARTS = ("weights", "shares", "rows")
 
 
@@ -107,6 +108,8 @@ def mix(
         counts = _rounded(shares, rows)
     else:
         counts = {name: round(amount * len(sources[name])) for name, amount in amounts.items()}
+    if sum(counts.values()) > _MOST_ROWS:
+        raise ValueError(f"the mixture has {sum(counts.values())} rows, more than {_MOST_ROWS}")
     for name, count in counts.items():
         if not count:
             warnings.warn(

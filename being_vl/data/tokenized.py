@@ -287,6 +287,10 @@ def read_manifest(folder: Path) -> dict[str, Any]:
             raise ValueError(
                 f"{path}: {name} must be a {kind.__name__}, got {manifest.get(name)!r}"
             )
+    if not isinstance(manifest["parts"].get("tokenizer"), dict):
+        raise ValueError(
+            f"{path}: parts.tokenizer must be a dict, got {manifest['parts'].get('tokenizer')!r}"
+        )
     for number, shard in enumerate(manifest["shards"]):
         for name, kind in (("file", str), ("samples", int), ("bytes", int), ("sha256", str)):
             value = shard.get(name) if isinstance(shard, dict) else None

@@ -218,14 +218,16 @@ def file_entries(folder: Path) -> dict[str, dict[str, int]]:
 def file_problem(checkpoint: Path, name: str, entry: dict[str, int]) -> str | None:
     """What is wrong with a file of `file_entries`, in words; None if it is as it was."""
     path = checkpoint / name
+    if not isinstance(entry, dict) or checkpoint.resolve() not in path.resolve().parents:
+        return f"its entry of {name!r} is malformed"
     label = next(
         (part for part, patterns in _PARTS if any(fnmatch(path.name, p) for p in patterns)), "file"
     )
     try:
         size = path.stat().st_size
-        if size != entry["size"]:
-            return f"{label} ({name}) has {size} bytes, {entry['size']} were written"
-        if _crc32(path) != entry["crc32"]:
+        if size != entry.get("size"):
+            return f"{label} ({name}) has {size} bytes, {entry.get('size')} were written"
+        if _crc32(path) != entry.get("crc32"):
             return f"{label} ({name}) has other bytes than were written"
     except FileNotFoundError:
         return f"{label} ({name}) is missing"

@@ -271,6 +271,9 @@ def identity_differences(found: Mapping[str, Any], wanted: Mapping[str, Any]) ->
     differences = []
     for section, values in wanted.items():
         theirs = found.get(section, {})
+        if not isinstance(theirs, Mapping):
+            differences.append(f"{section} is {theirs!r}")
+            continue
         differences += [
             f"{section}.{name} is {theirs[name]!r}, now {value!r}"
             for name, value in values.items()
