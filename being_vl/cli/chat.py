@@ -6,6 +6,7 @@ import sys
 
 from jsonargparse import Namespace
 
+from .loading import check_part
 from .options import add, add_about
 from .parsing import Parser
 
@@ -38,6 +39,7 @@ def main(args: Namespace) -> int:
     from ..demo.conversation import load_speaker
     from ..demo.terminal import Session, typed_lines
 
+    check_part("checkpoint", args.checkpoint)
     logging.set_verbosity_error()
     logging.disable_progress_bar()
     torch.manual_seed(args.seed)  # transformers.set_seed would import the trainer, and peft with it

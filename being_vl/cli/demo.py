@@ -7,6 +7,7 @@ from pathlib import Path
 from jsonargparse import Namespace
 from jsonargparse.typing import PositiveInt
 
+from .loading import check_part
 from .options import add, add_about, flag
 from .parsing import Parser
 
@@ -40,6 +41,7 @@ def main(args: Namespace) -> int:
     title = Path(args.checkpoint).name
     from ..demo.conversation import load_speaker  # after the page, which may lack gradio
 
+    check_part("checkpoint", args.checkpoint)
     speaker = load_speaker(
         args.checkpoint,
         device=args.device,

@@ -10,15 +10,12 @@ import json
 import sys
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Literal
 
 from jsonargparse import Namespace
 
 from .options import add, add_source, open_source, refuse_used
 from .parsing import Parser
-
-if TYPE_CHECKING:
-    from ..quantizers.image_processing_being_vl import BeingVLImageProcessor
 
 
 def make_parser() -> Parser:
@@ -67,11 +64,13 @@ def main(args: Namespace) -> int:
     source = open_source(args, shard_size=args.shard_size)
     state = PartialState(cpu=args.device == "cpu")
     device = state.device if args.device is None else torch.device(args.device)
-    model = load_quantizer(args.quantizer).to(device)
+    model, processor = load_quantizer(args.quantizer, args.image_processor)
+    model = model.to(device)
     dtype = model.dtype if args.dtype == "auto" else getattr(torch, args.dtype)
-    processor = _image_processor(args, model.config)
     if state.is_main_process:
         _save_config(args, output)
+        found = "images" if source.num_images is None else f"{source.num_images:,} images"
+        print(f"{found} to quantize on {device}, into {output}", file=sys.stderr)
     total = source.num_images if state.num_processes == 1 else None
     with tqdm(total=total, unit="image", disable=not state.is_main_process) as bar:
         summary = quantize_source(
@@ -110,16 +109,6 @@ def main(args: Namespace) -> int:
                 file=sys.stderr,
             )
     return 0
-
-
-def _image_processor(args: Namespace, vq_config: Any) -> BeingVLImageProcessor:
-    """The named one, else the quantizer's own, else the defaults at the quantizer's resolution."""
-    from ..quantizers.image_processing_being_vl import BeingVLImageProcessor
-    from ..quantizers.quantizer import image_processor_for
-
-    if args.image_processor is not None:
-        return BeingVLImageProcessor.from_pretrained(args.image_processor)
-    return image_processor_for(args.quantizer, vq_config)
 
 
 def _save_config(args: Namespace, output: Path) -> None:

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from jsonargparse import Namespace
 
+from .loading import check_part
 from .options import add, add_about, refuse_used
 from .parsing import Parser
 
@@ -85,6 +86,7 @@ def main(args: Namespace) -> int:
     if not names:
         raise ValueError("--tasks: names no task")
     data, images = _paths(args, "data", names), _paths(args, "images", names)
+    check_part("checkpoint", args.checkpoint)
     output = _output(args)
     for name in names:
         refuse_used(args, output, f"evaluation/{name}*")

@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 from jsonargparse import Namespace
 from jsonargparse.typing import PositiveInt
 
+from .loading import check_part, load_vocabulary
 from .options import add, flag
 from .parsing import Parser
-
-if TYPE_CHECKING:
-    from ..quantizers.image_processing_being_vl import BeingVLImageProcessor
 
 
 def make_parser() -> Parser:
@@ -64,7 +63,6 @@ def main(args: Namespace) -> int:
     """
     import torch
 
-    from ..bpe.image_bpe import ImageBPE
     from ..hub.checkpoint import init_checkpoint, save_checkpoint
     from ..models.loading import base_family, load_base, load_base_tokenizer
     from ..processing.tokenization_being_vl import LLAMA_31_SPECIAL_TOKENS
@@ -73,12 +71,15 @@ def main(args: Namespace) -> int:
     output = Path(args.output)
     if output.exists() and (not output.is_dir() or any(output.iterdir())):
         raise ValueError(f"--output {output} exists and is not an empty folder")
+    if not args.base.endswith(".gguf"):
+        check_part("--base", args.base)
     base_family(args.base)  # refuses at once what cannot be extended
-    bpe_path = Path(args.bpe)
-    image_bpe = ImageBPE.from_pretrained(bpe_path.parent if bpe_path.is_file() else bpe_path)
-    vq_model = None
+    image_bpe = load_vocabulary("--bpe", args.bpe)
+    if not image_bpe.num_merges:
+        print(f"warning: --bpe {args.bpe} has no merges: every code is a token", file=sys.stderr)
+    vq_model = image_processor = None
     if args.quantizer is not None:
-        vq_model = load_quantizer(args.quantizer)
+        vq_model, image_processor = load_quantizer(args.quantizer, args.image_processor)
     elif args.codebook_size is None:
         raise ValueError(
             "give --quantizer, or --codebook-size for a model that is given codes alone"
@@ -92,7 +93,7 @@ def main(args: Namespace) -> int:
         load_base_tokenizer(args.base),
         vq_model,
         image_bpe,
-        image_processor=_load_image_processor(args, vq_model),
+        image_processor=image_processor,
         special_tokens=LLAMA_31_SPECIAL_TOKENS if args.special_tokens == "llama-3.1" else None,
         chat_template=Path(args.chat_template).read_text("utf-8") if args.chat_template else None,
         image_init=args.image_init,
@@ -105,16 +106,6 @@ def main(args: Namespace) -> int:
     )
     _report(args, model, processor)
     return 0
-
-
-def _load_image_processor(args: Namespace, vq_model: Any) -> BeingVLImageProcessor | None:
-    """The named one, else the quantizer's own, else the default at its resolution; None without either."""
-    from ..quantizers.image_processing_being_vl import BeingVLImageProcessor
-    from ..quantizers.quantizer import image_processor_for
-
-    if args.image_processor is not None:
-        return BeingVLImageProcessor.from_pretrained(args.image_processor)
-    return None if vq_model is None else image_processor_for(args.quantizer, vq_model.config)
 
 
 def _report(args: Namespace, model: Any, processor: Any) -> None:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from jsonargparse import Namespace
 from jsonargparse.typing import NonNegativeInt
 
+from .loading import load_quantizer, load_vocabulary
 from .options import add, add_about
 from .parsing import Parser
 
@@ -26,6 +27,7 @@ def make_parser() -> Parser:
     )
     add_about(parser, "bpe", "folder with image_bpe.json, or that file; a checkpoint")
     add(parser, "image", help="an image to quantize and encode")
+    add(parser, "quantizer", help="draws --image; default: that of the checkpoint")
     add(
         parser,
         "output",
@@ -45,9 +47,7 @@ def main(args: Namespace) -> int:
     Raises:
         ValueError, OSError: a file is missing or malformed, or the vocabulary cannot be drawn.
     """
-    from ..bpe.image_bpe import ImageBPE
-
-    bpe = ImageBPE.from_pretrained(args.bpe)
+    bpe = load_vocabulary("bpe", args.bpe)
     if args.image is not None:
         answer = _inspect_image(args, bpe)
     else:
@@ -122,41 +122,42 @@ def dump_lines(bpe: ImageBPE) -> list[str]:
 
 
 def _inspect_image(args: Namespace, bpe: ImageBPE) -> dict[str, Any]:
-    import numpy as np
-    from transformers import AutoProcessor
-
-    import being_vl  # noqa: F401  (the Auto classes know our models)
-
-    from ..bpe.drawing import draw_tokens, side_by_side, token_map
+    from ..processing.token_picture import token_picture
     from ..quantizers.image_loading import load_image
 
-    processor = AutoProcessor.from_pretrained(args.bpe)
     image = load_image(args.image)
-    (grid,) = processor.quantize([image])
-    ids = bpe.encode(grid)
-    height, width = grid.shape
-    reconstruction = processor.reconstruct(bpe.decode(ids, height, width))
-    seen = processor.image_processor.postprocess(
-        np.asarray(processor.image_processor([image])["pixel_values"][0])[None]
-    )[0]
-    tokens = draw_tokens(reconstruction, token_map(bpe, ids, height, width))
-    titles = [
-        "image, as the quantizer sees it",
-        f"{height}x{width} codes",
-        f"{len(ids)} tokens",
-    ]
+    model, processor = _quantizer(args)
+    drawn = token_picture(image, bpe, model, processor)
+    height, width = drawn.codes.shape
     png = args.output or f"{Path(args.image).stem}.tokens.png"
-    side_by_side([seen, reconstruction, tokens], titles).save(png)
+    drawn.drawing.save(png)
     data = {
         "image": args.image,
         "png": png,
         "height": height,
         "width": width,
-        "tokens": len(ids),
-        "compression_ratio": height * width / len(ids),
-        "ids": ids.tolist(),
+        "tokens": len(drawn.ids),
+        "compression_ratio": height * width / len(drawn.ids),
+        "ids": drawn.ids.tolist(),
     }
-    line = (
-        f"{png}: {height}x{width} codes, {len(ids)} tokens, ratio {data['compression_ratio']:.3f}"
-    )
+    line = f"{png}: {height}x{width} codes, {len(drawn.ids)} tokens, ratio {data['compression_ratio']:.3f}"
     return {"data": data, "lines": [line]}
+
+
+def _quantizer(args: Namespace) -> tuple[Any, Any]:
+    """The quantizer and its image processor: those of --quantizer, else of the checkpoint.
+
+    Raises:
+        ValueError: neither is there.
+    """
+    if args.quantizer is not None:
+        return load_quantizer(args.quantizer)
+    from ..processing.processing_being_vl import BeingVLProcessor
+
+    if not (Path(args.bpe) / "tokenizer_config.json").exists() and Path(args.bpe).exists():
+        raise ValueError(
+            f"{args.bpe} is a vocabulary without a quantizer: --image needs --quantizer, or a checkpoint "
+            "in place of the vocabulary"
+        )
+    processor = BeingVLProcessor.from_pretrained(args.bpe)
+    return processor.vq_model, processor.image_processor

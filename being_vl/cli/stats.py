@@ -8,6 +8,7 @@ from typing import Any, Literal
 
 from jsonargparse import Namespace
 
+from .loading import load_vocabulary
 from .options import add, add_about
 from .parsing import Parser
 
@@ -41,10 +42,9 @@ def main(args: Namespace) -> int:
     """
     from tqdm import tqdm
 
-    from ..bpe.image_bpe import ImageBPE
     from ..studies.analysis.vocabulary_stats import default_curve, vocabulary_stats
 
-    bpe = ImageBPE.from_pretrained(args.bpe)
+    bpe = load_vocabulary("bpe", args.bpe)
     grids = read_codes(args.codes, bpe.codebook_size)
     count = len(grids) if args.limit is None else min(len(grids), args.limit)
     rounds = 1 + len(default_curve(bpe.num_merges))

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from jsonargparse import Namespace
 from jsonargparse.typing import PositiveInt
 
+from .loading import check_part
 from .options import add, refuse_used
 from .parsing import Parser
 
@@ -108,6 +109,7 @@ def main(args: Namespace) -> int:
     started = time.perf_counter()
     output = Path(args.output)
     refuse_used(args, output, "data-*")
+    check_part("--checkpoint", args.checkpoint)
     source = open_samples(
         args.data,
         split=args.split,

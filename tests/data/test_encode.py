@@ -321,7 +321,7 @@ def test_the_command(images, tmp_path, quantizer_folder, capsys):
     assert len(CodeShards(tmp_path / "out")) == 10
     # The saved configuration runs the command again, which finds all done.
     saved = str(tmp_path / "out" / "encode.yaml")
-    assert being_vl_command(["encode", "--config", saved]) == 0
+    assert being_vl_command(["encode", "--config", saved, "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["shards_found_done"] == 3
 
 

@@ -1,0 +1,77 @@
+"""Parts that options name → loaded parts, with errors that say which option, which name and why."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+_REASON = 200  # characters of what the Hub's client says
+
+
+def check_part(option: str, source: str, *, file: str = "config.json") -> None:
+    """Refuse a name that leads nowhere, before anything slow.
+
+    Args:
+        option: how the command calls it, such as `--quantizer` or `checkpoint`.
+        source: folder, or id on the Hub.
+        file: what every such part holds.
+
+    Raises:
+        ValueError: the folder has no such file.
+        OSError: there is no such folder, and no such repository can be reached.
+    """
+    from transformers.utils import cached_file
+
+    if os.path.exists(source):
+        if not os.path.isdir(source):
+            raise ValueError(f"{option} {source}: must be a folder or an id on the Hub, got a file")
+        if not os.path.exists(os.path.join(source, file)):
+            raise ValueError(f"{option} {source}: the folder has no {file}")
+        return
+    try:
+        cached_file(source, file)
+    except (OSError, ValueError) as error:
+        reason = " ".join(str(error).split())[:_REASON]
+        raise OSError(
+            f"{option} {source}: no folder of that name, and not to be had from the Hub: {reason}"
+        ) from None
+
+
+def load_vocabulary(option: str, source: str) -> Any:
+    """The ImageBPE in a folder, a file, or a repository on the Hub.
+
+    Raises:
+        ValueError, OSError: it is none; the option and the name are in the message.
+    """
+    from ..bpe.image_bpe import ImageBPE
+
+    path = Path(source)
+    if path.is_file() and path.suffix != ".json":
+        raise ValueError(f"{option} {source}: must be a folder with image_bpe.json, or that file")
+    if path.is_dir() and not (path / "image_bpe.json").exists():
+        raise ValueError(f"{option} {source}: the folder has no image_bpe.json")
+    if not path.exists() and source.count("/") != 1:
+        raise FileNotFoundError(f"{option} {source}: no such folder or file")
+    return ImageBPE.from_pretrained(path.parent if path.is_file() else source)
+
+
+def load_quantizer(source: str, image_processor: str | None = None) -> tuple[Any, Any]:
+    """A quantizer in evaluation mode, and the image processor that gives its pixels.
+
+    The processor is the named one, else the quantizer's own, else the default at its resolution.
+
+    Raises:
+        ValueError, OSError: one of them does not load; option and name are in the message.
+    """
+    from ..quantizers.image_processing_being_vl import BeingVLImageProcessor
+    from ..quantizers.quantizer import image_processor_for
+    from ..quantizers.quantizer import load_quantizer as load
+
+    if ":" not in source:  # package.module:name of an object of the user's own
+        check_part("--quantizer", source)
+    model = load(source)
+    if image_processor is not None:
+        check_part("--image-processor", image_processor, file="preprocessor_config.json")
+        return model, BeingVLImageProcessor.from_pretrained(image_processor)
+    return model, image_processor_for(source, model.config)
