@@ -8,6 +8,7 @@ from typing import Literal
 
 from jsonargparse import Namespace
 
+from .loading import check_part
 from .options import add, add_about
 from .parsing import Parser
 
@@ -50,6 +51,7 @@ def main(args: Namespace) -> int:
     from ..serving.gguf import export_gguf
     from ..serving.plain import export_checkpoint
 
+    check_part("checkpoint", args.checkpoint)
     model = load_language_model(args.checkpoint, dtype="auto")
     tokenizer = BeingVLTokenizer.from_pretrained(args.checkpoint)
     if args.format == "gguf":
