@@ -481,7 +481,7 @@ def test_eval_command(checkpoint, tmp_path, capsys):
         "reconstruction.yaml",
     }
     again = ["eval", "--config", str(folder / "pope.yaml"), "--tasks", "easyvqa", "--data"]
-    assert main(again) == 0
+    assert main([*again, "--json"]) == 0
     (printed,) = json.loads(capsys.readouterr().out)
     assert (printed["task"], printed["num_examples"]) == ("easyvqa", 6)
     assert main(["eval", str(checkpoint), "--tasks", "easyvqa", "--limit", "2", *options]) == 0
