@@ -56,7 +56,6 @@ def main(args: Namespace) -> int:
     from tqdm import tqdm
 
     from ..data.quantizing import quantize_source, quantizer_identity, write_manifest
-    from ..quantizers.quantizer import load_quantizer
 
     started = time.perf_counter()
     output = Path(args.output)

@@ -66,7 +66,6 @@ def main(args: Namespace) -> int:
     from ..hub.checkpoint import init_checkpoint, save_checkpoint
     from ..models.loading import base_family, load_base, load_base_tokenizer
     from ..processing.tokenization_being_vl import LLAMA_31_SPECIAL_TOKENS
-    from ..quantizers.quantizer import load_quantizer
 
     output = Path(args.output)
     if output.exists() and (not output.is_dir() or any(output.iterdir())):
