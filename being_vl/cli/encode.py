@@ -14,6 +14,7 @@ from typing import Literal
 
 from jsonargparse import Namespace
 
+from .loading import load_quantizer
 from .options import add, add_source, open_source, refuse_used
 from .parsing import Parser
 

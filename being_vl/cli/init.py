@@ -10,7 +10,7 @@ from typing import Any, Literal
 from jsonargparse import Namespace
 from jsonargparse.typing import PositiveInt
 
-from .loading import check_part, load_vocabulary
+from .loading import check_part, load_quantizer, load_vocabulary
 from .options import add, flag
 from .parsing import Parser
 
