@@ -1,6 +1,6 @@
 """codes → files: one parquet shard of code grids, and what its metadata says.
 
-The format is described in `code_shards.py`, which reads it.
+The format is described in `shards.py`, which reads it.
 """
 
 from __future__ import annotations

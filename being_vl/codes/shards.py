@@ -1,6 +1,6 @@
 """codes ↔ files: parquet shards of code grids.
 
-Source: our own convention, a plain parquet table, so that pandas, polars, DuckDB and `datasets` read it
+A plain parquet table, so that pandas, polars, DuckDB and `datasets` read it
 too. One row is one image: `image_id` string, `height` and `width` int32 in cells, `codes` list<int16>
 (uint16 or int32 where the codebook needs it) in row-major order. The file's metadata says which quantizer
 made the codes; readers check it once, at the boundary.
@@ -8,7 +8,7 @@ made the codes; readers check it once, at the boundary.
 
 from __future__ import annotations
 
-import json
+import hashlib
 import os
 from collections import OrderedDict
 from collections.abc import Iterator, Sequence
@@ -19,6 +19,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from ..files import read_json, shown
 from .shard_files import (
     VERSION,
     ShardInfo,
@@ -46,11 +47,13 @@ class CodeShards(Sequence[np.ndarray]):
             file, or a list of files. Order is that of the file names.
         codebook_size: K, needed only for files that do not say it.
         cached_shards: shards kept in memory.
+        verify: compare the sha256 of every shard that `manifest.json` lists, which reads them whole; their
+            sizes are compared in any case.
 
     Raises:
         FileNotFoundError: there is no such file or folder, or no parquet file in it.
-        ValueError: a folder whose `encode` has not finished, shards of different quantizers, a column
-            missing or of another type, sizes that do not fit; the message names file, field and value.
+        ValueError: a folder whose `encode` has not finished, a shard that is not as it was written, shards of
+            different quantizers, a column missing or of another type, sizes that do not fit; the message names file, field and value.
     """
 
     def __init__(
@@ -59,8 +62,9 @@ class CodeShards(Sequence[np.ndarray]):
         *,
         codebook_size: int | None = None,
         cached_shards: int = 4,
+        verify: bool = False,
     ):
-        self.files = _list_files(path)
+        self.files = _list_files(path, verify)
         self.codebook_size, self.quantizer = _common_info(self.files, codebook_size)
         sizes = [_read_sizes(file) for file in self.files]
         self.heights = np.concatenate([h for h, _ in sizes])  # (images,) int32
@@ -165,14 +169,14 @@ class CodeShards(Sequence[np.ndarray]):
         return values, offsets - offsets[0]
 
 
-def _list_files(path: Any) -> list[Path]:
+def _list_files(path: Any, verify: bool) -> list[Path]:
     if isinstance(path, Sequence) and not isinstance(path, str):
         files = [Path(file) for file in path]
     elif Path(path).is_dir():
         folder = Path(path)
         files = sorted(folder.glob("*.parquet"))
         if (folder / RUN_FILE).exists():
-            _check_finished(folder, files)
+            _check_finished(folder, verify)
     else:
         files = [Path(path)]
     if not files:
@@ -183,17 +187,41 @@ def _list_files(path: Any) -> list[Path]:
     return files
 
 
-def _check_finished(folder: Path, files: list[Path]) -> None:
+def manifest_entry(path: Path) -> dict[str, Any]:
+    """What `manifest.json` says of a shard's file: its name, bytes and sha256."""
+    with open(path, "rb") as file:
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+    return {"file": path.name, "bytes": path.stat().st_size, "sha256": digest}
+
+
+def _check_finished(folder: Path, verify: bool) -> None:
+    """Check that the shards of a finished folder are those that its manifest lists, as they were written."""
     manifest = folder / MANIFEST
     if not manifest.exists():
         raise ValueError(
             f"{folder}: no {MANIFEST}, so being-vl encode has not finished here; run it again (it "
             "continues), or name the parquet files themselves"
         )
-    listed = {shard["file"] for shard in json.loads(manifest.read_text())["shards"]}
-    missing = sorted(listed - {file.name for file in files})
-    if missing:
-        raise ValueError(f"{folder}: {missing[0]} is in {MANIFEST} but not in the folder")
+    content = read_json(manifest)
+    shards = content.get("shards") if isinstance(content, dict) else None
+    if not isinstance(shards, list):
+        raise ValueError(f"{manifest}: shards must be a list, got {shown(shards)}")
+    for number, shard in enumerate(shards):
+        for name, kind in (("file", str), ("bytes", int), ("sha256", str)):
+            value = shard.get(name) if isinstance(shard, dict) else None
+            if type(value) is not kind:
+                raise ValueError(
+                    f"{manifest}: shards[{number}].{name} must be {kind.__name__}, got {shown(value)}"
+                )
+        path = folder / shard["file"]
+        if path.name != shard["file"] or not path.is_file():
+            raise ValueError(
+                f"{folder}: {shown(shard['file'])} is in {MANIFEST} but not in the folder"
+            )
+        if (size := path.stat().st_size) != shard["bytes"]:
+            raise ValueError(f"{path}: has {size} bytes, {shard['bytes']} were written")
+        if verify and (found := manifest_entry(path)["sha256"]) != shard["sha256"]:
+            raise ValueError(f"{path}: its sha256 is {found}, {shard['sha256']} was written")
 
 
 def _common_info(files: list[Path], codebook_size: int | None) -> tuple[int, str]:
@@ -247,6 +275,7 @@ __all__ = [
     "CodeShards",
     "ShardInfo",
     "code_type",
+    "manifest_entry",
     "read_info",
     "write_shard",
 ]

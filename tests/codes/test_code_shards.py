@@ -11,7 +11,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from being_vl.codes.shards import CodeShards, ShardInfo, code_type, read_info, write_shard
+from being_vl.codes.shards import (
+    CodeShards,
+    ShardInfo,
+    code_type,
+    manifest_entry,
+    read_info,
+    write_shard,
+)
 
 ROWS = st.lists(
     st.tuples(st.text(max_size=8), st.integers(1, 5), st.integers(1, 5), st.integers(0, 2**32 - 1)),
@@ -169,3 +176,50 @@ def test_writing_checks_its_input(tmp_path):
     with pytest.raises(ValueError, match=r"codes of 'a' must be in \[0, 4\), got 4 to 4"):
         write_shard(tmp_path / "a", ["a"], [np.full((1, 1), 4)], ShardInfo(4))
     assert not list(tmp_path.iterdir())
+
+
+def finished(folder, changes=None):
+    """A folder as `encode` leaves it, two shards and their manifest, with entries of the first changed."""
+    paths = [folder / f"codes-{i}.parquet" for i in range(2)]
+    for path in paths:
+        write_shard(path, ["a"], [np.arange(600).reshape(20, 30)], ShardInfo(600))
+    entries = [manifest_entry(path) for path in paths]
+    entries[0].update(changes or {})
+    (folder / "encode.json").write_text("{}")
+    (folder / "manifest.json").write_text(json.dumps({"shards": entries}))
+    return paths
+
+
+def test_shards_are_as_they_were_written(tmp_path):
+    paths = finished(tmp_path)
+    assert len(CodeShards(tmp_path, verify=True)) == 2
+    whole = paths[1].read_bytes()
+    paths[1].write_bytes(whole[:-7])
+    with pytest.raises(
+        ValueError, match=rf"codes-1.parquet: has {len(whole) - 7} bytes, {len(whole)}"
+    ):
+        CodeShards(tmp_path)
+    at = len(whole) // 4
+    paths[1].write_bytes(whole[:at] + bytes([whole[at] ^ 1]) + whole[at + 1 :])
+    with pytest.raises(ValueError, match=r"codes-1.parquet: its sha256 is [0-9a-f]{64}, "):
+        CodeShards(tmp_path, verify=True)
+    paths[1].unlink()
+    with pytest.raises(
+        ValueError, match=r"'codes-1.parquet' is in manifest.json but not in the folder"
+    ):
+        CodeShards(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"bytes": "12"}, r"manifest.json: shards\[0\].bytes must be int, got '12'"),
+        ({"sha256": None}, r"shards\[0\].sha256 must be str, got None"),
+        ({"file": "../codes-0.parquet"}, "'../codes-0.parquet' is in manifest.json but not in the folder"),
+    ],
+)  # fmt: skip
+def test_a_malformed_manifest_is_named(tmp_path, changes, message):
+    (tmp_path / "inner").mkdir()
+    finished(tmp_path / "inner", changes)
+    with pytest.raises(ValueError, match=message):
+        CodeShards(tmp_path / "inner")

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import pyarrow.parquet as pq
 
-from ...codes.shards import MANIFEST, RUN_FILE, VERSION, ShardInfo, read_info
+from ...codes.shards import MANIFEST, RUN_FILE, VERSION, ShardInfo, manifest_entry, read_info
 from ...files import claim as claim_folder
 from ...files import write_atomic
 from .sources import Source
@@ -63,7 +63,7 @@ def write_manifest(output: Path, source: Source) -> dict[str, Any]:
     """Check that every shard is there, and write `manifest.json` and `skipped.jsonl`.
 
     Returns:
-        The manifest: totals, and for each shard its file, images and skipped images.
+        The manifest: totals, and for each shard its file, bytes, sha256, images and skipped images.
 
     Raises:
         ValueError: a shard is missing or not ours.
@@ -72,7 +72,8 @@ def write_manifest(output: Path, source: Source) -> dict[str, Any]:
     for path, info in _all_shards(output, source):
         sizes = pq.read_table(path, columns=["height", "width"])
         cells += int(np.dot(sizes["height"].to_numpy().astype(np.int64), sizes["width"].to_numpy()))
-        shards.append({"file": path.name, "images": sizes.num_rows, "skipped": len(info.skipped)})
+        counts = {"images": sizes.num_rows, "skipped": len(info.skipped)}
+        shards.append(manifest_entry(path) | counts)
         skipped += [
             {"image_id": image_id, "reason": reason, "shard": path.name}
             for _, image_id, reason in info.skipped
