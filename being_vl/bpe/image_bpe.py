@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 
 from ..hub.part import PushesCheckpoint
-from .codec.plain import OK, PlainCodec
+from .codec.plain import OK, Drop, PlainCodec
 from .grids import (
     MAX_GRID_CELLS,
     check_codebook_size,
@@ -217,7 +217,14 @@ class ImageBPE(PushesCheckpoint):
         cut._source = self._source
         return cut
 
-    def encode(self, grid: Any, *, segmentation: str = "merges") -> np.ndarray:
+    def encode(
+        self,
+        grid: Any,
+        *,
+        segmentation: str = "merges",
+        dropout: float = 0.0,
+        seed: int | np.random.Generator | None = None,
+    ) -> np.ndarray:
         """Codes (height, width) → visual ids int32 (n,), in raster order of the tokens' anchors.
 
         Args:
@@ -225,30 +232,41 @@ class ImageBPE(PushesCheckpoint):
             segmentation: ``"merges"`` applies the rules in rank order, as training did; ``"compact"`` looks
                 for a covering of fewer tokens, up to a few percent, at twenty to fifty times the work.
                 Both decode exactly. A model should see one of them, in training and after.
+            dropout: the probability that a rule is left out where it applies (BPE-dropout, arXiv
+                1910.13267), for training a model on many coverings of an image; each decodes exactly. Not
+                with ``"compact"``.
+            seed: of dropout, or a generator to draw one from; by default each call drops others.
 
         Raises:
-            ValueError: the grid is not two-dimensional, empty, not integer, or a code is out of range.
+            ValueError: the grid is not two-dimensional, empty, not integer, or a code is out of range; or
+                dropout is not in [0, 1], or not possible.
         """
         array = check_grid(grid, self._codebook_size, "grid")
-        height, width = array.shape
-        ids, _ = self._encoder(segmentation).encode(
-            array.reshape(-1), np.array([height]), np.array([width])
-        )
-        return ids
+        encode, drops = self._encoder(segmentation, dropout, seed)
+        sides = [np.array([side]) for side in array.shape]
+        return encode(array.reshape(-1), *sides, *drops(1))[0]
 
     def encode_batch(
-        self, grids: Any, num_threads: int | None = None, *, segmentation: str = "merges"
+        self,
+        grids: Any,
+        num_threads: int | None = None,
+        *,
+        segmentation: str = "merges",
+        dropout: float = 0.0,
+        seed: int | np.random.Generator | None = None,
     ) -> list[np.ndarray]:
         """Encode many grids, each as `encode` does, on all cores unless num_threads says otherwise.
 
         Args:
             grids: int codes (N, H, W), or a sequence of (h, w) arrays of mixed sizes.
             num_threads: threads to use; they release the GIL where numba is installed.
-            segmentation: as for `encode`.
+            segmentation, dropout, seed: as for `encode`; the threads do not change what is dropped.
         """
         encoded: list[np.ndarray] = []
-        encode = self._encoder(segmentation).encode
-        chunks = grid_chunks(grids, self._codebook_size)
+        encode, drops = self._encoder(segmentation, dropout, seed)
+        chunks = (
+            (*chunk, *drops(len(chunk[1]))) for chunk in grid_chunks(grids, self._codebook_size)
+        )
         for ids, counts in map_in_order(encode, chunks, check_threads(num_threads)):
             encoded += split_flat(ids, counts)
         return encoded
@@ -419,13 +437,26 @@ class ImageBPE(PushesCheckpoint):
         """All that the vocabulary says beside its rules."""
         return self._codebook_size, self._merge_rule, self._repeat_code
 
-    def _encoder(self, segmentation: str) -> Any:
-        if segmentation == "merges":
-            return self._by_merges
-        if segmentation != "compact":
+    def _encoder(
+        self, segmentation: str, dropout: float, seed: int | np.random.Generator | None
+    ) -> tuple[Callable[..., Any], Callable[[int], tuple[Drop, ...]]]:
+        """What encodes chunks, and what gives, for a number of grids, its last arguments."""
+        if not 0 <= dropout <= 1:
+            raise ValueError(f"dropout must be a probability in [0, 1], got {dropout!r}")
+        if segmentation == "compact":
+            if dropout:
+                raise ValueError('dropout leaves out merges: it needs segmentation="merges"')
+            self._shapes_or_raise()
+            return self._compact.encode, lambda count: ()
+        if segmentation != "merges":
             raise ValueError(f'segmentation must be "merges" or "compact", got {segmentation!r}')
-        self._shapes_or_raise()
-        return self._compact
+        if not dropout:
+            return self._by_merges.encode, lambda count: ()
+        random = np.random.default_rng(seed)
+        below = np.uint64(round(dropout * (1 << 53)))
+        return self._by_merges.encode, lambda count: (
+            Drop(random.integers(0, 1 << 64, count, dtype=np.uint64), below),
+        )
 
     # Kernels are imported on first use: numba takes half a second.
 

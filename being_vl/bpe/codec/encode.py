@@ -29,6 +29,7 @@ import numpy as np
 
 from .._jit import explain_compilation, inlined, kernel
 from ..shapes import TokenTable, cells_around, flat_position, ragged
+from .plain import KEEP_ALL, Drop
 
 # A record of int32 for each rank, all that a sweep asks of it in one run of memory: these fields, then its
 # cells but the anchor, then the cells around (none for a token that no rule takes up), relative to the anchor.
@@ -58,7 +59,7 @@ class KernelEncoder:
         self._by_stride: dict[int, tuple[np.ndarray, ...]] = {}
 
     def encode(
-        self, codes: np.ndarray, heights: np.ndarray, widths: np.ndarray
+        self, codes: np.ndarray, heights: np.ndarray, widths: np.ndarray, drop: Drop = KEEP_ALL
     ) -> tuple[np.ndarray, np.ndarray]:
         """As PlainCodec.encode."""
         stride = 1 << int(2 * widths.max() - 1).bit_length()
@@ -66,7 +67,7 @@ class KernelEncoder:
             self._by_stride[stride] = self._at_stride(stride)
         tables = self._by_stride[stride]
         with explain_compilation(encode_grids):
-            return encode_grids(codes, heights, widths, stride, self._codebook_size, tables)
+            return encode_grids(codes, heights, widths, stride, self._codebook_size, tables, *drop)
 
     def _at_stride(self, stride: int) -> tuple[np.ndarray, ...]:
         """What encode_grids calls `vocabulary`, for rows of this many cells."""
@@ -224,7 +225,22 @@ def _lay(codes, read, base, size, stride, used, vocabulary, board):
 
 
 @inlined
-def _sweep(part, codebook_size, used, vocabulary, board, kept):
+def _is_dropped(at, rank, part, stride, first_grid, seeds, below):
+    """BPE-dropout: is the rule of a rank not to be applied at an anchor? As `plain.is_dropped`."""
+    place = u((at & ((1 << part) - 1)) - stride)  # row * stride + col
+    row, col = place // u(stride), place % u(stride)
+    z = (
+        seeds[first_grid + (at >> part)]
+        + u(rank) * _TOKEN_FACTOR
+        + (row << u(32) | col) * _STEP_FACTOR
+    )
+    z = (z ^ z >> u(30)) * u(0xBF58476D1CE4E5B9)
+    z = (z ^ z >> u(27)) * u(0x94D049BB133111EB)
+    return (z ^ z >> u(31)) >> u(11) < below
+
+
+@inlined
+def _sweep(part, stride, codebook_size, used, vocabulary, board, kept, first_grid, seeds, below):
     """Apply the waiting rules in rank order; returns whether entries were enough.
 
     One long function: numba counts references to arrays where they are handed on, inlined or not, which cost
@@ -266,6 +282,15 @@ def _sweep(part, codebook_size, used, vocabulary, board, kept):
                 falling &= at < last
                 last = at
 
+            if below != 0:
+                remaining = np.int64(0)
+                for k in range(found):
+                    at = spots[u(k)]
+                    spots[u(remaining)] = at
+                    dropped = _is_dropped(at, rank, part, stride, first_grid, seeds, below)
+                    remaining += np.int64(not dropped)
+                found = remaining
+
             # Chains a a a overlap: greedily in raster order. Anchors that fall are taken from the end (pairs
             # of codes always fall); otherwise each chain is followed from its head, not beyond its grid.
             is_chain = first == second and found > 1
@@ -296,6 +321,11 @@ def _sweep(part, codebook_size, used, vocabulary, board, kept):
                             differs = cell[u(at)] ^ (at << 32 | first)
                             if differs != 0 or cell[u(there)] != there << 32 | first:
                                 break
+                            if below != 0 and _is_dropped(
+                                at, rank, part, stride, first_grid, seeds, below
+                            ):
+                                at = there
+                                continue
                             cell[u(at)] = mark
                             cell[u(there)] = mark
                             kept[u(merged)] = at
@@ -358,7 +388,7 @@ def _emit(base, size, stride, cell, ids, written):
 
 
 @kernel
-def encode_grids(codes, heights, widths, stride, codebook_size, vocabulary):
+def encode_grids(codes, heights, widths, stride, codebook_size, vocabulary, seeds, below):
     """Encode grids that lie one after another in codes.
 
     Args:
@@ -366,6 +396,7 @@ def encode_grids(codes, heights, widths, stride, codebook_size, vocabulary):
         stride: int64, a power of two ≥ 2 * max(widths).
         vocabulary: partners of codes uint64 (K,), starts int32 (M,), records int32, and the hash of rules:
             factors and the two tables of `fill_tables`; at this stride.
+        seeds, below: see `plain.Drop`.
 
     Returns:
         ids int32, one grid after another, and int64 counts.
@@ -400,7 +431,9 @@ def encode_grids(codes, heights, widths, stride, codebook_size, vocabulary):
                 base, size = ((grid - begin) << part) + stride, (heights[grid], widths[grid])
                 used = _lay(codes, after, base, size, stride, used, vocabulary, board)
                 after += heights[grid] * widths[grid]
-            if _sweep(part, codebook_size, used, vocabulary, board, kept):
+            if _sweep(
+                part, stride, codebook_size, used, vocabulary, board, kept, begin, seeds, below
+            ):
                 break
             entries = np.empty(2 * len(entries), dtype=np.int64)  # once more, with more
             newest[:] = -1

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from functools import cached_property
 from heapq import heapify, heappop, heappush
+from typing import NamedTuple
 
 import numpy as np
 
@@ -18,6 +19,32 @@ from ..shapes import TokenTable, split_position
 UNCOVERED = -1
 # What is wrong with a sequence of ids; the kernels return the same numbers.
 OK, OUT_OF_RANGE, OVERLAP, OVER_BORDER, TOO_MANY, TOO_FEW = range(6)
+_MASK = (1 << 64) - 1
+
+
+class Drop(NamedTuple):
+    """BPE-dropout (arXiv 1910.13267): which applications of rules are left out, by a hash of 53 bits.
+
+    A hash rather than a stream of random numbers: the outcome does not depend on the order of the work.
+
+    Attributes:
+        seeds: uint64, one a grid.
+        below: hashes below this are dropped, p · 2^53; 0 drops nothing, and then seeds are not read.
+    """
+
+    seeds: np.ndarray
+    below: np.uint64
+
+
+KEEP_ALL = Drop(np.zeros(0, dtype=np.uint64), np.uint64(0))
+
+
+def is_dropped(row: int, col: int, rank: int, seed: int, below: int) -> bool:
+    """Is the rule of a rank not to be applied at an anchor? The hash ends as splitmix64 does."""
+    z = seed + rank * 0x9E3779B97F4A7C15 + (row << 32 | col) * 0x165667B19E3779F9 & _MASK
+    z = (z ^ z >> 30) * 0xBF58476D1CE4E5B9 & _MASK
+    z = (z ^ z >> 27) * 0x94D049BB133111EB & _MASK
+    return (z ^ z >> 31) >> 11 < below
 
 
 class PlainCodec:
@@ -35,18 +62,18 @@ class PlainCodec:
         self._by_offset = merge_rule == "shape"
 
     def encode(
-        self, codes: np.ndarray, heights: np.ndarray, widths: np.ndarray
+        self, codes: np.ndarray, heights: np.ndarray, widths: np.ndarray, drop: Drop = KEEP_ALL
     ) -> tuple[np.ndarray, np.ndarray]:
         """int32 codes of many grids, one after another → int32 ids, and how many each grid has."""
         ids: list[int] = []
         counts = []
         begin = 0
-        for height, width in zip(heights.tolist(), widths.tolist(), strict=True):
+        vocabulary = self._ranks, self._merges, self._codebook_size, self._by_offset
+        below = int(drop.below)
+        for i, (height, width) in enumerate(zip(heights.tolist(), widths.tolist(), strict=True)):
             end = begin + height * width
-            grid = codes[begin:end].tolist()
-            found = encode(
-                grid, height, width, self._ranks, self._merges, self._codebook_size, self._by_offset
-            )
+            seed = int(drop.seeds[i]) if below else 0
+            found = encode(codes[begin:end].tolist(), height, width, *vocabulary, seed, below)
             ids += found
             counts.append(len(found))
             begin = end
@@ -104,6 +131,8 @@ def encode(
     merges: Sequence[tuple[int, ...]],
     codebook_size: int,
     by_offset: bool,
+    seed: int = 0,
+    below: int = 0,
 ) -> list[int]:
     """Tokens of one grid, given as its codes in raster order, in raster order of their anchors.
 
@@ -130,6 +159,8 @@ def encode(
     while heap:
         rank, p, q = heappop(heap)
         if token[p] != merges[rank][0] or token[q] != merges[rank][1]:
+            continue
+        if below and is_dropped(*divmod(p, width), rank, seed, below):
             continue
         token[p], token[q] = codebook_size + rank, UNCOVERED
         for cell in cells[q]:
