@@ -1,17 +1,20 @@
 """Files: written whole or not at all, read within limits, folders locked and claimed.
 
 Every room writes and reads through here: `write_atomic`, `new_file` and `new_folder` for what may be
-interrupted, `read_json` for what somebody else may have written, `locked` and `claim` for a folder that one
-run owns, and `Result`, the one record that evaluation writes and model cards read.
+interrupted, `read_json` and `read_yaml` for what somebody else may have written, `locked` and `claim` for a
+folder that one run owns, and `Result`, the one record that evaluation writes and model cards read.
 """
 
 from __future__ import annotations
 
+import errno
 import json
+import math
 import os
 import re
 import secrets
 import shutil
+import stat
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -20,7 +23,15 @@ from glob import escape
 from pathlib import Path
 from typing import Any
 
-MAX_JSON_BYTES = 1 << 26  # tokenizer.json of 300,000 ids fits; bounds what parsing may allocate
+MAX_JSON_BYTES = 1 << 26  # tokenizer.json of 300,000 ids fits
+MAX_JSON_VALUES = 1 << 20  # bounds what parsing may allocate, to some 150 MB
+MAX_YAML_BYTES = 1 << 20
+_MAX_YAML_DEPTH = 64
+_MAX_YAML_VALUES = 100_000
+_HUGE = re.compile(rb"[0-9]{200}|[0-9][eE]\+?[0-9]{3}")  # whatever may be beyond floats
+_SURROGATE = re.compile(
+    rb"\\u[dD][89a-fA-F]"
+)  # an escape of half a character, or of a half of a pair
 
 
 # Writing
@@ -122,14 +133,43 @@ def new_folder(path: str | os.PathLike) -> Iterator[Path]:
 # Reading
 
 
+def read_bytes(path: str | os.PathLike, max_bytes: int) -> bytes:
+    """The content of a file of bounded size.
+
+    Raises:
+        ValueError: the file is larger, or no regular file (a pipe would block, a device never ends).
+        OSError: the file cannot be read.
+    """
+    # Without O_NONBLOCK, opening a pipe that nobody writes to waits for ever.
+    handle = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
+    try:
+        mode = os.fstat(handle).st_mode
+        if stat.S_ISDIR(mode):
+            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
+        if not stat.S_ISREG(mode):
+            raise ValueError(f"{path}: not a regular file")
+        with open(handle, "rb", closefd=False) as file:
+            raw = file.read(max_bytes + 1)
+    finally:
+        os.close(handle)
+    if len(raw) > max_bytes:
+        raise ValueError(f"{path}: larger than {max_bytes} bytes")
+    return raw
+
+
 def read_json(
-    path: str | os.PathLike, max_bytes: int = MAX_JSON_BYTES, *, optional: bool = False
+    path: str | os.PathLike,
+    max_bytes: int = MAX_JSON_BYTES,
+    *,
+    max_values: int = MAX_JSON_VALUES,
+    optional: bool = False,
 ) -> Any:
-    """Strict JSON: UTF-8, no duplicate keys, no NaN, bounded size and depth.
+    """Strict JSON: UTF-8, no duplicate keys, only finite numbers, bounded size, depth and number of values.
 
     Args:
         path: the file.
-        max_bytes: a larger file is refused before it is parsed.
+        max_bytes, max_values: a larger file, and one that may hold more values, is refused before it is
+            parsed.
         optional: return None where there is no file.
 
     Raises:
@@ -139,33 +179,112 @@ def read_json(
     path = Path(path)
     if optional and not path.exists():
         return None
-    with open(path, "rb") as file:
-        raw = file.read(max_bytes + 1)
-    if len(raw) > max_bytes:
-        raise ValueError(f"{path}: larger than {max_bytes} bytes")
+    return parse_json(read_bytes(path, max_bytes), str(path), max_values)
+
+
+def parse_json(raw: bytes, name: str, max_values: int = MAX_JSON_VALUES) -> Any:
+    """JSON as `read_json` reads it.
+
+    Raises:
+        ValueError: naming what `name` names, and what is wrong.
+    """
+    # A bound of the number of values: each has a mark before or after it. 64 MB of "[]," would take 1.5 GB.
+    if sum(map(raw.count, (b",", b":", b"[", b"{"))) > max_values:
+        raise ValueError(f"{name}: more than {max_values} values")
     try:
-        return json.loads(
-            raw.decode("utf-8"), object_pairs_hook=_distinct_keys, parse_constant=_refuse_constant
+        value = json.loads(
+            raw.decode("utf-8"),
+            object_pairs_hook=_distinct_keys,
+            parse_constant=_refuse_constant,
+            parse_float=_finite if _HUGE.search(raw) else None,
         )
+        if _SURROGATE.search(raw):  # text with half a pair can be written into no file
+            json.dumps(value, ensure_ascii=False).encode("utf-8")
     except RecursionError:
-        raise ValueError(f"{path}: nested too deeply") from None
-    except (
-        ValueError
-    ) as error:  # also UnicodeDecodeError, JSONDecodeError, integers of thousands of digits
-        raise ValueError(f"{path}: not valid JSON: {error}") from None
+        raise ValueError(f"{name}: nested too deeply") from None
+    except ValueError as error:  # of Unicode, of JSON, integers of thousands of digits
+        raise ValueError(f"{name}: not valid JSON: {error}") from None
+    return value
 
 
 def _distinct_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     fields = dict(pairs)
     if len(fields) < len(pairs):
-        seen: set[str] = set()
-        twice = next(key for key, _ in pairs if key in seen or seen.add(key))
+        names = [name for name, _ in pairs]
+        twice = next(name for name in names if names.count(name) > 1)
         raise ValueError(f"field {shown(twice)} appears twice")
     return fields
 
 
 def _refuse_constant(name: str) -> None:
     raise ValueError(f"{name} is not a number of JSON")
+
+
+def _finite(text: str) -> float:
+    number = float(text)
+    if math.isinf(number):
+        raise ValueError(f"{shown(text)} is too large for a number")
+    return number
+
+
+def read_yaml(path: str | os.PathLike, *, optional: bool = False) -> Any:
+    """YAML of plain values: bounded size, depth and number of values, those of aliases counted each time.
+
+    Args:
+        path: the file.
+        optional: return None where there is no file.
+
+    Raises:
+        ValueError: naming the file and what is wrong.
+        OSError: the file cannot be read.
+    """
+    import yaml
+
+    path = Path(path)
+    if optional and not path.exists():
+        return None
+    raw = read_bytes(path, MAX_YAML_BYTES)
+    loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+    try:
+        text = raw.decode("utf-8")
+        if _SURROGATE.search(raw):
+            raise ValueError("text with half of a surrogate pair")
+        _check_yaml_size(yaml.parse(text, loader))
+        return yaml.load(text, loader)
+    except RecursionError:
+        raise ValueError(f"{path}: nested too deeply") from None
+    except (yaml.YAMLError, ValueError) as error:
+        raise ValueError(f"{path}: not YAML: {error}") from None
+
+
+def _check_yaml_size(events: Iterable[Any]) -> None:
+    """Count values before any is built: a few lines of aliases of aliases stand for billions."""
+    sizes: dict[str, int] = {}  # of what an anchor names
+    open_anchors: list[str | None] = []
+    starts: list[int] = []
+    count = 0
+    for event in events:
+        kind = type(event).__name__
+        if kind == "AliasEvent":
+            if event.anchor not in sizes:
+                raise ValueError(f"alias {shown(event.anchor)} of something that is not there yet")
+            count += sizes[event.anchor]
+        elif kind == "ScalarEvent":
+            count += 1
+            if event.anchor is not None:
+                sizes[event.anchor] = 1
+        elif kind in ("MappingStartEvent", "SequenceStartEvent"):
+            open_anchors.append(event.anchor)
+            starts.append(count)
+            count += 1
+        elif kind in ("MappingEndEvent", "SequenceEndEvent"):
+            anchor, start = open_anchors.pop(), starts.pop()
+            if anchor is not None:
+                sizes[anchor] = count - start
+        if len(starts) > _MAX_YAML_DEPTH or count > _MAX_YAML_VALUES:
+            raise ValueError(
+                f"more than {_MAX_YAML_DEPTH} levels or {_MAX_YAML_VALUES} values, those of aliases counted"
+            )
 
 
 def shown(value: Any) -> str:

@@ -19,7 +19,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from ..files import read_json, shown
+from ..files import new_file, read_json, shown
 from .shard_files import (
     VERSION,
     ShardInfo,
@@ -130,14 +130,13 @@ class CodeShards(Sequence[np.ndarray]):
                 f"grids of {len(shapes)} sizes cannot be one array: {sorted(shapes)[:5]}"
             )
         shape = (len(self), *shapes.pop())
-        aside = Path(f"{path}.tmp")
-        array = np.lib.format.open_memmap(aside, mode="w+", dtype=self.dtype, shape=shape)
-        start = 0
-        for values, heights, _ in self.iter_flat():
-            array[start : start + len(heights)] = values.reshape(len(heights), *shape[1:])
-            start += len(heights)
-        array.flush()
-        os.replace(aside, path)
+        with new_file(path) as aside:
+            array = np.lib.format.open_memmap(aside, mode="w+", dtype=self.dtype, shape=shape)
+            start = 0
+            for values, heights, _ in self.iter_flat():
+                array[start : start + len(heights)] = values.reshape(len(heights), *shape[1:])
+                start += len(heights)
+            array.flush()
 
     def _shard(self, shard: int) -> tuple[np.ndarray, np.ndarray]:
         if shard in self._cache:

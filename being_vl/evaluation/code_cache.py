@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import os
-import secrets
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -19,6 +18,7 @@ import numpy as np
 from huggingface_hub.constants import HF_HOME
 from PIL import Image
 
+from ..files import new_file
 from ..processing.processing_being_vl import BeingVLProcessor
 from ..quantizers.identity import quantizer_identity
 from ..quantizers.image_loading import load_image, to_rgb
@@ -117,15 +117,8 @@ class CodeCache:
         return grid
 
     def _write(self, path: Path, grid: np.ndarray) -> None:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        aside = path.with_name(f".{path.name}.{secrets.token_hex(6)}")
-        try:
-            with open(aside, "xb") as file:
-                np.save(file, grid.astype(np.int32), allow_pickle=False)
-            os.replace(aside, path)
-        except BaseException:
-            aside.unlink(missing_ok=True)
-            raise
+        with new_file(path) as aside, open(aside, "wb") as file:
+            np.save(file, grid.astype(np.int32), allow_pickle=False)
 
 
 def _open(picture: _Picture) -> Image.Image:

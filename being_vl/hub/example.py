@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+from ..files import new_file
 from ..processing.processing_being_vl import BeingVLProcessor
 from ..processing.token_picture import token_picture
 from ..quantizers.image_loading import load_image
@@ -32,7 +33,6 @@ def draw_example(folder: Path, image: str | os.PathLike) -> list[str]:
         picture, processor.tokenizer.image_bpe, processor.vq_model, processor.image_processor
     )
     for name, panel in ((EXAMPLE, picture), (PICTURE, drawn.drawing)):
-        partial = folder / f".{name}"
-        panel.save(partial, format="PNG")
-        os.replace(partial, folder / name)
+        with new_file(folder / name) as aside:
+            panel.save(aside)
     return [EXAMPLE, PICTURE]

@@ -14,6 +14,8 @@ from typing import Any
 
 import yaml
 
+from ..files import read_yaml
+
 FACTS_FILE = "card.yaml"
 
 
@@ -104,10 +106,7 @@ def read_mapping(path: Path) -> dict[str, Any]:
     Raises:
         ValueError: it holds something else; the file is named.
     """
-    try:
-        values = yaml.safe_load(path.read_text("utf-8"))
-    except yaml.YAMLError as error:
-        raise ValueError(f"{path}: not YAML: {error}") from None
+    values = read_yaml(path)
     if not isinstance(values, dict):
         raise ValueError(f"{path}: must be a mapping, got {str(values)[:80]!r}")
     return values

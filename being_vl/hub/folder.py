@@ -23,6 +23,7 @@ from .part import VQ_FOLDER
 Kind = Literal["checkpoint", "vq_model", "image_bpe", "parts", "codes"]
 _VQ_TYPES = ("being_vl_vq", "being_vl_patch_vq")
 _WEIGHTS = "model.safetensors"
+_MAX_TOKENIZER_VALUES = 5 << 19  # 262,144 ids and 514,906 merges (Gemma 3), image tokens beside
 _INDEX = "model.safetensors.index.json"
 
 
@@ -141,7 +142,7 @@ def _check_checkpoint(folder: Path) -> None:
     layout = config.layout
     vq_config = AutoConfig.from_pretrained(folder / VQ_FOLDER)
     bpe = ImageBPE.from_pretrained(folder)
-    tokenizer = read_json(folder / "tokenizer.json", optional=True) or {}
+    tokenizer = read_json(folder / "tokenizer.json", max_values=_MAX_TOKENIZER_VALUES)
     ids = [
         *tokenizer.get("model", {}).get("vocab", {}).values(),
         *(token["id"] for token in tokenizer.get("added_tokens", [])),

@@ -1,0 +1,152 @@
+"""Files are written whole or not at all, and read within limits."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from being_vl.files import new_file, new_folder, read_bytes, read_json, read_yaml, write_atomic
+
+_LAUGHS = "a: &a [x, x, x, x, x, x, x, x, x]\n" + "".join(
+    f"{name}: &{name} [{', '.join([f'*{before}'] * 9)}]\n"
+    for before, name in zip("abcdefghijkl", "bcdefghijklm", strict=True)
+)
+BAD_JSON = {
+    "not UTF-8": (b'"\xff"', "not valid JSON"),
+    "twice": (b'{"a": 1, "b": 2, "a": 3}', "field 'a' appears twice"),
+    "a constant": (b"[NaN]", "NaN is not a number of JSON"),
+    "a number beyond floats": (b"[1e999]", "too large for a number"),
+    "a number of many digits": (b"1" * 5000, "not valid JSON"),
+    "deep": (b"[" * 100_000, "nested too deeply"),
+    "many values": (b"[" + b"[]," * (3 << 20) + b"1]", "more than 1048576 values"),
+    "half a pair": (rb'{"a": "\ud83d"}', "surrogates not allowed"),
+    "empty": (b"", "not valid JSON"),
+}
+BAD_YAML = {
+    "not UTF-8": (b"a: \xff", "not YAML"),
+    "billion laughs": (_LAUGHS.encode(), "100000 values"),
+    "an alias of itself": (b"a: &a [*a]", "alias 'a' of something that is not there yet"),
+    "deep": (b"[" * 20_000, "not YAML"),
+    "of many levels": (b"[" * 65 + b"]" * 65, "64 levels"),
+    "an object": (b"!!python/object/apply:os.system ['true']", "not YAML"),
+    "half a pair": (rb'a: "\ud83d"', "half of a surrogate pair"),
+    "large": (b"#" * (1 << 20) + b"\n", "larger than 1048576 bytes"),
+    "unfinished": (b"a: [", "not YAML"),
+}
+
+
+@pytest.mark.parametrize("name", BAD_JSON)
+def test_json_that_is_refused(tmp_path: Path, name: str) -> None:
+    raw, message = BAD_JSON[name]
+    path = tmp_path / "a.json"
+    path.write_bytes(raw)
+    with pytest.raises(ValueError, match=message) as error:
+        read_json(path)
+    assert str(error.value).startswith(str(path)) and len(str(error.value)) < 300
+
+
+def test_json_that_is_read(tmp_path: Path) -> None:
+    value = {"a": [1, -2.5, None, True, "é\U0001f600"], "b": {}}
+    for ascii_only in (True, False):  # a pair of surrogates in escapes is one character
+        write_atomic(tmp_path / "a.json", json.dumps(value, ensure_ascii=ascii_only))
+        assert read_json(tmp_path / "a.json") == value
+    assert read_json(tmp_path / "none.json", optional=True) is None
+    with pytest.raises(ValueError, match="larger than 4 bytes"):
+        read_json(tmp_path / "a.json", 4)
+
+
+@pytest.mark.parametrize("name", BAD_YAML)
+def test_yaml_that_is_refused(tmp_path: Path, name: str) -> None:
+    raw, message = BAD_YAML[name]
+    path = tmp_path / "a.yaml"
+    path.write_bytes(raw)
+    with pytest.raises(ValueError, match=message) as error:
+        read_yaml(path)
+    assert str(error.value).startswith(str(path)) and len(str(error.value)) < 300
+
+
+def test_yaml_that_is_read(tmp_path: Path) -> None:
+    path = tmp_path / "a.yaml"
+    path.write_text(
+        "base: &base {lr: 2.0e-5, steps: 3}\nrun: {<<: *base, steps: 4}\nnames: [é, 1]\n"
+    )
+    read = read_yaml(path)
+    assert read["run"] == {"lr": 2.0e-5, "steps": 4} and read["names"] == ["é", 1]
+    assert read_yaml(tmp_path / "none.yaml", optional=True) is None
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="needs named pipes")
+@pytest.mark.parametrize("read", [read_json, read_yaml])
+def test_pipes_and_devices_are_refused(tmp_path: Path, read) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "zero").symlink_to("/dev/zero")
+    for name in ("pipe", "zero"):
+        with pytest.raises(ValueError, match=f"{name}: not a regular file"):
+            read(tmp_path / name)
+    with pytest.raises(IsADirectoryError, match=str(tmp_path)):
+        read(tmp_path)
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="reads /proc")
+def test_hostile_files_take_little(tmp_path: Path) -> None:
+    """Memory above what an empty file takes, and CPU seconds, of the worst that the limits let through."""
+    marks = (1 << 20) - 10
+    worst = {
+        "lists.json": b"[" + b"[]," * (marks // 2) + b"1]",
+        "objects.json": b"[" + b"{}," * (marks // 2) + b"1]",
+        "fields.json": b"{" + b",".join(b'"%d":1.5' % i for i in range(marks // 2)) + b"}",
+        "text.json": b'["' + b"a" * ((1 << 26) - 8) + b'"]',
+        "laughs.yaml": _LAUGHS.encode(),
+        "deep.yaml": b"[" * (1 << 20),
+        "flat.yaml": b"[" + b"1," * 49_000 + b"1]",
+        "keys.yaml": b"? " * (1 << 18),
+    }
+    code = (
+        "import sys, time, yaml\nfrom being_vl.files import read_json, read_yaml\n"
+        "def peak():\n    lines = open('/proc/self/status').read().splitlines()\n"
+        "    return int(next(line for line in lines if line.startswith('VmHWM')).split()[1])\n"
+        "before, start = peak(), time.process_time()\n"
+        "try:\n    (read_json if sys.argv[1].endswith('json') else read_yaml)(sys.argv[1])\n"
+        "except ValueError: pass\n"
+        "print(peak() - before, time.process_time() - start)"
+    )
+    for name, raw in worst.items():
+        (tmp_path / name).write_bytes(raw)
+        run = subprocess.run(
+            [sys.executable, "-c", code, str(tmp_path / name)], capture_output=True, text=True
+        )
+        assert run.returncode == 0, run.stderr
+        kilobytes, seconds = map(float, run.stdout.split())
+        assert kilobytes < 300_000 and seconds < 4, (name, kilobytes, seconds)
+
+
+def test_a_file_appears_whole_or_not_at_all(tmp_path: Path) -> None:
+    path = tmp_path / "sub" / "a.txt"
+    write_atomic(path, "one")
+    with pytest.raises(RuntimeError), new_file(path) as aside:
+        aside.write_text("half")
+        raise RuntimeError
+    assert path.read_text() == "one" and os.listdir(path.parent) == ["a.txt"]
+    with new_file(path) as aside:
+        aside.write_text("two")
+    assert read_bytes(path, 3) == b"two" and os.listdir(path.parent) == ["a.txt"]
+
+
+def test_a_folder_appears_whole_or_not_at_all(tmp_path: Path) -> None:
+    with pytest.raises(RuntimeError), new_folder(tmp_path / "a") as aside:
+        (aside / "file").write_text("half")
+        raise RuntimeError
+    assert os.listdir(tmp_path) == []
+    with new_folder(tmp_path / "a") as aside:
+        (aside / "file").write_text("whole")
+    assert os.listdir(tmp_path) == ["a"] and (tmp_path / "a" / "file").read_text() == "whole"
+    with (
+        pytest.raises(ValueError, match="a exists and is not an empty folder"),
+        new_folder(tmp_path / "a"),
+    ):
+        pass
