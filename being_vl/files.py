@@ -207,6 +207,22 @@ def parse_json(raw: bytes, name: str, max_values: int = MAX_JSON_VALUES) -> Any:
     return value
 
 
+def read_weight_map(path: Path) -> dict[str, str]:
+    """Name of a tensor → name of its file, from an index such as `model.safetensors.index.json`.
+
+    Raises:
+        ValueError: it is no such index, or a file in it would not lie beside it.
+    """
+    content = read_json(path)
+    weight_map = content.get("weight_map") if isinstance(content, dict) else None
+    if not isinstance(weight_map, dict) or not weight_map:
+        raise ValueError(f"{path}: weight_map must map names of tensors to files")
+    for key, name in weight_map.items():
+        if not isinstance(name, str) or Path(name).name != name:
+            raise ValueError(f"{path}: weight_map[{key!r}] must be a file beside it, got {name!r}")
+    return weight_map
+
+
 def _distinct_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     fields = dict(pairs)
     if len(fields) < len(pairs):

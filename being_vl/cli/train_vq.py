@@ -224,14 +224,14 @@ def _claim(args: Namespace, output: Path) -> None:
     """Save the configuration; refuse a folder with another run in it."""
     import yaml
 
-    from ..files import refuse_others, write_atomic
+    from ..files import read_yaml, refuse_others, write_atomic
 
     path = output / _CONFIG_FILE
     text = make_parser().dump(args)
     if path.exists():
         if not args.resume:
             raise ValueError(f"--output {output}: holds a run, and --resume is false")
-        found, wanted = yaml.safe_load(path.read_text()), yaml.safe_load(text)
+        found, wanted = read_yaml(path), yaml.safe_load(text)
         refuse_others(path, found, wanted, _FIXED, "a run continues with what it began with")
     write_atomic(path, text.encode())
 

@@ -10,13 +10,12 @@ import os
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from ..files import write_atomic
+from ..files import parse_json, shown, write_atomic
 
 VERSION = 1
 _METADATA_KEY = b"being_vl.codes"
@@ -108,7 +107,9 @@ def read_info(path: str | os.PathLike) -> ShardInfo | None:
     raw = (schema.metadata or {}).get(_METADATA_KEY)
     if raw is None:
         return None
-    fields: dict[str, Any] = json.loads(raw)
+    fields = parse_json(raw, f"{path}: the metadata of the shard")
+    if not isinstance(fields, dict):
+        raise ValueError(f"{path}: malformed metadata {shown(raw)}")
     if fields.get("version") != VERSION:
         raise ValueError(
             f"{path}: version must be {VERSION}, got {fields.get('version')!r}; "

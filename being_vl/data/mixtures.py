@@ -30,7 +30,8 @@ from typing import Any
 
 import datasets
 import numpy as np
-import yaml
+
+from ..files import read_yaml
 
 _MOST_ROWS = 10**9
 _PARTS = ("weights", "shares", "rows")
@@ -57,10 +58,7 @@ def load_mixture(
     if not isinstance(spec, Mapping):
         path = Path(spec)
         base, name = path.parent, str(path)
-        try:
-            spec = yaml.safe_load(path.read_text("utf-8"))
-        except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
-            raise ValueError(f"{path}: not valid YAML: {error}") from None
+        spec = read_yaml(path)
     mixture = _read_mixture(spec, stage, name)
     opened = {}
     quantizers: dict[str, str] = {}

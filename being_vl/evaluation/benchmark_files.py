@@ -12,6 +12,12 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from ..files import read_json
+
+# Questions and answers of a whole benchmark; those of VQA v2 are the largest.
+_MAX_BYTES = 1 << 29
+_MAX_VALUES = 1 << 25
+
 _PICTURES = (".jpg", ".jpeg", ".png", ".webp", ".bmp")
 
 
@@ -238,10 +244,7 @@ def _text(path: Path) -> str:
 
 
 def _json(path: Path) -> Any:
-    try:
-        return json.loads(_text(path))
-    except json.JSONDecodeError as error:
-        raise ValueError(f"{path}: not JSON: {error}") from None
+    return read_json(path, _MAX_BYTES, max_values=_MAX_VALUES)
 
 
 def _list(path: Path) -> list[Any]:

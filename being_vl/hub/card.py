@@ -21,11 +21,13 @@ from ..models.configuration_being_vl import ImageVocabularyConfig
 from ..models.families import family_of_checkpoint
 from ..processing.tokenization_being_vl import BeingVLTokenizer
 from .commit import CARD, CARD_MARK
+from .escaping import cell, code, fenced, is_repository, plain
 from .example import EXAMPLE, PICTURE
 from .facts import FACTS_FILE, CardFacts, read_facts, read_mapping
 from .folder import folder_kind, read_weights
 from .part import VQ_FOLDER
 from .results import (
+    ENTRIES_FOLDER,
     eval_result_files,
     eval_results,
     load_results,
@@ -83,8 +85,12 @@ def write_card(folder: Path, facts: CardFacts | None = None) -> list[str]:
     files[CARD] = card_text(folder, facts)
     if folder_kind(folder) == "checkpoint":
         entries = eval_result_files(_results(folder, facts))
-        for path in folder.glob(".eval_results/*.yaml"):
-            if f".eval_results/{path.name}" not in entries:
+        if not (folder / ENTRIES_FOLDER).resolve().is_relative_to(folder.resolve()):
+            raise ValueError(
+                f"{folder / ENTRIES_FOLDER} is a link to a place outside of the folder"
+            )
+        for path in folder.glob(f"{ENTRIES_FOLDER}/*.yaml"):
+            if f"{ENTRIES_FOLDER}/{path.name}" not in entries:
                 path.unlink()
         files |= entries
     for name, text in files.items():
@@ -120,6 +126,7 @@ def _common(folder: Path, facts: CardFacts) -> dict[str, Any]:
     """What the templates of all cards know."""
     return {
         "mark": CARD_MARK,
+        **{helper.__name__: helper for helper in (plain, code, cell, fenced, is_repository)},
         "title": _title(folder, facts),
         "facts": facts,
         "version": __version__,

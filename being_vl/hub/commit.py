@@ -11,7 +11,7 @@ import os
 import re
 import tempfile
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
@@ -29,14 +29,14 @@ from huggingface_hub.hf_api import RepoFile
 from huggingface_hub.utils import logging
 from huggingface_hub.utils.sha import sha_fileobj
 
-from .part import VQ_FOLDER
+from .part import VQ_FOLDER, variant_of, weight_names
 
 logger = logging.get_logger(__name__)
 
 CARD = "README.md"
 CARD_MARK = "<!-- written by being-vl card -->"
 _TENSOR_PATTERNS = ("*.safetensors",)
-WEIGHT_PATTERNS = (*_TENSOR_PATTERNS, "model.safetensors.index.json")
+WEIGHT_PATTERNS = (*_TENSOR_PATTERNS, "model.safetensors.index*.json")  # variants have theirs
 RESULT_PATTERNS = ("evaluation/*.json", ".eval_results/*.yaml")
 # What is said of weights, and false as soon as they are others.
 MEASURED_PATTERNS = (*RESULT_PATTERNS, "README.md", "card.yaml", "training.json")
@@ -48,7 +48,7 @@ PATTERNS = (
     "image_bpe.json", "chat_template.jinja", "additional_chat_templates/*.jinja",
     "processor_config.json", "preprocessor_config.json",
     f"{VQ_FOLDER}/config.json", f"{VQ_FOLDER}/preprocessor_config.json",
-    f"{VQ_FOLDER}/*.safetensors", f"{VQ_FOLDER}/*.safetensors.index.json", f"{VQ_FOLDER}/*.py",
+    f"{VQ_FOLDER}/*.safetensors", f"{VQ_FOLDER}/*.safetensors.index*.json", f"{VQ_FOLDER}/*.py",
     "*.py", "example.png", "tokens.png",
     *MEASURED_PATTERNS,
     "LICENSE*", "NOTICE*", ".gitattributes",
@@ -71,10 +71,31 @@ def matches(path: str, patterns: Iterable[str]) -> bool:
 
 
 def folder_files(folder: str | os.PathLike, patterns: Iterable[str] = PATTERNS) -> dict[str, Path]:
-    """Path in the repository → file, of what a folder has of a checkpoint; the rest stays at home."""
+    """Path in the repository → file, of what a folder has of a checkpoint; the rest stays at home.
+
+    Raises:
+        ValueError: one of the files lies outside of the folder, where a symbolic link points to.
+    """
     root = Path(folder)
-    inside = {path.relative_to(root).as_posix(): path for path in root.rglob("*") if path.is_file()}
-    return {name: inside[name] for name in sorted(inside) if matches(name, patterns)}
+    home = root.resolve()
+    # A snapshot in the Hub's cache is a folder of links to the blobs beside it.
+    homes = (home, home.parents[1] / "blobs") if home.parent.name == "snapshots" else (home,)
+    files = {path for pattern in patterns for path in root.glob(pattern) if path.is_file()}
+    for path in files:
+        if not any(path.resolve().is_relative_to(place) for place in homes):
+            raise ValueError(
+                f"{path} is a link to {path.resolve()}, outside of the folder: put the file itself there"
+            )
+    found = {path.relative_to(root).as_posix(): path for path in sorted(files)}
+    return {name: path for name, path in found.items() if not _is_stale(name, found)}
+
+
+def _is_stale(name: str, files: Collection[str]) -> bool:
+    """Whether a save with more files left this one: transformers loads the single file of its variant."""
+    folder, _, file = name.rpartition("/")
+    single, index = weight_names(variant_of(file))
+    is_shard = re.fullmatch(r"model.*-\d{5}-of-\d{5}\.safetensors", file) is not None
+    return (is_shard or file == index) and f"{folder}/{single}".lstrip("/") in files
 
 
 @dataclass(frozen=True)
@@ -145,9 +166,7 @@ def _commit(own: Mapping[str, Path], target: Target, companions: Mapping[str, Pa
         if isinstance(entry, RepoFile) and entry.lfs and matches(entry.path, _TENSOR_PATTERNS)
     }
     weights = _hashes(own) if stored or companions else {}  # large files take a while
-    outdated = set()
-    if weights and stored and weights != stored:
-        outdated = {path for path in there if matches(path, _REPLACED_TOGETHER) and path not in own}
+    outdated = {path for path in replaced(weights, stored, there) if path not in own}
     if CARD in outdated and CARD_MARK not in _card_there(api, repo_id, target):
         outdated.remove(CARD)
     companions = {
@@ -187,6 +206,24 @@ def _hashes(files: Mapping[str, Path]) -> dict[str, str]:
             with open(file, "rb") as opened:
                 found[path] = sha_fileobj(opened).hex()
     return found
+
+
+def replaced(weights: Mapping[str, str], stored: Mapping[str, str], there: set[str]) -> set[str]:
+    """What of a repository is of weights that others take the place of; variants stand side by side.
+
+    Args:
+        weights, stored: path → sha256, of those that come and of those that are there.
+        there: all paths of the repository.
+    """
+    variants = {variant_of(path) for path in weights}
+    before = {path: content for path, content in stored.items() if variant_of(path) in variants}
+    if not before or before == weights:
+        return set()
+    gone = {p for p in there if matches(p, WEIGHT_PATTERNS) and variant_of(p) in variants}
+    # Results and card tell of the weights that load by default.
+    if min(map(variant_of, stored)) in variants:
+        gone |= {path for path in there if matches(path, MEASURED_PATTERNS)}
+    return gone
 
 
 def _fitting(companions: Mapping[str, Path], weights: Mapping[str, str]) -> dict[str, Path]:

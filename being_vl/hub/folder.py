@@ -16,15 +16,13 @@ from transformers import AutoConfig
 
 from ..bpe.image_bpe import ImageBPE
 from ..codes.shards import CodeShards
-from ..files import read_json
+from ..files import read_json, read_weight_map
 from ..models.families import MODEL_TYPES
-from .part import VQ_FOLDER
+from .part import VQ_FOLDER, variant_of, weight_names
 
 Kind = Literal["checkpoint", "vq_model", "image_bpe", "parts", "codes"]
 _VQ_TYPES = ("being_vl_vq", "being_vl_patch_vq")
-_WEIGHTS = "model.safetensors"
 _MAX_TOKENIZER_VALUES = 5 << 19  # 262,144 ids and 514,906 merges (Gemma 3), image tokens beside
-_INDEX = "model.safetensors.index.json"
 
 
 def folder_kind(folder: Path) -> Kind:
@@ -70,13 +68,27 @@ class Weights:
 
 
 def read_weights(folder: Path) -> Weights:
-    """Names and sizes of a model's tensors, from the headers of its files.
+    """Names and sizes of a model's tensors, from the headers of its files; each variant is checked.
+
+    Returns:
+        what loads by default; of a folder with variants alone, the first of them.
 
     Raises:
-        ValueError: a file is missing or damaged, or the index names a tensor that is in none.
+        ValueError: a file is missing or damaged, or an index is malformed or names a tensor that is in none.
     """
-    index = read_json(folder / _INDEX, optional=True)
-    names = [_WEIGHTS] if index is None else sorted(set(index["weight_map"].values()))
+    variants = {variant_of(path.name) for path in folder.glob("model*.safetensors*")}
+    first, *_ = (_read_variant(folder, variant) for variant in sorted(variants) or [""])
+    return first
+
+
+def _read_variant(folder: Path, variant: str) -> Weights:
+    single, index = weight_names(variant)
+    weight_map: dict[str, str] = {}
+    names = [single]
+    # Of a single file and an index transformers takes the file: an older save with more files left the index.
+    if not (folder / single).exists() and (folder / index).exists():
+        weight_map = read_weight_map(folder / index)
+        names = sorted(set(weight_map.values()))
     shapes: dict[str, tuple[int, ...]] = {}
     dtypes: dict[str, int] = {}
     for name in names:
@@ -91,9 +103,9 @@ def read_weights(folder: Path) -> Weights:
                     dtypes[part.get_dtype()] = dtypes.get(part.get_dtype(), 0) + 1
         except SafetensorError as error:
             raise ValueError(f"{path}: damaged or cut: {error}") from None
-    missing = [] if index is None else [key for key in index["weight_map"] if key not in shapes]
+    missing = [key for key in weight_map if key not in shapes]
     if missing:
-        raise ValueError(f"{folder / _INDEX}: {missing[0]!r} is in none of the files")
+        raise ValueError(f"{folder / index}: {missing[0]!r} is in none of the files")
     return Weights(
         sum(map(math.prod, shapes.values())),
         tuple(sorted(dtypes, key=lambda kind: -dtypes[kind])),

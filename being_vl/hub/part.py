@@ -108,8 +108,10 @@ class CheckpointPart(PushesCheckpoint):
     ) -> Any:
         """Save as the class of transformers does; with `push_to_hub=True`, push the whole checkpoint."""
         push = _taken(kwargs) if push_to_hub else {}
+        before = _weights_in(save_directory)
         saved = super().save_pretrained(save_directory, *args, **kwargs)  # type: ignore[misc]
         if kwargs.get("is_main_process", True):
+            _remove_stale(save_directory, before)
             part = _hub()(self)
             part.save_code(save_directory)
             if push_to_hub:
@@ -127,6 +129,50 @@ def commit_of(file: str | os.PathLike | None) -> str | None:
     """The commit in the path of a file of the Hub's cache; None for any other file."""
     match = re.search(r"[/\\]snapshots[/\\]([0-9a-f]{40})[/\\]", os.fspath(file or ""))
     return match[1] if match else None
+
+
+def variant_of(path: str) -> str:
+    """The variant of a file of weights or of their index: "fp16" of `model.fp16.safetensors`, else "".
+
+    >>> variant_of("model-00001-of-00002.safetensors"), variant_of("model.safetensors.index.fp16.json")
+    ('', 'fp16')
+    """
+    match = re.fullmatch(r"[^.]+\.([^.]+?)(-\d{5}-of-\d{5})?\.safetensors", path) or re.fullmatch(
+        r"[^.]+\.safetensors\.index\.([^.]+)\.json", path
+    )
+    return match[1] if match else ""
+
+
+def weight_names(variant: str) -> tuple[str, str]:
+    """Names of the single file of a model's weights, and of the index where there are several."""
+    dot = f".{variant}" if variant else ""
+    return f"model{dot}.safetensors", f"model.safetensors.index{dot}.json"
+
+
+def _weights_in(folder: str | os.PathLike) -> dict[str, tuple[int, int]]:
+    """Single files and indices of weights, with what changes when they are written anew."""
+    if not os.path.isdir(folder):
+        return {}
+    names = [name for name in os.listdir(os.fspath(folder)) if ".safetensors" in name]
+    stats = {name: os.stat(os.path.join(folder, name)) for name in names}
+    return {
+        name: (stat.st_mtime_ns, stat.st_ino)
+        for name, stat in stats.items()
+        if name in weight_names(variant_of(name))
+    }
+
+
+def _remove_stale(folder: str | os.PathLike, before: dict[str, tuple[int, int]]) -> None:
+    """Remove a single file beside the index that a save has just written, or the other way round.
+
+    transformers removes the shards of an earlier save and leaves these, which it then loads, or not.
+    """
+    now = _weights_in(folder)
+    for name in now:
+        if before.get(name) == now[name]:
+            others = {*weight_names(variant_of(name))} - {name}
+            if any(other in now and before.get(other) != now[other] for other in others):
+                os.unlink(os.path.join(folder, name))
 
 
 def _taken(options: dict[str, Any]) -> dict[str, Any]:

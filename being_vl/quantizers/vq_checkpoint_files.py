@@ -6,7 +6,6 @@ tensors.
 
 from __future__ import annotations
 
-import json
 import os
 import re
 import zipfile
@@ -17,6 +16,8 @@ from typing import Any
 import torch
 from safetensors import SafetensorError, safe_open
 from transformers.utils import cached_file
+
+from ..files import read_weight_map
 
 _WEIGHT_FILES = (
     "model.safetensors.index.json",
@@ -77,10 +78,7 @@ def fetch(source: str, file: str) -> Path | None:
 
 
 def _open_shards(source: str, index: Path) -> tuple[list[str], Reader]:
-    try:
-        shard_of = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
-    except (ValueError, KeyError, TypeError) as error:
-        raise ValueError(f"{index}: not an index of shards: {error}") from error
+    shard_of = read_weight_map(index)
 
     def read(keys: Iterable[str]) -> dict[str, torch.Tensor]:
         tensors: dict[str, torch.Tensor] = {}

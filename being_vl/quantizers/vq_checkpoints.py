@@ -9,7 +9,6 @@ and a key that is missing, left over or of another shape is an error.
 
 from __future__ import annotations
 
-import json
 import os
 import re
 from collections.abc import Iterable
@@ -18,6 +17,7 @@ from typing import Any
 
 import torch
 
+from ..files import read_json
 from .modeling_being_vl_vq import BeingVLVQConfig, BeingVLVQModel
 from .vq_checkpoint_files import fetch, open_weights
 
@@ -214,7 +214,7 @@ def _stored_fields(source: str) -> dict[str, Any]:
     if path is None:
         return {}
     try:
-        stored = json.loads(path.read_text(encoding="utf-8"))
+        stored = read_json(path)
         stored = stored.get("vq_config", stored)
         found = {name: stored[name] for name in _STORED_FIELDS if stored.get(name) is not None}
     except (ValueError, AttributeError, TypeError) as error:

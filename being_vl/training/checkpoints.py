@@ -21,6 +21,8 @@ from typing import Any
 
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
+from ..files import read_json
+
 MANIFEST_NAME = "checkpoint_manifest.json"
 _VERSION = 1
 _PARTIAL, _REPLACED, _DELETED = ".partial", ".replaced", ".deleted"  # folders beside checkpoint-N
@@ -186,7 +188,7 @@ def _parse_manifest(checkpoint: Path) -> dict[str, Any]:
         raise DamagedCheckpointError(f"{checkpoint}: no such folder")
     name = f"{checkpoint}: its manifest ({MANIFEST_NAME})"
     try:
-        manifest = json.loads((checkpoint / MANIFEST_NAME).read_bytes())
+        manifest = read_json(checkpoint / MANIFEST_NAME)
     except FileNotFoundError:
         raise DamagedCheckpointError(f"{name} is missing") from None
     except (OSError, ValueError) as error:

@@ -7,16 +7,16 @@ scheduler of its own; and weights that stay in pieces at a save, from which no s
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 import torch.distributed as dist
 from accelerate.utils import FullyShardedDataParallelPlugin
 from torch.distributed.fsdp import StateDictType
 from transformers import TrainingArguments
+
+from ..files import read_json
 
 
 def prepare_deepspeed(args: TrainingArguments) -> None:
@@ -52,10 +52,7 @@ def check_deepspeed_settings(config: Mapping[str, Any] | str | os.PathLike) -> N
     name = "the DeepSpeed configuration"
     if not isinstance(config, Mapping):
         name = str(config)
-        try:
-            config = json.loads(Path(config).read_text("utf-8"))
-        except ValueError as error:
-            raise ValueError(f"{name}: not JSON: {error}") from error
+        config = read_json(config)
         if not isinstance(config, dict):
             raise ValueError(f"{name}: must hold an object, got {type(config).__name__}")
     if "optimizer" in config:

@@ -21,7 +21,7 @@ from transformers.trainer import TRAINING_ARGS_NAME
 
 from ..data import load_training_data
 from ..data.identity import compare
-from ..files import locked, read_json, refuse_others, shown, write_atomic
+from ..files import locked, read_json, read_yaml, refuse_others, shown, write_atomic
 from ..models.loading import load_language_model
 from ..models.modeling_being_vl import BeingVLLanguageModel
 from ..processing.processing_being_vl import BeingVLProcessor
@@ -160,10 +160,7 @@ def _claim(output: Path, settings: Mapping[str, Any]) -> None:
 
 
 def _read_settings(path: Path) -> dict[str, Any]:
-    try:
-        found = yaml.safe_load(path.read_text("utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
-        raise ValueError(f"{path}: not valid YAML: {error}") from None
+    found = read_yaml(path)
     if not isinstance(found, dict) or not found:
         raise ValueError(
             f"{path}: must be a mapping of options, got {found!r}; remove it to train anew"

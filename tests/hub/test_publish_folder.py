@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 from pathlib import Path
 
@@ -15,11 +16,13 @@ from huggingface_hub import EvalResultEntry, ModelCard, ModelCardData
 from huggingface_hub._eval_results import parse_eval_result_entries
 from PIL import Image
 from publish_fixtures import RESULT, published_checkpoint, write_result
+from transformers import AutoModel, AutoModelForCausalLM
 
 from being_vl.cli import main
 from being_vl.codes.shards import ShardInfo, write_shard
+from being_vl.files import Result
 from being_vl.hub.card import card_text, write_card
-from being_vl.hub.commit import matches
+from being_vl.hub.commit import folder_files, matches, replaced
 from being_vl.hub.facts import CardFacts, read_facts
 from being_vl.hub.folder import check_whole, folder_kind
 from being_vl.hub.push import planned
@@ -278,3 +281,138 @@ def test_the_validator_sees_what_is_wrong() -> None:
     assert errors(base_model="a b")
     assert errors(**{"model-index": [{"name": "a", "results": [{"task": {}}]}]})
     assert card_errors("---\na: [\n---\n", "model")
+
+
+def test_names_in_results_do_not_become_paths(tmp_path: Path) -> None:
+    for task in ("../../card", "a/b", "/etc/x", ".hidden", "a\\b", "", "x" * 300):
+        write_result(tmp_path, task=task)
+        with pytest.raises(ValueError, match="task must be easyvqa, as the file's name says"):
+            load_results(tmp_path)
+        result = Result(
+            **{name: value for name, value in {**RESULT, "task": task}.items() if name != "version"}
+        )
+        with pytest.raises(ValueError, match="task must begin with a letter or digit"):
+            result.save(tmp_path)
+
+
+def test_links_out_of_the_folder_are_refused(checkpoint: Path, tmp_path: Path) -> None:
+    secret = tmp_path / "secret"
+    secret.mkdir()
+    (secret / "model.safetensors").write_bytes(b"secret")
+    (secret / "easyvqa.yaml").write_text("secret")
+    inside = checkpoint / "LICENSE"
+    (checkpoint / "licence.txt").write_text("MIT")
+    inside.symlink_to("licence.txt")
+    with planned(checkpoint) as plan:
+        assert "LICENSE" in plan.files
+    (checkpoint / "extra.safetensors").symlink_to(secret / "model.safetensors")
+    with (
+        pytest.raises(ValueError, match=r"extra\.safetensors is a link to .*outside of the folder"),
+        planned(checkpoint),
+    ):
+        pass
+    (checkpoint / "extra.safetensors").unlink()
+    shutil.move(checkpoint / "vq_model", secret / "vq_model")
+    (checkpoint / "vq_model").symlink_to(secret / "vq_model")
+    with pytest.raises(ValueError, match="outside of the folder"), planned(checkpoint):
+        pass
+    (checkpoint / ".eval_results").symlink_to(secret)
+    with pytest.raises(ValueError, match=r"\.eval_results is a link to a place outside"):
+        write_card(checkpoint)
+    assert (secret / "easyvqa.yaml").read_text() == "secret"
+
+
+def test_a_snapshot_of_the_cache_is_a_folder(checkpoint: Path, tmp_path: Path) -> None:
+    """The Hub's cache holds links to blobs beside the snapshots; they belong to it."""
+    snapshot = tmp_path / "models--a--b" / "snapshots" / ("0" * 40)
+    blobs = tmp_path / "models--a--b" / "blobs"
+    blobs.mkdir(parents=True)
+    for number, path in enumerate(path for path in checkpoint.rglob("*") if path.is_file()):
+        shutil.copy(path, blobs / str(number))
+        link = snapshot / path.relative_to(checkpoint)
+        link.parent.mkdir(parents=True, exist_ok=True)
+        link.symlink_to(blobs / str(number))
+    assert set(folder_files(snapshot)) == set(folder_files(checkpoint))
+
+
+def test_what_files_say_is_no_structure(checkpoint: Path) -> None:
+    evil = "<script>x</script> | [a](javascript:b) `c` ![d](e)\n# f\n```"
+    write_result(
+        checkpoint,
+        hardware=evil,
+        metrics={evil: 1.0},
+        dataset={"name": evil, "split": evil},
+        harness={"name": evil, "version": "1"},
+        decoding={"stop": evil},
+    )
+    (checkpoint / "training.json").write_text(json.dumps({"optim": evil}))
+    facts = CardFacts(title=evil, citation=f"@x{{y}}\n{evil}\n{evil}", base_model=evil)
+    text = card_text(checkpoint, facts)
+    body = text.split("---\n", 2)[2]
+    assert body.count("\n```") == card_text(checkpoint, CardFacts()).count("\n```")
+    body = re.sub(r"```bibtex.*?\n```", "", body, flags=re.DOTALL)
+    assert "<script>" not in body and "[a](" not in body and "&lt;script&gt;" in body
+    assert "# f" not in {line.strip() for line in body.splitlines()}
+    row = next(line for line in body.splitlines() if line.startswith("| easyvqa"))
+    assert len(re.findall(r"(?<!\\)\|", row)) == 8
+    assert card_errors(text, "model") == []
+
+
+@pytest.mark.parametrize("folder", [".", "vq_model"])
+def test_a_save_with_fewer_files_leaves_no_index(checkpoint: Path, folder: str) -> None:
+    """And one with more files leaves no single file, which transformers would go on loading."""
+    auto = AutoModel if folder == "vq_model" else AutoModelForCausalLM
+    model = auto.from_pretrained(checkpoint / folder)
+    place = checkpoint / folder
+    for size, single in (
+        ("50KB" if folder == "." else "100B", False),
+        ("5GB", True),
+        ("50KB", False),
+    ):
+        if folder == "vq_model" and not single:
+            continue  # one tensor makes one file
+        model.save_pretrained(place, max_shard_size=size)
+        assert (place / "model.safetensors").exists() == single
+        assert (place / "model.safetensors.index.json").exists() != single
+        check_whole(checkpoint)
+
+
+def test_what_an_older_save_left_stays_at_home(checkpoint: Path) -> None:
+    """transformers, which loads the single file, leaves the index of an earlier save."""
+    whole = AutoModelForCausalLM.from_pretrained(checkpoint)
+    index = (checkpoint / "model.safetensors.index.json").read_bytes()
+    whole.save_pretrained(checkpoint)
+    (checkpoint / "model.safetensors.index.json").write_bytes(index)
+    check_whole(checkpoint)
+    with planned(checkpoint) as plan:
+        assert [name for name in plan.files if name.startswith("model")] == ["model.safetensors"]
+
+
+def test_variants_stand_side_by_side(checkpoint: Path) -> None:
+    model = AutoModelForCausalLM.from_pretrained(checkpoint)
+    model.half().save_pretrained(checkpoint, variant="fp16", max_shard_size="50KB")
+    check_whole(checkpoint)
+    with planned(checkpoint) as plan:
+        assert "model.safetensors.index.json" in plan.files
+        assert "model.safetensors.index.fp16.json" in plan.files
+        assert any(name.startswith("model.fp16-00001-of-") for name in plan.files)
+    next(iter(checkpoint.glob("model.fp16-00001*"))).unlink()
+    with pytest.raises(ValueError, match=r"model\.fp16-00001-of-\d+\.safetensors is missing"):
+        check_whole(checkpoint)
+
+
+def test_a_commit_replaces_the_weights_of_its_variant() -> None:
+    there = {
+        "model.safetensors",
+        "model.fp16.safetensors",
+        "README.md",
+        "evaluation/a.json",
+        "x.py",
+    }
+    stored = {"model.safetensors": "1", "model.fp16.safetensors": "2"}
+    assert replaced({"model.fp16.safetensors": "2"}, stored, there) == set()
+    assert replaced({"model.fp16.safetensors": "3"}, stored, there) == {"model.fp16.safetensors"}
+    assert replaced({"model.bf16.safetensors": "3"}, stored, there) == set()
+    main = {"model.safetensors", "README.md", "evaluation/a.json"}
+    assert replaced({"model.safetensors": "4"}, stored, there) == main
+    assert replaced({}, stored, there) == set()

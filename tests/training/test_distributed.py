@@ -69,7 +69,7 @@ def test_unreadable_files(tmp_path):
     with pytest.raises(OSError, match=r"zero\.json"):
         check_deepspeed_settings(path)
     path.write_text("{")
-    with pytest.raises(ValueError, match=r"zero\.json: not JSON"):
+    with pytest.raises(ValueError, match=r"zero\.json: not valid JSON"):
         check_deepspeed_settings(path)
     path.write_text("[]")
     with pytest.raises(ValueError, match=r"zero\.json: must hold an object, got list"):

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from filelock import FileLock, Timeout
 
-from ...files import write_atomic
+from ...files import read_json, write_atomic
 
 FILE_NAME = "checkpoint.json"
 _LOCK_NAME = "train-bpe.lock"
@@ -67,10 +67,10 @@ def load_checkpoint(folder: Path, options: dict[str, Any]) -> Checkpoint | None:
     if not path.exists():
         return None
     try:
-        content = json.loads(path.read_bytes())
+        content = read_json(path)
         version, found = content["version"], content["options"]
         rows = np.array(content["merges_and_counts"], np.int64).reshape(-1, 5)
-    except (KeyError, TypeError, ValueError, OverflowError, RecursionError) as error:
+    except (KeyError, TypeError, ValueError, OverflowError) as error:
         raise ValueError(f"{path}: not a checkpoint of train-bpe: {error}") from error
     if version != _VERSION:
         raise ValueError(f"{path}: version must be {_VERSION}, got {version!r}")

@@ -6,12 +6,11 @@ Source: the `*_results.json` of lmms-eval 0.7 (`--output_path`). It differs in t
 from __future__ import annotations
 
 import importlib.metadata
-import json
 import math
 from pathlib import Path
 from typing import Any
 
-from ...files import Result
+from ...files import Result, read_json
 
 # Metrics that lmms-eval gives as shares of 1; others (MME's points, CIDEr, …) are kept as they are.
 _SHARES = (
@@ -36,10 +35,7 @@ def read_lmms_eval(path: Path, *, hardware: str) -> list[Result]:
         ValueError: it is no such file; what is wrong is named.
         OSError: it cannot be read.
     """
-    try:
-        content = json.loads(path.read_text("utf-8"))
-    except ValueError as error:
-        raise ValueError(f"{path}: not JSON: {error}") from None
+    content = read_json(path)
     try:
         return [_result(content, task, hardware) for task in content["configs"]]
     except KeyError as error:

@@ -154,7 +154,7 @@ def read_result(path: Path) -> CellResult:
         ValueError: the file is not one of ours; it is named.
     """
     try:
-        return CellResult(**json.loads(path.read_text("utf-8")))
+        return CellResult(**read_json(path))
     except (TypeError, ValueError) as error:
         raise ValueError(f"{path}: not a row of being-vl ablate: {error}") from None
 
