@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 def init_checkpoint(
     text_model: PreTrainedModel,
     text_tokenizer: PreTrainedTokenizerBase,
-    vq_model: PreTrainedModel | None,
+    vq_model: Any,
     image_bpe: ImageBPE,
     *,
     image_processor: BeingVLImageProcessor | None = None,
@@ -86,7 +86,9 @@ def init_checkpoint(
         else _grid_size(image_processor, vq_model.config.downsampling),
         image_init=image_init,
         image_init_std=image_init_std,
-        codebook=None if vq_model is None else vq_model.get_codebook(),
+        codebook=vq_model.get_codebook()
+        if vq_model is not None and image_init == "codebook"
+        else None,
         merges=image_bpe.merges,
         generator=generator,
     )
