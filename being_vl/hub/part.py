@@ -153,7 +153,7 @@ def _weights_in(folder: str | os.PathLike) -> dict[str, tuple[int, int]]:
     """Single files and indices of weights, with what changes when they are written anew."""
     if not os.path.isdir(folder):
         return {}
-    names = [name for name in os.listdir(os.fspath(folder)) if ".safetensors" in name]
+    names = [name for name in os.listdir(os.fspath(folder)) if "safetensors" in name]
     stats = {name: os.stat(os.path.join(folder, name)) for name in names}
     return {
         name: (stat.st_mtime_ns, stat.st_ino)
