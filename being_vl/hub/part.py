@@ -145,8 +145,10 @@ def variant_of(path: str) -> str:
 
 def weight_names(variant: str) -> tuple[str, str]:
     """Names of the single file of a model's weights, and of the index where there are several."""
-    dot = f".{variant}" if variant else ""
-    return f"model{dot}.safetensors", f"model.safetensors.index{dot}.json"
+    single, index = "model.safetensors", "model.safetensors.index.json"
+    if not variant:
+        return single, index
+    return single.replace("model", f"model.{variant}"), index.replace("index", f"index.{variant}")
 
 
 def _weights_in(folder: str | os.PathLike) -> dict[str, tuple[int, int]]:
