@@ -9,13 +9,16 @@ from __future__ import annotations
 
 import io
 import os
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 import numpy as np
 import PIL.Image
 from PIL import ImageCms, ImageOps
 
 MAX_IMAGE_PIXELS = 2**26  # 8192 × 8192; a picture of that size decodes to 200 MB
+
+_PHOTOMETRIC = 262  # the TIFF tag; 0 says that white is zero
+_NAME_LENGTH = 80  # a path that is none may be a picture in base64, which no message should print
 
 ImageSource = str | os.PathLike | bytes | BinaryIO
 
@@ -42,7 +45,7 @@ def load_image(
         name = name or f"<{len(source)} bytes>"
         source = io.BytesIO(source)
     elif isinstance(source, (str, os.PathLike)):
-        name = name or os.fspath(source)
+        name = name or shown(os.fspath(source))
     else:
         name = name or str(getattr(source, "name", "<file>"))
     try:
@@ -59,7 +62,7 @@ def to_rgb(
     """Make a picture of any mode upright RGB, decoding it if that has not happened yet.
 
     Transparency is laid over white. 16-bit values are divided by 257. The range of the modes I and F is
-    not written in them: F up to 1 is a fraction; I and F up to 255 are 8-bit and up to 65,535 16-bit.
+    not written in them: [`eight_bits`] has the table. TIFFs whose zero is white are inverted.
 
     Args:
         image: the picture; a multi-frame one gives its current frame.
@@ -78,12 +81,25 @@ def to_rgb(
         )
     if getattr(image, "format", None) == "EPS":
         raise UnreadableImageError(f"{name}: EPS is a program, not a picture; it is not run")
+    # Pillow inverts such TIFFs of up to 8 bits by itself, and leaves those of 16 bits and more as they are.
+    white_is_zero = getattr(image, "tag_v2", {}).get(_PHOTOMETRIC) == 0
     try:
-        rgb = _convert(ImageOps.exif_transpose(image))
+        rgb = _convert(ImageOps.exif_transpose(image), name, white_is_zero)
+    except UnreadableImageError:
+        raise
     except Exception as error:
         raise _unreadable(name, error) from error
     rgb.filename = name  # for the errors of later steps
     return rgb
+
+
+def shown(text: str) -> str:
+    """A name as messages print it: its beginning, where it is a payload rather than a name."""
+    return (
+        text
+        if len(text) <= _NAME_LENGTH * 4 and "\n" not in text
+        else f"{text[:_NAME_LENGTH].strip()}…"
+    )
 
 
 def picture_name(image: PIL.Image.Image) -> str:
@@ -92,14 +108,21 @@ def picture_name(image: PIL.Image.Image) -> str:
 
 
 def _unreadable(name: str, error: Exception) -> UnreadableImageError:
-    reason = " ".join(str(error).split())[:200] or type(error).__name__
+    # An OSError's text has the whole path once more, and Pillow's has the address of a file object.
+    text = str(getattr(error, "strerror", None) or error)
+    if isinstance(error, PIL.UnidentifiedImageError):
+        text = "its format is not known"
+    reason = " ".join(text.split())[:200] or type(error).__name__
     return UnreadableImageError(f"{name}: not a readable picture: {reason}")
 
 
-def _convert(image: PIL.Image.Image) -> PIL.Image.Image:
+def _convert(image: PIL.Image.Image, name: str, white_is_zero: bool) -> PIL.Image.Image:
     if image.mode in ("I", "F") or image.mode.startswith("I;16"):
-        grey = _grey_uint8(np.asarray(image), sixteen_bit=image.mode.startswith("I;16"))
-        return PIL.Image.fromarray(grey).convert("RGB")
+        values = np.asarray(image)
+        if image.mode.startswith("I;16"):
+            values = values.astype(np.uint16)  # of either byte order
+        grey = eight_bits(values, name)
+        return PIL.Image.fromarray(255 - grey if white_is_zero else grey).convert("RGB")
     if image.mode == "LAB":
         return ImageCms.profileToProfile(
             image, ImageCms.createProfile("LAB"), ImageCms.createProfile("sRGB"), outputMode="RGB"
@@ -113,19 +136,48 @@ def _convert(image: PIL.Image.Image) -> PIL.Image.Image:
     return image.convert("RGB")
 
 
-def scale_uint16(values: np.ndarray) -> np.ndarray:
-    """16-bit values to 8-bit, rounded: 65,535 becomes 255."""
-    return ((values.astype(np.uint32) + 128) // 257).astype(np.uint8)
+def eight_bits(values: Any, name: str = "<array>") -> np.ndarray:
+    """Brightness in any numeric type → uint8 of the same shape: the one table of types and ranges.
 
+    | type | range | is |
+    |---|---|---|
+    | bool | | 0 or 255 |
+    | uint8 | | itself |
+    | uint16 | | divided by 257 |
+    | other integers | 0 … 255 | itself |
+    | | 0 … 65,535 | divided by 257 |
+    | floats | 0 … 1 | times 255 |
+    | | 0 … 255 | rounded |
+    | | 0 … 65,535 | divided by 257 |
 
-def _grey_uint8(values: np.ndarray, *, sixteen_bit: bool) -> np.ndarray:
-    if sixteen_bit:
-        return scale_uint16(values)
+    Args:
+        values: numpy or torch, or what numpy makes an array of.
+        name: what errors call it.
+
+    Raises:
+        UnreadableImageError: any other type or range, or a masked value; the message names both.
+    """
+    if hasattr(values, "detach"):  # a torch tensor; numpy has no bfloat16
+        values = values.detach().cpu()
+        values = (values.float() if values.is_floating_point() else values).numpy()
+    if np.ma.is_masked(values):
+        count = int(np.ma.count_masked(values))
+        raise UnreadableImageError(f"{name}: {count} values are masked; fill them (array.filled)")
+    values = np.asarray(values)
+    if values.dtype == np.uint8 or not values.size:
+        return values.astype(np.uint8)
+    if values.dtype == bool:
+        return values.astype(np.uint8) * np.uint8(255)
+    if values.dtype == np.uint16:
+        return ((values.astype(np.uint32) + 128) // 257).astype(np.uint8)
+    if values.dtype.kind not in "iuf":
+        raise UnreadableImageError(f"{name}: values of type {values.dtype} are no brightness")
     low, high = values.min(), values.max()
     if not (np.isfinite(low) and np.isfinite(high)) or low < 0 or high > 65535:
-        raise ValueError(f"its values run from {low} to {high}, no known range of brightness")
+        raise UnreadableImageError(
+            f"{name}: {values.dtype} values run from {low} to {high}, no known range of brightness (0 … 1 for "
+            "floats, 0 … 255, 0 … 65535)"
+        )
     if values.dtype.kind == "f" and high <= 1:
         return np.rint(values * 255).astype(np.uint8)
-    if high <= 255:
-        return np.rint(values).astype(np.uint8)
-    return np.rint(values / 257).astype(np.uint8)
+    return np.rint(values if high <= 255 else values / 257).astype(np.uint8)

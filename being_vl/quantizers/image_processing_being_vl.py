@@ -12,7 +12,10 @@ import base64
 import binascii
 import math
 import os
+from collections.abc import Mapping
 from typing import Any
+from urllib.parse import urlsplit
+from urllib.request import url2pathname
 
 import numpy as np
 import PIL.Image
@@ -26,9 +29,9 @@ from ..hub.part import CheckpointPart
 from .image_loading import (
     MAX_IMAGE_PIXELS,
     UnreadableImageError,
+    eight_bits,
     load_image,
     picture_name,
-    scale_uint16,
     to_rgb,
 )
 
@@ -53,8 +56,8 @@ class BeingVLImageProcessorKwargs(ImagesKwargs, total=False):
 class BeingVLImageProcessor(CheckpointPart, PilBackend):
     """Chameleon's preprocessing by default, and its inverse.
 
-    Pictures come as PIL images, numpy or torch arrays, paths, URLs, data URIs, or (nested) lists of
-    these. Returns a `BatchFeature` with `pixel_values`, float32 (batch, 3, height, width).
+    Pictures come as PIL images, numpy or torch arrays (see `image_loading.eight_bits` for types and ranges),
+    paths, URLs, data URIs, base64, bytes, open files, rows of an `Image` column, or (nested) lists of these. Returns a `BatchFeature` with `pixel_values`, float32 (batch, 3, height, width).
 
     Raises:
         UnreadableImageError: (a ValueError) a picture cannot be read; the message names it.
@@ -123,14 +126,25 @@ class BeingVLImageProcessor(CheckpointPart, PilBackend):
     def _fetch(self, source: Any, max_pixels: int) -> Any:
         if isinstance(source, (list, tuple)):
             return [self._fetch(entry, max_pixels) for entry in source]
-        if isinstance(source, os.PathLike):
+        if isinstance(source, Mapping) and {"bytes", "path"} & set(
+            source
+        ):  # a row of an Image column
+            found = source.get("bytes")
+            source = source.get("path") if found is None else found
+            if source is None:
+                raise UnreadableImageError("a row with neither bytes nor path has no picture")
+        if isinstance(source, (bytes, bytearray, memoryview)):
+            return load_image(bytes(source), max_pixels=max_pixels)
+        if isinstance(source, os.PathLike) or hasattr(source, "read"):
             return load_image(source, max_pixels=max_pixels)
         if not isinstance(source, str) or source.startswith(("http://", "https://")):
             return super().fetch_images(source)
+        if source.startswith("file://"):
+            return load_image(url2pathname(urlsplit(source).path), max_pixels=max_pixels)
         encoded = _base64_bytes(source)
         if encoded is None:
             return load_image(source, max_pixels=max_pixels)
-        return load_image(encoded, max_pixels=max_pixels, name=f"{source[:60]}…")
+        return load_image(encoded, max_pixels=max_pixels, name=f"{source[:40].strip()}…")
 
     def _preprocess_image_like_inputs(
         self, images: ImageInput, *args: Any, **kwargs: Any
@@ -147,9 +161,10 @@ class BeingVLImageProcessor(CheckpointPart, PilBackend):
             if kwargs.get("do_convert_rgb"):
                 image = to_rgb(image, max_pixels=limit)
         else:
-            image = np.asarray(image)
-            if image.dtype == np.uint16:
-                image = scale_uint16(image)
+            # Floats are pixel values already, in a range of their own, where rescaling is off.
+            is_float = "float" in str(getattr(image, "dtype", ""))
+            if kwargs.get("do_rescale", True) or not is_float:
+                image = eight_bits(image, name)
         processed = super().process_image(image, **kwargs)
         _check_resized(processed.shape[-2:], kwargs, limit, name)
         return processed
@@ -243,7 +258,8 @@ def _base64_bytes(text: str) -> bytes | None:
     if not is_uri and os.path.exists(text):
         return None
     try:
-        return base64.b64decode(text.partition(",")[2] if is_uri else text, validate=not is_uri)
+        data = text.partition(",")[2] if is_uri else text
+        return base64.b64decode("".join(data.split()), validate=not is_uri)
     except (binascii.Error, ValueError):
         return None
 

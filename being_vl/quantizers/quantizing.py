@@ -43,7 +43,8 @@ def quantize(
         UnreadableImageError: a picture cannot be read; the message names it.
         NotFiniteError: NaN or infinite latents.
     """
-    pixels = processor(make_flat_list_of_images(pictures), **options)["pixel_values"]
+    pictures = make_flat_list_of_images(processor.fetch_images(pictures))
+    pixels = processor(pictures, **options)["pixel_values"]
     grids: dict[int, np.ndarray] = {}
     for indices, _, codes in encode_by_size(
         enumerate(pixels), model, batch_size=batch_size, name=lambda index: f"picture {index}"
