@@ -24,6 +24,7 @@ from ..hub.part import VQ_FOLDER, CheckpointPart
 from ..quantizers.lazy_vq import LazyVQ
 from ..quantizers.quantizing import quantize
 from ..vocabulary import VocabularyLayout
+from .chat_messages import checked_messages, require_sanitizing
 from .grid_inputs import flatten, is_nested, nested_grids
 from .tokenization_being_vl import visual_token
 
@@ -178,9 +179,42 @@ class BeingVLProcessor(CheckpointPart, ProcessorMixin):
         return BatchFeature({"image_codes": codes}, tensor_type=return_tensors)
 
     def prepare_inputs_layout(self, images: Any = None, **inputs: Any) -> tuple[Any, ...]:
-        if not isinstance(images, _Grids):
-            return super().prepare_inputs_layout(images=images, **inputs)
-        return (images, *super().prepare_inputs_layout(**inputs)[1:])
+        """As of every processor; grids pass, and a rendered chat keeps one BOS, whoever tokenizes it."""
+        given = None if isinstance(images, _Grids) else images
+        fetched, text, *others = super().prepare_inputs_layout(images=given, **inputs)
+        adds = {**inputs, **(inputs.get("text_kwargs") or {})}.get("add_special_tokens", True)
+        bos = self.tokenizer.bos_token
+        if text is not None and bos and adds and self._adds_bos():
+            text = [
+                sample.removeprefix(bos) if isinstance(sample, str) else sample for sample in text
+            ]
+        return (images if given is None else fetched, text, *others)
+
+    def _adds_bos(self) -> bool:
+        return self.tokenizer("").input_ids[:1] == [self.tokenizer.bos_token_id]
+
+    def apply_chat_template(
+        self,
+        conversation: Any,
+        chat_template: str | None = None,
+        *,
+        sanitize_control_tokens: bool = False,
+        **kwargs: Any,
+    ) -> Any:
+        """As of every processor, but that a part which the template would drop is an error.
+
+        Raises:
+            ValueError: a message or part that would not be rendered, see `chat_messages`; or
+                `sanitize_control_tokens` under a transformers that cannot do it.
+        """
+        template = chat_template or self.chat_template or ""
+        if sanitize_control_tokens:
+            require_sanitizing()
+            kwargs["sanitize_control_tokens"] = True
+        conversation = checked_messages(
+            conversation, str(template), join_texts=sanitize_control_tokens
+        )
+        return super().apply_chat_template(conversation, chat_template, **kwargs)
 
     def validate_inputs(
         self,
@@ -294,19 +328,22 @@ class BeingVLProcessor(CheckpointPart, ProcessorMixin):
         height: int | None = None,
         width: int | None = None,
         *,
-        visual: bool | None = None,
+        visual: bool = False,
     ) -> Image.Image:
         """The ids of one image → the image.
 
         Args:
-            ids: token ids, with or without the begin and end tokens, or visual ids.
-            height, width: the size of the grid, in cells; by default it is a square.
-            visual: whether ids are visual ids. By default they are if one of them is smaller than every
-                image token's id.
+            ids: token ids, with or without the begin and end tokens; or visual ids.
+            height, width: the size of the grid, in cells; by default that of every image, where the image
+                processor crops them all to one size.
+            visual: ids are visual ids.
 
         Raises:
-            ValueError: the ids do not cover a grid of that size exactly, naming the id and its position.
+            ValueError: the ids do not cover a grid of that size exactly, naming the id and its position; or
+                images differ in size, and none is given.
         """
+        if not self.has_vq_model:
+            self.vq_model  # noqa: B018  (says what is missing)
         return self.reconstruct(self.decode_codes(ids, height, width, visual=visual))
 
     def decode_codes(
@@ -315,38 +352,49 @@ class BeingVLProcessor(CheckpointPart, ProcessorMixin):
         height: int | None = None,
         width: int | None = None,
         *,
-        visual: bool | None = None,
+        visual: bool = False,
     ) -> np.ndarray:
         """The ids of one image → its grid of codes, int32 (h, w); see [`decode_image`]."""
         ids = np.asarray(
             ids.cpu() if isinstance(ids, torch.Tensor) else ids, dtype=np.int64
         ).reshape(-1)
-        layout = self._layout
-        if len(ids) and visual is not True:
+        layout, bpe = self._layout, self.tokenizer.image_bpe
+        if len(ids) and not visual:
             start = int(ids[0] == self.boi_token_id)
             stop = len(ids) - int(ids[-1] == self.eoi_token_id)
-            inner = ids[start:stop]
-            if visual is False or not len(inner) or inner.min() >= layout.first_code_id:
-                ids = inner - layout.first_code_id
-        bpe = self.tokenizer.image_bpe
+            text = np.flatnonzero(ids[start:stop] < layout.first_code_id)
+            if len(text):
+                raise ValueError(
+                    f"token id {ids[start + text[0]]} at position {start + text[0]} is no image token's, which "
+                    f"begin at {layout.first_code_id}; visual ids are decoded with visual=True"
+                )
+            ids = ids[start:stop] - layout.first_code_id
         wrong = np.flatnonzero((ids < 0) | (ids >= bpe.vocab_size))
         if len(wrong):
             raise ValueError(
                 f"visual id {ids[wrong[0]]} at position {wrong[0]} is not in [0, {bpe.vocab_size})"
             )
         if height is None or width is None:
-            height, width = self._infer_grid_size(
+            height, width = self._common_grid_size(
                 sum(len(bpe.cells(int(visual_id))) for visual_id in ids)
             )
         return bpe.decode(ids.astype(np.int32), height, width)
 
-    def _infer_grid_size(self, num_cells: int) -> tuple[int, int]:
-        side = math.isqrt(num_cells)
-        if side * side != num_cells or not side:
+    def _common_grid_size(self, num_cells: int) -> tuple[int, int]:
+        """The grid of every image. A count of cells does not tell the sides: 36 are 6 × 6 as well as 4 × 9."""
+        options = self.image_processor
+        if not self.has_vq_model or not options.do_center_crop or options.aspect_ratio_buckets:
             raise ValueError(
-                f"an image of {num_cells} cells is not square: give its height and width in cells"
+                f"images differ in size: give the height and width of this one of {num_cells} cells"
             )
-        return side, side
+        side = self._vq.config.downsampling
+        height, width = options.crop_size["height"] // side, options.crop_size["width"] // side
+        if height * width != num_cells:
+            raise ValueError(
+                f"images have {height} × {width} cells here, and this one has {num_cells}: give its height and "
+                "width in cells"
+            )
+        return height, width
 
     def post_process_multimodal_output(
         self,
@@ -365,7 +413,7 @@ class BeingVLProcessor(CheckpointPart, ProcessorMixin):
             generation_mode: `"text"` (default) gives a text for each row; `"image"` the last image of each
                 row; `"interleaved"` a list of `{"type": "text", "text": …}` and
                 `{"type": "image", "image": …}` for each row.
-            height, width: the size of the images' grids, in cells, where they are not square.
+            height, width: the size of the images' grids, in cells; by default as for [`decode_image`].
 
         Raises:
             ValueError: another mode; a row without an image in mode `"image"`; ids that are no image.
@@ -390,12 +438,12 @@ class BeingVLProcessor(CheckpointPart, ProcessorMixin):
                 images = [ids for is_image, ids in runs if is_image]
                 if not images:
                     raise ValueError(f"row {index} of generated_outputs has no image")
-                results.append(self.decode_image(images[-1], height, width, visual=False))
+                results.append(self.decode_image(images[-1], height, width))
                 continue
             segments = []
             for is_image, ids in runs:
                 if is_image:
-                    image = self.decode_image(ids, height, width, visual=False)
+                    image = self.decode_image(ids, height, width)
                     segments.append({"type": "image", "image": image})
                 elif text := self.tokenizer.decode(
                     ids, skip_special_tokens=skip_special_tokens, **kwargs

@@ -22,6 +22,7 @@ from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 from ..bpe.image_bpe import ImageBPE
 from ..hub.part import CheckpointPart, commit_of
 from ..vocabulary import VocabularyLayout
+from .chat_messages import checked_messages
 
 IMAGE_BPE_FILE = "image_bpe.json"
 
@@ -168,6 +169,13 @@ class BeingVLTokenizer(CheckpointPart, PreTrainedTokenizerFast):
             codebook_size=self.image_bpe.codebook_size,
             num_merges=self.image_bpe.num_merges,
         )
+
+    def apply_chat_template(self, conversation: Any, *args: Any, **kwargs: Any) -> Any:
+        """As of every tokenizer, but that a part which the template would drop is an error."""
+        template = kwargs.get("chat_template") or self.chat_template or ""
+        join = bool(kwargs.get("sanitize_control_tokens"))
+        conversation = checked_messages(conversation, str(template), join_texts=join)
+        return super().apply_chat_template(conversation, *args, **kwargs)
 
     def encode_codes(self, grids: Iterable[np.ndarray]) -> list[np.ndarray]:
         """Grids of codes → token ids, without the begin and end tokens.

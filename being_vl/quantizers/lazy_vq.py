@@ -6,6 +6,7 @@ until an image comes: texts, and images whose codes are given, never need it.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -32,7 +33,12 @@ class LazyVQ:
     ):
         self._model = model
         self._device = device
+        if source is not None and os.path.isdir(
+            source[0]
+        ):  # whatever the working directory later is
+            source = (os.path.abspath(source[0]), source[1])
         self._source = source
+        self._loaded_as: tuple[int, ...] | None = None
         if model is not None:
             self._place()
 
@@ -57,6 +63,7 @@ class LazyVQ:
             with _in_one_piece():
                 self._model = AutoModel.from_pretrained(path, **options)
             self._place()
+            self._loaded_as = self._versions()
         return self._model
 
     @property
@@ -79,6 +86,20 @@ class LazyVQ:
         self._device = device
         if self._model is not None:
             self._place()
+
+    def _versions(self) -> tuple[int, ...]:
+        return tuple(tensor._version for tensor in self._model.state_dict().values())
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Where a model was loaded from stands for the model, unless its weights were written to since.
+
+        So a processor travels light to workers, and its fingerprint (`datasets` hashes this state) is the same
+        before and after the model has loaded.
+        """
+        state = dict(self.__dict__)
+        if self._loaded_as is not None and self._loaded_as == self._versions():
+            state["_model"] = state["_loaded_as"] = None
+        return state
 
     def _place(self) -> None:
         self._model.eval().requires_grad_(False)

@@ -425,8 +425,11 @@ def test_decode_image_of_token_and_visual_ids(processor) -> None:
     token_ids = processor.tokenizer.encode_codes([grid])[0]
     visual_ids = processor.tokenizer.image_bpe.encode(grid)
     wrapped = image_ids(processor, grid)
-    for ids in (token_ids, visual_ids, wrapped, torch.tensor(wrapped), visual_ids.tolist()):
+    for ids in (token_ids, wrapped, torch.tensor(wrapped), token_ids.tolist()):
         assert (np.asarray(processor.decode_image(ids)) == wanted).all()
+    assert (np.asarray(processor.decode_image(visual_ids, visual=True)) == wanted).all()
+    with pytest.raises(ValueError, match=r"position 0 is no image token's.*visual=True"):
+        processor.decode_image(visual_ids)
     assert (processor.decode_codes(visual_ids, visual=True) == grid).all()
     assert (processor.decode_codes(wrapped, GRID, GRID, visual=False) == grid).all()
 
@@ -435,7 +438,7 @@ def test_decode_image_of_another_shape(processor) -> None:
     grid = np.zeros((2, 3), dtype=np.int64)
     ids = processor.tokenizer.encode_codes([grid])[0]
     assert processor.decode_image(ids, 2, 3).size == (12, 8)
-    with pytest.raises(ValueError, match="not square: give its height and width"):
+    with pytest.raises(ValueError, match="give its height and width"):
         processor.decode_image(ids)
 
 
@@ -445,7 +448,7 @@ def test_bad_images_are_refused(processor) -> None:
         processor.decode_image([first, first + 28, first, first])
     with pytest.raises(ValueError, match=r"ids\[4\]"):
         processor.decode_image([first + 16] * 4 + [first] * 8, 4, 2)
-    with pytest.raises(ValueError, match="not square"):
+    with pytest.raises(ValueError, match="this one has 0"):
         processor.decode_image([])
 
 

@@ -1,0 +1,112 @@
+"""messages → messages that a chat template renders whole: what it would drop without a word is an error.
+
+A Jinja template passes over a part whose type it does not know and prints None as "None". So the parts are
+checked before it sees them. Forms: transformers' parts, OpenAI's `image_url`, and rows of a data set, whose
+parts hold a None for every key that another part has.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from inspect import signature
+from typing import Any
+
+import transformers
+from transformers import ProcessorMixin
+
+_KEYS = {
+    "text": {"type", "text"},
+    "image": {"type", "image", "url", "path", "base64"},
+    "image_url": {"type", "image_url"},
+}
+
+
+def checked_messages(conversation: Any, template: str, *, join_texts: bool = False) -> Any:
+    """A conversation, or a list of them, as it is but for keys that hold None.
+
+    Args:
+        conversation: messages with a role and a content: a text, or a list of parts.
+        template: Jinja source; what a message may hold beside its content depends on it.
+        join_texts: texts that stand side by side in a message become one part, so that whoever looks for
+            control tokens in it sees what the tokenizer will see.
+
+    Raises:
+        ValueError: a message or part that would not be rendered; its place and the reason are named.
+    """
+    if isinstance(conversation, (list, tuple)) and conversation:
+        if isinstance(conversation[0], (list, tuple)):
+            return [checked_messages(c, template, join_texts=join_texts) for c in conversation]
+        if isinstance(conversation[0], Mapping):
+            return [
+                _message(message, f"messages[{index}]", template, join_texts)
+                for index, message in enumerate(conversation)
+            ]
+    return conversation  # transformers says what is wrong with it
+
+
+def require_sanitizing() -> None:
+    """Fail where transformers would pass over `sanitize_control_tokens`, which guards against hostile text.
+
+    Raises:
+        ValueError: the installed version does not have it.
+    """
+    if "sanitize_control_tokens" not in signature(ProcessorMixin.apply_chat_template).parameters:
+        raise ValueError(
+            f"sanitize_control_tokens needs transformers 5.20, and this is {transformers.__version__}"
+        )
+
+
+def _message(message: Any, where: str, template: str, join_texts: bool) -> dict[str, Any]:
+    if not isinstance(message, Mapping) or not isinstance(message.get("role"), str):
+        raise ValueError(f"{where} must have a role, got {_shown(message)}")
+    kept = {key: value for key, value in message.items() if value is not None}
+    if kept.get("tool_calls") and "tool_calls" not in template:
+        raise ValueError(f"{where}.tool_calls: the chat template does not render tool calls")
+    content = kept.get("content")
+    handles_none = re.search(r"content['\"\]]* is (not )?(defined|none)", template)
+    if content is None and not kept.get("tool_calls") and not handles_none:
+        raise ValueError(f"{where}.content is None; an empty turn has the content ''")
+    if isinstance(content, Sequence) and not isinstance(content, (str, bytes)):
+        parts = [_part(part, f"{where}.content[{index}]") for index, part in enumerate(content)]
+        kept["content"] = _joined(parts) if join_texts else parts
+    elif content is not None and not isinstance(content, str):
+        raise ValueError(
+            f"{where}.content must be a text or a list of parts, got {_shown(content)}"
+        )
+    return kept
+
+
+def _part(part: Any, where: str) -> dict[str, Any]:
+    if not isinstance(part, Mapping):
+        raise ValueError(
+            f'{where} must be a part such as {{"type": "text", "text": …}}, got {_shown(part)}'
+        )
+    kept = {key: value for key, value in part.items() if value is not None}
+    kind = kept.get("type")
+    if kind not in _KEYS:
+        raise ValueError(f"{where}.type must be one of {', '.join(_KEYS)}, got {kind!r}")
+    unknown = sorted(map(str, kept.keys() - _KEYS[kind]))
+    if unknown:
+        raise ValueError(f"{where}: a part of type {kind} has no key {unknown[0]!r}")
+    if kind == "text" and not isinstance(kept.get("text"), str):
+        raise ValueError(f"{where}.text must be a text, got {_shown(kept.get('text'))}")
+    if kind == "image_url" and "image_url" not in kept:
+        raise ValueError(f"{where}.image_url is missing")
+    if kind == "image" and len(kept) > 2:
+        raise ValueError(f"{where}: an image is named once, got {sorted(kept.keys() - {'type'})}")
+    return kept
+
+
+def _joined(parts: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    joined: list[dict[str, Any]] = []
+    for part in parts:
+        if joined and part["type"] == joined[-1]["type"] == "text":
+            joined[-1] = {"type": "text", "text": joined[-1]["text"] + part["text"]}
+        else:
+            joined.append(part)
+    return joined
+
+
+def _shown(value: Any) -> str:
+    return "None" if value is None else f"{type(value).__name__} {str(value)[:60]!r}"

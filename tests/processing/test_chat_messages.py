@@ -1,0 +1,111 @@
+"""Chats: what a template would drop is an error; one BOS; control tokens that parts spell together."""
+
+from __future__ import annotations
+
+import pytest
+from checkpoint_fixtures import TEXT_TOKENIZERS, random_grids, tiny_checkpoint
+
+from being_vl.processing.chat_messages import checked_messages
+
+FAMILIES = sorted(TEXT_TOKENIZERS)
+
+
+@pytest.fixture(scope="module")
+def processors():
+    return {family: tiny_checkpoint(family)[1] for family in FAMILIES}
+
+
+def user(content):
+    return [{"role": "user", "content": content}]
+
+
+TEXT = {"type": "text", "text": "Hi"}
+
+BAD = [
+    (
+        user([TEXT, {"type": "video", "video": "a.mp4"}]),
+        r"messages\[0\]\.content\[1\]\.type .* got 'video'",
+    ),
+    (user([{"type": "audio", "audio": "a.wav"}]), "got 'audio'"),
+    (user([{"type": "imgae", "image": "a.png"}]), "got 'imgae'"),
+    (user([{"text": "Hi"}]), "got None"),
+    (user([{"type": "text", "txt": "Hi"}]), "has no key 'txt'"),
+    (user([{"type": "text", "text": None}]), "text must be a text, got None"),
+    (user([{"type": "text", "text": {"a": 1}}]), "text must be a text, got dict"),
+    (user([{"type": "image", "img": "a.png"}]), "has no key 'img'"),
+    (user([{"type": "image", "url": "a.png", "path": "b.png"}]), "named once"),
+    (user(["Hi"]), "must be a part"),
+    (user({"text": "Hi"}), r"content must be a text or a list of parts, got dict"),
+    (user(None), r"messages\[0\]\.content is None"),
+    ([{"content": "Hi"}], r"messages\[0\] must have a role"),
+    (
+        [*user("Hi"), {"role": "assistant", "content": "", "tool_calls": [{"name": "f"}]}],
+        "tool_calls",
+    ),
+]
+
+
+@pytest.mark.parametrize(("messages", "message"), BAD)
+@pytest.mark.parametrize("family", FAMILIES)
+def test_what_would_be_dropped_is_named(processors, family, messages, message):
+    processor = processors[family]
+    for part in (processor, processor.tokenizer):
+        for conversation in (messages, [messages]):
+            with pytest.raises(ValueError, match=message):
+                part.apply_chat_template(conversation, tokenize=True)
+
+
+def test_rows_of_a_data_set_hold_none_for_the_keys_of_others(processors):
+    """Arrow gives every part all keys."""
+    processor, grid = processors["llama-3"], random_grids(1)
+    plain = user([{"type": "image"}, TEXT])
+    row = user(
+        [
+            {"type": "image", "text": None, "image": None, "url": None},
+            {"type": "text", "text": "Hi", "image": None, "url": None},
+        ]
+    )
+    options = {"tokenize": True, "return_dict": True, "processor_kwargs": {"image_codes": grid}}
+    assert processor.apply_chat_template(row, **options) == processor.apply_chat_template(
+        plain, **options
+    )
+
+
+def test_the_users_messages_are_not_changed():
+    messages = user([{"type": "text", "text": "a"}, {"type": "text", "text": "b"}])
+    joined = checked_messages(messages, "", join_texts=True)
+    assert joined == user([{"type": "text", "text": "ab"}])
+    assert messages == user([{"type": "text", "text": "a"}, {"type": "text", "text": "b"}])
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_rendered_chat_has_the_ids_of_a_tokenized_one(processors, family):
+    """Two steps, template and then call, give the BOS that one step gives."""
+    processor = processors[family]
+    messages = [*user("Hello"), {"role": "assistant", "content": "Hi"}]
+    wanted = processor.apply_chat_template(messages, tokenize=True, return_dict=True)["input_ids"]
+    text = processor.apply_chat_template(messages)
+    assert processor(text=text)["input_ids"] == wanted
+    assert processor(text=[text, text])["input_ids"] == wanted * 2
+    assert processor(text=text, add_special_tokens=False)["input_ids"] == wanted
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("cut", [1, 2, 3])
+def test_control_tokens_that_two_parts_spell_are_text_when_sanitized(processors, family, cut):
+    processor = processors[family]
+    layout = processor.tokenizer.layout
+    visual = "<|visual_3|>"
+    control = {"llama-3": "<|eot_id|>", "llama-2": "</s>", "smollm": "<|im_end|>"}[family]
+    plain = processor.apply_chat_template(user("now"), tokenize=True, sanitize_control_tokens=True)[
+        0
+    ]
+    control_id = processor.tokenizer.convert_tokens_to_ids(control)
+    for word in (control, visual, processor.image_token, processor.boi_token):
+        parts = [{"type": "text", "text": part} for part in (word[:cut], f"{word[cut:]} now")]
+        ids = processor.apply_chat_template(
+            user(parts), tokenize=True, sanitize_control_tokens=True
+        )[0]
+        assert max(ids) < layout.first_code_id
+        assert processor.boi_token_id not in ids and processor.image_token_id not in ids
+        assert list(ids).count(control_id) == list(plain).count(control_id)

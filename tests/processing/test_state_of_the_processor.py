@@ -1,0 +1,76 @@
+"""Parts that load on first use: the processor's hash, pickle and files are the same before and after."""
+
+from __future__ import annotations
+
+import pickle
+
+import numpy as np
+import pytest
+import torch
+from checkpoint_fixtures import tiny_checkpoint
+from datasets.fingerprint import Hasher
+from PIL import Image
+from transformers import AutoProcessor
+
+PICTURE = Image.fromarray(np.random.default_rng(0).integers(0, 256, (16, 16, 3), dtype=np.uint8))
+
+
+@pytest.fixture
+def folder(tmp_path):
+    tiny_checkpoint()[1].save_pretrained(tmp_path / "checkpoint")
+    return tmp_path / "checkpoint"
+
+
+def test_the_fingerprint_of_datasets_is_stable(folder):
+    processor = AutoProcessor.from_pretrained(folder)
+    before = Hasher.hash(processor)
+    wanted = processor(images=PICTURE, text="<image> a")["input_ids"]
+    assert processor._vq.loaded
+    assert Hasher.hash(processor) == before
+    copied = pickle.loads(pickle.dumps(processor))
+    assert not copied._vq.loaded
+    assert copied(images=PICTURE, text="<image> a")["input_ids"] == wanted
+
+
+def test_weights_that_were_written_to_travel(folder):
+    processor = AutoProcessor.from_pretrained(folder)
+    before = Hasher.hash(processor)
+    with torch.no_grad():
+        processor.vq_model.get_codebook()[0] += 1
+    assert Hasher.hash(processor) != before
+    copied = pickle.loads(pickle.dumps(processor))
+    assert torch.equal(copied.vq_model.get_codebook(), processor.vq_model.get_codebook())
+
+
+def test_whatever_came_with_a_checkpoint_is_saved_untouched(folder, tmp_path, monkeypatch):
+    """From a relative path, in another working directory, with the VQ model not loaded yet."""
+    wanted = AutoProcessor.from_pretrained(folder)(images=PICTURE, text="<image> a")["input_ids"]
+    monkeypatch.chdir(folder.parent)
+    processor = AutoProcessor.from_pretrained("checkpoint")
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    processor.save_pretrained("saved")
+    again = AutoProcessor.from_pretrained("saved")
+    assert again(images=PICTURE, text="<image> a")["input_ids"] == wanted
+    assert np.array_equal(again.tokenizer.image_bpe.merges, processor.tokenizer.image_bpe.merges)
+
+
+def test_images_without_a_common_size_are_not_guessed(folder):
+    processor = AutoProcessor.from_pretrained(folder)
+    grid = np.zeros((2, 8), dtype=np.int64)  # 16 cells, as many as 4 × 4
+    ids = processor.tokenizer.encode_codes([grid])[0]
+    assert (processor.decode_codes(ids, 2, 8) == grid).all()
+    processor.image_processor.do_center_crop = False
+    with pytest.raises(ValueError, match="images differ in size: give the height and width"):
+        processor.decode_codes(ids)
+
+
+def test_a_checkpoint_of_images_that_are_not_square_decodes(folder):
+    processor = AutoProcessor.from_pretrained(folder)
+    processor.image_processor.crop_size = {"height": 8, "width": 32}
+    grid = np.arange(16).reshape(2, 8) % 16
+    ids = processor.tokenizer.encode_codes([grid])[0]
+    assert (processor.decode_codes(ids) == grid).all()
+    row = [processor.boi_token_id, *ids, processor.eoi_token_id]
+    image = processor.post_process_multimodal_output([row], generation_mode="image")[0]
+    assert image.size == (32, 8)
