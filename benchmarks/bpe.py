@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import Any
 
 import bpe_data
-import bpe_peers
+import bpe_dense
 import numpy as np
 
 CURVE = (0, 256, 1024, 2048, 4096, 8192)
@@ -94,10 +94,10 @@ def train_dense(path: str, codebook_size: int, num_merges: int, steps: int) -> d
     the images stay longer than they would be, by less than 2 %, since only `steps` merges were made.
     """
     grids = np.load(path, mmap_mode="r")
-    warm = bpe_peers.Dense(grids[:4], codebook_size, 4)
+    warm = bpe_dense.Dense(grids[:4], codebook_size, 4)
     for _ in range(3):
         warm.step()
-    dense = bpe_peers.Dense(np.asarray(grids), codebook_size, num_merges)
+    dense = bpe_dense.Dense(np.asarray(grids), codebook_size, num_merges)
     first = [dense.step() for _ in range(steps)]
     curve = {len(first) // 2: float(np.median(first[1:]))}
     for rank in (num_merges // 2, num_merges - 8):
@@ -151,7 +151,7 @@ def tokens_held_out(
         if tokenizer is not None:
             table[n]["tokenizers"] = _tokens_of_prefix(tokenizer, n, codebook_size, grids)
         if len(dense) >= n:
-            table[n]["dense"] = bpe_peers.dense_tokens(grids, dense[:n], codebook_size)
+            table[n]["dense"] = bpe_dense.dense_tokens(grids, dense[:n], codebook_size)
     return table
 
 
@@ -167,7 +167,7 @@ def _tokens_of_prefix(text: str, n: int, codebook_size: int, grids: np.ndarray) 
 
 
 def dense_rules(path: str, codebook_size: int, num_merges: int) -> list:
-    dense = bpe_peers.Dense(np.load(path), codebook_size, num_merges)
+    dense = bpe_dense.Dense(np.load(path), codebook_size, num_merges)
     for _ in range(num_merges):
         dense.step()
     return dense.rules

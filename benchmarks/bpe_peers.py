@@ -1,149 +1,241 @@
-"""The two peers of the image BPE: the dense algorithm, and the one-dimensional BPE of `tokenizers`.
+"""Our image BPE beside trainers and encoders of one-dimensional BPE, on the same grids, in one run.
 
-Dense: what the paper describes and the authors' released code does, written here from its description with
-numba, without what is not the algorithm: for every merge a V×V matrix of neighbours is counted afresh over
-all images, its largest entry above the diagonal is the pair, and all images are rewritten. The first merge
-looks right, down and diagonally; afterwards an image is its raster sequence.
+    python benchmarks/bpe_peers.py --grids 4000 --codes 8192 --repeats 5
+
+To the peers a grid is its raster sequence, one word of a private alphabet (a CJK character for each code).
+Every measurement runs in a process of its own on one core, ours after a small training that loads the machine
+code; ours is measured with one and with two threads. Times are CPU and wall seconds, medians over the
+repeats; memory is what the peak adds to the process before the measurement; tokens are those of a held-out
+grid. Peers that are not installed are left out:
+
+    pip install sentencepiece gigabpe tokenizers fastokens gigatoken
 """
 
 from __future__ import annotations
 
+import argparse
+import importlib.metadata
+import importlib.util
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
 import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
 
-import numba
 import numpy as np
 
-
-@numba.njit(cache=True)
-def _count_grids(grids, matrix):
-    for grid in grids:
-        height, width = grid.shape
-        for i in range(height):
-            for j in range(width):
-                if j + 1 < width:
-                    matrix[grid[i, j], grid[i, j + 1]] += 1
-                if i + 1 < height:
-                    matrix[grid[i, j], grid[i + 1, j]] += 1
-                if i + 1 < height and j + 1 < width:
-                    matrix[grid[i, j], grid[i + 1, j + 1]] += 1
-
-
-@numba.njit(cache=True)
-def _count_rows(rows, lengths, matrix):
-    for i in range(rows.shape[0]):
-        for j in range(lengths[i] - 1):
-            matrix[rows[i, j], rows[i, j + 1]] += 1
-
-
-@numba.njit(cache=True)
-def _largest_above_diagonal(matrix, size):
-    best, first, second = 0, -1, -1
-    for i in range(size):
-        for j in range(i + 1, size):
-            if matrix[i, j] > best:
-                best, first, second = matrix[i, j], i, j
-    return best, first, second
-
-
-@numba.njit(cache=True)
-def _merge_rows(rows, lengths, first, second, new):
-    for i in range(rows.shape[0]):
-        read = write = 0
-        while read < lengths[i]:
-            token = rows[i, read]
-            if token == first and read + 1 < lengths[i] and rows[i, read + 1] == second:
-                token = new
-                read += 1
-            rows[i, write] = token
-            write += 1
-            read += 1
-        lengths[i] = write
-
-
-@numba.njit(cache=True)
-def _merge_grids(grids, rows, lengths, first, second, new):
-    """The first merge: `first` with a `second` on its right, else below it."""
-    height, width = grids.shape[1:]
-    for n in range(grids.shape[0]):
-        taken = np.zeros((height, width), np.bool_)
-        flat = grids[n].copy()
-        for i in range(height):
-            for j in range(width):
-                if flat[i, j] != first or taken[i, j]:
-                    continue
-                if j + 1 < width and flat[i, j + 1] == second and not taken[i, j + 1]:
-                    flat[i, j], taken[i, j + 1] = new, True
-                elif i + 1 < height and flat[i + 1, j] == second and not taken[i + 1, j]:
-                    flat[i, j], taken[i + 1, j] = new, True
-        length = 0
-        for i in range(height):
-            for j in range(width):
-                if not taken[i, j]:
-                    rows[n, length] = flat[i, j]
-                    length += 1
-        lengths[n] = length
-
-
-class Dense:
-    """The dense algorithm, one merge at a time; `rank` is where it stands."""
-
-    def __init__(self, grids: np.ndarray, codebook_size: int, num_merges: int):
-        self.size = codebook_size
-        self.grids = grids.astype(np.int32)
-        self.rows = self.grids.reshape(len(grids), -1).copy()
-        self.lengths = np.full(len(grids), self.rows.shape[1])
-        self.matrix = np.zeros((codebook_size + num_merges,) * 2, np.int32)
-        self.rules: list[tuple[int, int]] = []
-
-    def step(self) -> float:
-        """One merge; its CPU seconds."""
-        started = time.process_time()
-        matrix = self.matrix[: self.size, : self.size]
-        matrix[...] = 0
-        if self.rules:
-            _count_rows(self.rows, self.lengths, matrix)
-        else:
-            _count_grids(self.grids, matrix)
-        _, first, second = _largest_above_diagonal(matrix, self.size)
-        apply_dense(self.grids, self.rows, self.lengths, self.rules, (first, second), self.size)
-        self.rules.append((first, second))
-        self.size += 1
-        return time.process_time() - started
-
-
-def apply_dense(grids, rows, lengths, done, rule, new) -> None:
-    """Apply a rule of the dense algorithm; the first one is two-dimensional."""
-    if done:
-        _merge_rows(rows, lengths, *rule, new)
-    else:
-        _merge_grids(grids, rows, lengths, *rule, new)
-
-
-def dense_tokens(grids: np.ndarray, rules: list[tuple[int, int]], codebook_size: int) -> float:
-    """Tokens per image under the rules of the dense algorithm."""
-    grids = grids.astype(np.int32)
-    rows, lengths = grids.reshape(len(grids), -1).copy(), np.full(len(grids), grids[0].size)
-    for rank, rule in enumerate(rules):
-        apply_dense(grids, rows, lengths, rank > 0, rule, codebook_size + rank)
-    return float(lengths.mean())
+FIRST_LETTER = 0x4E00  # the CJK block: 20,992 letters that every pre-tokenizer keeps together
+TRAINERS = ("ours", "ours, 2 threads", "gigabpe", "sentencepiece", "tokenizers")
+ENCODERS = ("ours", "fastokens", "gigatoken", "sentencepiece", "tokenizers")
 
 
 def as_text(grids: np.ndarray) -> list[str]:
-    """Each grid's raster sequence as one word: a character of the CJK block or beyond for each code."""
-    letters = [chr(0x4E00 + code) if code < 0x8000 else "" for code in range(int(grids.max()) + 1)]
-    return ["".join(letters[code] for code in grid.ravel().tolist()) for grid in grids]
+    """Each grid's raster sequence as one word."""
+    letters = [chr(FIRST_LETTER + code) for code in range(int(grids.max()) + 1)]
+    return ["".join([letters[code] for code in grid]) for grid in grids.reshape(len(grids), -1)]
 
 
-def train_tokenizers(grids: np.ndarray, codebook_size: int, num_merges: int):
-    """A `tokenizers` BPE of the raster sequences."""
+def peak_bytes() -> int:
+    """The most memory that this process has had."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return int(next(line for line in lines if line.startswith("VmHWM")).split()[1]) * 1024
+
+
+def measured(work: Callable[[], Any]) -> dict[str, float]:
+    """CPU seconds, wall seconds and bytes added to the peak."""
+    peak, cpu, wall = peak_bytes(), time.process_time(), time.perf_counter()
+    work()
+    return {
+        "cpu": time.process_time() - cpu,
+        "wall": time.perf_counter() - wall,
+        "bytes": peak_bytes() - peak,
+    }
+
+
+def train_ours(folder: Path, args: argparse.Namespace, threads: int) -> dict[str, Any]:
+    from being_vl import ImageBPE
+
+    grids = np.load(folder / "train.npy", mmap_mode="r")
+    options = {"codebook_size": args.codes, "num_threads": threads}
+    ImageBPE.train(np.asarray(grids[:64]), 64, **options)
+    learned: list[ImageBPE] = []
+    result = measured(lambda: learned.append(ImageBPE.train(grids, args.merges, **options)))
+    learned[0].save_pretrained(folder)
+    tokens = [len(ids) for ids in learned[0].encode_batch(np.load(folder / "held_out.npy"))]
+    return {**result, "merges": learned[0].num_merges, "tokens": statistics.mean(tokens)}
+
+
+def train_gigabpe(folder: Path, args: argparse.Namespace) -> dict[str, Any]:
+    import gigabpe
+    from tokenizers import Tokenizer
+
+    target = folder / "gigabpe.json"
+    result = measured(
+        lambda: gigabpe.train_tokenizer(
+            [str(folder / "train.txt")], args.codes + args.merges, str(target), min_frequency=2,
+            special_tokens=[], pretokenizer="whitespace", threads=1,
+        )
+    )  # fmt: skip
+    return {**result, **_of_tokenizer(Tokenizer.from_file(str(target)), folder)}
+
+
+def train_tokenizers(folder: Path, args: argparse.Namespace) -> dict[str, Any]:
     from tokenizers import Tokenizer, models, trainers
 
     tokenizer = Tokenizer(models.BPE())
     trainer = trainers.BpeTrainer(
-        vocab_size=codebook_size + num_merges,
+        vocab_size=args.codes + args.merges,
         min_frequency=2,
         show_progress=False,
-        initial_alphabet=[chr(0x4E00 + code) for code in range(codebook_size)],
+        initial_alphabet=[chr(FIRST_LETTER + code) for code in range(args.codes)],
     )
-    tokenizer.train_from_iterator(as_text(grids), trainer)
-    return tokenizer
+    lines = (folder / "train.txt").read_text("utf-8").split()
+    result = measured(lambda: tokenizer.train_from_iterator(lines, trainer))
+    tokenizer.save(str(folder / "tokenizers.json"))
+    return {**result, **_of_tokenizer(tokenizer, folder)}
+
+
+def _of_tokenizer(tokenizer: Any, folder: Path) -> dict[str, Any]:
+    lines = (folder / "held_out.txt").read_text("utf-8").split()
+    tokens = [len(encoding.ids) for encoding in tokenizer.encode_batch_fast(lines)]
+    merges = json.loads(tokenizer.to_str())["model"]["merges"]
+    return {"merges": len(merges), "tokens": statistics.mean(tokens)}
+
+
+def train_sentencepiece(folder: Path, args: argparse.Namespace) -> dict[str, Any]:
+    import sentencepiece
+
+    options = {
+        "input": str(folder / "train.txt"), "model_prefix": str(folder / "pieces"), "model_type": "bpe",
+        "vocab_size": args.codes + args.merges + 3, "character_coverage": 1.0, "num_threads": 1,
+        "normalization_rule_name": "identity", "add_dummy_prefix": False, "hard_vocab_limit": False,
+        "max_sentence_length": 1 << 20, "max_sentencepiece_length": 512, "minloglevel": 2,
+    }  # fmt: skip
+    result = measured(lambda: sentencepiece.SentencePieceTrainer.train(**options))
+    model = sentencepiece.SentencePieceProcessor(model_file=str(folder / "pieces.model"))
+    lines = (folder / "held_out.txt").read_text("utf-8").split()
+    tokens = [len(ids) for ids in model.encode(lines)]
+    merges = model.get_piece_size() - 3 - args.codes
+    return {**result, "merges": merges, "tokens": statistics.mean(tokens)}
+
+
+def encode_with(name: str, folder: Path) -> dict[str, Any]:
+    """Encode the held-out grids with what was learned; the work of one core."""
+    grids = np.load(folder / "held_out.npy")
+    lines = (folder / "held_out.txt").read_text("utf-8").split()
+    if name == "ours":
+        from being_vl import ImageBPE
+
+        bpe = ImageBPE.from_pretrained(folder)
+        work = lambda: bpe.encode_batch(grids, num_threads=1)  # noqa: E731
+    elif name == "sentencepiece":
+        import sentencepiece
+
+        model = sentencepiece.SentencePieceProcessor(model_file=str(folder / "pieces.model"))
+        work = lambda: model.encode(lines, num_threads=1)  # noqa: E731
+    elif name == "tokenizers":
+        from tokenizers import Tokenizer
+
+        tokenizer = Tokenizer.from_file(str(folder / "tokenizers.json"))
+        work = lambda: tokenizer.encode_batch_fast(lines)  # noqa: E731
+    elif name == "fastokens":
+        import fastokens
+
+        fast = fastokens.Tokenizer.from_file(str(folder / "tokenizers.json"))
+        work = lambda: fast.encode_batch(lines)  # noqa: E731
+    else:
+        import gigatoken
+        from tokenizers import Tokenizer
+
+        giga = gigatoken.Tokenizer(Tokenizer.from_file(str(folder / "tokenizers.json"))).as_hf()
+        work = lambda: giga.encode_batch(lines)  # noqa: E731
+    work()
+    result = measured(work)
+    return {"microseconds": 1e6 * result["cpu"] / len(grids)}
+
+
+def child(name: str, folder: Path, args: argparse.Namespace) -> dict[str, Any]:
+    """One measurement, in this process."""
+    if args.encode:
+        return encode_with(name, folder)
+    if name.startswith("ours"):
+        return train_ours(folder, args, 2 if name.endswith("threads") else 1)
+    return {
+        "gigabpe": train_gigabpe,
+        "sentencepiece": train_sentencepiece,
+        "tokenizers": train_tokenizers,
+    }[name](folder, args)
+
+
+def run_child(name: str, folder: Path, args: argparse.Namespace, encode: bool) -> dict[str, Any]:
+    """One measurement in a process of its own."""
+    command = [sys.executable, __file__, "--child", name, "--folder", str(folder)]
+    command += ["--codes", str(args.codes), "--merges", str(args.merges), *["--encode"] * encode]
+    environment = {**os.environ, "RAYON_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}
+    run = subprocess.run(command, env=environment, capture_output=True, text=True)
+    if run.returncode != 0:
+        sys.exit(f"{name}: {run.stderr}")
+    return json.loads(run.stdout.splitlines()[-1])
+
+
+def compare(args: argparse.Namespace, folder: Path) -> None:
+    """Print both tables, in Markdown."""
+    if args.train_file:
+        training, held_out = (np.load(path) for path in (args.train_file, args.held_out_file))
+        training = training[: args.grids]
+    else:
+        import bpe_data
+
+        training, held_out = bpe_data.photographs(args.grids, args.codes)
+    for name, grids in (("train", training), ("held_out", held_out)):
+        np.save(folder / f"{name}.npy", grids)
+        (folder / f"{name}.txt").write_text("\n".join(as_text(grids)) + "\n", "utf-8")
+    for encode, names in ((False, TRAINERS), (True, ENCODERS)):
+        names = tuple(name for name in names if _is_installed(name))
+        found: dict[str, list[dict[str, Any]]] = {name: [] for name in names}
+        for _ in range(args.repeats):
+            for name in names:
+                found[name].append(run_child(name, folder, args, encode))
+        fields = list(found["ours"][0])
+        print(f"\n| {len(training)} grids, {args.codes} codes | {' | '.join(fields)} |")
+        print("|---" * (len(fields) + 1) + "|")
+        for name in names:
+            values = [statistics.median(one[field] for one in found[name]) for field in fields]
+            shown = [f"{value:.4g}" if value < 1e5 else f"{value / 1e6:.0f} M" for value in values]
+            print(f"| {_title(name)} | {' | '.join(shown)} |", flush=True)
+
+
+def _is_installed(name: str) -> bool:
+    return name.startswith("ours") or importlib.util.find_spec(name) is not None
+
+
+def _title(name: str) -> str:
+    return name if name.startswith("ours") else f"{name} {importlib.metadata.version(name)}"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--grids", type=int, default=4000)
+    parser.add_argument("--codes", type=int, default=8192)
+    parser.add_argument("--merges", type=int, default=8192)
+    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--train-file", type=Path, help=".npy of grids; photographs by default")
+    parser.add_argument("--held-out-file", type=Path)
+    parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)
+    parser.add_argument("--child", help=argparse.SUPPRESS)
+    parser.add_argument("--encode", action="store_true", help=argparse.SUPPRESS)
+    args = parser.parse_args()
+    if args.child:
+        print(json.dumps(child(args.child, args.folder, args)))
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        compare(args, Path(folder))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,21 +1,21 @@
-"""codes → merges → tokens → codes: the law of the image BPE in plain Python.
+"""The law of the image BPE in plain Python: codes → merge rules → tokens → codes.
 
 Source: "From Pixels to Tokens" (ICLR 2025), sections 3 and 4, made exact: a merge is keyed by the offset
 of its parts too, so a token has one shape, and the ids alone give the grid back. Nothing in the package
 imports this module; the fast code is tested against it bit for bit.
 
-A grid under work is a dict from anchor to `Token`, a token being its visual id and its set of cells.
+1. A **token** is a connected set of cells with their codes; its **anchor** is its first cell in raster order.
+2. A **merge rule** (first, second, row_offset, col_offset) of rank r joins a token `first` at p and a token
+   `second` at p + offset, when they share an edge, into the token codebook_size + r at p.
+3. **Count**: each unordered pair of adjacent tokens counts once for its key.
+4. **Choose**: the highest score wins; ties go to the lexicographically smallest key.
+5. **Apply**: occurrences are merged greedily in raster order of `first`; what has just been merged is not
+   merged again by the same rule.
+6. **Encode** applies the rules in rank order.
+7. **Emit** in raster order of anchors.
+8. **Decode**: the next id's anchor is always the first cell not yet covered.
 
-1. A token is a connected set of cells; its anchor is its first cell in raster order.
-2. A rule (first, second, row_offset, col_offset) of rank r joins a token `first` at p and a token `second`
-   at p + offset, when they share an edge, into the token codebook_size + r at p.
-3. Each unordered pair of adjacent tokens counts once for its key.
-4. The highest score wins; ties go to the lexicographically smallest key.
-5. Occurrences are merged greedily in raster order of `first`; what has just been merged is not merged
-   again by the same rule.
-6. Encoding applies the rules in rank order.
-7. Ids are emitted in raster order of anchors.
-8. The next id's anchor is always the first cell not yet covered: so the ids decode.
+A grid under work is a dict from anchor to `Token`, a token being its visual id and its set of cells.
 """
 
 from __future__ import annotations
@@ -23,6 +23,8 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from typing import NamedTuple
+
+from .rules import MAX_TOKEN_CELLS, MAX_TOTAL_CELLS
 
 Cell = tuple[int, int]
 Rule = tuple[int, int, int, int]  # first, second, row_offset, col_offset
@@ -40,15 +42,6 @@ def start(grid: Iterable[Iterable[int]]) -> dict[Cell, Token]:
         for row, line in enumerate(grid)
         for col, code in enumerate(line)
     }
-
-
-def touch(one: Token, other: Token) -> bool:
-    """Do two tokens share a cell edge?"""
-    return any(
-        (row + dr, col + dc) in other.cells
-        for row, col in one.cells
-        for dr, dc in ((0, 1), (1, 0), (0, -1), (-1, 0))
-    )
 
 
 def adjacent(state: dict[Cell, Token]) -> list[tuple[Cell, Cell]]:
@@ -75,43 +68,6 @@ def count(states: list[dict[Cell, Token]], merge_rule: str) -> Counter[Rule]:
     )
 
 
-def apply(state: dict[Cell, Token], rule: Rule, new_id: int, merge_rule: str) -> None:
-    """Merge the occurrences of one rule, greedily in raster order."""
-    for one, other in adjacent(state):
-        if one not in state or other not in state:
-            continue
-        if new_id in (state[one].visual_id, state[other].visual_id):
-            continue
-        if key_of(state, one, other, merge_rule) == rule:
-            state[one] = Token(new_id, state[one].cells | state.pop(other).cells)
-
-
-def exp_minus(x: float) -> float:
-    """exp(-x) for x ≥ 0 to 1e-8, by a fixed sequence of IEEE operations, so that all machines agree."""
-    if x > 64.0:
-        return 0.0
-    t = x / 256.0
-    y = 1.0 - t * (1.0 - t * (0.5 - t * (1.0 / 6.0 - t * (1.0 / 24.0))))
-    for _ in range(8):
-        y = y * y
-    return y
-
-
-def consistency(offsets: dict[Cell, int], sigma: float) -> float:
-    """S of Being-VL-0.5: the mean of exp(-|u - ū|² / 2σ²) over the occurrences of a pair.
-
-    `offsets` maps each relative position u of the pair to how often it occurs; ū is their mean.
-    """
-    total = sum(offsets.values())
-    mean_row = sum(n * row for (row, _), n in offsets.items()) / total
-    mean_col = sum(n * col for (_, col), n in offsets.items()) / total
-    score = 0.0
-    for (row, col), n in sorted(offsets.items()):
-        dr, dc = row - mean_row, col - mean_col
-        score += n * exp_minus((dr * dr + dc * dc) / (2.0 * sigma * sigma))
-    return score / total
-
-
 def choose(
     counts: dict[Rule, int], eligible: list[Rule], scoring: str, weight: float, sigma: float
 ) -> Rule:
@@ -135,6 +91,17 @@ def choose(
     return min(eligible, key=lambda key: (-score(key), key))
 
 
+def apply(state: dict[Cell, Token], rule: Rule, new_id: int, merge_rule: str) -> None:
+    """Merge the occurrences of one rule, greedily in raster order."""
+    for one, other in adjacent(state):
+        if one not in state or other not in state:
+            continue
+        if new_id in (state[one].visual_id, state[other].visual_id):
+            continue
+        if key_of(state, one, other, merge_rule) == rule:
+            state[one] = Token(new_id, state[one].cells | state.pop(other).cells)
+
+
 def train(
     grids: Iterable[Iterable[Iterable[int]]],
     num_merges: int,
@@ -149,27 +116,24 @@ def train(
 ) -> list[Rule]:
     """The rules in rank order.
 
-    A key is eligible when its count is at least `min_count`, its token has at most `max_cells` cells, and
-    the token's bounding box is at most `max_token_extent` high and wide. Training stops when no key is.
+    A key is eligible when its count is at least `min_count`, its token has at most `max_cells` cells, the
+    token's bounding box is at most `max_token_extent` high and wide, and the vocabulary with that token can
+    be saved. Training stops when no key is.
     """
     states = [start(grid) for grid in grids]
     merges: list[Rule] = []
+    sizes = [1] * codebook_size  # cells of each token
 
     def allowed(key: Rule) -> bool:
-        if max_cells is None and max_token_extent is None:
+        size = sizes[key[0]] + sizes[key[1]]
+        if max_cells is not None and size > max_cells:
+            return False
+        if merge_rule == "pair":  # its tokens have no shape, so no table of cells limits them
             return True
-        if merge_rule == "pair":
-            return max_cells is None or size(key) <= max_cells
-        shape = join(key, merges, codebook_size)
-        rows, cols = [row for row, _, _ in shape], [col for _, col, _ in shape]
-        extent = max(max(rows) - min(rows), max(cols) - min(cols)) + 1
-        return (max_cells is None or len(shape) <= max_cells) and (
-            max_token_extent is None or extent <= max_token_extent
-        )
-
-    def size(key: Rule) -> int:
-        return sum(
-            1 if part < codebook_size else size(merges[part - codebook_size]) for part in key[:2]
+        if size > MAX_TOKEN_CELLS or sum(sizes[codebook_size:]) + size > MAX_TOTAL_CELLS:
+            return False
+        return (
+            max_token_extent is None or extent(join(key, merges, codebook_size)) <= max_token_extent
         )
 
     while len(merges) < num_merges:
@@ -181,6 +145,7 @@ def train(
         for state in states:
             apply(state, rule, codebook_size + len(merges), merge_rule)
         merges.append(rule)
+        sizes.append(sizes[rule[0]] + sizes[rule[1]])
     return merges
 
 
@@ -195,23 +160,6 @@ def encode(
     for rank, rule in enumerate(merges):
         apply(state, tuple(rule), codebook_size + rank, merge_rule)
     return [state[anchor].visual_id for anchor in sorted(state)]
-
-
-def join(rule: Rule, merges: Sequence[Rule], codebook_size: int) -> list[tuple[int, int, int]]:
-    """The cells (row, col, code) of a rule's token, relative to its anchor, in raster order."""
-    first, second, row_offset, col_offset = rule
-    moved = [
-        (row + row_offset, col + col_offset, code)
-        for row, col, code in cells(second, merges, codebook_size)
-    ]
-    return sorted(cells(first, merges, codebook_size) + moved)
-
-
-def cells(visual_id: int, merges: Sequence[Rule], codebook_size: int) -> list[tuple[int, int, int]]:
-    """The cells (row, col, code) of a token, relative to its anchor, in raster order."""
-    if visual_id < codebook_size:
-        return [(0, 0, visual_id)]
-    return join(merges[visual_id - codebook_size], merges, codebook_size)
 
 
 def decode(
@@ -242,3 +190,52 @@ def decode(
     if len(grid) < height * width:
         raise ValueError(f"{len(ids)} ids leave {height * width - len(grid)} cells open")
     return [[grid[row, col] for col in range(width)] for row in range(height)]
+
+
+def join(rule: Rule, merges: Sequence[Rule], codebook_size: int) -> list[tuple[int, int, int]]:
+    """The cells (row, col, code) of a rule's token, relative to its anchor, in raster order."""
+    first, second, row_offset, col_offset = rule
+    moved = [
+        (row + row_offset, col + col_offset, code)
+        for row, col, code in cells(second, merges, codebook_size)
+    ]
+    return sorted(cells(first, merges, codebook_size) + moved)
+
+
+def cells(visual_id: int, merges: Sequence[Rule], codebook_size: int) -> list[tuple[int, int, int]]:
+    """The cells (row, col, code) of a token, relative to its anchor, in raster order."""
+    if visual_id < codebook_size:
+        return [(0, 0, visual_id)]
+    return join(merges[visual_id - codebook_size], merges, codebook_size)
+
+
+def extent(shape: list[tuple[int, int, int]]) -> int:
+    """The longer side of the bounding box of cells (row, col, code)."""
+    rows, cols = [row for row, _, _ in shape], [col for _, col, _ in shape]
+    return max(max(rows) - min(rows), max(cols) - min(cols)) + 1
+
+
+def consistency(offsets: dict[Cell, int], sigma: float) -> float:
+    """S of Being-VL-0.5: the mean of exp(-|u - ū|² / 2σ²) over the occurrences of a pair.
+
+    `offsets` maps each relative position u of the pair to how often it occurs; ū is their mean.
+    """
+    total = sum(offsets.values())
+    mean_row = sum(n * row for (row, _), n in offsets.items()) / total
+    mean_col = sum(n * col for (_, col), n in offsets.items()) / total
+    score = 0.0
+    for (row, col), n in sorted(offsets.items()):
+        dr, dc = row - mean_row, col - mean_col
+        score += n * exp_minus((dr * dr + dc * dc) / (2.0 * sigma * sigma))
+    return score / total
+
+
+def exp_minus(x: float) -> float:
+    """exp(-x) for x ≥ 0 to 1e-8, by a fixed sequence of IEEE operations, so that all machines agree."""
+    if x > 64.0:
+        return 0.0
+    t = x / 256.0
+    y = 1.0 - t * (1.0 - t * (0.5 - t * (1.0 / 6.0 - t * (1.0 / 24.0))))
+    for _ in range(8):
+        y = y * y
+    return y

@@ -7,7 +7,10 @@ import sys
 import numpy as np
 import pytest
 
+from being_vl import ImageBPE
 from being_vl.bpe import naive
+from being_vl.bpe.rules import MAX_TOKEN_CELLS
+from being_vl.bpe.training import options as training_options
 from being_vl.bpe.training import shard
 from being_vl.bpe.training.checkpoints import Checkpoint
 from being_vl.bpe.training.grids import open_grids
@@ -82,6 +85,39 @@ def test_rules_are_those_of_the_law(mode, rounds):
             grids, codebook_size=codes, num_threads=1, checkpoint=checkpoint, **options
         )
         assert as_rules(resumed) == expected, (options, grids, rank)
+
+
+@pytest.mark.parametrize("mode", ["shape", "spatial", "pair"])
+def test_what_cannot_be_saved_is_not_learned(mode, monkeypatch):
+    """A token, or all tokens together, over the limits of image_bpe.json: the law and the trainer agree."""
+    rng = np.random.default_rng(11)
+    for _ in range(60):
+        grids, codes = draw_grids(rng)
+        options = draw_options(rng, mode)
+        for name, most in (
+            ("MAX_TOKEN_CELLS", rng.integers(2, 9)),
+            ("MAX_TOTAL_CELLS", rng.integers(4, 40)),
+        ):
+            monkeypatch.setattr(naive, name, int(most))
+            monkeypatch.setattr(training_options, name, int(most))
+        expected = naive.train(grids, codebook_size=codes, **options)
+        for threads in (1, 2):
+            merges = train_merges(grids, codebook_size=codes, num_threads=threads, **options)
+            assert as_rules(merges) == expected, (options, grids)
+        if mode != "pair":
+            sizes = [
+                len(naive.cells(codes + rank, expected, codes)) for rank in range(len(expected))
+            ]
+            assert max(sizes, default=0) <= naive.MAX_TOKEN_CELLS
+            assert sum(sizes) <= naive.MAX_TOTAL_CELLS
+
+
+def test_a_token_stops_growing_at_the_limit(tmp_path):
+    """A line of 40,000 equal codes, twice: tokens double up to 16,384 cells, and the vocabulary can be saved."""
+    bpe = ImageBPE.train(np.zeros((2, 1, 40_000), np.int8), num_merges=100, codebook_size=1)
+    assert bpe.token_sizes().max() == MAX_TOKEN_CELLS
+    bpe.save_pretrained(tmp_path)
+    assert (ImageBPE.from_pretrained(tmp_path).merges == bpe.merges).all()
 
 
 def test_without_numba():
@@ -207,6 +243,8 @@ def test_a_process_reads_its_own_grids_alone(smooth_grids):
         (np.zeros((2, 0, 2), int), {}, r"grids\[0\] must not be empty, got 0x2"),
         ([[[0]]], {"num_merges": -1}, "num_merges must be an integer of at least 0, got -1"),
         ([[[0]]], {"num_merges": True}, "num_merges must be an integer of at least 0, got True"),
+        ([[[0]]], {"num_merges": 1 << 18}, "num_merges must be at most 131072, got 262144"),
+        ([[[0]]], {"codebook_size": 1 << 21}, "codebook_size must be at most 1048576, got"),
         ([[[0]]], {"min_count": 0}, "min_count must be an integer of at least 1, got 0"),
         ([[[0]]], {"scoring": "best"}, "scoring must be one of .*, got 'best'"),
         ([[[0]]], {"merge_rule": "best"}, "merge_rule must be one of .*, got 'best'"),

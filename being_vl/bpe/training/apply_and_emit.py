@@ -27,7 +27,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from .._jit import kernel, prefetch
+from .._jit import inlined, kernel, prefetch
 from .choose import BIAS, find_key, offset_of, tokens_of
 
 _AHEAD = 12  # positions between asking for a cache line and using it
@@ -100,13 +100,13 @@ def empty_traces(position_dtype: type) -> Traces:
     )
 
 
-@kernel
+@inlined
 def view_of(token, row, col):
     """A neighbour's token and relative anchor in one integer; rows and columns lie in ±65535."""
     return (token << 34) | ((row + BIAS) << 17) | (col + BIAS)
 
 
-@kernel
+@inlined
 def key_of_view(view, own, row_offset, col_offset):
     """The packed key of a token and its neighbour, the token standing at (row, col) of the view's origin."""
     other = view >> 34
@@ -117,13 +117,13 @@ def key_of_view(view, own, row_offset, col_offset):
     return tokens_of(other, own), offset_of(-row, -col)
 
 
-@kernel
+@inlined
 def _slot_of(view, mask):
     h = (view >> 34) * 0x9E3779B1 + (view & 0x3FFFFFFFF) * 0x2545F49
     return ((((h ^ (h >> 29)) & 0x3FFFFFFF) * 0x6C078965) >> 20) & mask
 
 
-@kernel
+@inlined
 def row_of(view, slots, mask, rows, n_rows):
     """The row of a view, made if it is new (then it is `n_rows`)."""
     slot = _slot_of(view, mask)
@@ -195,7 +195,7 @@ def are_allowed(tokens, offsets, limits):
     return allowed
 
 
-@kernel
+@inlined
 def group_of(ends, position):
     group = 0
     while position >= ends[group]:
@@ -239,7 +239,8 @@ def close_rule(
             else:
                 key_tokens, key_offset = key_of_view(view, b, row_offset, col_offset)
             if view >> 34 >= first_new:
-                late = longer_rows(late, n_late + 1)
+                if n_late == late.shape[0]:
+                    late = longer_rows(late, n_late + 1)
                 late[n_late, 0], late[n_late, 1], late[n_late, 2] = key_tokens, key_offset, loss
                 n_late += 1
                 continue
@@ -251,7 +252,8 @@ def close_rule(
         if count >= least:
             key_tokens, key_offset = key_of_view(view, c, 0, 0)
             if is_allowed(key_tokens, key_offset, limits):
-                candidates = longer_rows(candidates, n_candidates + 1)
+                if n_candidates == candidates.shape[0]:
+                    candidates = longer_rows(candidates, n_candidates + 1)
                 candidates[n_candidates, 0], candidates[n_candidates, 1] = i, row
                 candidates[n_candidates, 2] = count
                 n_candidates += 1
@@ -313,6 +315,9 @@ def apply_rules(
         around_begin, around_end = batch.around_ends[i], batch.around_ends[i + 1]
         size = around_end - around_begin
         near = np.empty(size, np.int64)
+        near_touches = np.empty(size, np.int64)
+        for k in range(size):
+            near_touches[k] = batch.around[around_begin + k, 2]
         neighbours = np.empty(size, np.int64)
         touches = np.empty(size, np.int64)
         begin, end, stride, step = np.int64(0), np.int64(0), np.int64(0), np.int64(0)
@@ -342,7 +347,7 @@ def apply_rules(
                 u = np.int64(cells[p + near[k]])
                 if u == sentinel:
                     continue
-                touch = np.int64(batch.around[around_begin + k, 2])
+                touch = near_touches[k]
                 j = 0
                 while j < n and neighbours[j] != u:
                     j += 1
@@ -372,9 +377,11 @@ def apply_rules(
             merged[n_merged] = p
             n_merged += 1
 
-            rows = longer_rows(rows, n_rows + n)
-            log_rows = longer(log_rows, n_log + n)
-            log_positions = longer(log_positions, n_log + n)
+            if n_rows + n > rows.shape[0]:
+                rows = longer_rows(rows, n_rows + n)
+            if n_log + n > log_rows.shape[0]:
+                log_rows = longer(log_rows, n_log + n)
+                log_positions = longer(log_positions, n_log + n)
             if 2 * (n_rows - first_row + n) > mask:
                 slots, mask = widen(slots, mask, rows, first_row, n_rows)
             row, col = (v >> bits) & mask_col, v & mask_col

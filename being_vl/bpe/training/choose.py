@@ -14,24 +14,24 @@ from __future__ import annotations
 
 import numpy as np
 
-from .._jit import kernel
+from .._jit import inlined, kernel
 
 BIAS = 1 << 16  # offsets lie in ±65535; packed, they are not negative
 MAX_BATCH = 64
 
 
-@kernel
+@inlined
 def tokens_of(first, second):
     return (first << 32) | second
 
 
-@kernel
+@inlined
 def offset_of(row, col):
     """Rows are never negative in a key."""
     return (row << 17) | (col + BIAS)
 
 
-@kernel
+@inlined
 def hash_of(tokens, offset):
     """41 bits. Tokens stay below 2**24 and offsets below 2**33, so that no product leaves 63 bits."""
     h = (tokens >> 32) * 0x9E3779B1 + (tokens & 0xFFFFFFFF)
@@ -53,7 +53,7 @@ def unpacked(tokens, offsets):
     return np.stack([tokens >> 32, tokens & 0xFFFFFFFF, rows, cols], axis=1)
 
 
-@kernel
+@inlined
 def find_key(index, tokens, offsets, wanted_tokens, wanted_offset):
     """The number of a key, or -1.
 
@@ -72,7 +72,7 @@ def find_key(index, tokens, offsets, wanted_tokens, wanted_offset):
     return -1
 
 
-@kernel
+@inlined
 def _before(one, other):
     """Does one entry (count, tokens, offset, key) come out of the heap before the other? The law's order.
 
@@ -139,9 +139,12 @@ def _choose(heap, size, counts, theta, most, budget, room, num_cells, taken, sta
             continue
         if taken[first] == stamp or taken[second] == stamp:
             break
-        size = _drop_top(heap, size)
         if num_cells[first] + num_cells[second] > room:
-            continue  # for good: the room never grows
+            if n > 0:
+                break  # the rules of this batch may yet be undone, and leave room
+            size = _drop_top(heap, size)  # for good: the room never grows
+            continue
+        size = _drop_top(heap, size)
         room -= num_cells[first] + num_cells[second]
         taken[first] = taken[second] = stamp
         batch[n] = key
@@ -163,6 +166,11 @@ def _enter(index, heap, size, counts, tokens, offsets, begin, end):
         if heap.shape[0] > 0:
             size = _push(heap, size, counts[key], tokens[key], offsets[key], key)
     return size
+
+
+@kernel
+def _find(index, tokens, offsets, wanted_tokens, wanted_offset):
+    return find_key(index, tokens, offsets, wanted_tokens, wanted_offset)
 
 
 @kernel
@@ -243,7 +251,7 @@ class KeyTable:
 
     def find(self, tokens: int, offset: int) -> int:
         """The number of a packed key, or -1."""
-        return find_key(self.index, self.tokens, self.offsets, tokens, offset)
+        return _find(self.index, self.tokens, self.offsets, tokens, offset)
 
     def subtract(self, losses: np.ndarray) -> None:
         """Lower counts by (key, loss) rows, (n, 2); a key may stand there more than once."""

@@ -21,7 +21,7 @@ from .choose import KeyTable, packed
 from .options import Options
 from .team import Team
 
-_FOUND_AT_ONCE = 1 << 20
+_FOUND_AT_ONCE = 1 << 18
 _LARGEST_SORT = 3 << 29  # bytes
 
 
@@ -176,9 +176,10 @@ def count_codes(options: Options, team: Team, limits: Limits) -> KeyTable:
         fitting = np.cumsum(falling) <= team.room_for_positions(options.memory_limit, room)
         if not fitting.all():
             theta = max(theta, int(falling[np.count_nonzero(fitting)]) + 1)
+    pairs, totals = pairs[totals >= theta], totals[totals >= theta]
     below = pairs[:, 2]
     tokens, offsets = packed(np.stack([pairs[:, 0], pairs[:, 1], below, 1 - below], axis=1))
-    kept = (totals >= theta) & are_allowed(tokens, offsets, limits)
+    kept = are_allowed(tokens, offsets, limits)
     counter.list_pairs(pairs[kept])
     keys = KeyTable(options.vocab_size, theta, limits.num_cells)
     keys.add(tokens[kept], offsets[kept], totals[kept])

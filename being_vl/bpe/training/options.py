@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from ..grids import check_codebook_size
-from ..rules import MAX_TOKEN_CELLS, MAX_TOTAL_CELLS, MERGE_RULES
+from ..rules import MAX_MERGES, MAX_TOKEN_CELLS, MAX_TOTAL_CELLS, MERGE_RULES
 from .checkpoints import Checkpoint
 
 NO_LIMIT = 1 << 62
@@ -36,6 +36,8 @@ class Options:
 
     def __post_init__(self) -> None:
         check_integer("num_merges", self.num_merges, 0)
+        if self.num_merges > MAX_MERGES:
+            raise ValueError(f"num_merges must be at most {MAX_MERGES}, got {self.num_merges}")
         check_codebook_size(self.codebook_size)
         check_integer("min_count", self.min_count, 1)
         for name in ("max_cells", "max_token_extent", "memory_limit"):

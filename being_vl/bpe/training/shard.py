@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import numpy as np
 
+from .._jit import kernel
 from .apply_and_emit import (
     CANDIDATES,
     LATE,
@@ -29,8 +30,24 @@ from .pair import apply_pair
 from .shapes import Shapes
 
 _SPARE_POSITIONS = 1 << 16
+_LAID_AT_ONCE = 1 << 17  # cells
 _NARROW_IDS, _NARROW_SIDE = 0xFFFF, 256
-_LIMIT_IDS, _LIMIT_SIDE = 1 << 24, 1 << 16
+_LIMIT_SIDE = 1 << 16
+
+
+@kernel
+def _lay(codes, bits, sentinel, cells):
+    """Write grids of one size into the cells: a border row above each, a border column on its right."""
+    at = 0
+    for grid in range(codes.shape[0]):
+        cells[at : at + codes.shape[2] + 1] = sentinel
+        at += codes.shape[2] + 1
+        for row in range(codes.shape[1]):
+            for col in range(codes.shape[2]):
+                cells[at] = (np.int64(codes[grid, row, col]) << 2 * bits) | (row << bits) | col
+                at += 1
+            cells[at] = sentinel
+            at += 1
 
 
 class Shard:
@@ -41,6 +58,7 @@ class Shard:
         begin, end: which of them.
         shapes: the tokens so far, all of them codes; `merge_rule` is its.
         vocab_size: how many ids there can be.
+        frugal: keep little room for positions of new keys.
 
     Attributes:
         board: the cells.
@@ -48,20 +66,29 @@ class Shard:
         done: how many rules of the last batch are merged here.
 
     Raises:
-        ValueError: a code is not in [0, codebook_size), or the vocabulary or a grid is too large.
+        ValueError: a code is not in [0, codebook_size), or a grid is too large.
     """
 
-    def __init__(self, source: GridSource, begin: int, end: int, shapes: Shapes, vocab_size: int):
+    def __init__(
+        self,
+        source: GridSource,
+        begin: int,
+        end: int,
+        shapes: Shapes,
+        vocab_size: int,
+        frugal: bool = False,
+    ):
         sizes = source.sizes[begin:end]
         side = int(sizes.max(initial=1))
-        if vocab_size > _LIMIT_IDS or side >= _LIMIT_SIDE:
+        if side >= _LIMIT_SIDE:
             raise ValueError(
-                f"at most {_LIMIT_IDS} ids and {_LIMIT_SIDE - 1} rows or columns are possible, "
-                f"got {vocab_size} and {side}; cut a longer sequence into grids of several rows or into several "
-                "grids"
+                f"a grid may have at most {_LIMIT_SIDE - 1} rows and columns, got {side}; cut a longer sequence "
+                "into grids of several rows or into several grids"
             )
         narrow = vocab_size <= _NARROW_IDS and side <= _NARROW_SIDE
         self._shapes = shapes
+        # what is never written takes no memory, but moving lists to make room takes time
+        self._roominess = 1.125 if frugal else 2.0
         widths = np.unique(sizes[:, 1])
         rows = [int((sizes[sizes[:, 1] == width, 0] + 1).sum()) + 1 for width in widths]
         strides = (widths + 1).astype(np.int64)
@@ -83,7 +110,7 @@ class Shard:
         self.done = 0
 
     def _fill(self, source: GridSource, begin: int, end: int) -> None:
-        """Lay out the grids: a border row above each, a border column on its right, one row at the end."""
+        """Lay out the grids, and one border row at the end of each group."""
         cells, _, ends, strides, bits, sentinel = self.board
         next_line = {
             int(stride) - 1: int(stop)
@@ -99,18 +126,11 @@ class Shard:
                     f"got {codes[grid, row, col]}"
                 )
             n, height, width = codes.shape
-            size = n * (height + 1) * (width + 1)
-            at = next_line[width]
-            lines = cells[at : at + size].reshape(n, height + 1, width + 1)
-            lines[:, 0, :] = sentinel
-            lines[:, :, width] = sentinel
-            inner = lines[:, 1:, :width]
-            inner[...] = codes
-            inner <<= 2 * bits
-            inner |= ((np.arange(height)[:, None] << bits) | np.arange(width)[None, :]).astype(
-                cells.dtype
-            )
-            next_line[width] = at + size
+            step = max(1, _LAID_AT_ONCE // (height * width))
+            for first in range(0, n, step):
+                part = codes[first : first + step].astype(np.int32)  # one type, so one compilation
+                _lay(part, bits, sentinel, cells[next_line[width] :])
+                next_line[width] += len(part) * (height + 1) * (width + 1)
         for stride, stop in zip(strides, ends, strict=True):
             cells[stop - stride : stop] = sentinel
 
@@ -118,7 +138,7 @@ class Shard:
         """Forget all positions, and make room for so many of each key; returns a place not in use."""
         needed = int(counts.sum())
         self.pool = np.empty(0, self.position_dtype)
-        self.pool = np.empty(needed + needed // 8 + _SPARE_POSITIONS, self.position_dtype)
+        self.pool = np.empty(int(needed * self._roominess) + _SPARE_POSITIONS, self.position_dtype)
         self._used_pool = needed
         self.starts = np.cumsum(counts) - counts
         self.lengths = counts.copy()

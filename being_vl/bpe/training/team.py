@@ -116,24 +116,30 @@ class Team:
         vocab_size: int,
         num_threads: int,
         processes: Processes,
+        frugal: bool,
     ):
         areas = source.sizes.prod(axis=1)
         begin, end = _even_bounds(areas, processes.size)[processes.rank : processes.rank + 2]
         parts = _even_bounds(areas[begin:end], max(1, min(num_threads, end - begin)))
         bounds = [begin + part for part in parts]
-        self._executor = ThreadPoolExecutor(len(bounds) - 1) if len(bounds) > 2 else None
+        self._executor = ThreadPoolExecutor(len(bounds) - 2) if len(bounds) > 2 else None
         self.shards: list[Shard] = self.each(
-            lambda bound: Shard(source, *bound, shapes, vocab_size),
+            lambda bound: Shard(source, *bound, shapes, vocab_size, frugal),
             list(itertools.pairwise(bounds)),
         )
         self.processes = processes
         self.num_shards = int(processes.sum(np.array([len(self.shards)]))[0])
 
     def each(self, function: Callable[[Any], Any], items: Sequence[Any]) -> list[Any]:
-        """The results for all items, each in a thread of its own."""
+        """The results for all items: the first in this thread, each other one in a thread of its own.
+
+        Waiting is left to the operating system: a thread that spins takes the processor from the one that
+        it waits for.
+        """
         if self._executor is None:
             return [function(item) for item in items]
-        return list(self._executor.map(function, items))
+        others = [self._executor.submit(function, item) for item in items[1:]]
+        return [function(item) for item in items[:1]] + [other.result() for other in others]
 
     def room_for_positions(self, memory_limit: int, beside: int = 0) -> float:
         """How many positions this process may hold beside its cells and other `beside` bytes."""

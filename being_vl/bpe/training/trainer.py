@@ -27,6 +27,7 @@ from .shapes import Shapes
 from .shard import Shard
 from .team import OneProcess, Processes, Team
 
+_CELLS_A_THREAD = 1 << 21  # with less for each thread, meeting costs more than sharing saves
 _BUDGET = 1 << 17  # occurrences of a batch: 8 MB of traces
 
 
@@ -71,8 +72,8 @@ def train_merges(
             of its rules are (0, 0).
         spatial_weight: α of the spatial scoring, at least 0.
         spatial_sigma: σ of the spatial scoring, in cells, more than 0.
-        num_threads: threads of this process, by default one for each CPU that it may use. The result does
-            not depend on it.
+        num_threads: threads of this process; by default one for each CPU that it may use, or fewer where
+            there is too little work for each. The result does not depend on it.
         memory_limit: bytes that cells and positions may take, as far as listing fewer keys at a time can
             keep them there; by default enough keys are listed that they need not be counted again.
         checkpoint: what an earlier call with the same grids and options had learned; goes on from there.
@@ -99,10 +100,12 @@ def train_merges(
         spatial_sigma=spatial_sigma,
         memory_limit=memory_limit,
     )
-    if num_threads is None:
-        num_threads = _available_cpus()
-    check_integer("num_threads", num_threads, 1)
     source = open_grids(grids, codebook_size)
+    if num_threads is None:
+        num_threads = min(
+            _available_cpus(), 1 + int(source.sizes.prod(axis=1).sum()) // _CELLS_A_THREAD
+        )
+    check_integer("num_threads", num_threads, 1)
     with Run(source, options, num_threads, processes or OneProcess()) as run:
         return run.to_the_end(checkpoint, progress)
 
@@ -121,7 +124,8 @@ class Run:
     ):
         self._options = options
         self._shapes = Shapes(options.codebook_size, options.vocab_size, options.merge_rule)
-        self._team = Team(source, self._shapes, options.vocab_size, num_threads, processes)
+        frugal = options.memory_limit is not None
+        self._team = Team(source, self._shapes, options.vocab_size, num_threads, processes, frugal)
         self._num_grids = len(source.sizes)
         self._num_cells = self._num_tokens = int(source.sizes.prod(axis=1).sum())
         self._limits = Limits(
