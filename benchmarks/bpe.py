@@ -1,8 +1,8 @@
-"""Benchmarks of the image BPE: ours beside the dense algorithm and `tokenizers`, on the same data.
+"""Benchmarks of the image BPE: sizes, threads, and the dense algorithm, on the same data.
 
     python benchmarks/bpe.py                       # minutes, 2 GB: photographs, 4,000 grids, 8,192 merges
     python benchmarks/bpe.py --grids 120000        # the same, larger
-    python benchmarks/bpe.py --data synthetic --grids 120000 --skip-peers
+    python benchmarks/bpe.py --data synthetic --grids 120000 --skip-dense
     python benchmarks/bpe.py --paper-scale         # 2.78 million grids, 24 GB
 
 Every measurement runs in a process of its own, after a small run that loads the machine code. Times are CPU
@@ -15,7 +15,6 @@ import argparse
 import hashlib
 import json
 import multiprocessing
-import os
 import resource
 import tempfile
 import time
@@ -108,19 +107,6 @@ def train_dense(path: str, codebook_size: int, num_merges: int, steps: int) -> d
     return {"seconds_a_merge": curve, "cpu_extrapolated": round(total, 1)}
 
 
-def train_tokenizers(path: str, codebook_size: int, num_merges: int) -> dict:
-    grids = np.load(path)
-    bpe_peers.train_tokenizers(grids[:4], codebook_size, 4)
-    with Meter() as meter:
-        tokenizer = bpe_peers.train_tokenizers(grids, codebook_size, num_merges)
-    return {
-        "cpu": meter.cpu,
-        "wall": meter.wall,
-        "bytes_a_code": round(meter.bytes / grids.size, 2),
-        "tokenizer": tokenizer.to_str(),
-    }
-
-
 def encode_ours(path: str, rules: list, codebook_size: int, threads: int) -> dict:
     from being_vl import ImageBPE
 
@@ -136,7 +122,7 @@ def encode_ours(path: str, rules: list, codebook_size: int, threads: int) -> dic
 
 
 def tokens_held_out(
-    path: str, rules: list, tokenizer: str | None, dense: list, codebook_size: int
+    path: str, rules: list, dense: list, codebook_size: int
 ) -> dict[int, dict[str, float]]:
     """Tokens per held-out grid with the first n merges of each scheme."""
     from being_vl import ImageBPE
@@ -148,22 +134,9 @@ def tokens_held_out(
             break
         bpe = ImageBPE(np.array(rules[:n], np.int32), codebook_size)
         table[n] = {"ours": float(np.mean([len(ids) for ids in bpe.encode_batch(grids)]))}
-        if tokenizer is not None:
-            table[n]["tokenizers"] = _tokens_of_prefix(tokenizer, n, codebook_size, grids)
         if len(dense) >= n:
             table[n]["dense"] = bpe_dense.dense_tokens(grids, dense[:n], codebook_size)
     return table
-
-
-def _tokens_of_prefix(text: str, n: int, codebook_size: int, grids: np.ndarray) -> float:
-    from tokenizers import Tokenizer
-
-    content = json.loads(text)
-    content["model"]["merges"] = content["model"]["merges"][:n]
-    keep = codebook_size + n
-    content["model"]["vocab"] = {k: v for k, v in content["model"]["vocab"].items() if v < keep}
-    tokenizer = Tokenizer.from_str(json.dumps(content))
-    return float(np.mean([len(e.ids) for e in tokenizer.encode_batch(bpe_peers.as_text(grids))]))
 
 
 def dense_rules(path: str, codebook_size: int, num_merges: int) -> list:
@@ -195,7 +168,7 @@ def make_data(args: argparse.Namespace, folder: Path) -> tuple[str, str]:
 
 
 def report(name: str, result: dict) -> None:
-    shown = {k: v for k, v in result.items() if k not in ("rules", "tokenizer")}
+    shown = {k: v for k, v in result.items() if k != "rules"}
     print(f"{name:<28} {json.dumps(shown)}", flush=True)
 
 
@@ -212,18 +185,16 @@ def compare(args: argparse.Namespace, folder: Path) -> None:
     if args.growth:
         for n in CURVE[1:-1]:
             report(f"ours, {n} merges", in_a_process(train_ours, training, size, n, 1))
-    tokenizer, rules = None, []
-    if not args.skip_peers:
-        peer = in_a_process(train_tokenizers, training, size, merges)
-        tokenizer = peer["tokenizer"]
-        report("tokenizers", peer)
+    rules = []
+    if not args.skip_dense:
         dense = in_a_process(train_dense, training, size, merges, 12)
         report("dense", dense)
         one = in_a_process(train_ours, training, size, merges, 1)
-        print(f"ours, one thread: {dense['cpu_extrapolated'] / one['cpu']:.0f} times the dense algorithm, "
-              f"{peer['cpu'] / one['cpu']:.1f} times tokenizers, in CPU seconds")  # fmt: skip
+        print(
+            f"ours, one thread: {dense['cpu_extrapolated'] / one['cpu']:.0f} times the dense algorithm"
+        )
         rules = in_a_process(dense_rules, training, size, args.dense_merges)
-    table = in_a_process(tokens_held_out, held_out, ours["rules"], tokenizer, rules, size)
+    table = in_a_process(tokens_held_out, held_out, ours["rules"], rules, size)
     for n, row in table.items():
         report(f"tokens held out, {n} merges", {k: round(v, 1) for k, v in row.items()})
 
@@ -255,12 +226,11 @@ def main() -> None:
     parser.add_argument("--threads", type=int, nargs="+", default=[1, 2])
     parser.add_argument("--dense-merges", type=int, default=256, help="for its tokens per grid")
     parser.add_argument("--growth", action="store_true", help="also with fewer merges")
-    parser.add_argument("--skip-peers", action="store_true")
+    parser.add_argument("--skip-dense", action="store_true")
     parser.add_argument("--paper-scale", action="store_true")
     parser.add_argument("--memory-gb", type=float, default=19.0, help="for --paper-scale")
     parser.add_argument("--folder", type=Path, help="for the data; a temporary one by default")
     args = parser.parse_args()
-    os.environ["RAYON_NUM_THREADS"] = "1"  # tokenizers on one core, as ours
     with tempfile.TemporaryDirectory(dir=args.folder) as folder:
         (paper_scale if args.paper_scale else compare)(args, Path(folder))
 

@@ -1,8 +1,9 @@
 """The dense algorithm of the image BPE: what the paper describes and the authors' released code does.
 
-It is written here from its description with numba, without what is not the algorithm: for every merge a V×V matrix of neighbours is counted afresh over
-all images, its largest entry above the diagonal is the pair, and all images are rewritten. The first merge
-looks right, down and diagonally; afterwards an image is its raster sequence.
+It is written here from its description with numba, without what is not the algorithm: for every merge a V×V
+matrix of neighbours is counted afresh over all images, its largest entry above the diagonal is the pair, and
+all images are rewritten. The first merge looks right, down and diagonally; afterwards an image is its raster
+sequence.
 """
 
 from __future__ import annotations

@@ -125,38 +125,47 @@ def train_sentencepiece(folder: Path, args: argparse.Namespace) -> dict[str, Any
 
 
 def encode_with(name: str, folder: Path) -> dict[str, Any]:
-    """Encode the held-out grids with what was learned; the work of one core."""
-    grids = np.load(folder / "held_out.npy")
-    lines = (folder / "held_out.txt").read_text("utf-8").split()
+    """Encode the held-out grids with what was learned, on one core; all but the first 8, which warm it up.
+
+    Grids are met once: gigatoken keeps the tokens of every word that it has seen.
+    """
+    grids: Any = np.load(folder / "held_out.npy")
+    lines: Any = (folder / "held_out.txt").read_text("utf-8").split()
     if name == "ours":
         from being_vl import ImageBPE
 
         bpe = ImageBPE.from_pretrained(folder)
-        work = lambda: bpe.encode_batch(grids, num_threads=1)  # noqa: E731
+        encode = lambda part: bpe.encode_batch(grids[part], num_threads=1)  # noqa: E731
     elif name == "sentencepiece":
         import sentencepiece
 
         model = sentencepiece.SentencePieceProcessor(model_file=str(folder / "pieces.model"))
-        work = lambda: model.encode(lines, num_threads=1)  # noqa: E731
+        encode = lambda part: model.encode(lines[part], num_threads=1)  # noqa: E731
     elif name == "tokenizers":
         from tokenizers import Tokenizer
 
         tokenizer = Tokenizer.from_file(str(folder / "tokenizers.json"))
-        work = lambda: tokenizer.encode_batch_fast(lines)  # noqa: E731
+        encode = lambda part: tokenizer.encode_batch_fast(lines[part])  # noqa: E731
     elif name == "fastokens":
         import fastokens
 
         fast = fastokens.Tokenizer.from_file(str(folder / "tokenizers.json"))
-        work = lambda: fast.encode_batch(lines)  # noqa: E731
+        encode = lambda part: fast.encode_batch(lines[part])  # noqa: E731
     else:
         import gigatoken
         from tokenizers import Tokenizer
 
-        giga = gigatoken.Tokenizer(Tokenizer.from_file(str(folder / "tokenizers.json"))).as_hf()
-        work = lambda: giga.encode_batch(lines)  # noqa: E731
-    work()
-    result = measured(work)
-    return {"microseconds": 1e6 * result["cpu"] / len(grids)}
+        # it wants a token for each byte, which no grid needs
+        content = json.loads((folder / "tokenizers.json").read_text("utf-8"))
+        vocab = content["model"]["vocab"]
+        size = len(vocab)
+        vocab.update({f"<0x{byte:02X}>": size + byte for byte in range(256)})
+        content["model"]["byte_fallback"] = True
+        giga = gigatoken.Tokenizer(Tokenizer.from_str(json.dumps(content)))
+        encode = lambda part: giga.encode_batch_list(lines[part])  # noqa: E731
+    encode(slice(0, 8))
+    result = measured(lambda: encode(slice(8, None)))
+    return {"microseconds": 1e6 * result["cpu"] / (len(grids) - 8)}
 
 
 def child(name: str, folder: Path, args: argparse.Namespace) -> dict[str, Any]:

@@ -6,11 +6,13 @@ that do not wrap; those that hash with wrapping 64-bit arithmetic (`codec.encode
 
 from __future__ import annotations
 
+import hashlib
 import logging
 import os
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 try:  # inside try: transformers demands what a checkpoint's module imports outside of one
@@ -28,12 +30,24 @@ _logger = logging.getLogger(__name__)
 
 if HAS_NUMBA:
 
+    def _version_of_sources() -> str:
+        """Changes with any file of this room: a kernel's machine code holds those that it calls."""
+        files = sorted(Path(__file__).parent.rglob("*.py"))
+        stats = [(file.name, file.stat().st_mtime_ns, file.stat().st_size) for file in files]
+        return hashlib.sha256(repr(stats).encode()).hexdigest()
+
+    _VERSION = _version_of_sources()
+
     def kernel(function: Callable[..., Any]) -> Callable[..., Any]:
         """Compile without the GIL and keep the machine code on disk."""
         try:
-            return numba.njit(function, nogil=True, cache=True)
+            compiled = numba.njit(function, nogil=True, cache=True)
         except RuntimeError:  # no folder here is writable: compile in every process
             return numba.njit(function, nogil=True)
+        # numba asks for the age of the function's own file alone, and so would run stale callees
+        cache_file = compiled._cache._cache_file
+        cache_file._version = f"{cache_file._version} {_VERSION}"
+        return compiled
 
     def inlined(function: Callable[..., Any]) -> Callable[..., Any]:
         """Compile as a part of its callers: a call with a dozen arrays costs more than its work."""

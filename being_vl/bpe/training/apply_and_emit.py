@@ -76,7 +76,7 @@ class Traces(NamedTuple):
     merged: np.ndarray  # (_,) like positions: the anchors of what was merged
     losses: np.ndarray  # (_, 2) int64: key number, loss
     late: np.ndarray  # (_, 3) int64: tokens, offset, loss of keys made in this batch
-    candidates: np.ndarray  # (_, 3) int64: rule, row, count of new keys that may be listed
+    candidates: np.ndarray  # (_, 3) int64: rule << 55 | view, row, count of what may be listed
     slots: np.ndarray  # (power of two,) int32: the hash table, empty between rules
     ends: (
         np.ndarray
@@ -160,7 +160,8 @@ def longer(array, length):
     if length <= array.shape[0]:
         return array
     enlarged = np.empty(2 * length, array.dtype)
-    enlarged[: array.shape[0]] = array
+    for i in range(array.shape[0]):  # a slice would take a second longer to compile
+        enlarged[i] = array[i]
     return enlarged
 
 
@@ -169,7 +170,9 @@ def longer_rows(array, length):
     if length <= array.shape[0]:
         return array
     enlarged = np.empty((2 * length, array.shape[1]), array.dtype)
-    enlarged[: array.shape[0]] = array
+    for i in range(array.shape[0]):
+        for j in range(array.shape[1]):
+            enlarged[i, j] = array[i, j]
     return enlarged
 
 
@@ -180,10 +183,14 @@ def is_allowed(tokens, offset, limits):
     if limits.num_cells[first] + limits.num_cells[second] > limits.max_cells:
         return False
     row, col = offset >> 17, (offset & 0x1FFFF) - BIAS
-    one, other = limits.boxes[first], limits.boxes[second]
-    height = max(one[1], other[1] + row) - min(one[0], other[0] + row) + 1
-    width = max(one[3], other[3] + col) - min(one[2], other[2] + col) + 1
-    return max(height, width) <= limits.max_extent
+    boxes = limits.boxes
+    height = max(boxes[first, 1], boxes[second, 1] + row) - min(
+        boxes[first, 0], boxes[second, 0] + row
+    )
+    width = max(boxes[first, 3], boxes[second, 3] + col) - min(
+        boxes[first, 2], boxes[second, 2] + col
+    )
+    return max(height, width) < limits.max_extent
 
 
 @kernel
@@ -206,7 +213,7 @@ def group_of(ends, position):
 @kernel
 def mask_for(length, slots):
     """A small table stays in the nearest cache: begin with what a list of that length may need."""
-    mask = 255
+    mask = np.int64(255)
     while mask < 2 * length and 2 * mask < slots.shape[0]:
         mask = 2 * mask + 1
     return mask
@@ -254,7 +261,7 @@ def close_rule(
             if is_allowed(key_tokens, key_offset, limits):
                 if n_candidates == candidates.shape[0]:
                     candidates = longer_rows(candidates, n_candidates + 1)
-                candidates[n_candidates, 0], candidates[n_candidates, 1] = i, row
+                candidates[n_candidates, 0], candidates[n_candidates, 1] = (i << 55) | view, row
                 candidates[n_candidates, 2] = count
                 n_candidates += 1
                 most = max(most, count)
@@ -299,7 +306,8 @@ def apply_rules(
     losses, late, candidates, slots = traces.losses, traces.late, traces.candidates, traces.slots
     n_rules = batch.rules.shape[0]
     marks = np.zeros((n_rules + 1, 6), np.int64)
-    n_rows = n_log = n_merged = n_losses = n_late = n_candidates = 0
+    # of one type from the start: numba would compile what they are passed to once more for a literal 0
+    n_rows = n_log = n_merged = n_losses = n_late = n_candidates = np.int64(0)
     first_new, most = batch.rules[0, 4], np.int64(0)
     for i in range(n_rules):
         if i > 0 and most >= batch.counts[i]:
@@ -415,9 +423,8 @@ def apply_rules(
             losses, n_losses, late, n_late, candidates, n_candidates,
         )  # fmt: skip
         most = max(most, own_most)
-        mark = marks[i + 1]
-        mark[0], mark[1], mark[2] = n_rows, n_log, n_merged
-        mark[3], mark[4], mark[5] = n_losses, n_late, n_candidates
+        marks[i + 1, 0], marks[i + 1, 1], marks[i + 1, 2] = n_rows, n_log, n_merged
+        marks[i + 1, 3], marks[i + 1, 4], marks[i + 1, 5] = n_losses, n_late, n_candidates
     return n_rules, Traces(
         rows, log_rows, log_positions, merged, losses, late, candidates, slots, marks
     )
@@ -481,28 +488,38 @@ def emit_positions(traces, rules, rows, starts, lengths, first_key, pool, used):
 
 
 @kernel
-def find_rows(traces, rules, views):
-    """The rows in this shard of candidates of all shards, sorted by rule and view; -1 if there is none."""
-    n = rules.shape[0]
+def find_rows(traces, names):
+    """The rows in this shard of candidates of all shards, (rule << 55 | view), sorted; -1 for none."""
+    n = names.shape[0]
     found = np.full(n, -1, np.int64)
     begin = 0
     while begin < n:
-        end = begin
-        while end < n and rules[end] == rules[begin]:
+        rule, end = names[begin] >> 55, begin
+        while end < n and names[end] >> 55 == rule:
             end += 1
-        for row in range(traces.ends[rules[begin], 0], traces.ends[rules[begin] + 1, 0]):
-            view = traces.rows[row, 0]
+        for row in range(traces.ends[rule, 0], traces.ends[rule + 1, 0]):
+            name = (rule << 55) | traces.rows[row, 0]
             lowest, beyond = begin, end
             while lowest < beyond:
                 middle = (lowest + beyond) >> 1
-                if views[middle] < view:
+                if names[middle] < name:
                     lowest = middle + 1
                 else:
                     beyond = middle
-            if lowest < end and views[lowest] == view:
+            if lowest < end and names[lowest] == name:
                 found[lowest] = row
         begin = end
     return found
+
+
+@kernel
+def keys_of_views(views, tokens):
+    """The packed keys of new tokens and their neighbours as they view them."""
+    n = views.shape[0]
+    key_tokens, key_offsets = np.empty(n, np.int64), np.empty(n, np.int64)
+    for i in range(n):
+        key_tokens[i], key_offsets[i] = key_of_view(views[i], tokens[i], 0, 0)
+    return key_tokens, key_offsets
 
 
 @kernel

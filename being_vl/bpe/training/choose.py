@@ -47,12 +47,6 @@ def packed(columns):
     return tokens, (columns[:, 2] << 17) | (columns[:, 3] + BIAS)
 
 
-def unpacked(tokens, offsets):
-    """The inverse of `packed`."""
-    rows, cols = offsets >> 17, (offsets & 0x1FFFF) - BIAS
-    return np.stack([tokens >> 32, tokens & 0xFFFFFFFF, rows, cols], axis=1)
-
-
 @inlined
 def find_key(index, tokens, offsets, wanted_tokens, wanted_offset):
     """The number of a key, or -1.
@@ -73,16 +67,16 @@ def find_key(index, tokens, offsets, wanted_tokens, wanted_offset):
 
 
 @inlined
-def _before(one, other):
-    """Does one entry (count, tokens, offset, key) come out of the heap before the other? The law's order.
+def _before(heap, one, other):
+    """Does one entry (count, tokens, offset, key) come out before the other? The law's order.
 
     Tokens and offsets are packed so that their order as integers is the lexicographic order of keys.
     """
-    if one[0] != other[0]:
-        return one[0] > other[0]
-    if one[1] != other[1]:
-        return one[1] < other[1]
-    return one[2] < other[2]
+    if heap[one, 0] != heap[other, 0]:
+        return heap[one, 0] > heap[other, 0]
+    if heap[one, 1] != heap[other, 1]:
+        return heap[one, 1] < heap[other, 1]
+    return heap[one, 2] < heap[other, 2]
 
 
 @kernel
@@ -92,7 +86,7 @@ def _push(heap, size, count, tokens, offset, key):
     heap[i, 0], heap[i, 1], heap[i, 2], heap[i, 3] = count, tokens, offset, key
     while i > 0:
         parent = (i - 1) >> 1
-        if not _before(heap[i], heap[parent]):
+        if not _before(heap, i, parent):
             break
         for j in range(4):
             heap[i, j], heap[parent, j] = heap[parent, j], heap[i, j]
@@ -109,9 +103,9 @@ def _drop_top(heap, size):
     i = 0
     while 2 * i + 1 < size:
         child = 2 * i + 1
-        if child + 1 < size and _before(heap[child + 1], heap[child]):
+        if child + 1 < size and _before(heap, child + 1, child):
             child += 1
-        if not _before(heap[child], heap[i]):
+        if not _before(heap, child, i):
             break
         for j in range(4):
             heap[i, j], heap[child, j] = heap[child, j], heap[i, j]
@@ -185,6 +179,17 @@ def _subtract_by_name(counts, index, tokens, offsets, losses):
         key = find_key(index, tokens, offsets, losses[i, 0], losses[i, 1])
         if key >= 0:
             counts[key] -= losses[i, 2]
+
+
+@kernel
+def _rules(tokens, offsets, keys, token):
+    rules = np.empty((keys.shape[0], 5), np.int64)
+    for i in range(keys.shape[0]):
+        key = keys[i]
+        rules[i, 0], rules[i, 1] = tokens[key] >> 32, tokens[key] & 0xFFFFFFFF
+        rules[i, 2], rules[i, 3] = offsets[key] >> 17, (offsets[key] & 0x1FFFF) - BIAS
+        rules[i, 4] = token + i
+    return rules
 
 
 class KeyTable:
@@ -261,9 +266,9 @@ class KeyTable:
         """Lower counts by (tokens, offset, loss) rows, (n, 3), as far as the keys are listed."""
         _subtract_by_name(self.counts, self.index, self.tokens, self.offsets, losses)
 
-    def columns(self, keys: np.ndarray) -> np.ndarray:
-        """(n, 4): first, second, row_offset, col_offset."""
-        return unpacked(self.tokens[keys], self.offsets[keys])
+    def rules(self, keys: np.ndarray, token: int) -> np.ndarray:
+        """(n, 5): first, second, row_offset, col_offset, and the token made, numbered from `token`."""
+        return _rules(self.tokens, self.offsets, keys, token)
 
 
 def lengthened(array: np.ndarray, length: int) -> np.ndarray:

@@ -75,12 +75,12 @@ def _frequent_pairs(records, bounds, codebook_size, first_code, end_code, least,
     n = 0
     for code in range(first_code, end_code):
         for shard in range(shards):
-            own = counters[shard]
             for i in range(bounds[shard, code], bounds[shard, code + 1]):
                 both = np.int64(records[i, 1])
-                own[0, both >> 16] += 1
-                own[1, both & 0xFFFF] += 1
-        counters[:, :, codebook_size] = 0
+                counters[shard, 0, both >> 16] += 1
+                counters[shard, 1, both & 0xFFFF] += 1
+        for shard in range(shards):
+            counters[shard, 0, codebook_size] = counters[shard, 1, codebook_size] = 0
         # a second pass takes each pair where it meets it first, and leaves the counters empty
         for shard in range(shards):
             for i in range(bounds[shard, code], bounds[shard, code + 1]):

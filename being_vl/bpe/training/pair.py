@@ -64,7 +64,7 @@ def apply_pair(
         traces.rows, traces.log_rows, traces.log_positions, traces.merged
     )  # fmt: skip
     slots = traces.slots
-    n_rows = n_log = n_merged = 0
+    n_rows = n_log = n_merged = zero = np.int64(0)
     start, length = starts[batch.keys[0]], lengths[batch.keys[0]]
     mask = mask_for(length, slots)
     merged = longer(merged, length)
@@ -109,7 +109,7 @@ def apply_pair(
         log_rows = longer(log_rows, n_log + n)
         log_positions = longer(log_positions, n_log + n)
         while 2 * (n_rows + 2 * n) > mask:
-            slots, mask = widen(slots, mask, rows, 0, n_rows)
+            slots, mask = widen(slots, mask, rows, zero, n_rows)
         for j in range(n):
             u = around[j]
             t, here = u >> wide, u & low
@@ -140,12 +140,11 @@ def apply_pair(
             n_log += 1
     marks = np.zeros((2, 6), np.int64)
     losses, n_losses, late, n_late, candidates, n_candidates, _ = close_rule(
-        batch, 0, n_rows, c, least, limits, index, tokens, offsets, rows, slots, 0,
-        traces.losses, 0, traces.late, 0, traces.candidates, 0,
+        batch, zero, n_rows, c, least, limits, index, tokens, offsets, rows, slots, zero,
+        traces.losses, zero, traces.late, zero, traces.candidates, zero,
     )  # fmt: skip
-    mark = marks[1]
-    mark[0], mark[1], mark[2] = n_rows, n_log, n_merged
-    mark[3], mark[4], mark[5] = n_losses, n_late, n_candidates
+    marks[1, 0], marks[1, 1], marks[1, 2] = n_rows, n_log, n_merged
+    marks[1, 3], marks[1, 4], marks[1, 5] = n_losses, n_late, n_candidates
     return 1, Traces(rows, log_rows, log_positions, merged, losses, late, candidates, slots, marks)
 
 

@@ -17,8 +17,7 @@ def _lay_cells(rules, codebook_size, starts, offsets, num_cells, boxes, token):
     """Append the cells and the bounding boxes of the tokens of `rules`, the first of which is `token`."""
     for i in range(rules.shape[0]):
         at = starts[token - codebook_size]
-        box = boxes[token]
-        box[0], box[1], box[2], box[3] = 0, 0, 0, 0
+        top, bottom, left, right = np.int64(0), np.int64(0), np.int64(0), np.int64(0)
         for side in range(2):
             part = rules[i, side]
             row, col = (rules[i, 2], rules[i, 3]) if side == 1 else (np.int64(0), np.int64(0))
@@ -31,8 +30,10 @@ def _lay_cells(rules, codebook_size, starts, offsets, num_cells, boxes, token):
                     offsets[at + k, 0] = offsets[begin + k, 0] + row
                     offsets[at + k, 1] = offsets[begin + k, 1] + col
             at += n
-            box[0], box[1] = min(box[0], boxes[part, 0] + row), max(box[1], boxes[part, 1] + row)
-            box[2], box[3] = min(box[2], boxes[part, 2] + col), max(box[3], boxes[part, 3] + col)
+            top, bottom = min(top, boxes[part, 0] + row), max(bottom, boxes[part, 1] + row)
+            left, right = min(left, boxes[part, 2] + col), max(right, boxes[part, 3] + col)
+        boxes[token, 0], boxes[token, 1] = top, bottom
+        boxes[token, 2], boxes[token, 3] = left, right
         num_cells[token] = num_cells[rules[i, 0]] + num_cells[rules[i, 1]]
         token += 1
         starts[token - codebook_size] = at

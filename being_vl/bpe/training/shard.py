@@ -40,8 +40,9 @@ def _lay(codes, bits, sentinel, cells):
     """Write grids of one size into the cells: a border row above each, a border column on its right."""
     at = 0
     for grid in range(codes.shape[0]):
-        cells[at : at + codes.shape[2] + 1] = sentinel
-        at += codes.shape[2] + 1
+        for _ in range(codes.shape[2] + 1):
+            cells[at] = sentinel
+            at += 1
         for row in range(codes.shape[1]):
             for col in range(codes.shape[2]):
                 cells[at] = (np.int64(codes[grid, row, col]) << 2 * bits) | (row << bits) | col
@@ -157,10 +158,10 @@ class Shard:
         """Merge the occurrences of the rules of a batch, up to one that this shard sees outranked."""
         self._batch = batch
         by_pair = self._shapes.merge_rule == "pair"
-        for key, rule in zip(batch.keys.tolist(), batch.rules, strict=True):
-            if by_pair or rule[0] == rule[1]:
-                # raster order decides which of two overlapping occurrences is merged
-                self.pool[self.starts[key] : self.starts[key] + self.lengths[key]].sort()
+        # raster order decides which of two overlapping occurrences is merged
+        overlap = batch.rules[:, 0] == batch.rules[:, 1]
+        for key in batch.keys if by_pair else batch.keys[overlap]:
+            self.pool[self.starts[key] : self.starts[key] + self.lengths[key]].sort()
         lists = (self.board, self.pool, self.starts, self.lengths, batch)
         index = (least, limits, keys.index, keys.tokens, keys.offsets, self.traces)
         if by_pair:
@@ -189,16 +190,17 @@ class Shard:
         return self.traces.late[: self.traces.ends[self.done, LATE]]
 
     def candidates(self) -> np.ndarray:
-        """(n, 3): rule, row in this shard's traces, and count of the new keys that may be listed."""
+        """(n, 3) of the new keys that may be listed: rule << 55 | view, row in the traces, count."""
         return self.traces.candidates[: self.traces.ends[self.done, CANDIDATES]]
 
-    def num_merged(self) -> np.ndarray:
-        """(done,): how many occurrences of each rule were merged."""
-        return np.diff(self.traces.ends[: self.done + 1, MERGED])
+    @property
+    def num_merged(self) -> int:
+        """How many occurrences of the last batch's rules were merged."""
+        return int(self.traces.ends[self.done, MERGED])
 
-    def find_rows(self, rules: np.ndarray, views: np.ndarray) -> np.ndarray:
-        """The rows of candidates of all shards, sorted; -1 where there is none."""
-        return find_rows(self.traces, rules, views)
+    def find_rows(self, names: np.ndarray) -> np.ndarray:
+        """The rows of candidates of all shards, by (rule << 55 | view), sorted; -1 where there is none."""
+        return find_rows(self.traces, names)
 
     def keep(self, rules: np.ndarray, rows: np.ndarray, keys: KeyTable) -> None:
         """List the positions of new keys, which are the last of `keys`."""

@@ -11,12 +11,12 @@ what changed: only counts pass between them, and the result does not depend on h
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 
-from .apply_and_emit import Batch, Limits
+from .apply_and_emit import Batch, Limits, keys_of_views
 from .checkpoints import Checkpoint
 from .choose import KeyTable, packed
 from .count import can_count_codes, count_codes
@@ -163,7 +163,7 @@ class Run:
                 continue
             self._merge(chosen, None)
             self._tell(progress)
-        return self._as_rules(self._merges[: self._rank])
+        return self._merges[: self._rank]
 
     def _first_count(self) -> KeyTable:
         if self._rank == 0 and can_count_codes(self._options, self._team):
@@ -177,15 +177,8 @@ class Run:
 
     def _tell(self, progress: Callable[[Progress], None] | None) -> None:
         if progress is not None:
-            rules = self._as_rules(self._merges[: self._rank])
-            done = Checkpoint(rules, self._counts[: self._rank])
+            done = Checkpoint(self._merges[: self._rank], self._counts[: self._rank])
             progress(Progress(done, self._num_grids, self._num_cells, self._num_tokens))
-
-    def _as_rules(self, keys: np.ndarray) -> np.ndarray:
-        """Inside, (0, 1) stands for the offset that `merge_rule="pair"` forgets; outside, (0, 0)."""
-        if self._options.merge_rule == "shape":
-            return keys
-        return keys * np.array([1, 1, 0, 0], np.int32)
 
     def _replay(self, checkpoint: Checkpoint) -> None:
         """Apply rules that are already known, listing no other keys, and check that their counts agree."""
@@ -238,94 +231,89 @@ class Run:
             limits = limits._replace(max_cells=NO_LIMIT, max_extent=NO_LIMIT)
         self._team.each(lambda shard: shard.apply(batch, keys, least, limits), shards)
 
-        rules, views, rows, totals = self._candidates(batch)
+        names, rows, totals = self._candidates()
+        rules = names >> 55
         done = self._common_length(batch, rules, totals)
         if done < len(chosen):
             for shard in shards:
                 shard.undo(done)
             keys.put_back(chosen[done:])
             self._shapes.forget(int(batch.rules[done, 4]))
-            below = rules < done
-            rules, views, rows, totals = rules[below], views[below], rows[:, below], totals[below]
+            n = int(np.searchsorted(rules, done))
+            names, rules, rows, totals = names[:n], rules[:n], rows[:, :n], totals[:n]
         self._book(batch, done)
         if len(rules):
-            made = batch.rules[rules, 4]
-            tokens, offsets = _keys_of_views(views, made)
+            tokens, offsets = keys_of_views(names & ((1 << 55) - 1), batch.rules[rules, 4])
             self._list_new(rules, rows, tokens, offsets, totals, wanted)
-        late = processes.join(np.concatenate([shard.late_losses() for shard in shards]))
-        if len(late):
-            keys.subtract_by_name(late)
+        if processes.size > 1:
+            keys.subtract_by_name(
+                processes.join(np.concatenate([shard.late_losses() for shard in shards]))
+            )
+            return
+        for shard in shards:
+            keys.subtract_by_name(shard.late_losses())
 
     def _batch_of(self, chosen: np.ndarray, outranked: bool) -> Batch:
-        columns = self._keys.columns(chosen)
-        first = self._shapes.size
-        around, around_ends = self._shapes.add(columns)
+        rules = self._keys.rules(chosen, self._shapes.size)
+        around, around_ends = self._shapes.add(rules)
         if self._options.merge_rule == "pair":
-            columns[:, 2:] = 0
-        made = np.arange(first, first + len(chosen))
+            rules[:, 2:4] = 0  # (0, 1) in the table of keys stands for the offset that is forgotten
         counts = self._keys.counts[chosen] if outranked else np.full(len(chosen), NO_LIMIT)
-        rules = np.concatenate([columns, made[:, None]], axis=1)
         return Batch(chosen, rules, counts, around, around_ends)
 
-    def _candidates(self, batch: Batch) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-        """New keys that may be frequent enough: rules, views, rows in each shard, counts in all."""
+    def _candidates(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """New keys that may be frequent enough: (rule << 55 | view), rows in each shard, counts in all.
+
+        They are sorted by rule. Views have less than 55 bits, since ids have less than 21.
+        """
         shards, processes = self._team.shards, self._team.processes
+        own = [shard.candidates() for shard in shards]
         if self._team.num_shards == 1:
-            own = shards[0].candidates()
-            return own[:, 0], shards[0].traces.rows[own[:, 1], 0], own[None, :, 1], own[:, 2]
-        found = []
-        for shard in shards:
-            own = shard.candidates()
-            found.append(np.stack([own[:, 0], shard.traces.rows[own[:, 1], 0]], axis=1))
-        union = processes.join(np.concatenate(found))
-        union = union[np.lexsort((union[:, 1], union[:, 0]))]
-        union = union[np.append(True, (union[1:] != union[:-1]).any(axis=1))[: len(union)]]
-        rules, views = np.ascontiguousarray(union.T)
-        rows = np.stack([shard.find_rows(rules, views) for shard in shards])
-        own = np.zeros(len(union), np.int64)
+            return own[0][:, 0], own[0][None, :, 1], own[0][:, 2]
+        names = processes.join(np.concatenate([candidates[:, 0] for candidates in own]))
+        names = np.unique(names)
+        rows = np.stack([shard.find_rows(names) for shard in shards])
+        counts = np.zeros(len(names), np.int64)
         for shard, places in zip(shards, rows, strict=True):
-            own += np.where(places >= 0, shard.traces.rows[places, 1] & 0xFFFFFFFF, 0)
-        return rules, views, rows, processes.sum(own)
+            counts += np.where(places >= 0, shard.traces.rows[places, 1] & 0xFFFFFFFF, 0)
+        return names, rows, processes.sum(counts)
 
     def _common_length(self, batch: Batch, rules: np.ndarray, totals: np.ndarray) -> int:
         """How many rules of the batch all shards may keep: those before one that a new key outranks.
 
         On a tie the new key may or may not come first: the batch ends there, too.
         """
-        shards, processes = self._team.shards, self._team.processes
-        done = min(shard.done for shard in shards)
+        processes = self._team.processes
+        done = min(shard.done for shard in self._team.shards)
+        if self._team.num_shards == 1:
+            return done  # the shard has seen to it
         if processes.size > 1:
             done = int(processes.join(np.array([done])).min())
-        if self._team.num_shards > 1 and len(rules) and done > 1:
-            most = np.zeros(done, np.int64)
-            inside = rules < done
-            np.maximum.at(most, rules[inside], totals[inside])
-            outranked = np.maximum.accumulate(most)[:-1] >= batch.counts[1:done]
-            if outranked.any():
-                done = int(outranked.argmax()) + 1
-        return done
+        most = np.zeros(len(batch.keys), np.int64)
+        np.maximum.at(most, rules, totals)
+        outranked = np.maximum.accumulate(most)[: done - 1] >= batch.counts[1:done]
+        return int(outranked.argmax()) + 1 if outranked.any() else done
 
     def _book(self, batch: Batch, done: int) -> None:
         """Take the losses off the counts of older keys, and enter the rules."""
-        keys, processes = self._keys, self._team.processes
+        keys, shards, processes = self._keys, self._team.shards, self._team.processes
         chosen, end = batch.keys[:done], self._rank + done
-        self._merges[self._rank : end] = keys.columns(chosen)
+        self._merges[self._rank : end] = batch.rules[:done, :4]
         self._counts[self._rank : end] = keys.counts[
             chosen
         ]  # before a chain a a a takes from itself
         self._rank = end
-        losses: Iterable[Any] = [shard.losses() for shard in self._team.shards]
-        if processes.size > 1:
-            lost = np.zeros(keys.size, np.int64)
-            for part in losses:
-                np.add.at(lost, part[:, 0], part[:, 1])
-            keys.counts[: keys.size] -= processes.sum(lost)
+        if processes.size == 1:
+            for shard in shards:
+                keys.subtract(shard.losses())
         else:
-            for part in losses:
-                keys.subtract(part)
+            lost = np.zeros(keys.size, np.int64)
+            for shard in shards:
+                np.add.at(lost, shard.losses()[:, 0], shard.losses()[:, 1])
+            keys.counts[: keys.size] -= processes.sum(lost)
         keys.counts[chosen] = 0
-        merged = processes.sum(np.sum([s.num_merged() for s in self._team.shards], axis=0))
-        self._num_tokens -= int(merged.sum())
+        merged = sum(shard.num_merged for shard in shards)
+        self._num_tokens -= int(processes.sum(np.array([merged]))[0])
 
     def _list_new(
         self,
@@ -360,13 +348,3 @@ class Run:
             item[0].keep(rules, np.ascontiguousarray(item[1]), keys)
 
         self._team.each(keep, list(zip(self._team.shards, rows, strict=True)))
-
-
-def _keys_of_views(views: np.ndarray, made: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """The packed keys of new tokens and their neighbours as they view them."""
-    other, row = views >> 34, ((views >> 17) & 0x1FFFF) - (1 << 16)
-    col = (views & 0x1FFFF) - (1 << 16)
-    after = (row > 0) | ((row == 0) & (col > 0))
-    sign = np.where(after, 1, -1)
-    first, second = np.where(after, made, other), np.where(after, other, made)
-    return packed(np.stack([first, second, sign * row, sign * col], axis=1))
