@@ -53,7 +53,7 @@ def test_trains_and_saves(tmp_path, codes, codes_file, capsys):
     assert summary["num_merges"] == 300 and summary["resumed_from"] == 0
     before = (output / "image_bpe.json").read_bytes()
     # the saved configuration repeats the run; it goes on from its last checkpoint, the whole of it
-    assert main(["train-bpe", "--config", str(output / "train-bpe.yaml")]) == 0
+    assert main(["train-bpe", "--config", str(output / "train-bpe.yaml"), "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["resumed_from"] == 300
     assert (output / "image_bpe.json").read_bytes() == before
 
