@@ -1,6 +1,6 @@
 """tokens → pictures: token shapes as text and as PNG, and tokens drawn over an image.
 
-Source: the project's own; Pillow only. A code's colour is a fixed function of its number, so that equal
+Needs Pillow only. A code's colour is a fixed function of its number, so that equal
 codes look equal in every drawing.
 """
 

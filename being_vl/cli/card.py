@@ -41,7 +41,7 @@ def main(args: Namespace) -> int:
     """Run the command.
 
     Raises:
-        ValueError, OSError: the folder holds nothing of ours, or a file in it is malformed.
+        ValueError, OSError: the folder holds no part of this library, or a file in it is malformed.
     """
     import being_vl  # noqa: F401  (the Auto classes know our models)
 

@@ -75,3 +75,24 @@ def load_quantizer(source: str, image_processor: str | None = None) -> tuple[Any
         check_part("--image-processor", image_processor, file="preprocessor_config.json")
         return model, BeingVLImageProcessor.from_pretrained(image_processor)
     return model, image_processor_for(source, model.config)
+
+
+def check_array(path: str) -> None:
+    """Refuse NumPy files that are no plain array, and say what is expected.
+
+    Raises:
+        ValueError: an .npz archive, or an array of Python objects.
+    """
+    expected = (
+        "expected an .npy array of integers (N, H, W); grids of several sizes go into parquet shards, as "
+        "being_vl.codes.shard_files.write_shard writes them"
+    )
+    if path.endswith(".npz"):
+        raise ValueError(f"{path}: an archive of arrays; {expected}")
+    import numpy as np
+
+    try:
+        np.load(path, mmap_mode="r", allow_pickle=False)
+    except ValueError as error:
+        kind = "an array of Python objects" if "object" in str(error).lower() else "no .npy array"
+        raise ValueError(f"{path}: {kind} ({error}); {expected}") from None

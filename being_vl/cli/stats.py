@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 from jsonargparse import Namespace
 
-from .loading import load_vocabulary
+from .loading import check_array, load_vocabulary
 from .options import add, add_about
 from .parsing import Parser
 
@@ -75,6 +75,8 @@ def read_codes(path: str, codebook_size: int) -> Any:
     """
     import numpy as np
 
+    if path.endswith((".npz", ".npy")):
+        check_array(path)
     if not path.endswith(".npy"):
         from ..codes.shards import CodeShards
 

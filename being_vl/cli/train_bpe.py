@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from jsonargparse import Namespace
 from jsonargparse.typing import NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 
+from .loading import check_array
 from .options import add, refuse_used
 from .parsing import Parser
 
@@ -131,6 +132,12 @@ def _train(args: Namespace, output: Path, processes: Processes) -> None:
         print(json.dumps(summary))
     else:
         print(f"{output}: {len(merges)} merges", file=sys.stderr)
+    if len(merges) < args.num_merges:
+        print(
+            f"warning: {len(merges)} of the {args.num_merges} merges asked for: no further pair of tokens within "
+            f"the limits occurs {args.min_count} times (--min-count)",
+            file=sys.stderr,
+        )
 
 
 def _open_codes(args: Namespace) -> tuple[Any, int]:
@@ -139,6 +146,8 @@ def _open_codes(args: Namespace) -> tuple[Any, int]:
 
     if not Path(args.codes).exists():
         raise FileNotFoundError(f"{args.codes}: no such file or folder")
+    if args.codes.endswith((".npz", ".npy")):
+        check_array(args.codes)
     if not args.codes.endswith(".npy"):
         shards = CodeShards(args.codes, codebook_size=args.codebook_size)
         return shards, shards.codebook_size

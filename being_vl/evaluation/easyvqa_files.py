@@ -2,7 +2,7 @@
 
 Source: LLaVA's form of data, with captions to pretrain on besides questions. One row a question, so that
 rows about one image share their beginning; `being-vl encode --images FOLDER/images` gives the images the
-ids that the rows name. easy-VQA has no captions: ours are put together from its answers.
+ids that the rows name. easy-VQA has no captions: they are composed from its answers.
 """
 
 from __future__ import annotations

@@ -62,7 +62,7 @@ def card_text(folder: Path, facts: CardFacts | None = None) -> str:
         facts: what its files do not say; by default what its `card.yaml` says.
 
     Raises:
-        ValueError: the folder holds nothing of ours, or a file in it is malformed; it is named.
+        ValueError: the folder holds no part of this library, or a file in it is malformed; it is named.
     """
     facts = read_facts(folder) if facts is None else facts
     kind = folder_kind(folder)

@@ -77,7 +77,7 @@ def _has_file(name: str, revision: str | None, path: str) -> bool:
 def source_files(
     source: tuple[str, str | None] | None, own: Mapping[str, Path], target: Target
 ) -> dict[str, Path]:
-    """The files of the checkpoint that an object came from; none if that is no checkpoint of ours."""
+    """The files of the checkpoint that an object came from; none if that is no Being-VL checkpoint."""
     if source is None or not _has_file(*source, "processor_config.json"):
         return {}
     name, revision = source

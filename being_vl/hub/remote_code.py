@@ -39,7 +39,7 @@ def add_remote_code(folder: str | os.PathLike) -> list[str]:
         the names of the modules, relative to the folder.
 
     Raises:
-        ValueError: the folder has no configuration of ours.
+        ValueError: the folder has no configuration of a class of this library.
     """
     folder = Path(folder)
     config = read_json(folder / _CONFIG, optional=True)

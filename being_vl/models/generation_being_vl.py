@@ -123,8 +123,8 @@ class BeingVLGenerationMixin:
         """The merge rules, from `image_bpe.json` of the checkpoint unless they were set.
 
         Raises:
-            OSError: there is no such file where the model came from.
-            ValueError: the model came from nowhere, or the rules are not of the model's sizes.
+            OSError: the checkpoint that the model was loaded from has no such file.
+            ValueError: the model was not loaded from a checkpoint, or the rules are not of the model's sizes.
         """
         if self._image_bpe is None:
             if not self.name_or_path:

@@ -1,7 +1,7 @@
 """quantizer → a digest that says whose codes these are.
 
-Source: our own. Codes made before are good for one set of weights, one preprocessing and one precision; the
-digest names them all, so that shards and caches of codes are never taken for another quantizer's.
+Codes are valid for one set of weights, one preprocessing and one precision. The digest covers all three, so that
+shards and caches of codes are never mistaken for another quantizer's.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""pixels → codes by another library's VQ model, in the clothes of ours.
+"""pixels → codes by another library's VQ model, behind the interface of this library's.
 
 The model itself is unchanged: an adapter (one short file each in `adapters/`) says how it is built and called.
 So it saves, loads, travels with a checkpoint and is pushed as every quantizer of this library.

@@ -161,7 +161,7 @@ def load_quantizer(source: str | os.PathLike, **options: Any) -> Any:
 def image_processor_for(
     source: str | os.PathLike, config: Any, **options: Any
 ) -> BeingVLImageProcessor:
-    """The image processor that lies beside a quantizer of ours, else the default one.
+    """The image processor that lies beside a quantizer of this library, else the default one.
 
     Args:
         source: what the quantizer was loaded from.

@@ -68,3 +68,24 @@ def test_a_file_is_no_checkpoint(tmp_path, capsys):
     (tmp_path / "file").write_text("")
     assert main(["chat", str(tmp_path / "file")]) == 2
     assert "must be a folder or an id on the Hub, got a file" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("command", [["train-bpe"], ["stats"]])
+def test_what_is_no_array_of_codes(command, bpe, tmp_path, capsys):
+    np.savez(tmp_path / "codes.npz", np.zeros((2, 4, 4), np.int32))
+    np.save(tmp_path / "codes.npy", np.array([np.zeros((2, 2)), np.zeros((3, 3))], object))
+    about = [bpe] if command == ["stats"] else ["--output", str(tmp_path / "out")]
+    for name, message in (
+        ("codes.npz", "codes.npz: an archive of arrays; expected an .npy array of integers (N, H, W)"),
+        ("codes.npy", "codes.npy: an array of Python objects"),
+    ):  # fmt: skip
+        assert main([*command, *about, "--codes", str(tmp_path / name)]) == 2
+        assert message in capsys.readouterr().err
+
+
+def test_fewer_merges_than_asked_are_explained(tmp_path, capsys):
+    np.save(tmp_path / "codes.npy", np.arange(32, dtype=np.int32).reshape(2, 4, 4))
+    flags = ["--codes", str(tmp_path / "codes.npy"), "--codebook-size", "32", "--num-merges", "5"]
+    assert main(["train-bpe", *flags, "--output", str(tmp_path / "out")]) == 0
+    error = capsys.readouterr().err
+    assert "warning: 0 of the 5 merges asked for: no further pair of tokens" in error

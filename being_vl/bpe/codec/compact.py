@@ -1,10 +1,9 @@
 """codes → fewer tokens than the merges give: a covering of the grid that looks for large tokens.
 
-Source: the project's own; the law asks of a sequence only that it covers the grid exactly, so any covering
-by tokens decodes. Differs from encoding by merges in that all places where some token fits are listed
-first; the largest go first, then exchanges that save a token are made until none does, or the rounds are
-over. Deterministic, twenty to fifty times the work of the merges, never more tokens than they give. The
-functions run compiled where there is numba, and give the same without.
+Any sequence of tokens that covers the grid exactly decodes, so the merges' own covering need not be used. All
+places where a token fits are listed; the largest are placed first, then exchanges that save a token are made until
+none does, or the rounds are over. Deterministic, never more tokens than the merges give, at twenty to fifty times
+their work. The functions are compiled where numba is installed, and give the same result without it.
 """
 
 from __future__ import annotations
@@ -221,9 +220,9 @@ def improve(places, by_anchor, table, owner):
 
 @inlined
 def exchange(one, places, by_anchor, table, owner):
-    """Lay a place in the stead of those it meets, and fill what that opens.
+    """Place a token over those it overlaps, and fill the cells that this uncovers.
 
-    Returns the tokens saved (perhaps less than none), and the range of cells that may have changed.
+    Returns the tokens saved (negative if there are more), and the range of cells that may have changed.
     """
     token, place, width = places
     start, row, col, _ = table

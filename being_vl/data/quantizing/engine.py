@@ -1,8 +1,8 @@
 """pixels → shards of codes.
 
-Source: our own. Shards are the unit of work: rank r of a world makes the shards of parts r, r + world, …,
-each written aside, fsynced and renamed, so that whatever stops the run, another run continues it and ends
-with the same bytes. Batches never cross a shard and hold images of one size, in the order of the source,
+Shards are the unit of work: rank r of a world makes the shards of parts r, r + world, …,
+each written to a temporary file, fsynced and renamed. A run that was stopped at any point can therefore be
+continued, and ends with the same bytes. Batches never cross a shard and hold images of one size, in the order of the source,
 so what a shard holds does not depend on how many processes made it or how often they were stopped.
 """
 

@@ -78,7 +78,7 @@ class CellResult:
 
     Args:
         merges, regime, seed: the cell.
-        metrics: `accuracy` and perhaps `accuracy/GROUP`, in percent.
+        metrics: `accuracy` and optionally `accuracy/GROUP`, in percent.
         questions: how many.
         tokens_per_image: mean over the test images.
         vocabulary: K + M visual ids.
@@ -151,7 +151,7 @@ def read_result(path: Path) -> CellResult:
     """A finished cell.
 
     Raises:
-        ValueError: the file is not one of ours; it is named.
+        ValueError: the file was not written by this command; it is named.
     """
     try:
         return CellResult(**read_json(path))

@@ -1,6 +1,6 @@
-"""merges → figures: what the tokens of a vocabulary look like, how often they come, what they need to settle.
+"""merges → figures: shapes and frequencies of a vocabulary's tokens, and the data they need.
 
-Source: the project's own, after the questions that "From Pixels to Tokens" leaves open: are visual tokens
+Answers questions that "From Pixels to Tokens" leaves open: are visual tokens
 distributed like words, do merges run along rows or columns, how much data does a vocabulary need.
 """
 

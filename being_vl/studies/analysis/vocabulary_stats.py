@@ -1,7 +1,7 @@
 """tokens → figures: how well a vocabulary compresses a set of grids, and what it uses.
 
-Source: the project's own; entropy is the empirical entropy of single tokens, in bits. The same figures
-hold for both merge rules, except those about token shapes.
+Entropy is the empirical entropy of single tokens, in bits. All figures but those about token shapes apply to both
+merge rules.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
-"""kind and resolution → sizes and settings of a quantizer, for pictures of one's own.
+"""kind and resolution → sizes and settings of a quantizer, for the user's pictures.
 
 A starting point for `train-vq` where no recipe of hub_configs/vq/ is named. Levels of finite scalars are those
 of Mentzer et al. 2024 (table 1 and section 4), bits and losses of lookup-free codes those of Yu et al. 2024;
-sizes and steps are ours, chosen for a CPU up to 128 pixels and for a GPU above.
+sizes and steps are not from the papers; they were chosen for a CPU up to 128 pixels and for a GPU above.
 """
 
 from __future__ import annotations
