@@ -13,13 +13,13 @@ from jsonargparse import ArgumentParser, Namespace
 from jsonargparse.typing import PositiveInt
 
 from being_vl.files import write_atomic
-from being_vl.studies.analysis.markov import GridSource
+from being_vl.studies.analysis.markov import MarkovSource
 
 SOURCES = {
-    "mixed-1": GridSource("mixed"),
-    "rows-1": GridSource("rows"),
-    "mixed-2": GridSource("mixed", order=2),
-    "rows-2": GridSource("rows", order=2),
+    "mixed-1": MarkovSource("mixed"),
+    "rows-1": MarkovSource("rows"),
+    "mixed-2": MarkovSource("mixed", order=2),
+    "rows-2": MarkovSource("rows", order=2),
 }
 
 

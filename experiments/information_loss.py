@@ -25,7 +25,7 @@ from being_vl.studies.analysis.information_loss import (
     lost_bits_of,
     offset_bits,
 )
-from being_vl.studies.analysis.markov import GridSource
+from being_vl.studies.analysis.markov import MarkovSource
 
 RULES = ("pair", "shape")
 
@@ -34,7 +34,7 @@ def every_grid(seed: int, quick: bool) -> Iterator[dict[str, Any]]:
     """H(grid | ids) of all 4×4 grids under a source, and under the uniform law."""
     side = 3 if quick else 4
     grids = all_grids(side, side, 2)
-    uniform = GridSource("rows", p=0.5, q=0.5)
+    uniform = MarkovSource("rows", p=0.5, q=0.5)
     sources = {"uniform": uniform, **{name: SOURCES[name] for name in ("mixed-1", "rows-1")}}
     for name, source in sources.items():
         probabilities = np.exp(source.log_probability(grids))

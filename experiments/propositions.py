@@ -17,7 +17,7 @@ from experiment_tools import SOURCES, make_parser, once, seeds, write_results
 from jsonargparse import Namespace
 
 from being_vl import ImageBPE
-from being_vl.studies.analysis.markov import GridSource
+from being_vl.studies.analysis.markov import MarkovSource
 from being_vl.studies.analysis.propositions import epsilon, loss_bound, unigram_losses
 
 DICTIONARY_SIZES = (2, 4, 6, 10, 20, 50, 100, 200, 500, 1000, 2000)
@@ -26,8 +26,8 @@ CASES = {
     "mixed-1": SOURCES["mixed-1"],
     "rows-1": SOURCES["rows-1"],
     "rows-2": SOURCES["rows-2"],
-    "mixed-1, p = q = 0.05": GridSource("mixed", p=0.05, q=0.05),
-    "rows-1, p = q = 0.05": GridSource("rows", p=0.05, q=0.05),
+    "mixed-1, p = q = 0.05": MarkovSource("mixed", p=0.05, q=0.05),
+    "rows-1, p = q = 0.05": MarkovSource("rows", p=0.05, q=0.05),
 }
 
 
@@ -53,7 +53,7 @@ def run(name: str, seed: int, quick: bool) -> dict[str, Any]:
     }
 
 
-def _bound(source: GridSource, size: int) -> float:
+def _bound(source: MarkovSource, size: int) -> float:
     return loss_bound(source.entropy_rate(), source.least_probability, size)
 
 

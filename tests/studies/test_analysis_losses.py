@@ -17,7 +17,7 @@ from being_vl.studies.analysis.information_loss import (
     offset_bits,
     shapes_of,
 )
-from being_vl.studies.analysis.markov import GridSource
+from being_vl.studies.analysis.markov import MarkovSource
 from being_vl.studies.analysis.propositions import epsilon, loss_bound, unigram_loss, unigram_losses
 
 
@@ -39,7 +39,7 @@ def test_losses_stand_in_the_order_of_the_propositions(dependence):
 
     For sources that are far from independent cells; docs/findings.md tells of others.
     """
-    source = GridSource(dependence, p=0.05, q=0.05)
+    source = MarkovSource(dependence, p=0.05, q=0.05)
     rng = np.random.default_rng(0)
     training, held_out = (source.sample(300, 32, 32, rng) for _ in range(2))
     bpe = ImageBPE.train(training, 198, 2)
@@ -78,7 +78,7 @@ def test_lost_bits_by_hand():
 
 @pytest.mark.parametrize("num_merges", [1, 5, 20])
 def test_the_lossless_law_loses_nothing_and_paper_mode_something(num_merges):
-    source = GridSource("mixed")
+    source = MarkovSource("mixed")
     grids = all_grids(3, 4, 2)
     probabilities = np.exp(source.log_probability(grids))
     sample = source.sample(200, 8, 8, np.random.default_rng(0))
@@ -93,7 +93,7 @@ def test_the_lossless_law_loses_nothing_and_paper_mode_something(num_merges):
 
 def test_listing_the_decodings_agrees_with_all_grids():
     """Each grid's decodings are the grids with its ids, and the mean loss is H(grid | ids)."""
-    source = GridSource("mixed", p=0.7, q=0.6)
+    source = MarkovSource("mixed", p=0.7, q=0.6)
     bpe = pair_bpe([(1, 0), (0, 2), (2, 1)])
     grids = all_grids(3, 3, 2)
     probabilities = np.exp(source.log_probability(grids))
@@ -120,7 +120,7 @@ def test_shapes_of_paper_mode():
 
 
 def test_offsets_rebuild_the_ids_and_bound_the_loss():
-    source = GridSource("mixed")
+    source = MarkovSource("mixed")
     rng = np.random.default_rng(1)
     bpe = ImageBPE.train(source.sample(200, 8, 8, rng), 12, 2, merge_rule="pair")
     grids = source.sample(30, 7, 9, rng)

@@ -175,7 +175,7 @@ def lost_bits_of(
     """−log2 Pr(grid | its ids), exactly; its mean over grids of that law is H(grid | ids).
 
     Args:
-        log_probability: grids (n, height, width) → natural logarithms (n,), as of `GridSource`.
+        log_probability: grids (n, height, width) → natural logarithms (n,), as of `MarkovSource`.
     """
     same = np.stack(decodings(bpe, bpe.encode(grid), *grid.shape, limit=limit))
     logs = log_probability(same)

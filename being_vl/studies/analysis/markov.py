@@ -2,7 +2,7 @@
 
 Source: Definition 1, its Scenarios 1 and 2, and equation (3), which lacks its minus sign. The entropies are
 derived here, not taken from the paper: it gives the rate of independent rows also for Definition 1, whose
-rate is another (`GridSource.entropy_rate`).
+rate is another (`MarkovSource.entropy_rate`).
 
 A cell's parents are the cells `order` rows above it and `order` columns left of it. Definition 1 ("mixed")
 draws one of the two by a fair coin; Scenario 1 ("columns") always takes the one above, Scenario 2 ("rows")
@@ -20,7 +20,7 @@ DEPENDENCIES = ("mixed", "columns", "rows")
 
 
 @dataclass(frozen=True)
-class GridSource:
+class MarkovSource:
     """A source of binary grids.
 
     Args:
