@@ -48,7 +48,12 @@ class PackedSamples(Dataset):
         return len(self._bins)
 
     def __getitem__(self, index: int) -> dict[str, Any]:
-        return pack_samples(self.samples.__getitems__(self._bins[index]))
+        return self.__getitems__([index])[0]
+
+    def __getitems__(self, indices: Sequence[int]) -> list[dict[str, Any]]:
+        """Several rows in one read; `DataLoader` calls it."""
+        bins = [self._bins[index] for index in indices]
+        return [pack_samples(samples) for samples in _read_bins(self.samples, bins)]
 
 
 class SharedImageSamples(Dataset):
@@ -95,15 +100,30 @@ class SharedImageSamples(Dataset):
         return len(self._bins)
 
     def __getitem__(self, index: int) -> dict[str, Any]:
-        samples = self.samples.__getitems__(self._bins[index])
-        start = int(self._prefixes[self._bins[index][0]])
+        return self.__getitems__([index])[0]
+
+    def __getitems__(self, indices: Sequence[int]) -> list[dict[str, Any]]:
+        """Several rows in one read; `DataLoader` calls it."""
+        bins = [self._bins[index] for index in indices]
+        return [self._row(*both) for both in zip(bins, _read_bins(self.samples, bins), strict=True)]
+
+    def _row(self, members: np.ndarray, samples: list[dict[str, Any]]) -> dict[str, Any]:
+        start = int(self._prefixes[members[0]])
         if any((sample["labels"][:start] != IGNORE_INDEX).any() for sample in samples):
             raise ValueError(
                 "packing=shared_image needs labels after the first image alone, but the assistant speaks before "
-                f"its end in one of the rows {self._bins[index].tolist()}; take packing=samples"
+                f"its end in one of the rows {members.tolist()}; take packing=samples"
             )
         turns = [(sample["input_ids"][start:], sample["labels"][start:]) for sample in samples]
         return pack_shared_image(samples[0]["input_ids"][:start], turns)
+
+
+def _read_bins(
+    samples: TokenizedSamples, bins: Sequence[np.ndarray]
+) -> Iterable[list[dict[str, Any]]]:
+    """The samples of each bin, all of them in one read."""
+    read = iter(samples.__getitems__(np.concatenate(bins)))
+    return [[next(read) for _ in bin_] for bin_ in bins]
 
 
 def _all_ids(rows: TokenizedSamples) -> Iterable[np.ndarray]:

@@ -20,6 +20,7 @@ from ..vocabulary import VocabularyLayout
 
 if TYPE_CHECKING:
     import datasets
+    import pyarrow as pa
 
 IGNORE_INDEX = -100
 Labels = Literal["assistant", "text", "all"]
@@ -100,8 +101,9 @@ class TokenizedSamples(Dataset):
         self.lengths = lengths
         self._layout = layout
         self.labels = labels
-        columns = dataset.select_columns(list(_COLUMNS))
-        self._dataset = columns.with_format("numpy", dtype=np.int32)
+        # As Arrow: datasets' numpy format copies row by row, which took 40 % of a small model's step.
+        self._dataset = dataset.select_columns(list(_COLUMNS)).with_format("arrow")
+        self._ids = dataset.select_columns(["input_ids"]).with_format("arrow")
         self.samples = self  # as packed samples have theirs
 
     def __len__(self) -> int:
@@ -112,11 +114,12 @@ class TokenizedSamples(Dataset):
 
     def ids_of(self, indices: Sequence[int]) -> list[np.ndarray]:
         """Token ids of several samples, int32 (length,) each."""
-        return list(self._dataset.select_columns(["input_ids"])[list(indices)]["input_ids"])
+        return _lists(self._ids[[int(i) for i in indices]]["input_ids"])
 
     def __getitems__(self, indices: Sequence[int]) -> list[dict[str, Any]]:
         """Several rows in one read; `DataLoader` calls it."""
-        columns = self._dataset[[int(i) for i in indices]]
+        table = self._dataset[[int(i) for i in indices]]
+        columns = {name: _lists(table[name]) for name in ("input_ids", "assistant_masks")}
         return [
             {
                 "input_ids": ids,
@@ -125,6 +128,14 @@ class TokenizedSamples(Dataset):
             }
             for ids, spoken in zip(columns["input_ids"], columns["assistant_masks"], strict=True)
         ]
+
+
+def _lists(column: pa.ChunkedArray) -> list[np.ndarray]:
+    """A column of lists of integers → int32 arrays, one a row."""
+    lists = column.combine_chunks()
+    values = lists.flatten().to_numpy(zero_copy_only=False).astype(np.int32, copy=False)
+    ends = np.cumsum(lists.value_lengths().to_numpy(zero_copy_only=False))
+    return [values[start:end] for start, end in zip([0, *ends[:-1]], ends, strict=True)]
 
 
 def _inspect(
