@@ -106,9 +106,10 @@ def test_compression_is_that_of_the_saved_vocabulary(finished):
     output, _run = finished
     images = json.loads((output / "checkpoint/evaluation/easyvqa.json").read_text())["images"]
     processor = AutoProcessor.from_pretrained(output / "checkpoint")
-    grids = processor.quantize(list(load_easyvqa("test").image_paths.values()))
+    paths = load_easyvqa("test").image_paths.values()
+    grids = processor.quantize([Image.open(path).convert("RGB") for path in paths])
     lengths = [len(ids) for ids in processor.tokenizer.encode_codes(grids)]
-    assert images == {"codes_per_image": 256, "tokens_per_image": np.mean(lengths)}
+    assert images == {"codes_per_image": 256, "tokens_per_image": pytest.approx(np.mean(lengths))}
     assert images["tokens_per_image"] < 40
 
 
@@ -129,7 +130,7 @@ def test_the_card_passes_as_far_as_the_client_and_the_stand_in_check(finished):
     assert card.data.pipeline_tag == "image-text-to-text" and card.data.metrics == ["accuracy"]
     result = json.loads((output / "checkpoint/evaluation/easyvqa.json").read_text())
     shown = {entry.metric_name: entry.metric_value for entry in card.data.eval_results}
-    assert shown["accuracy"] == result["metrics"]["accuracy"] and "accuracy, yes_no" in shown
+    assert shown["accuracy"] == result["metrics"]["accuracy"] and "accuracy, yes no" in shown
     for heading in ("Tokens an image", "Evaluation", "Training", "Limits", "Citation"):
         assert f"## {heading}" in card.content, heading
 
