@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from ..hub.part import PushesCheckpoint
+from ..hub.part import PushesCheckpoint, commit_of
 from .codec.plain import OK, Drop, PlainCodec
 from .grids import (
     MAX_GRID_CELLS,
@@ -411,7 +411,7 @@ class ImageBPE(PushesCheckpoint):
         except ValueError as error:
             file = Path(path) / FILE_NAME if os.path.isdir(path) else path
             raise ValueError(f"{file}: {error}") from None
-        bpe._source = (source, revision)
+        bpe._source = (source, commit_of(path) or revision)
         return bpe
 
     def __eq__(self, other: object) -> bool:

@@ -125,6 +125,11 @@ class QuantizerPart(CheckpointPart):
     _folder = VQ_FOLDER
 
 
+def absolute_folder(name: str | os.PathLike) -> str:
+    """A folder's absolute path, for use when the working directory is another; a repository's name as it is."""
+    return os.path.abspath(name) if os.path.isdir(name) else os.fspath(name)
+
+
 def commit_of(file: str | os.PathLike | None) -> str | None:
     """The commit in the path of a file of the Hub's cache; None for any other file."""
     match = re.search(r"[/\\]snapshots[/\\]([0-9a-f]{40})[/\\]", os.fspath(file or ""))

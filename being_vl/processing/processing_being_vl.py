@@ -20,7 +20,7 @@ from transformers import BatchFeature, PreTrainedModel, ProcessorMixin
 from transformers.processing_utils import MultiModalData, ProcessingKwargs, TextKwargs
 from transformers.utils.hub import resolve_revision
 
-from ..hub.part import VQ_FOLDER, CheckpointPart
+from ..hub.part import VQ_FOLDER, CheckpointPart, absolute_folder
 from ..quantizers.lazy_vq import LazyVQ
 from ..quantizers.quantizing import quantize
 from ..vocabulary import VocabularyLayout
@@ -497,7 +497,10 @@ class BeingVLProcessor(CheckpointPart, ProcessorMixin):
         if vq:
             options = {name: kwargs[name] for name in _HUB_OPTIONS if kwargs.get(name) is not None}
             subfolder = "/".join(filter(None, (kwargs.get("subfolder"), VQ_FOLDER)))
-            source = (str(pretrained_model_name_or_path), {**options, "subfolder": subfolder})
+            source = (
+                absolute_folder(pretrained_model_name_or_path),
+                {**options, "subfolder": subfolder},
+            )
         processor._vq = LazyVQ(device=vq_device, source=source)
         return loaded
 

@@ -20,7 +20,7 @@ from tokenizers import AddedToken, Tokenizer
 from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from ..bpe.image_bpe import ImageBPE
-from ..hub.part import CheckpointPart, commit_of
+from ..hub.part import CheckpointPart, absolute_folder, commit_of
 from ..vocabulary import VocabularyLayout
 from .chat_messages import checked_messages
 
@@ -76,6 +76,7 @@ class BeingVLTokenizer(CheckpointPart, PreTrainedTokenizerFast):
     model_input_names = ["input_ids", "attention_mask"]  # noqa: RUF012
 
     _image_bpe: ImageBPE | None = None
+    _source: tuple[str, str | None] | None = None  # where from, for push_to_hub
 
     @classmethod
     def from_text_tokenizer(
@@ -211,12 +212,13 @@ class BeingVLTokenizer(CheckpointPart, PreTrainedTokenizerFast):
     def _from_pretrained(cls, *args: Any, **kwargs: Any) -> BeingVLTokenizer:
         tokenizer = super()._from_pretrained(*args, **kwargs)
         tokenizer._check_image_tokens()
+        if tokenizer.name_or_path:
+            commit = commit_of(tokenizer.init_kwargs.get("image_bpe_file"))
+            tokenizer._source = (absolute_folder(tokenizer.name_or_path), commit)
         return tokenizer
 
     def _checkpoint_source(self) -> tuple[str, str | None] | None:
-        if not self.name_or_path:
-            return None
-        return self.name_or_path, commit_of(self.init_kwargs.get("image_bpe_file"))
+        return self._source
 
     def _save_pretrained(
         self,

@@ -24,8 +24,9 @@ from transformers.image_processing_utils import BatchFeature
 from transformers.image_utils import ImageInput, PILImageResampling, SizeDict
 from transformers.processing_utils import ImagesKwargs, Unpack
 from transformers.utils import TensorType
+from transformers.utils.hub import resolve_revision
 
-from ..hub.part import CheckpointPart
+from ..hub.part import CheckpointPart, absolute_folder
 from .image_loading import (
     MAX_IMAGE_PIXELS,
     UnreadableImageError,
@@ -94,9 +95,16 @@ class BeingVLImageProcessor(CheckpointPart, PilBackend):
         cls, pretrained_model_name_or_path: str | os.PathLike, **kwargs: Any
     ) -> BeingVLImageProcessor:
         """As every image processor; remembers where from, for `push_to_hub`."""
+        hub = {
+            key: kwargs[key] for key in ("token", "local_files_only", "cache_dir") if key in kwargs
+        }
+        kwargs["revision"] = resolve_revision(
+            pretrained_model_name_or_path, kwargs.get("revision"), **hub
+        )
         loaded = super().from_pretrained(pretrained_model_name_or_path, **kwargs)
         processor = loaded[0] if isinstance(loaded, tuple) else loaded  # return_unused_kwargs=True
-        processor._source = (str(pretrained_model_name_or_path), kwargs.get("revision"))
+        commit = getattr(kwargs["revision"], "resolved", kwargs["revision"])
+        processor._source = (absolute_folder(pretrained_model_name_or_path), commit)
         return loaded
 
     def to_dict(self) -> dict[str, Any]:

@@ -8,10 +8,8 @@ from __future__ import annotations
 
 import importlib
 import inspect
-import json
 import os
 import re
-from pathlib import Path
 from typing import Any, Protocol
 
 import torch
@@ -19,6 +17,7 @@ from torch import nn
 from transformers import AutoModel
 from transformers.utils import cached_file
 
+from ..files import read_json
 from .image_processing_being_vl import BeingVLImageProcessor
 from .modeling_being_vl_adapted_vq import ADAPTERS, BeingVLAdaptedVQConfig, adapt
 
@@ -206,10 +205,7 @@ def _imported(name: str) -> Any:
 def _config_fields(name: str, options: dict[str, Any]) -> dict[str, Any]:
     hub = {key: options[key] for key in _HUB_OPTIONS if key in options}
     path = cached_file(name, "config.json", **hub)
-    try:
-        fields = json.loads(Path(path).read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ValueError(f"{path}: not JSON: {error}") from error
+    fields = read_json(path)
     if not isinstance(fields, dict):
         raise ValueError(f"{path}: must hold an object, got {type(fields).__name__}")
     return fields

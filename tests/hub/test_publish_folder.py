@@ -18,6 +18,7 @@ from PIL import Image
 from publish_fixtures import RESULT, published_checkpoint, write_result
 from transformers import AutoModel, AutoModelForCausalLM
 
+from being_vl import BeingVLProcessor
 from being_vl.cli import main
 from being_vl.codes.shards import ShardInfo, write_shard
 from being_vl.files import Result
@@ -417,3 +418,19 @@ def test_a_commit_replaces_the_weights_of_its_variant() -> None:
     main = {"model.safetensors", "README.md", "evaluation/a.json"}
     assert replaced({"model.safetensors": "4"}, stored, there) == main
     assert replaced({}, stored, there) == set()
+
+
+def test_a_relative_path_means_the_folder_at_load_time(checkpoint: Path, monkeypatch) -> None:
+    """What is loaded or pushed later comes from there, whatever the working directory is by then."""
+    monkeypatch.chdir(checkpoint.parent)
+    processor = BeingVLProcessor.from_pretrained("checkpoint")
+    parts = (
+        processor,
+        processor.tokenizer,
+        processor.image_processor,
+        processor.tokenizer.image_bpe,
+    )
+    monkeypatch.chdir("/")
+    assert processor.quantize(Image.new("RGB", (16, 16)))[0].ndim == 2
+    for part in parts:
+        assert part._checkpoint_source()[0] == str(checkpoint)
