@@ -77,8 +77,8 @@ SHARED: dict[str, dict[str, Any]] = {
     },
     "image-init": {
         "type": ImageInit,
-        "default": "normal",
-        "help": "how the rows of new tokens start",
+        "default": "mean_text",
+        "help": "how the rows of new tokens start; only mean_text leaves the probabilities of text alone",
     },
     "image-init-std": {
         "type": NonNegativeFloat,

@@ -38,7 +38,7 @@ def init_checkpoint(
     image_processor: BeingVLImageProcessor | None = None,
     special_tokens: Mapping[str, str] | None = None,
     chat_template: str | None = None,
-    image_init: str = "normal",
+    image_init: str = "mean_text",
     image_init_std: float | None = None,
     generator: torch.Generator | None = None,
 ) -> tuple[BeingVLLanguageModel, BeingVLProcessor]:

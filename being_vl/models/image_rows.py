@@ -1,8 +1,12 @@
 """text rows, VQ codebook, merges → the first values of an embedding's new rows.
 
 Source: the vocabulary expansions of Being-VL ("normal"), of Hewitt's note on new word embeddings
-("mean_text"), and two of our own: "codebook" projects the VQ-GAN's code vectors at random, which keeps
-their geometry (Johnson-Lindenstrauss), and "constituents" starts a merge as the mean of its two parts.
+("mean_text"), and two that are in no paper: "codebook" projects the VQ-GAN's code vectors at random, which
+keeps their geometry (Johnson-Lindenstrauss), and "constituents" starts a merge as the mean of its two parts.
+
+What they do to text before any training: rows with the deviation of text rows ("normal", "codebook",
+"constituents") meet hidden states by chance, and the luckiest of thousands outbids the right word. The mean
+text row never outbids: by convexity its logit is at most the log of the text rows' mean probability mass.
 """
 
 from __future__ import annotations

@@ -260,7 +260,7 @@ class BeingVLLanguageModel(BeingVLGenerationMixin, VocabularyRows, CheckpointPar
         pad_token_id: int | None = None,
         image_grid_size: tuple[int, int] | None = None,
         image_positions: Literal["grid"] | None = None,
-        image_init: ImageInit = "normal",
+        image_init: ImageInit = "mean_text",
         image_init_std: float | None = None,
         codebook: torch.Tensor | None = None,
         merges: np.ndarray | torch.Tensor | None = None,
@@ -278,9 +278,10 @@ class BeingVLLanguageModel(BeingVLGenerationMixin, VocabularyRows, CheckpointPar
             pad_token_id: replaces the text model's.
             image_grid_size: (height, width) of the images to generate by default.
             image_positions: see [`ImageVocabularyConfig`].
-            image_init: how the new rows start, see `image_rows.new_rows`: `"normal"`, `"mean_text"`,
-                `"codebook"` (needs `codebook` and `merges`) or `"constituents"` (needs `merges`).
-            image_init_std: see `image_rows.new_rows`; by default that of the text rows.
+            image_init: how the new rows start, see `image_rows.new_rows`: `"mean_text"`, which leaves the
+                probabilities of text alone; `"normal"`, `"codebook"` (needs `codebook` and `merges`) or
+                `"constituents"` (needs `merges`), which do not.
+            image_init_std: see `image_rows.new_rows`.
             codebook: (K, dim) code vectors of the VQ-GAN.
             merges: (M, 4) merge rules, `ImageBPE.merges`.
             generator: a CPU generator for the new rows.

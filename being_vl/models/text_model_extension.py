@@ -14,6 +14,7 @@ from transformers import PreTrainedConfig, PreTrainedModel
 
 from ..vocabulary import VocabularyLayout
 from .image_rows import ImageInit, new_rows
+from .quiet_rows import quiet_shift
 
 _OF_THE_TEXT_MODEL_ALONE = (
     "_name_or_path",
@@ -63,7 +64,8 @@ def extended_state(
 ) -> dict[str, torch.Tensor]:
     """A state dict for `config`: copies of the text model's tensors, with new rows after the first T.
 
-    The initialisation is as in [`image_rows.new_rows`]; an untied head draws rows of its own.
+    The initialisation is as in [`image_rows.new_rows`]; an untied head draws rows of its own. Rows of the
+    head that start as the mean text row are shifted by [`quiet_rows.quiet_shift`].
 
     Raises:
         ValueError: the text model's weights are quantized, or its head has a bias.
@@ -77,7 +79,7 @@ def extended_state(
                 "without quantization"
             )
 
-    def extended(matrix: torch.Tensor) -> torch.Tensor:
+    def extended(matrix: torch.Tensor, *, is_head: bool) -> torch.Tensor:
         text_rows = matrix[: config.text_vocab_size].detach()
         rows = new_rows(
             text_rows,
@@ -88,6 +90,8 @@ def extended_state(
             merges=merges,
             generator=generator,
         )
+        if is_head and image_init == "mean_text":
+            rows += quiet_shift(text_model, config.text_vocab_size, rows)
         return torch.cat([text_rows, rows.to(text_rows)])
 
     state = {
@@ -95,11 +99,13 @@ def extended_state(
         for name, tensor in text_model.state_dict().items()
         if name not in ("model.embed_tokens.weight", "lm_head.weight")
     }
-    state["model.embed_tokens.weight"] = extended(text_model.get_input_embeddings().weight)
+    state["model.embed_tokens.weight"] = extended(
+        text_model.get_input_embeddings().weight, is_head=config.tie_word_embeddings
+    )
     state["lm_head.weight"] = (
         state["model.embed_tokens.weight"]
         if config.tie_word_embeddings
-        else extended(text_model.get_output_embeddings().weight)
+        else extended(text_model.get_output_embeddings().weight, is_head=True)
     )
     if config.image_positions == "grid":
         table = torch.zeros(config.max_grid_size, config.hidden_size).to(state["lm_head.weight"])
