@@ -72,7 +72,8 @@ def make_parser() -> Parser:
     stages.add_argument(
         "--sft", type=dict[str, Any], default={**_STAGE, "max_steps": 400}, help="second stage"
     )
-    add(stages, "image-init", "image-init-std")
+    add(stages, "image-init", default="normal", help="as of being-vl init")
+    add(stages, "image-init-std")
     easy = parser.rare("easy-VQA")
     easy.add_argument("--train-images", type=PositiveInt, help="default: all")
     easy.add_argument("--test-images", type=PositiveInt, help="default: all")

@@ -15,6 +15,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ..files import new_folder, write_atomic
 from ..models.loading import extend_text_model
+from ..processing.base_chat_templates import extended_chat_template
 from ..processing.chat_templates import default_chat_template
 from ..processing.processing_being_vl import BeingVLProcessor
 from ..processing.tokenization_being_vl import BeingVLTokenizer
@@ -52,12 +53,13 @@ def init_checkpoint(
         image_bpe: the trained image BPE.
         image_processor: by default Chameleon's, with a square crop of `vq_model.config.resolution`.
         special_tokens: see [`BeingVLTokenizer.from_text_tokenizer`].
-        chat_template: Jinja source; by default one with the turn markers of the text tokenizer.
+        chat_template: Jinja source; by default the text tokenizer's own, extended by images and marks of
+            what the assistant says, or one with its turn markers where it has none.
         image_init, image_init_std, generator: how the new rows start, see
             [`BeingVLLanguageModel.from_text_model`].
 
     Raises:
-        ValueError: the VQ model and the image BPE have different codebook sizes, or the tokenizer has more
+        ValueError: the base's chat template cannot be extended; the VQ model and the image BPE have different codebook sizes, or the tokenizer has more
             ids than the model has rows.
     """
     if vq_model is not None and vq_model.config.num_embeddings != image_bpe.codebook_size:
@@ -66,7 +68,11 @@ def init_checkpoint(
             f"{image_bpe.codebook_size}"
         )
     tokenizer = BeingVLTokenizer.from_text_tokenizer(text_tokenizer, image_bpe, special_tokens)
-    tokenizer.chat_template = chat_template or default_chat_template(tokenizer.get_vocab())
+    tokenizer.chat_template = (
+        chat_template
+        or extended_chat_template(text_tokenizer)
+        or default_chat_template(tokenizer.get_vocab())
+    )
     if image_processor is None:
         image_processor = (
             BeingVLImageProcessor()

@@ -1,0 +1,115 @@
+"""a base's own chat template → the same text, with images and with marks of what the assistant says.
+
+Templates of text models join strings and have no `{% generation %}`. Rewriting their source would need to
+understand each; so the source stays as it is, between two pieces of Jinja. The first turns content parts into
+text, images into placeholders. The second cuts the rendered text where the assistant begins and ends to speak,
+and says it in `{% generation %}`. Where that is, is found by rendering a conversation of known words.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from typing import Any
+
+from jinja2 import TemplateError
+
+from .chat_templates import _RENDER_CONTENT
+
+_PARTS_TO_TEXT = (
+    _RENDER_CONTENT
+    + """\
+{%- set being_vl = namespace(messages=[]) -%}
+{%- for message in messages -%}
+    {%- if message.content is defined and message.content is not string and message.content is not none -%}
+        {%- set text = render(message.content) -%}
+        {%- set being_vl.messages = being_vl.messages + [dict(message, content=text)] -%}
+    {%- else -%}
+        {%- set being_vl.messages = being_vl.messages + [message] -%}
+    {%- endif -%}
+{%- endfor -%}
+{%- set messages = being_vl.messages -%}
+"""
+)
+_MARKS = """\
+{%- set begin = BEGIN -%}
+{%- set end = END -%}
+{%- for turn in being_vl_text.split(begin) -%}
+    {%- if not loop.first -%}
+        {{- begin -}}
+    {%- endif -%}
+    {%- if loop.first or end not in turn -%}
+        {{- turn -}}
+    {%- else -%}
+        {%- set spoken = turn.split(end)[0] + end -%}
+        {%- generation -%}
+            {{- spoken -}}
+        {%- endgeneration -%}
+        {{- turn[spoken | length:] -}}
+    {%- endif -%}
+{%- endfor -%}
+"""
+_WORDS = ("Wherefore", "Therefore", "Whereupon", "Thereupon")  # question, answer, twice
+
+
+def extended_chat_template(tokenizer: Any) -> str | None:
+    """The base tokenizer's chat template, extended; None if it has none.
+
+    A template that has `{% generation %}` keeps its own. Reasoning that a template puts into the assistant's
+    turn (`<think>` of Qwen 3) is marked as spoken, and the end of the turn is too.
+
+    Args:
+        tokenizer: of the text model, with its own tokens.
+
+    Raises:
+        ValueError: the template does not render, or shows no place where the assistant begins or ends; give
+            a template with `{% generation %}` instead.
+    """
+    source = tokenizer.chat_template
+    if source is None:
+        return None
+    if isinstance(source, dict):
+        source = source["default"]
+    if re.search(r"\{%-?\s*generation\b", source):
+        return _PARTS_TO_TEXT + source
+    begin, end = _turn_marks(tokenizer, source)
+    marks = _MARKS.replace("BEGIN", json.dumps(begin)).replace("END", json.dumps(end))
+    captured = "{% set being_vl_text %}" + source.removesuffix("\n") + "{% endset %}\n"
+    return _PARTS_TO_TEXT + captured + marks
+
+
+def _turn_marks(tokenizer: Any, source: str) -> tuple[str, str]:
+    """The text that precedes what the assistant says, and the text that ends it."""
+    roles = ("user", "assistant") * 2
+    messages = [{"role": role, "content": word} for role, word in zip(roles, _WORDS, strict=True)]
+
+    def render(count: int, *, prompt: bool = False) -> str:
+        return tokenizer.apply_chat_template(
+            messages[:count], chat_template=source, tokenize=False, add_generation_prompt=prompt
+        )
+
+    try:
+        whole, question, asked = render(4), render(1), render(1, prompt=True)
+    except (TemplateError, TypeError) as error:
+        raise ValueError(f"the base's chat template does not render: {error}") from None
+    places = [whole.find(word) for word in _WORDS]
+    if -1 in places or places != sorted(places):
+        raise ValueError("the base's chat template does not show every message, in order")
+    ends = [place + len(word) for place, word in zip(places, _WORDS, strict=True)]
+    before = whole[ends[0] : places[1]]  # of an answer that is not the last: no reasoning in it
+    after, tail = whole[ends[1] : places[2]], whole[ends[3] :]
+    tokens = [str(token) for token in tokenizer.added_tokens_decoder.values() if str(token)]
+    begin = asked.removeprefix(question) if asked.startswith(question) else ""
+    if not begin or not before.endswith(begin):
+        starts = sorted((before.rfind(token) for token in tokens if token in before), reverse=True)
+        begin = next((before[s:] for s in starts if whole.count(before[s:]) == 2), "")
+    shared = next((n for n, (a, b) in enumerate(zip(after, tail, strict=False)) if a != b), None)
+    shared = min(len(after), len(tail)) if shared is None else shared
+    stops = [after.find(token) + len(token) for token in tokens if token in after[:shared]]
+    end = after[: min(stops)] if stops else after[:shared]
+    if not begin.strip() or not end.strip():
+        raise ValueError(
+            "the base's chat template has no mark where the assistant begins or ends to speak: give a template "
+            "with {% generation %}"
+        )
+    return begin, end

@@ -1,0 +1,129 @@
+"""Chat templates of real bases, as TRL ships them: the same text, images, and marks of what is learned."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from checkpoint_fixtures import image_bpe, patch_vq, random_grids, smollm_tokenizer, text_model
+from tokenizers import AddedToken
+
+from being_vl.hub.checkpoint import init_checkpoint
+from being_vl.processing.base_chat_templates import extended_chat_template
+
+trl = pytest.importorskip("trl")
+TEMPLATES = Path(trl.__file__).parent / "chat_templates"
+MISTRAL = (
+    "{{ bos_token }}{% for message in messages %}{% if message['role'] == 'user' %}"
+    "{{ '[INST] ' + message['content'] + ' [/INST]' }}{% else %}"
+    "{{ ' ' + message['content'] | trim + eos_token }}{% endif %}{% endfor %}"
+)
+CASES = {
+    "qwen2_5": ["<|im_start|>", "<|im_end|>"],
+    "qwen3": ["<|im_start|>", "<|im_end|>"],
+    "gemma3": ["<start_of_turn>", "<end_of_turn>"],
+    "phi3": ["<|user|>", "<|assistant|>", "<|end|>", "<|system|>"],
+    "phi3_5": ["<|user|>", "<|assistant|>", "<|end|>", "<|system|>"],
+    "llama3": ["<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>"],
+    "mistral": ["[INST]", "[/INST]", "</s>"],
+}
+END = {
+    "gemma3": "<end_of_turn>", "phi3": "<|end|>", "phi3_5": "<|end|>", "llama3": "<|eot_id|>",
+    "mistral": "</s>",
+}  # fmt: skip
+CHAT = [
+    {"role": "user", "content": "What is it?"},
+    {"role": "assistant", "content": "A red square."},
+    {"role": "user", "content": "And this?"},
+    {"role": "assistant", "content": "A circle."},
+]
+
+
+def base_tokenizer(name: str):
+    """A tokenizer with the family's turn markers and its template; Qwen has no BOS."""
+    tokenizer = smollm_tokenizer()
+    tokenizer.add_tokens([AddedToken(token, special=True) for token in CASES[name]])
+    path = TEMPLATES / f"{name}.jinja"
+    tokenizer.chat_template = path.read_text("utf-8") if path.exists() else MISTRAL
+    if name.startswith("qwen"):
+        tokenizer.bos_token = None
+    else:
+        tokenizer.eos_token = "</s>" if name == "mistral" else "<|endoftext|>"
+    return tokenizer
+
+
+def render(tokenizer, messages, template=None, **options):
+    return tokenizer.apply_chat_template(
+        messages, chat_template=template, tokenize=False, image_token="<image>", **options
+    )
+
+
+@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize("prompt", [False, True])
+def test_text_is_rendered_as_before(name, prompt):
+    tokenizer = base_tokenizer(name)
+    template = extended_chat_template(tokenizer)
+    for length in (1, 2, 3, 4):
+        options = {"add_generation_prompt": prompt}
+        before = render(tokenizer, CHAT[:length], **options)
+        assert render(tokenizer, CHAT[:length], template, **options) == before
+    assert template == extended_chat_template(tokenizer)
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_images_are_placeholders_and_answers_are_marked(name):
+    tokenizer = base_tokenizer(name)
+    model, processor = init_checkpoint(text_model(tokenizer), tokenizer, patch_vq(), image_bpe())
+    parts = [
+        {"role": "user", "content": [{"type": "image"}, {"type": "text", "text": "What is it?"}]},
+        {"role": "assistant", "content": [{"type": "text", "text": "A red square."}]},
+        *CHAT[2:],
+    ]
+    batch = processor.apply_chat_template(
+        parts,
+        tokenize=True,
+        return_dict=True,
+        return_assistant_tokens_mask=True,
+        processor_kwargs={"image_codes": random_grids(1)},
+    )
+    ids, mask = batch["input_ids"][0], batch["assistant_masks"][0]
+    layout = model.config.layout
+    assert sum(layout.first_code_id <= i < layout.size for i in ids) > 0
+    spoken = processor.tokenizer.decode([i for i, m in zip(ids, mask, strict=True) if m])
+    end = END.get(name, "<|im_end|>")
+    think = "<think>\n\n</think>\n\n" if name == "qwen3" else ""  # before the last answer alone
+    answers = [part.strip() for part in spoken.split(end)]
+    assert answers == ["A red square.", f"{think}A circle.".strip(), ""]
+
+
+def test_reasoning_is_spoken_and_earlier_reasoning_is_dropped_as_in_the_base():
+    tokenizer = base_tokenizer("qwen3")
+    template = extended_chat_template(tokenizer)
+    chat = [dict(message) for message in CHAT]
+    for turn in (1, 3):
+        chat[turn]["content"] = f"<think>\nhm {turn}\n</think>\n\n{chat[turn]['content']}"
+    before = render(tokenizer, chat)
+    assert render(tokenizer, chat, template) == before and "hm 1" not in before
+    out = tokenizer.apply_chat_template(
+        chat, chat_template=template, return_dict=True, return_assistant_tokens_mask=True
+    )
+    ids = [i for i, m in zip(out["input_ids"], out["assistant_masks"], strict=True) if m]
+    assert "hm 3" in tokenizer.decode(ids) and "And this" not in tokenizer.decode(ids)
+
+
+def test_marks_of_the_base_are_kept_and_nonsense_is_refused():
+    tokenizer = smollm_tokenizer()
+    assert extended_chat_template(tokenizer) is None
+    tokenizer.chat_template = (
+        "{% for m in messages %}{% generation %}{{ m.content }}{% endgeneration %}{% endfor %}"
+    )
+    assert extended_chat_template(tokenizer).endswith(tokenizer.chat_template)
+    tokenizer.chat_template = "{{ messages[0].content }}"
+    with pytest.raises(ValueError, match="does not show every message"):
+        extended_chat_template(tokenizer)
+    tokenizer.chat_template = "{% for m in messages %}{{ m.content }}{% endfor %}"
+    with pytest.raises(ValueError, match="no mark where the assistant"):
+        extended_chat_template(tokenizer)
+    tokenizer.chat_template = "{{ raise_exception('no') }}"
+    with pytest.raises(ValueError, match="does not render: no"):
+        extended_chat_template(tokenizer)
