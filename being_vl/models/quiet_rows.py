@@ -28,8 +28,8 @@ def quiet_shift(text_model: Any, text_size: int, rows: torch.Tensor) -> torch.Te
     """The vector to add to new rows of the head, (hidden_size,) float32 on the CPU.
 
     The model runs once, over 256 random text ids. The shift is the smallest after which all new rows
-    together take less than 1e-4 of the probability at each of these positions; where no shift does that,
-    the one that raises the mean loss the least, and a warning says by how much.
+    together take less than 1e-4 of the probability at each of these positions. Where no shift does that,
+    the one whose worst position is the best, and a warning says by how much the mean loss rises.
 
     Args:
         text_model: any text model with a head.
@@ -44,9 +44,10 @@ def quiet_shift(text_model: Any, text_size: int, rows: torch.Tensor) -> torch.Te
     share = hidden_states @ rows.mean(dim=0) + math.log(len(rows)) - text_logits.logsumexp(dim=-1)
     direction = _common_direction(hidden_states)
     lowered = share[:, None] - (hidden_states @ direction)[:, None] * _STEPS
-    is_quiet = lowered.amax(dim=0) < math.log(_SHARE)
+    worst = lowered.amax(dim=0)
+    is_quiet = worst < math.log(_SHARE)
     increase = F.softplus(lowered).mean(dim=0)  # of the loss, in nats
-    best = int(is_quiet.int().argmax() if is_quiet.any() else increase.argmin())
+    best = int(is_quiet.int().argmax() if is_quiet.any() else worst.argmin())
     if increase[best] > _WORTH_SAYING:
         logger.warning(
             "The %d new rows raise the loss on text by %.2f before any training: the hidden states of this "
