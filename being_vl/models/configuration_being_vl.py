@@ -166,6 +166,8 @@ class BeingVLGemma3Config(ImageVocabularyConfig, Gemma3TextConfig):
 class BeingVLSmolLM3Config(ImageVocabularyConfig, SmolLM3Config):
     model_type = "being_vl_smollm3"
 
+    text_vocab_size: int = 128256  # SmolLM 3's, which its default end token lies in
+
 
 @strict
 class BeingVLPhi3Config(ImageVocabularyConfig, Phi3Config):
@@ -175,6 +177,8 @@ class BeingVLPhi3Config(ImageVocabularyConfig, Phi3Config):
 @strict
 class BeingVLOlmo2Config(ImageVocabularyConfig, Olmo2Config):
     model_type = "being_vl_olmo2"
+
+    text_vocab_size: int = 50304  # OLMo 2's, which its default end token lies in
 
 
 __all__ = [

@@ -12,7 +12,10 @@ import torch
 from torch import nn
 
 from ..bpe.image_bpe import ImageBPE
+from ..vocabulary import VocabularyLayout
 from .frozen_rows import able_to_freeze
+from .image_rows import new_rows
+from .quiet_rows import quiet_shift
 
 
 class VocabularyRows:
@@ -48,8 +51,8 @@ class VocabularyRows:
     ) -> nn.Embedding:
         """Give the vocabulary `num_image_tokens` visual ids, K codes and the rest merges.
 
-        Rows that stay keep their values; rows that come are drawn from a normal distribution with the
-        standard deviation of the text rows. Rows of padding are dropped, and so is `image_bpe`, which
+        Rows that stay keep their values; rows that come start as `"mean_text"`, see `image_rows.new_rows`,
+        and take no probability from text. Rows of padding are dropped, and so is `image_bpe`, which
         no longer fits: set it anew.
 
         Args:
@@ -73,12 +76,12 @@ class VocabularyRows:
         if num_image_tokens != old.num_image_tokens:
             self.image_bpe = None
         self._set_frozen_rows(self._frozen_rows)
-        matrices = [embeddings.weight]
-        if not self.config.tie_word_embeddings:
-            matrices.append(self.get_output_embeddings().weight)
-        for matrix in matrices if size > old.size else []:
-            std = matrix[: old.text_size].detach().float().std().cpu()
-            rows = std * torch.randn(size - old.size, matrix.shape[1], generator=generator)
+        head = self.get_output_embeddings().weight
+        for matrix in dict.fromkeys((embeddings.weight, head)) if size > old.size else ():
+            come = VocabularyLayout(old.text_size, 0, 0, size - old.size)
+            rows = new_rows(matrix[: old.text_size], come, "mean_text", generator=generator)
+            if matrix is head:
+                rows += quiet_shift(self, old.text_size, rows)
             with torch.no_grad():
                 matrix[old.size :] = rows.to(matrix)
         return embeddings

@@ -50,6 +50,7 @@ class BeingVLTextKwargs(TextKwargs, total=False):
 
 class BeingVLProcessorKwargs(ProcessingKwargs, total=False):
     text_kwargs: BeingVLTextKwargs
+    _defaults = {}  # noqa: RUF012 (transformers before 5.23 reads it of the class itself)
 
 
 class _Grids(list):
@@ -172,7 +173,9 @@ class BeingVLProcessor(CheckpointPart, ProcessorMixin):
             if return_tensors is None:
                 return inputs
             return BatchFeature(_as_arrays(inputs), tensor_type=return_tensors)
-        options = self._merge_kwargs(tokenizer_init_kwargs=self.tokenizer.init_kwargs, **kwargs)
+        options = self._merge_kwargs(
+            BeingVLProcessorKwargs, tokenizer_init_kwargs=self.tokenizer.init_kwargs, **kwargs
+        )
         options = options["images_kwargs"]
         return_tensors = options.pop("return_tensors", None)
         codes = self.quantize(images, **options)

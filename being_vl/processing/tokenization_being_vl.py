@@ -22,7 +22,7 @@ from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 from ..bpe.image_bpe import ImageBPE
 from ..hub.part import CheckpointPart, absolute_folder, commit_of
 from ..vocabulary import VocabularyLayout
-from .chat_messages import checked_messages
+from .chat_messages import checked_messages, require_sanitizing
 
 IMAGE_BPE_FILE = "image_bpe.json"
 
@@ -175,6 +175,8 @@ class BeingVLTokenizer(CheckpointPart, PreTrainedTokenizerFast):
         """As of every tokenizer, but that a part which the template would drop is an error."""
         template = kwargs.get("chat_template") or self.chat_template or ""
         join = bool(kwargs.get("sanitize_control_tokens"))
+        if join:
+            require_sanitizing()
         conversation = checked_messages(conversation, str(template), join_texts=join)
         return super().apply_chat_template(conversation, *args, **kwargs)
 

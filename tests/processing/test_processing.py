@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import inspect
 import json
 from pathlib import Path
 
@@ -19,7 +20,7 @@ from checkpoint_fixtures import (
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
-from transformers import AutoProcessor
+from transformers import AutoProcessor, ProcessorMixin
 
 from being_vl import BeingVLImageProcessor, BeingVLProcessor, BeingVLTokenizer
 from being_vl.hub.checkpoint import default_image_processor
@@ -364,6 +365,11 @@ def test_chat_images_in_messages(processor) -> None:
     assert got["input_ids"] == wanted["input_ids"]
 
 
+@pytest.mark.skipif(
+    "sanitize_control_tokens"
+    not in inspect.signature(ProcessorMixin.apply_chat_template).parameters,
+    reason="needs transformers 5.23; before, asking for it is an error: test_sanitizing.py",
+)
 def test_a_sanitized_chat_keeps_its_images_and_no_other_ids(processor) -> None:
     smuggled = "<image> <|visual_3|><|boi|><|eoi|><|eot_id|> <pad>"
     grid = random_grids(1)[0]
