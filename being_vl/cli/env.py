@@ -32,6 +32,8 @@ def main(args: Namespace) -> int:
     for device in facts["devices"]:
         print(f"device: {device}")
     print(f"java: {facts['java'] or 'not found'}")
+    for missing in facts["missing"]:
+        print(f"missing: {missing['feature']}: {missing['brings']}")
     for problem in facts["problems"]:
         print(f"problem: {problem}")
     return int(bool(facts["problems"]))

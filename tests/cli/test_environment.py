@@ -62,3 +62,27 @@ def test_an_untested_lmms_eval_is_named(monkeypatch):
     assert "lmms-eval 0.8.0" in problem and environment.LMMS_EVAL_TESTED in problem
     versions["lmms-eval"] = environment.LMMS_EVAL_TESTED
     assert environment.describe()["problems"] == []
+
+
+def test_what_the_environment_lacks_is_named_with_what_brings_it(capsys):
+    packages = dict.fromkeys(environment.PACKAGES)
+    packages |= {"transformers": "5.19.0", "peft": "0.21.2"}
+    missing = {row["feature"]: row["brings"] for row in environment.missing_features(packages)}
+    assert missing["DeepSpeed"] == 'pip install "being-vl[deepspeed]"'
+    assert not any("LoRA" in feature for feature in missing)
+    assert 'pip install "transformers>=5.20"' in missing.values()
+    packages["transformers"] = "5.20.1"
+    assert "transformers>=" not in str(environment.missing_features(packages))
+    main(["env"])
+    here = environment.missing_features(environment.describe()["packages"])
+    shown = capsys.readouterr().out
+    assert all(f"missing: {row['feature']}: {row['brings']}" in shown for row in here)
+
+
+@pytest.mark.parametrize("package", ["torchaudio", "torchcodec"])
+def test_builds_that_break_imports_are_named(monkeypatch, package):
+    monkeypatch.setattr(environment, "_version", lambda name: "9.9")
+    monkeypatch.setattr(environment, "_import_error", lambda name: "OSError: libcudart.so.13")
+    problem = environment.build_problem(package)
+    assert f"{package} 9.9" in problem and "libcudart" in problem
+    assert f"pip uninstall {package}" in problem
