@@ -62,6 +62,8 @@ class ControlTokens:
                 {"role": role, "content": [{"type": "text", "text": "x"}] * texts}
                 for role, texts in key
             ]
-            encoded = self._processor.apply_chat_template([bare], tokenize=True, return_dict=True)
+            encoded: Any = self._processor.apply_chat_template(
+                [bare], tokenize=True, return_dict=True
+            )
             self._of_template[key] = Counter(self._special_ids(np.asarray(encoded["input_ids"][0])))
         return self._of_template[key]

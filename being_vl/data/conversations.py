@@ -299,8 +299,13 @@ def _image_ids(
 
 def _ids_of_column(value: Any) -> list[str] | None:
     values = value if isinstance(value, Sequence) and not isinstance(value, str) else [value]
-    ids = [one.get("path") or one.get("url") if isinstance(one, Mapping) else one for one in values]
-    return ids if all(isinstance(one, str) and one for one in ids) else None
+    ids = []
+    for one in values:
+        name = one.get("path") or one.get("url") if isinstance(one, Mapping) else one
+        if not isinstance(name, str) or not name:
+            return None
+        ids.append(name)
+    return ids
 
 
 def _text_parts(text: str, where: str) -> list[dict[str, Any]]:

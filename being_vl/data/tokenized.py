@@ -292,11 +292,11 @@ def read_manifest(folder: Path) -> dict[str, Any]:
             f"{path}: parts.tokenizer must be a dict, got {manifest['parts'].get('tokenizer')!r}"
         )
     for number, shard in enumerate(manifest["shards"]):
-        for name, kind in (("file", str), ("samples", int), ("bytes", int), ("sha256", str)):
+        for name, type_ in (("file", str), ("samples", int), ("bytes", int), ("sha256", str)):
             value = shard.get(name) if isinstance(shard, dict) else None
-            if type(value) is not kind:
+            if type(value) is not type_:
                 raise ValueError(
-                    f"{path}: shards[{number}].{name} must be {kind.__name__}, got {value!r}"
+                    f"{path}: shards[{number}].{name} must be {type_.__name__}, got {value!r}"
                 )
         if Path(shard["file"]).name != shard["file"]:
             raise ValueError(

@@ -109,7 +109,7 @@ class ChunkTokenizer:
     def __init__(
         self, processor: BeingVLProcessor, index: CodeIndex | None, settings: TokenizeSettings
     ):
-        if not _GENERATION.search(processor.chat_template or ""):
+        if not _GENERATION.search(str(processor.chat_template)):
             raise ValueError(
                 "the chat template has no {% generation %} around what the assistant says, so that nothing "
                 "would be learned; being-vl init gives a checkpoint one that has"
@@ -122,7 +122,7 @@ class ChunkTokenizer:
     def __call__(self, chunk: Chunk) -> bytes:
         self._skipped: list[dict[str, Any]] = []
         self._counts = dict.fromkeys(COUNTS, 0)
-        columns: dict[str, list[Any]] = defaultdict(list)
+        columns: dict[str, Any] = defaultdict(list)
         read = self._read(chunk)
         grids = self._grids(c for c, _ in read)
         kept = []
@@ -236,7 +236,7 @@ class ChunkTokenizer:
         """Ids int32 and assistant masks int8 of each sample, or why there are none."""
         images = [[grids[i] for i in conversation.image_ids] for conversation in batch]
         try:
-            encoded = self._processor.apply_chat_template(
+            encoded: Any = self._processor.apply_chat_template(
                 [conversation.messages for conversation in batch],
                 tokenize=True,
                 return_dict=True,
@@ -387,13 +387,12 @@ def tokenize_samples(
             for i in range(0, len(numbers), settings.shard_size)
         ]
         paths = [shard_path(output, i, len(chunks)) for i in range(len(chunks))]
-        finished = check_finished(output)
         for path, chunk in zip(paths, chunks, strict=True):
             if path.exists():
                 read_report(path)  # refuses what is not ours
                 progress(len(chunk))
         todo = [i for i, path in enumerate(paths) if not path.exists()]
-        finished = finished and not todo
+        finished = check_finished(output) and not todo
         tasks = ((i, _read(source, chunks[i])) for i in todo)
         for i, data in _map(tasks, processor, checkpoint, index, settings, num_workers, len(todo)):
             write_atomic(paths[i], data)
@@ -420,10 +419,11 @@ def _open_codes(
             f"{shards.codebook_size}"
         )
     own = source.positions()
-    for folder, encoded in positions_of(shards).items() if own is not None else ():
-        found = {"positions": {name: encoded.get(name) for name in own}}
+    if own is not None:
         rule = "name the images by --id-column in both commands"
-        compare(folder, found, {"positions": own}, rule=rule, accept=accept)
+        for folder, encoded in positions_of(shards).items():
+            found = {"positions": {name: encoded.get(name) for name in own}}
+            compare(folder, found, {"positions": own}, rule=rule, accept=accept)
     return index, codes_identity(shards)
 
 

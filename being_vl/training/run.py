@@ -93,7 +93,7 @@ def run_stage(
         FrozenRowsMoved: at a save, a row that must stay has moved.
     """
     prepare_deepspeed(training_args)
-    output = Path(training_args.output_dir)
+    output = Path(str(training_args.output_dir))
     own_lock = f".rank-{training_args.process_index:05d}.lock"
     with locked(output, "another process is training into it", name=own_lock):
         with training_args.main_process_first():
@@ -122,7 +122,7 @@ def run_stage(
             return StageResult(str(output), finished, finished_before=True)
         metrics = dict(trainer.train(resume_from_checkpoint="auto").metrics)
         metrics["steps"] = trainer.state.global_step
-        samples = trainer.train_dataset.samples
+        samples = trainer.train_dataset.samples  # type: ignore[union-attr]
         metrics["samples_too_long"] = samples.num_too_long
         metrics["samples_without_labels"] = samples.num_without_labels
         if held_out is not None:
@@ -335,8 +335,8 @@ def make_trainer(
 
     pad = model.config.pad_token_id or 0  # which id does not matter: no label sees the padding
     if data_args.packing == "shared_image":
-        mask = "flex" if attention == "flex_attention" else "dense"
-        collator: Any = SharedImageCollator(pad, mask)
+        flex = attention == "flex_attention"
+        collator: Any = SharedImageCollator(pad, "flex" if flex else "dense")
     elif data_args.packing == "samples" and attention.startswith("flash"):
         collator = FlatCollator()
     else:
