@@ -33,7 +33,11 @@ SHARED: dict[str, dict[str, Any]] = {
         "help": "folder or Hub id; default: that of --quantizer, else its resolution",
     },
     # data
-    "codes": {"type": str, "metavar": "PATH", "help": "codes: folder of shards, or .npy (N, H, W)"},
+    "codes": {
+        "type": str,
+        "metavar": "PATH",
+        "help": "codes: folder of shards, .npy (N, h, w), .pt, .parquet or .tar",
+    },
     "images": {"type": str, "metavar": "FOLDER", "help": "folder of images, searched recursively"},
     "image": {"type": str, "metavar": "FILE", "help": "an image"},
     "data": {

@@ -142,18 +142,25 @@ def _train(args: Namespace, output: Path, processes: Processes) -> None:
 
 def _open_codes(args: Namespace) -> tuple[Any, int]:
     """The codes as `train_merges` takes them, and the codebook's size."""
+    from ..codes.imported import holds_arrays, import_codes
     from ..codes.shards import CodeShards
 
     if not Path(args.codes).exists():
         raise FileNotFoundError(f"{args.codes}: no such file or folder")
     if args.codes.endswith((".npz", ".npy")):
         check_array(args.codes)
-    if not args.codes.endswith(".npy"):
-        shards = CodeShards(args.codes, codebook_size=args.codebook_size)
-        return shards, shards.codebook_size
-    if args.codebook_size is None:
-        raise ValueError(f"{args.codes}: a .npy file needs --codebook-size")
-    return args.codes, args.codebook_size
+    if args.codes.endswith(".npy") and args.codebook_size is not None:
+        return args.codes, args.codebook_size
+    if holds_arrays(args.codes):
+        if args.codebook_size is None:
+            raise ValueError(
+                f"{args.codes}: a {Path(args.codes).suffix} file needs --codebook-size"
+            )
+        shard = Path(args.output, "codes.parquet")
+        codes = import_codes(args.codes, shard, codebook_size=args.codebook_size)
+        return CodeShards(codes), args.codebook_size
+    shards = CodeShards(args.codes, codebook_size=args.codebook_size)
+    return shards, shards.codebook_size
 
 
 def _common_checkpoint(

@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 import pyarrow.parquet as pq
 
+from ..codes.imported import holds_arrays, import_codes
 from ..codes.shards import RUN_FILE, CodeShards, read_info
 from ..files import read_json
 
@@ -67,19 +68,30 @@ class CodeIndex:
         return grids
 
 
-def build_index(folders: Sequence[str], path: Path) -> tuple[CodeIndex, CodeShards]:
+def build_index(
+    folders: Sequence[str], path: Path, *, codebook_size: int | None = None
+) -> tuple[CodeIndex, CodeShards]:
     """Index the images of code shards; the keys are saved as `path` (.npy), for other processes to map.
 
     Args:
-        folders: folders that `being-vl encode` has finished, or parquet files; of one quantizer.
+        folders: folders that `being-vl encode` has finished, or parquet files, of one quantizer; or files
+            of arrays that `import_codes` reads, which become shards beside `path`.
         path: the file to write.
+        codebook_size: K of files of arrays, which do not say it.
 
     Raises:
         ValueError: shards of different quantizers, a folder that is not finished, or one id for two
             images that differ in their codes.
         FileNotFoundError: no such folder.
     """
-    opened = [CodeShards(folder) for folder in folders]
+    sources: list[str | Path] = []
+    for number, folder in enumerate(folders):
+        if holds_arrays(folder) and codebook_size is not None:
+            shard = path.with_name(f"{path.stem}-{number}.parquet")
+            sources.append(import_codes(folder, shard, codebook_size=codebook_size))
+        else:
+            sources.append(folder)
+    opened = [CodeShards(source) for source in sources]
     shards = CodeShards([file for one in opened for file in one.files])
     keys = np.empty(len(shards), _KEY)
     keys["place"] = np.arange(len(shards))

@@ -411,8 +411,8 @@ def _open_codes(
 ) -> tuple[CodeIndex | None, dict[str, Any] | None]:
     if not codes:
         return None, None
-    index, shards = build_index(codes, output / _INDEX_FILE)
     expected = processor.tokenizer.image_bpe.codebook_size
+    index, shards = build_index(codes, output / _INDEX_FILE, codebook_size=expected)
     if shards.codebook_size != expected:
         raise ValueError(
             f"{', '.join(codes)}: codebook_size must be {expected}, as in the checkpoint, got "

@@ -1,0 +1,160 @@
+"""arrays of codes in other files → one parquet shard.
+
+For codes that another program made: numpy arrays, torch tensors (`weights_only`), a parquet column of nested
+lists, WebDataset shards with a .npy a sample. An image is known by its name where the file has one (key,
+`image_id`, `id`), else by its number, from 0.
+"""
+
+from __future__ import annotations
+
+import io
+import os
+import tarfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from .shard_files import ShardInfo, write_shard
+
+ARRAY_SUFFIXES = (".npy", ".pt", ".pth", ".tar")
+_IDS = ("image_id", "id", "__key__")
+_MAX_MEMBER = 1 << 28  # bytes of one .npy in a tar
+
+
+def holds_arrays(path: str | os.PathLike) -> bool:
+    """Whether a file holds codes in a form that `import_codes` reads and `CodeShards` does not."""
+    path = Path(path)
+    if not path.is_file():
+        return False
+    if path.suffix == ".parquet":
+        return "height" not in pq.read_schema(path).names
+    return path.suffix in ARRAY_SUFFIXES
+
+
+def import_codes(
+    path: str | os.PathLike,
+    output: str | os.PathLike,
+    *,
+    codebook_size: int,
+    column: str | None = None,
+) -> Path:
+    """Write the codes of a file as a shard that `CodeShards` reads.
+
+    Args:
+        path: .npy (N, h, w); .pt of such a tensor, of a list of (h, w), or of a dictionary of these by
+            image id; .parquet; or .tar.
+        output: the parquet file to write.
+        codebook_size: K.
+        column: of codes in a parquet file; by default the only one of nested lists.
+
+    Raises:
+        ValueError: another form, or a code outside [0, K); the message says what is expected.
+    """
+    path = Path(path)
+    read = {".npy": _numpy, ".tar": _tar, ".parquet": lambda path: _parquet(path, column)}
+    pairs = list(read.get(path.suffix, _torch)(path))
+    if not pairs:
+        raise ValueError(f"{path}: no codes in it")
+    ids, grids = zip(*((name, _grid(grid, f"{path}: {name}")) for name, grid in pairs), strict=True)
+    write_shard(output, ids, grids, ShardInfo(codebook_size=codebook_size))
+    return Path(output)
+
+
+def _grid(values: Any, where: str) -> np.ndarray:
+    grid = np.asarray(values)
+    if grid.ndim != 2 or grid.dtype.kind not in "iu":
+        hint = "; a sequence of n codes is a grid (1, n)" if grid.ndim == 1 else ""
+        raise ValueError(
+            f"{where}: codes must be integers (h, w), got {grid.dtype} {grid.shape}{hint}"
+        )
+    return grid
+
+
+def _numbered(array: Any, path: Path) -> Iterator[tuple[str, Any]]:
+    shape = tuple(array.shape)
+    if len(shape) == 2:
+        raise ValueError(
+            f"{path}: codes must be (N, h, w), got {shape}; reshape sequences to ({shape[0]}, 1, {shape[1]})"
+        )
+    if len(shape) != 3:
+        raise ValueError(f"{path}: codes must be (N, h, w), got {shape}")
+    yield from ((str(number), grid) for number, grid in enumerate(array))
+
+
+def _numpy(path: Path) -> Iterator[tuple[str, Any]]:
+    try:
+        array = np.load(path, mmap_mode="r", allow_pickle=False)
+    except (ValueError, EOFError, OSError) as error:
+        raise ValueError(f"{path}: not an array of numbers: {error}") from error
+    yield from _numbered(array, path)
+
+
+def _torch(path: Path) -> Iterator[tuple[str, Any]]:
+    import torch
+
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # damaged files make the unpickler raise nearly any type
+        raise ValueError(f"{path}: not a file of tensors alone, or damaged") from error
+    if isinstance(content, torch.Tensor):
+        yield from _numbered(content.numpy(), path)
+    elif isinstance(content, dict):
+        yield from ((str(name), grid) for name, grid in content.items())
+    elif isinstance(content, (list, tuple)):
+        yield from ((str(number), grid) for number, grid in enumerate(content))
+    else:
+        raise ValueError(f"{path}: must hold a tensor, a list or a dictionary of tensors")
+
+
+def _parquet(path: Path, column: str | None) -> Iterator[tuple[str, Any]]:
+    schema = pq.read_schema(path)
+    nested = [name for name in schema.names if _depth(schema.field(name).type) == 2]
+    if column is None and len(nested) != 1:
+        raise ValueError(
+            f"{path}: codes must be one column of lists of rows (list<list<int>>), found {nested} among "
+            f"{schema.names}"
+        )
+    column = column or nested[0]
+    if column not in schema.names:
+        raise ValueError(f"{path}: no column {column!r}; there are {schema.names}")
+    names = next((name for name in _IDS if name in schema.names), None)
+    table = pq.read_table(path, columns=[column, *([names] if names else [])])
+    for number in range(table.num_rows):
+        name = str(table[names][number].as_py()) if names else str(number)
+        yield name, np.array(table[column][number].as_py())
+
+
+def _depth(kind: pa.DataType) -> int:
+    lists = (pa.types.is_list, pa.types.is_large_list, pa.types.is_fixed_size_list)
+    if any(is_list(kind) for is_list in lists):
+        inner = _depth(kind.value_type)
+        return inner + 1 if inner >= 0 else -1
+    return 0 if pa.types.is_integer(kind) else -1
+
+
+def _tar(path: Path) -> Iterator[tuple[str, Any]]:
+    try:
+        with tarfile.open(path) as archive:
+            for member in archive:
+                if not member.isfile() or not member.name.endswith(".npy"):
+                    continue
+                if member.size > _MAX_MEMBER:
+                    raise ValueError(
+                        f"{path}: {member.name} has {member.size} bytes, more than {_MAX_MEMBER}"
+                    )
+                data = archive.extractfile(member).read()  # type: ignore[union-attr]
+                folder, _, name = member.name.rpartition("/")
+                key = name.partition(".")[0]
+                yield (
+                    (f"{folder}/{key}" if folder else key),
+                    np.load(io.BytesIO(data), allow_pickle=False),
+                )
+    except (tarfile.TarError, EOFError) as error:
+        raise ValueError(f"{path}: damaged tar file: {error}") from error
+
+
+__all__ = ["holds_arrays", "import_codes"]
