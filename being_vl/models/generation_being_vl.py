@@ -149,6 +149,22 @@ class BeingVLGenerationMixin:
                 )
         self._image_bpe = image_bpe
 
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path: Any, *args: Any, **kwargs: Any) -> Any:
+        """As of every model; the merge rules of the checkpoint come along, so that saving has them again."""
+        loaded = super().from_pretrained(pretrained_model_name_or_path, *args, **kwargs)  # type: ignore[misc]
+        model = loaded[0] if isinstance(loaded, tuple) else loaded  # output_loading_info=True
+        folder = os.path.join(model.name_or_path, kwargs.get("subfolder", ""))
+        if model._image_bpe is None and os.path.isfile(os.path.join(folder, _IMAGE_BPE_FILE)):
+            found = ImageBPE.from_pretrained(folder)
+            sizes = (model.config.codebook_size, model.config.num_merges)
+            if (
+                found.codebook_size,
+                found.num_merges,
+            ) == sizes:  # else `image_bpe` says so when asked for
+                model._image_bpe = found
+        return loaded
+
     def save_pretrained(
         self,
         save_directory: str | os.PathLike,
