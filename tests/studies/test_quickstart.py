@@ -21,7 +21,7 @@ from being_vl.cli import run_command
 from being_vl.data import load_tokenized
 from being_vl.evaluation import easyvqa, easyvqa_files
 from being_vl.evaluation.answering import generate_answers, render_prompts
-from being_vl.evaluation.easyvqa import Split, load_easyvqa
+from being_vl.evaluation.easyvqa import Question, Split, load_easyvqa
 from being_vl.studies.quickstart import pipeline
 from being_vl.studies.quickstart.settings import Settings
 from being_vl.studies.quickstart.text_model import CHAT_TEMPLATE, train_text_tokenizer
@@ -161,7 +161,7 @@ def test_other_settings_are_refused(finished):
     output, _run = finished
     run = being_vl("quickstart", "--output", str(output), "--minutes", "0.05", "--seed", "4")
     assert run.returncode == 2
-    assert "seed=3" in run.stderr and len(run.stderr.strip().splitlines()) == 1
+    assert "seed is 3" in run.stderr and len(run.stderr.strip().splitlines()) == 1
 
 
 def answers_of(folder: Path) -> dict[str, str]:
@@ -332,10 +332,11 @@ def test_unreadable_image(small_data, tmp_path, monkeypatch):
 
     def with_broken(name: str, *, seed: int = 0) -> Split:
         split = small_easyvqa(name, seed=seed)
-        return Split({**split.image_paths, 10**6: str(broken)}, split.questions)
+        asked = Question(10**6, "what shape is in the image?", "circle")
+        return Split({**split.image_paths, 10**6: str(broken)}, [*split.questions, asked])
 
     monkeypatch.setattr(easyvqa_files, "load_easyvqa", with_broken)
-    with pytest.raises(ValueError, match=r"broken\.png"):
+    with pytest.raises(ValueError, match=r"train/1000000\.png"):
         pipeline.run(Settings(output=str(tmp_path / "out"), minutes=0.05), run_command)
     assert not (tmp_path / "out" / "vq_model").exists()
 
