@@ -71,7 +71,7 @@ def _frequent_pairs(records, bounds, codebook_size, first_code, end_code, least,
     how many, and `least`.
     """
     shards = bounds.shape[0]
-    counters = np.zeros((shards, 2, codebook_size + 1), np.int32)
+    counters = np.zeros((shards, 2, codebook_size + 1), np.uint32)  # as many as there are positions
     n = 0
     for code in range(first_code, end_code):
         for shard in range(shards):
@@ -91,7 +91,7 @@ def _frequent_pairs(records, bounds, codebook_size, first_code, end_code, least,
                         continue
                     total = np.int64(0)
                     for other in range(shards):
-                        total += counters[other, below, second]
+                        total += np.int64(counters[other, below, second])
                     if total >= least:
                         if n == found.shape[0]:
                             n, least = _keep_half(found, least)
@@ -218,11 +218,11 @@ class _CodeCounter:
             found = self._each(lambda codes: self._pairs_of(codes, least), self._ranges(turn))  # noqa: B023
             parts += [pairs for pairs, _ in found]
             least = max(reached for _, reached in found)
-        pairs = np.concatenate(parts).astype(np.int64)
+        pairs = np.concatenate(parts)
         return pairs[pairs[:, 3:].sum(axis=1) >= least], least
 
     def _pairs_of(self, codes: tuple[int, int], least: int) -> tuple[np.ndarray, int]:
-        found = np.empty((_FOUND_AT_ONCE, 3 + len(self._shards)), np.int32)
+        found = np.empty((_FOUND_AT_ONCE, 3 + len(self._shards)), np.int64)
         n, least = _frequent_pairs(
             self._records, self._bounds, self._codebook_size, *codes, least, found
         )
