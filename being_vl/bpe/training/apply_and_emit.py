@@ -51,7 +51,6 @@ class Batch(NamedTuple):
 
     keys: np.ndarray  # (n,) int64, their numbers
     rules: np.ndarray  # (n, 5) int64: a, b, row offset, column offset, c; offsets of 0 for "pair"
-    counts: np.ndarray  # (n,) int64, over all shards
     around: (
         np.ndarray
     )  # (_, 3) int32, the cells around each c: row, column, 1 touches a | 2 touches b
@@ -73,7 +72,6 @@ class Traces(NamedTuple):
     rows: np.ndarray  # (_, 4) int64, see above
     log_rows: np.ndarray  # (_,) int32
     log_positions: np.ndarray  # (_,) like positions: where the new key's first token has its anchor
-    merged: np.ndarray  # (_,) like positions: the anchors of what was merged
     losses: np.ndarray  # (_, 2) int64: key number, loss
     late: np.ndarray  # (_, 3) int64: tokens, offset, loss of keys made in this batch
     candidates: np.ndarray  # (_, 3) int64: rule << 55 | view, row, count of what may be listed
@@ -91,7 +89,6 @@ def empty_traces(position_dtype: type) -> Traces:
         rows=np.empty((1 << 10, 4), np.int64),
         log_rows=np.empty(1 << 12, np.int32),
         log_positions=np.empty(1 << 12, position_dtype),
-        merged=np.empty(1 << 10, position_dtype),
         losses=np.empty((1 << 10, 2), np.int64),
         late=np.empty((1 << 6, 3), np.int64),
         candidates=np.empty((1 << 6, 3), np.int64),
@@ -230,7 +227,6 @@ def close_rule(
     """
     a, b, c = batch.rules[i, 0], batch.rules[i, 1], batch.rules[i, 4]
     row_offset, col_offset = batch.rules[i, 2], batch.rules[i, 3]
-    most = np.int64(0)
     losses = longer_rows(losses, n_losses + 2 * (n_rows - begin))
     for row in range(begin, n_rows):
         view = rows[row, 0]
@@ -264,8 +260,7 @@ def close_rule(
                 candidates[n_candidates, 0], candidates[n_candidates, 1] = (i << 55) | view, row
                 candidates[n_candidates, 2] = count
                 n_candidates += 1
-                most = max(most, count)
-    return losses, n_losses, late, n_late, candidates, n_candidates, most
+    return losses, n_losses, late, n_late, candidates, n_candidates
 
 
 @kernel
@@ -292,34 +287,24 @@ def apply_rules(
     offsets,
     traces,
 ):
-    """Merge the occurrences of each rule in the order of its positions; returns how many rules, and traces.
-
-    It ends before a rule that a new key outranks by the occurrences of this shard alone.
-    """
+    """Merge the occurrences of each rule in the order of its positions; returns the traces."""
     cells, bits, sentinel = board.cells, board.bits, board.sentinel
     ends, strides = board.ends, board.strides
     wide, mask_col = 2 * bits, (1 << bits) - 1
     low = (1 << wide) - 1
-    rows, log_rows, log_positions, merged = (
-        traces.rows, traces.log_rows, traces.log_positions, traces.merged
-    )  # fmt: skip
+    rows, log_rows, log_positions = traces.rows, traces.log_rows, traces.log_positions
     losses, late, candidates, slots = traces.losses, traces.late, traces.candidates, traces.slots
     n_rules = batch.rules.shape[0]
     marks = np.zeros((n_rules + 1, 6), np.int64)
     # of one type from the start: numba would compile what they are passed to once more for a literal 0
     n_rows = n_log = n_merged = n_losses = n_late = n_candidates = np.int64(0)
-    first_new, most = batch.rules[0, 4], np.int64(0)
+    first_new = batch.rules[0, 4]
     for i in range(n_rules):
-        if i > 0 and most >= batch.counts[i]:
-            return i, Traces(
-                rows, log_rows, log_positions, merged, losses, late, candidates, slots, marks
-            )
         a, b, c = batch.rules[i, 0], batch.rules[i, 1], batch.rules[i, 4]
         row_offset, col_offset = batch.rules[i, 2], batch.rules[i, 3]
         first_row = n_rows
         start, length = starts[batch.keys[i]], lengths[batch.keys[i]]
         mask = mask_for(length, slots)
-        merged = longer(merged, n_merged + length)
         around_begin, around_end = batch.around_ends[i], batch.around_ends[i + 1]
         size = around_end - around_begin
         near = np.empty(size, np.int64)
@@ -382,7 +367,6 @@ def apply_rules(
                     shape_starts[b - codebook_size], shape_starts[b - codebook_size + 1]
                 ):
                     cells[q + shape_offsets[k, 0] * stride + shape_offsets[k, 1]] = x
-            merged[n_merged] = p
             n_merged += 1
 
             if n_rows + n > rows.shape[0]:
@@ -418,45 +402,13 @@ def apply_rules(
                 log_rows[n_log] = h
                 log_positions[n_log] = position
                 n_log += 1
-        losses, n_losses, late, n_late, candidates, n_candidates, own_most = close_rule(
+        losses, n_losses, late, n_late, candidates, n_candidates = close_rule(
             batch, i, n_rows, first_new, least, limits, index, tokens, offsets, rows, slots, first_row,
             losses, n_losses, late, n_late, candidates, n_candidates,
         )  # fmt: skip
-        most = max(most, own_most)
         marks[i + 1, 0], marks[i + 1, 1], marks[i + 1, 2] = n_rows, n_log, n_merged
         marks[i + 1, 3], marks[i + 1, 4], marks[i + 1, 5] = n_losses, n_late, n_candidates
-    return n_rules, Traces(
-        rows, log_rows, log_positions, merged, losses, late, candidates, slots, marks
-    )
-
-
-@kernel
-def undo_rules(board, batch, begin, end, shape_starts, shape_offsets, codebook_size, merged, marks):
-    """Take apart what the rules [begin, end) of a batch have merged.
-
-    They share no token, so each of them finds its parts as it left them.
-    """
-    cells, wide = board.cells, 2 * board.bits
-    low = (1 << wide) - 1
-    for i in range(begin, end):
-        row_offset, col_offset = batch.rules[i, 2], batch.rules[i, 3]
-        for at in range(marks[i, 2], marks[i + 1, 2]):
-            p = np.int64(merged[at])
-            stride = board.strides[group_of(board.ends, p)]
-            anchor = np.int64(cells[p]) & low
-            for side in range(2):
-                token = batch.rules[i, side]
-                x = (token << wide) | anchor
-                q = p
-                if side == 1:
-                    x += (row_offset << board.bits) + col_offset
-                    q += row_offset * stride + col_offset
-                if token < codebook_size:
-                    cells[q] = x
-                    continue
-                at_shape = token - codebook_size
-                for k in range(shape_starts[at_shape], shape_starts[at_shape + 1]):
-                    cells[q + shape_offsets[k, 0] * stride + shape_offsets[k, 1]] = x
+    return Traces(rows, log_rows, log_positions, losses, late, candidates, slots, marks)
 
 
 @kernel

@@ -5,9 +5,11 @@ out of date is too high, and is put back with its true count when it surfaces. A
 `theta` can be forgotten without changing any rule that reaches it: what is chosen is exact until the heap
 runs dry; then everything is counted afresh with a lower theta.
 
-Rules are chosen in batches. A merge changes only the counts of keys that hold one of its two tokens, so the
-best keys, as long as no two of them share a token, are chosen in this order whatever merging does — unless
-a merge makes a new key that outranks one of them. `apply_and_emit.py` looks for that, and cuts the batch there.
+Rules are chosen in batches: the best keys, as long as no two of them share a token. They are what the law
+chooses one by one. A merge changes only the counts of keys that hold one of its two tokens, so the others keep
+their place. And no new key comes before one of them: since shapes are fixed, a neighbour x of c = (a, b) at one
+offset touches a at one offset, or b. So the key of a and x, or of b and x, was listed with at least the count of
+the new one, and it wins a tie, c being the newest id. It came earlier, and ended the batch: it shares a token.
 """
 
 from __future__ import annotations
@@ -133,12 +135,9 @@ def _choose(heap, size, counts, theta, most, budget, room, num_cells, taken, sta
             continue
         if taken[first] == stamp or taken[second] == stamp:
             break
-        if num_cells[first] + num_cells[second] > room:
-            if n > 0:
-                break  # the rules of this batch may yet be undone, and leave room
-            size = _drop_top(heap, size)  # for good: the room never grows
-            continue
         size = _drop_top(heap, size)
+        if num_cells[first] + num_cells[second] > room:
+            continue  # for good: the room never grows
         room -= num_cells[first] + num_cells[second]
         taken[first] = taken[second] = stamp
         batch[n] = key
@@ -246,13 +245,6 @@ class KeyTable:
             self._num_cells, self._taken, self._stamp, self._batch,
         )  # fmt: skip
         return self._batch[:n].copy()
-
-    def put_back(self, keys: np.ndarray) -> None:
-        """Return chosen keys that were not merged; their counts have not changed."""
-        for key in keys.tolist():
-            self._heap_size = _push(
-                self._heap, self._heap_size, self.counts[key], self.tokens[key], self.offsets[key], key
-            )  # fmt: skip
 
     def find(self, tokens: int, offset: int) -> int:
         """The number of a packed key, or -1."""

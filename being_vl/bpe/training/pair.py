@@ -60,14 +60,11 @@ def apply_pair(
     a, b, c = batch.rules[0, 0], batch.rules[0, 1], batch.rules[0, 4]
     wide, mask_col = 2 * bits, (1 << bits) - 1
     low = (1 << wide) - 1
-    rows, log_rows, log_positions, merged = (
-        traces.rows, traces.log_rows, traces.log_positions, traces.merged
-    )  # fmt: skip
+    rows, log_rows, log_positions = traces.rows, traces.log_rows, traces.log_positions
     slots = traces.slots
     n_rows = n_log = n_merged = zero = np.int64(0)
     start, length = starts[batch.keys[0]], lengths[batch.keys[0]]
     mask = mask_for(length, slots)
-    merged = longer(merged, length)
     around = np.empty(64, np.int64)
     for at in range(start, start + length):
         p = np.int64(pool[at])
@@ -102,7 +99,6 @@ def apply_pair(
             end = np.int64(ring[end])
             if end == p:
                 break
-        merged[n_merged] = p
         n_merged += 1
 
         rows = longer_rows(rows, n_rows + 2 * n)
@@ -139,13 +135,13 @@ def apply_pair(
             log_positions[n_log] = position
             n_log += 1
     marks = np.zeros((2, 6), np.int64)
-    losses, n_losses, late, n_late, candidates, n_candidates, _ = close_rule(
+    losses, n_losses, late, n_late, candidates, n_candidates = close_rule(
         batch, zero, n_rows, c, least, limits, index, tokens, offsets, rows, slots, zero,
         traces.losses, zero, traces.late, zero, traces.candidates, zero,
     )  # fmt: skip
     marks[1, 0], marks[1, 1], marks[1, 2] = n_rows, n_log, n_merged
     marks[1, 3], marks[1, 4], marks[1, 5] = n_losses, n_late, n_candidates
-    return 1, Traces(rows, log_rows, log_positions, merged, losses, late, candidates, slots, marks)
+    return Traces(rows, log_rows, log_positions, losses, late, candidates, slots, marks)
 
 
 @kernel

@@ -123,11 +123,6 @@ class Shapes:
         )
         return self.around(begin, self.size)
 
-    def forget(self, size: int) -> None:
-        """Drop the newest tokens, so that `size` are left."""
-        self.num_cells[size : self.size] = 1
-        self.size = size
-
     def around(self, begin: int, end: int) -> tuple[np.ndarray, np.ndarray]:
         """The cells around the merged tokens [begin, end), as `add` returns them."""
         around = np.empty((int((2 * self.num_cells[begin:end] + 2).sum()), 3), np.int32)

@@ -22,7 +22,6 @@ from .apply_and_emit import (
     emit_positions,
     empty_traces,
     find_rows,
-    undo_rules,
 )
 from .choose import KeyTable
 from .grids import GridSource
@@ -64,7 +63,6 @@ class Shard:
     Attributes:
         board: the cells.
         pool, starts, lengths: the positions of each key, in this shard.
-        done: how many rules of the last batch are merged here.
 
     Raises:
         ValueError: a code is not in [0, codebook_size), or a grid is too large.
@@ -107,8 +105,6 @@ class Shard:
         self._used_pool = 0
         self.starts = self.lengths = np.empty(0, np.int64)
         self.traces = empty_traces(self.position_dtype)
-        self._batch: Batch | None = None
-        self.done = 0
 
     def _fill(self, source: GridSource, begin: int, end: int) -> None:
         """Lay out the grids, and one border row at the end of each group."""
@@ -155,8 +151,7 @@ class Shard:
         return np.dtype(self.position_dtype).itemsize
 
     def apply(self, batch: Batch, keys: KeyTable, least: int, limits: Limits) -> None:
-        """Merge the occurrences of the rules of a batch, up to one that this shard sees outranked."""
-        self._batch = batch
+        """Merge the occurrences of the rules of a batch."""
         by_pair = self._shapes.merge_rule == "pair"
         # raster order decides which of two overlapping occurrences is merged
         overlap = batch.rules[:, 0] == batch.rules[:, 1]
@@ -165,38 +160,29 @@ class Shard:
         lists = (self.board, self.pool, self.starts, self.lengths, batch)
         index = (least, limits, keys.index, keys.tokens, keys.offsets, self.traces)
         if by_pair:
-            self.done, self.traces = apply_pair(*lists, *index)
+            self.traces = apply_pair(*lists, *index)
         else:
             shapes = self._shapes
-            self.done, self.traces = apply_rules(
+            self.traces = apply_rules(
                 *lists, shapes.starts, shapes.offsets, shapes.codebook_size, *index
             )
 
-    def undo(self, done: int) -> None:
-        """Take apart what was merged by the last batch's rules from `done` on."""
-        if done < self.done and self._batch is not None:
-            undo_rules(
-                self.board, self._batch, done, self.done, self._shapes.starts, self._shapes.offsets,
-                self._shapes.codebook_size, self.traces.merged, self.traces.ends,
-            )  # fmt: skip
-        self.done = done
-
     def losses(self) -> np.ndarray:
         """(n, 2): key number and loss."""
-        return self.traces.losses[: self.traces.ends[self.done, LOSSES]]
+        return self.traces.losses[: self.traces.ends[-1, LOSSES]]
 
     def late_losses(self) -> np.ndarray:
         """(n, 3): tokens, offset and loss of keys that the last batch has made."""
-        return self.traces.late[: self.traces.ends[self.done, LATE]]
+        return self.traces.late[: self.traces.ends[-1, LATE]]
 
     def candidates(self) -> np.ndarray:
         """(n, 3) of the new keys that may be listed: rule << 55 | view, row in the traces, count."""
-        return self.traces.candidates[: self.traces.ends[self.done, CANDIDATES]]
+        return self.traces.candidates[: self.traces.ends[-1, CANDIDATES]]
 
     @property
     def num_merged(self) -> int:
         """How many occurrences of the last batch's rules were merged."""
-        return int(self.traces.ends[self.done, MERGED])
+        return int(self.traces.ends[-1, MERGED])
 
     def find_rows(self, names: np.ndarray) -> np.ndarray:
         """The rows of candidates of all shards, by (rule << 55 | view), sorted; -1 where there is none."""

@@ -219,10 +219,10 @@ class Run:
     def _merge(self, chosen: np.ndarray, wanted: set[tuple[int, int]] | None) -> None:
         """Merge the occurrences of keys everywhere, and list the new keys that reach theta.
 
-        With `wanted`, packed keys, those are listed, whatever their counts; and all that is chosen is merged.
+        With `wanted`, packed keys, those are listed, whatever their counts.
         """
         keys, shards, processes = self._keys, self._team.shards, self._team.processes
-        batch = self._batch_of(chosen, outranked=wanted is None)
+        batch = self._batch_of(chosen)
         everything = wanted is not None or self._options.scoring == "spatial"
         # a key with theta occurrences in all has its share in some shard
         least = 1 if everything else -(-keys.theta // self._team.num_shards)
@@ -233,15 +233,7 @@ class Run:
 
         names, rows, totals = self._candidates()
         rules = names >> 55
-        done = self._common_length(batch, rules, totals)
-        if done < len(chosen):
-            for shard in shards:
-                shard.undo(done)
-            keys.put_back(chosen[done:])
-            self._shapes.forget(int(batch.rules[done, 4]))
-            n = int(np.searchsorted(rules, done))
-            names, rules, rows, totals = names[:n], rules[:n], rows[:, :n], totals[:n]
-        self._book(batch, done)
+        self._book(batch)
         if len(rules):
             tokens, offsets = keys_of_views(names & ((1 << 55) - 1), batch.rules[rules, 4])
             self._list_new(rules, rows, tokens, offsets, totals, wanted)
@@ -253,13 +245,12 @@ class Run:
         for shard in shards:
             keys.subtract_by_name(shard.late_losses())
 
-    def _batch_of(self, chosen: np.ndarray, outranked: bool) -> Batch:
+    def _batch_of(self, chosen: np.ndarray) -> Batch:
         rules = self._keys.rules(chosen, self._shapes.size)
         around, around_ends = self._shapes.add(rules)
         if self._options.merge_rule == "pair":
             rules[:, 2:4] = 0  # (0, 1) in the table of keys stands for the offset that is forgotten
-        counts = self._keys.counts[chosen] if outranked else np.full(len(chosen), NO_LIMIT)
-        return Batch(chosen, rules, counts, around, around_ends)
+        return Batch(chosen, rules, around, around_ends)
 
     def _candidates(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """New keys that may be frequent enough: (rule << 55 | view), rows in each shard, counts in all.
@@ -278,27 +269,11 @@ class Run:
             counts += np.where(places >= 0, shard.traces.rows[places, 1] & 0xFFFFFFFF, 0)
         return names, rows, processes.sum(counts)
 
-    def _common_length(self, batch: Batch, rules: np.ndarray, totals: np.ndarray) -> int:
-        """How many rules of the batch all shards may keep: those before one that a new key outranks.
-
-        On a tie the new key may or may not come first: the batch ends there, too.
-        """
-        processes = self._team.processes
-        done = min(shard.done for shard in self._team.shards)
-        if self._team.num_shards == 1:
-            return done  # the shard has seen to it
-        if processes.size > 1:
-            done = int(processes.join(np.array([done])).min())
-        most = np.zeros(len(batch.keys), np.int64)
-        np.maximum.at(most, rules, totals)
-        outranked = np.maximum.accumulate(most)[: done - 1] >= batch.counts[1:done]
-        return int(outranked.argmax()) + 1 if outranked.any() else done
-
-    def _book(self, batch: Batch, done: int) -> None:
+    def _book(self, batch: Batch) -> None:
         """Take the losses off the counts of older keys, and enter the rules."""
         keys, shards, processes = self._keys, self._team.shards, self._team.processes
-        chosen, end = batch.keys[:done], self._rank + done
-        self._merges[self._rank : end] = batch.rules[:done, :4]
+        chosen, end = batch.keys, self._rank + len(batch.keys)
+        self._merges[self._rank : end] = batch.rules[:, :4]
         self._counts[self._rank : end] = keys.counts[
             chosen
         ]  # before a chain a a a takes from itself
