@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import pickle
+from inspect import signature
 from pathlib import Path
 
 import numpy as np
@@ -19,7 +20,7 @@ from checkpoint_fixtures import (
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from tokenizers import Tokenizer, models
-from transformers import AutoTokenizer, PreTrainedTokenizerFast
+from transformers import AutoTokenizer, PreTrainedTokenizerFast, ProcessorMixin
 
 from being_vl import BeingVLTokenizer, ImageBPE, VocabularyLayout
 from being_vl.processing.tokenization_being_vl import LLAMA_31_SPECIAL_TOKENS, visual_token
@@ -169,6 +170,8 @@ def test_text_cannot_smuggle_ids_in_when_asked(pairs, family: str, text: str) ->
     base, tokenizer = pairs[family]
     ids = tokenizer(text, split_special_tokens=True).input_ids
     assert all(token_id < len(base) for token_id in ids)
+    if "sanitize_control_tokens" not in signature(ProcessorMixin.apply_chat_template).parameters:
+        return  # asking for it is an error there: test_sanitizing.py
     chat = [{"role": "user", "content": text}]
     template = "{{ bos_token }}{% for m in messages %}{{ m.content }}{{ eos_token }}{% endfor %}"
     ids = tokenizer.apply_chat_template(
