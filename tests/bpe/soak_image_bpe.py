@@ -1,6 +1,6 @@
 """Long checks of the image BPE, run by hand; each prints one line and stops at the first failure.
 
-PYTHONPATH=. python tests/bpe/soak_image_bpe.py --grids 1000000 --law 5000 --mutations 10000
+PYTHONPATH=. python tests/bpe/soak_image_bpe.py --grids 1000000 --law 5000 --mutations 10000 --clips 10000
 """
 
 import argparse
@@ -13,8 +13,7 @@ from pathlib import Path
 import numpy as np
 from image_bpe_fixtures import mutated_files, odd_grids, random_rules
 
-from being_vl.bpe import naive
-from being_vl.bpe.image_bpe import ImageBPE
+from being_vl.bpe import ImageBPE, mark_repeats, naive, restore_repeats
 
 
 def structured(rng, count, height, width, num_codes):
@@ -108,7 +107,7 @@ def mutations(count):
                 ImageBPE.from_pretrained(path)
                 loaded += 1
             except ValueError as error:
-                assert str(error).startswith("image_bpe.json: "), error
+                assert str(error).startswith(f"{path}: "), error
             slowest = max(slowest, time.process_time() - begin)
     status = Path(
         "/proc/self/status"
@@ -121,11 +120,38 @@ def mutations(count):
     )
 
 
+def clips(count):
+    """restore(decode(encode(mark(clip)))) == clip, for clips of every size and learned and drawn vocabularies."""
+    rng = np.random.default_rng(0)
+    for done in range(count):
+        num_codes = int(rng.choice([1, 2, 7, 64, 1024]))
+        frames, height, width = (int(n) for n in rng.integers(1, [9, 65, 65]))
+        clip = structured(rng, frames, height, width, num_codes)
+        keep = rng.random(clip.shape) < rng.random()
+        for t in range(1, frames):
+            clip[t][keep[t]] = clip[t - 1][keep[t]]
+        interval = int(rng.integers(1, 6)) if rng.random() < 0.5 else None
+        marked = mark_repeats(clip, num_codes, key_frame_interval=interval)
+        if done % 20 == 0:
+            bpe = {}
+        if num_codes not in bpe:
+            learned = ImageBPE.train(marked, 200, num_codes + 1, repeat_code=num_codes)
+            drawn = ImageBPE(random_rules(rng, num_codes + 1, 200), num_codes + 1)
+            bpe[num_codes] = learned if done % 40 < 20 else drawn
+        one = bpe[num_codes]
+        ids = one.encode_batch(marked, num_threads=1 + done % 2)
+        back = restore_repeats(np.stack(one.decode_batch(ids, height, width)), num_codes)
+        if not np.array_equal(back, clip):
+            sys.exit(f"clip {done} of {clip.shape}, {num_codes} codes, did not come back")
+    print(f"clips: {count} came back")
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--grids", type=int, default=0)
     parser.add_argument("--law", type=int, default=0)
     parser.add_argument("--mutations", type=int, default=0)
+    parser.add_argument("--clips", type=int, default=0)
     args = parser.parse_args()
     if args.mutations:  # first: its peak memory is the process's
         mutations(args.mutations)
@@ -133,6 +159,8 @@ def main():
         same_as_the_law(args.law)
     if args.grids:
         round_trips(args.grids)
+    if args.clips:
+        clips(args.clips)
 
 
 if __name__ == "__main__":
