@@ -22,7 +22,8 @@ try:  # inside try: transformers demands what a checkpoint's module imports outs
     from llvmlite import ir
     from numba.extending import intrinsic
 
-    HAS_NUMBA = not numba.config.DISABLE_JIT  # NUMBA_DISABLE_JIT=1: decorators that do nothing
+    # NUMBA_DISABLE_JIT=1: decorators that do nothing
+    HAS_NUMBA = not numba.config.DISABLE_JIT  # type: ignore[attr-defined]
 except ImportError:
     HAS_NUMBA = False
 
@@ -45,7 +46,7 @@ if HAS_NUMBA:
         except RuntimeError:  # no folder here is writable: compile in every process
             return numba.njit(function, nogil=True)
         # numba asks for the age of the function's own file alone, and so would run stale callees
-        cache_file = compiled._cache._cache_file
+        cache_file = compiled._cache._cache_file  # type: ignore[attr-defined]
         cache_file._version = f"{cache_file._version} {_VERSION}"
         return compiled
 
@@ -77,7 +78,7 @@ else:
 
     inlined = kernel
 
-    def prefetch(array: Any, index: Any) -> None:
+    def prefetch(array: Any, index: Any) -> None:  # type: ignore[misc]
         pass
 
 

@@ -61,8 +61,8 @@ def token_sheet(bpe: ImageBPE, visual_ids: Sequence[int], width: int = 960) -> I
         draw.text((x, y), str(visual_id), fill=_INK)
         for row, col, code in cells:
             at_x, at_y = x + _CELL * (col - left), y + _LABEL + _CELL * row
-            box = (at_x, at_y, at_x + _CELL - 1, at_y + _CELL - 1)
-            draw.rectangle(box, fill=code_colour(code), outline=_INK)
+            square = (at_x, at_y, at_x + _CELL - 1, at_y + _CELL - 1)
+            draw.rectangle(square, fill=code_colour(code), outline=_INK)
     return sheet
 
 

@@ -86,7 +86,7 @@ class ImageBPE(PushesCheckpoint):
         check_merges(rules, codebook_size, merge_rule)
         self._codebook_size = codebook_size
         self._merge_rule = merge_rule
-        self._table = (
+        self._table: Any = (  # None for `pair`, where nothing that needs it is built
             build_token_table(rules, self._codebook_size) if merge_rule == "shape" else None
         )
         self._merges = rules.astype(np.int32)

@@ -158,7 +158,7 @@ def encode(
     """The grid's visual ids, in raster order of anchors."""
     state = start(grid)
     for rank, rule in enumerate(merges):
-        apply(state, tuple(rule), codebook_size + rank, merge_rule)
+        apply(state, tuple(rule), codebook_size + rank, merge_rule)  # type: ignore[arg-type]
     return [state[anchor].visual_id for anchor in sorted(state)]
 
 

@@ -90,9 +90,10 @@ class GridState:
 
     def legal_mask(self) -> np.ndarray:
         """bool (vocab_size,): the visual ids that may come next; all False once finished."""
-        if self.finished:
+        anchor = self.next_anchor
+        if anchor is None:
             return np.zeros(self._bpe.vocab_size, dtype=bool)
-        return self._shapes.fitting(self.covered, *self.next_anchor)
+        return self._shapes.fitting(self.covered, *anchor)
 
     def append(self, visual_id: int) -> None:
         """Place a token at the next anchor.
@@ -104,11 +105,12 @@ class GridState:
         name = f"ids[{self.num_tokens}] is {visual_id}"
         if not 0 <= visual_id < self._bpe.vocab_size:
             raise ValueError(f"{name}, but visual ids lie in [0, {self._bpe.vocab_size})")
-        if self.finished:
+        anchor = self.next_anchor
+        if anchor is None:
             raise ValueError(
                 f"{name}, but the {height}x{width} grid is full after {self.num_tokens} ids"
             )
-        row, col = self.next_anchor
+        row, col = anchor
         cells = self._bpe.cells(visual_id)
         for cell_row, cell_col, _ in cells:
             r, c = row + cell_row, col + cell_col

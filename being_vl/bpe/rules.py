@@ -38,7 +38,7 @@ def check_merges(merges: np.ndarray, codebook_size: int, merge_rule: str) -> Non
                 f"merges[{r}].{name} is {part[r]}, but only {known[r]} tokens exist at that rank"
             )
     if merge_rule == "pair":
-        bad = np.argwhere(merges[:, 2:] != 0)
+        bad = np.argwhere(merges[:, 2:] != 0)  # type: ignore[assignment]
         if len(bad):
             r, column = bad[0][0], bad[0][1] + 2
             raise ValueError(

@@ -91,7 +91,7 @@ class Parser(ArgumentParser):
             for action, help in zip(self._hidden, helps, strict=True):
                 action.help = help
         if hidden:
-            titles = ", ".join(group.title for group in hidden)
+            titles = ", ".join(str(group.title) for group in hidden)
             formatter = self._get_formatter()
             formatter.add_text(f"rare options, shown by --help-all: {titles}")
             text += f"\n{formatter.format_help()}"

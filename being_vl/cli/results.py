@@ -71,7 +71,7 @@ def _comparison_rows(folders: list[str]) -> list[dict[str, Any]]:
     from ..evaluation.results import comparison_rows
     from ..files import load_results
 
-    results = {folder: load_results(folder) for folder in folders}
+    results: dict[Any, Any] = {folder: load_results(folder) for folder in folders}
     for folder, found in results.items():
         if not found:
             raise FileNotFoundError(f"{folder}: no results in {folder}/evaluation")

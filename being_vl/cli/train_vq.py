@@ -206,7 +206,7 @@ def _fit_patches(args: Namespace, config: Any, output: Path) -> None:
 
     started = time.perf_counter()
     processor = default_image_processor(config)
-    train, evaluation = _datasets(args, processor)
+    train, evaluation = _datasets(args, processor)  # type: tuple[Any, Any]
     model = fit_patch_vq(config, train, seed=args.seed)
     metrics: dict[str, Any] = {}
     if evaluation is not None:

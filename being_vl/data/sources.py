@@ -213,7 +213,7 @@ class DatasetSamples:
         self._texts_as_ids = image_column if image_column not in (None, *pictures) else None
         self._pictures = chosen[0] if chosen else None
         self._is_list = bool(chosen) and not isinstance(dataset.features[chosen[0]], datasets.Image)
-        self._counts = _count_pictures(dataset, chosen[0]) if chosen else None
+        self._counts = _count_pictures(dataset, chosen[0]) if chosen else None  # type: ignore[arg-type]
         self._identity = {"rows": len(dataset), "fingerprint": dataset._fingerprint}
         self._whole = dataset
         self._dataset = dataset.remove_columns(pictures)

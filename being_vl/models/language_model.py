@@ -74,7 +74,7 @@ class BeingVLDecoder(CheckpointPart):
             cls.forward = _after_those_of(cls.stock_class.forward, cls.forward)
 
     def __init__(self, config: Any):
-        super().__init__(config)
+        super().__init__(config)  # type: ignore[call-arg]
         able_to_freeze(self.embed_tokens)
         self.grid_positions = (
             GridPositionEmbedding(config.max_grid_size, config.hidden_size)

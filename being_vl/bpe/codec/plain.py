@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from functools import cached_property
 from heapq import heapify, heappop, heappush
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -99,8 +99,8 @@ class PlainCodec:
         return codes, status, index
 
     @cached_property
-    def _cells(self) -> _CellsOf:
-        return _CellsOf(self._table)
+    def _cells(self) -> Any:
+        return _CellsOf(self._table)  # type: ignore[arg-type]
 
 
 class _CellsOf:

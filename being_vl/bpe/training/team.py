@@ -124,7 +124,7 @@ class Team:
         bounds = [begin + part for part in parts]
         self._executor = ThreadPoolExecutor(len(bounds) - 2) if len(bounds) > 2 else None
         self.shards: list[Shard] = self.each(
-            lambda bound: Shard(source, *bound, shapes, vocab_size, frugal),
+            lambda bound: Shard(source, bound[0], bound[1], shapes, vocab_size, frugal),
             list(itertools.pairwise(bounds)),
         )
         self.processes = processes

@@ -59,7 +59,9 @@ class Source(Protocol):
     """
 
     num_parts: int
-    num_images: int | None
+
+    @property
+    def num_images(self) -> int | None: ...
 
     def identity(self) -> dict[str, Any]:
         """What must not change between a run and its continuation, as JSON values."""

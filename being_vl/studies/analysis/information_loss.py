@@ -113,7 +113,7 @@ def merge_offsets(bpe: ImageBPE, grid: np.ndarray) -> list[tuple[int, int, int]]
     keys = np.append(keys[order], -1)  # no key: what lies beyond the last
     owner = np.arange(height * width).reshape(height, width)  # the anchor of each cell's token
     ids = grid.reshape(-1).astype(np.int64)  # of the token with that anchor
-    made = []
+    made: list[Any] = []
     while True:
         pairs = _adjacent(owner)
         wanted = ids[pairs[:, 0]] * bpe.vocab_size + ids[pairs[:, 1]]
