@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from jsonargparse import Namespace
 from jsonargparse.typing import PositiveFloat, PositiveInt
 
+from .loading import check_part
 from .options import add
 from .parsing import Parser
 
@@ -37,7 +39,12 @@ def make_parser() -> Parser:
         type=PositiveFloat,
         help="of the image processor; default: 1/127.5 for LlamaGen, else 0.0078 (Chameleon, Being-VL)",
     )
-    add(parser, "dtype", default="float32", help="of the weights; the codebook stays float32")
+    add(
+        parser,
+        "dtype",
+        default="float32",
+        help="of the weights (auto: float32); the codebook stays float32",
+    )
     return parser
 
 
@@ -54,9 +61,13 @@ def main(args: Namespace) -> int:
     output = Path(args.output)
     if output.exists() and (not output.is_dir() or any(output.iterdir())):
         raise ValueError(f"output must be a missing or empty folder, got {output}")
-    model = load_vq_checkpoint(
-        args.source, resolution=args.resolution, dtype=getattr(torch, args.dtype)
-    )
+    dtype = torch.float32 if args.dtype == "auto" else getattr(torch, args.dtype)
+    try:
+        model = load_vq_checkpoint(args.source, resolution=args.resolution, dtype=dtype)
+    except FileNotFoundError:
+        if not os.path.exists(args.source):
+            check_part("source", args.source)  # says so where the Hub cannot be reached
+        raise
     _write(model, args, output)
     answer = {
         "folder": str(output),

@@ -28,6 +28,7 @@ def bpe(tmp_path):
         (["encode", "--quantizer", "TYPO", "--images", "pictures", "--output", "out"], "--quantizer TYPO"),
         (["init", "--base", "TYPO", "--quantizer", "q", "--bpe", "b", "--output", "out"], "--base TYPO"),
         (["chat", "TYPO"], "checkpoint TYPO"),
+        (["convert-vq", "some/TYPO", "--output", "out"], "source some/TYPO"),
         (["export", "TYPO", "--output", "out"], "checkpoint TYPO"),
         (["eval", "TYPO", "--tasks", "reconstruction", "--output", "out"], "checkpoint TYPO"),
     ],
