@@ -44,10 +44,11 @@ def test_snippets_run(page: Path, tmp_path: Path) -> None:
         script.append(source)
     commands = tmp_path / "bin"
     commands.mkdir()
-    command = commands / "being-vl"
-    command.write_text(f'#!/bin/sh\nexec "{sys.executable}" -m being_vl "$@"\n')
-    command.chmod(0o755)
-    (commands / "python").symlink_to(sys.executable)
+    # Scripts, not links: a link to the python of a virtual environment does not find its packages.
+    for name, module in (("being-vl", "-m being_vl"), ("python", "")):
+        command = commands / name
+        command.write_text(f'#!/bin/sh\nexec "{sys.executable}" {module} "$@"\n')
+        command.chmod(0o755)
     (tmp_path / "page").mkdir()
     run = subprocess.run(
         [sys.executable, "-c", "\n".join(script)],
