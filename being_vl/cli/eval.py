@@ -86,8 +86,8 @@ def main(args: Namespace) -> int:
     if not names:
         raise ValueError("--tasks: names no task")
     data, images = _paths(args, "data", names), _paths(args, "images", names)
-    check_part("checkpoint", args.checkpoint)
     output = _output(args)
+    check_part("checkpoint", args.checkpoint)
     for name in names:
         refuse_used(args, output, f"evaluation/{name}*")
     tasks = [

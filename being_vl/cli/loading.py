@@ -72,7 +72,10 @@ def load_quantizer(source: str, image_processor: str | None = None) -> tuple[Any
         check_part("--quantizer", source)
     model = load(source)
     if image_processor is not None:
-        check_part("--image-processor", image_processor, file="preprocessor_config.json")
+        # A whole checkpoint holds its image processor in processor_config.json.
+        whole = os.path.exists(os.path.join(image_processor, "processor_config.json"))
+        file = "processor_config.json" if whole else "preprocessor_config.json"
+        check_part("--image-processor", image_processor, file=file)
         return model, BeingVLImageProcessor.from_pretrained(image_processor)
     return model, image_processor_for(source, model.config)
 

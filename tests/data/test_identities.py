@@ -118,9 +118,8 @@ def pictures(folder, order):
 def encoded(checkpoint, tmp_path_factory):
     root = tmp_path_factory.mktemp("positions")
     pictures(root / "a", range(6))
-    BeingVLProcessor.from_pretrained(checkpoint).image_processor.save_pretrained(root / "pixels")
     command = ["encode", "--data", str(root / "a"), "--quantizer", str(checkpoint / "vq_model"),
-               "--image-processor", str(root / "pixels"), "--output", str(root / "codes")]  # fmt: skip
+               "--image-processor", str(checkpoint), "--output", str(root / "codes")]  # fmt: skip
     assert being_vl_command(command) == 0
     return root
 
