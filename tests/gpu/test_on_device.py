@@ -12,6 +12,7 @@ import torch
 from model_fixtures import BOI, EOI, LAYOUT, TEXT_SIZE, being_vl_model, generated_grids, random_ids
 
 from being_vl import BeingVLPatchVQConfig, BeingVLPatchVQModel, BeingVLVQConfig, BeingVLVQModel
+from being_vl.quantizers.quantizing import encode_by_size
 from being_vl.training.packing import (
     FlatCollator,
     SharedImageCollator,
@@ -204,3 +205,17 @@ def test_compiled_forward_is_close():
         expected = model(input_ids=ids).logits
         found = torch.compile(model)(input_ids=ids).logits
     torch.testing.assert_close(found, expected, atol=1e-3, rtol=1e-3)
+
+
+def test_encode_s_trip_gives_the_codes_of_the_model():
+    """Batches gathered by size, from pinned memory on a GPU."""
+    vq = small_vq().to(DEVICE)
+    pictures = [torch.rand(3, 64, 64 if i % 3 else 32) * 2 - 1 for i in range(11)]
+    found = {}
+    with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
+        for keys, _, codes in encode_by_size(enumerate(pictures), vq, batch_size=4):
+            found.update(zip(keys, codes.cpu(), strict=True))
+        expected = [vq.encode(picture[None].to(DEVICE))[0].cpu() for picture in pictures]
+    assert [found[i].shape for i in range(11)] == [codes.shape for codes in expected]
+    same = [(found[i] == codes).float().mean() for i, codes in enumerate(expected)]
+    assert min(same) > 0.98
