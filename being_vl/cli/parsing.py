@@ -65,9 +65,9 @@ class Parser(ArgumentParser):
         self._rare.append(group)
         return group
 
-    def rare_class(self, kind: type, name: str, title: str, skip: set[str]) -> None:
+    def rare_class(self, kind: type, name: str, title: str) -> None:
         """Fields of a dataclass as `--name.field`, in a rare group."""
-        self.add_class_arguments(kind, name, skip=skip, help=title)
+        self.add_class_arguments(kind, name, help=title)
         self._rare.append(self._action_groups[-1])
 
     def let_switches_stand_alone(self) -> None:

@@ -40,9 +40,9 @@ def make_parser() -> Parser:
     from ..training.vq.module import VQLossConfig
 
     parser = make_help_parser()
-    inherited = set(_inherited_fields(BeingVLVQConfig))
-    parser.rare_class(BeingVLVQConfig, "model", "sizes of the model (BeingVLVQConfig)", inherited)
-    parser.rare_class(VQLossConfig, "losses", "what is minimised (VQLossConfig)", set())
+    sizes = _own_fields(BeingVLVQConfig)
+    parser.rare_class(sizes, "model", "sizes of the model (BeingVLVQConfig)")
+    parser.rare_class(VQLossConfig, "losses", "what is minimised (VQLossConfig)")
     return parser
 
 
@@ -159,12 +159,23 @@ def main(args: Namespace) -> int:
     return 0
 
 
-def _inherited_fields(config_class: type) -> list[str]:
-    """Fields of every model's configuration, which say nothing about the sizes of this one."""
-    import dataclasses
+def _own_fields(config_class: type) -> type:
+    """A dataclass of what a model's configuration adds to every model's, with the types themselves.
 
-    own = config_class.__annotations__
-    return [field.name for field in dataclasses.fields(config_class) if field.name not in own]
+    Types of the base class name modules that it does not import, and jsonargparse then checks no field,
+    or leaves all of them out.
+    """
+    import dataclasses
+    import inspect
+
+    types = inspect.get_annotations(config_class, eval_str=True)
+    fields: list[Any] = []
+    for field in dataclasses.fields(config_class):
+        if field.name in types:
+            value = dataclasses.field(default=field.default, default_factory=field.default_factory)  # type: ignore[call-overload]
+            fields.append((field.name, types[field.name], value))
+    namespace = {"__doc__": config_class.__doc__}
+    return dataclasses.make_dataclass(config_class.__name__, fields, namespace=namespace)
 
 
 def _resolve(args: Namespace) -> Any:

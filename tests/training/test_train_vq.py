@@ -466,6 +466,16 @@ def test_unknown_keys_of_a_preset_are_refused(tmp_path, capsys):
         assert "nonsense" in capsys.readouterr().err
 
 
+def test_sizes_of_another_type_are_refused(tmp_path, capsys):
+    (tmp_path / "bad.yaml").write_text("model: {resolution: wide}")
+    for given in (["--model.resolution", "wide"], ["--config", str(tmp_path / "bad.yaml")]):
+        with pytest.raises(SystemExit) as caught:
+            make_parser().parse_args([*given, "--output", "x"])
+        assert caught.value.code == 2
+        error = capsys.readouterr().err
+        assert "resolution" in error and "int" in error and "wide" in error
+
+
 def test_the_command_trains_continues_and_refuses(tmp_path, capsys):
     (tmp_path / "images").mkdir()
     for i, image in enumerate(pictures(12)):
