@@ -81,10 +81,7 @@ def read_codes(path: str, codebook_size: int) -> Any:
         from ..codes.shards import CodeShards
 
         return CodeShards(path, codebook_size=codebook_size)
-    try:
-        grids = np.load(path, mmap_mode="r", allow_pickle=False)
-    except ValueError as error:
-        raise ValueError(f"{path}: not an .npy array of codes: {error}") from None
+    grids = np.load(path, mmap_mode="r", allow_pickle=False)
     if grids.ndim != 3 or grids.dtype.kind not in "iu":
         raise ValueError(f"{path}: must hold integers (N, H, W), got {grids.dtype} {grids.shape}")
     return grids

@@ -94,7 +94,7 @@ def test_stats_command_reads_parquet(folder, capsys):
         (np.zeros((1, 2, 2)), "must hold integers (N, H, W), got float64"),
         (np.full((1, 2, 2), 2), "grids[0][0, 0] is 2, but codes lie in [0, 2)"),
         (np.zeros((0, 2, 2), int), "there are no grids"),
-        (np.array([[[None]]]), "not an .npy array of codes"),
+        (np.array([[[None]]]), "an array of Python objects"),
     ],
 )
 def test_stats_command_refuses_bad_codes(folder, capsys, codes, message):
