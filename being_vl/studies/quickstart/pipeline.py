@@ -6,6 +6,7 @@ goes on when it is started again.
 
 from __future__ import annotations
 
+import json
 import shutil
 from collections import Counter, defaultdict
 from dataclasses import asdict, dataclass
@@ -38,6 +39,8 @@ class Variant:
         num_merges: of its vocabulary; 0 is LLM+VQ.
         pretrain, sft, longer: optimizer steps of each stage for each minute of `--minutes`. The model is
             scored after `sft`, and after `longer` again. The steps are fixed so that a seed has one result.
+        learning_rate: the peak of `sft` and `longer`.
+        decay: the share of `sft` in which the rate falls, after staying at its peak; without it, a cosine.
     """
 
     name: str
@@ -46,9 +49,13 @@ class Variant:
     pretrain: int
     sft: int
     longer: int = 0
+    learning_rate: float = 2e-3
+    decay: float | None = None
 
 
-BPE = Variant("LLM+VQ+BPE", "bpe", NUM_MERGES, pretrain=45, sft=405, longer=450)
+BPE = Variant(
+    "LLM+VQ+BPE", "bpe", NUM_MERGES, pretrain=45, sft=555, longer=300, learning_rate=1e-3, decay=0.3
+)
 VQ = Variant("LLM+VQ", "vq", 0, pretrain=14, sft=271)
 
 
@@ -176,23 +183,31 @@ class _Quickstart:
         pretrained, tuned, longer = folder / "pretrain", folder / "sft", folder / "longer"
         if variant is BPE:
             longer = self.checkpoint
+        rate = variant.learning_rate
         self.train(start, rows, pretrained, "pretrain", variant.pretrain)
-        self.train(pretrained, rows, tuned, "sft", variant.sft)
+        self.train(pretrained, rows, tuned, "sft", variant.sft, rate, variant.decay)
         self.score(variant.name, tuned, [pretrained, tuned])
         if variant is BPE:
             self.report(tuned)
         if variant.longer:
-            self.train(tuned, rows, longer, "sft", variant.longer)
+            self.train(tuned, rows, longer, "sft", variant.longer, rate)
             self.score(f"{variant.name}, longer", longer, [pretrained, tuned, longer])
 
-    def train(self, checkpoint: Path, rows: Path, output: Path, stage: str, pace: int) -> None:
+    def train(
+        self, checkpoint: Path, rows: Path, output: Path, stage: str, pace: int,
+        learning_rate: float = 2e-3, decay: float | None = None,
+    ) -> None:  # fmt: skip
         """`being-vl train`; docs/quickstart.md tells where the values come from."""
         steps = max(2, round(pace * self.settings.minutes))
         on_cpu = self.settings.device == "cpu"
+        schedule: dict[str, object] = {"lr_scheduler_type": "cosine"}
+        if decay is not None:
+            schedule["lr_scheduler_type"] = "warmup_stable_decay"
+            schedule["lr_scheduler_kwargs"] = json.dumps({"num_decay_steps": round(decay * steps)})
         self.command(
             "train", checkpoint=checkpoint, data=rows, output_dir=output, stage=stage,
             packing="shared_image", max_steps=steps, per_device_train_batch_size=8,
-            learning_rate=2e-3, warmup_steps=0.05, adam_beta2=0.98, weight_decay=0.01,
+            learning_rate=learning_rate, **schedule, warmup_steps=0.05, adam_beta2=0.98, weight_decay=0.01,
             train_sampling_strategy="group_by_length", seed=self.settings.seed, logging_steps=200,
             save_steps=max(1, steps // 4), save_total_limit=1, use_cpu=on_cpu,
             dataloader_pin_memory=not on_cpu, unless=output / "metrics.json",
