@@ -58,7 +58,7 @@ def being_vl(*args: str, **env: str) -> subprocess.CompletedProcess:
 def finished(tmp_path_factory):
     """A whole run by the command, with all test questions."""
     output = tmp_path_factory.mktemp("quickstart") / "out"
-    run = being_vl("quickstart", "--output", str(output), "--minutes", "0.05", "--seed", "3")
+    run = being_vl("quickstart", "--output", str(output), "--minutes", "0.15", "--seed", "3")
     assert run.returncode == 0, run.stderr[-3000:]
     return output, run
 
@@ -150,7 +150,7 @@ def test_checkpoint_loads_in_a_new_process_and_answers(finished):
 def test_again_does_nothing_twice(finished):
     output, first = finished
     stamps = {path: path.stat().st_mtime_ns for path in output.rglob("*.safetensors")}
-    again = being_vl("quickstart", "--output", str(output), "--minutes", "0.05", "--seed", "3")
+    again = being_vl("quickstart", "--output", str(output), "--minutes", "0.15", "--seed", "3")
     assert again.returncode == 0
     assert {path: path.stat().st_mtime_ns for path in output.rglob("*.safetensors")} == stamps
     table = [line for line in first.stdout.splitlines() if "LLM+VQ" in line]
@@ -159,7 +159,7 @@ def test_again_does_nothing_twice(finished):
 
 def test_other_settings_are_refused(finished):
     output, _run = finished
-    run = being_vl("quickstart", "--output", str(output), "--minutes", "0.05", "--seed", "4")
+    run = being_vl("quickstart", "--output", str(output), "--minutes", "0.15", "--seed", "4")
     assert run.returncode == 2
     assert "seed is 3" in run.stderr and len(run.stderr.strip().splitlines()) == 1
 
