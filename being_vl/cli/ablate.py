@@ -90,11 +90,7 @@ def make_parser() -> Parser:
 
 
 def main(args: Namespace) -> int:
-    """Run the command.
-
-    Raises:
-        ValueError, OSError, ImportError: as of `being_vl.studies.ablation`.
-    """
+    """Run the command."""
     import transformers
 
     from ..files import write_atomic

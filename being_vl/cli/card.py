@@ -38,11 +38,7 @@ def make_parser() -> Parser:
 
 
 def main(args: Namespace) -> int:
-    """Run the command.
-
-    Raises:
-        ValueError, OSError: the folder holds no part of this library, or a file in it is malformed.
-    """
+    """Run the command."""
     import being_vl  # noqa: F401  (the Auto classes know our models)
 
     from ..hub.card import write_card

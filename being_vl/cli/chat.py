@@ -27,11 +27,7 @@ def make_parser() -> Parser:
 
 
 def main(args: Namespace) -> int:
-    """Run the command.
-
-    Raises:
-        ValueError, OSError: the checkpoint does not load, or --image cannot be read.
-    """
+    """Run the command."""
     import torch
     from rich.console import Console
     from transformers.utils import logging

@@ -49,11 +49,7 @@ def make_parser() -> Parser:
 
 
 def main(args: Namespace) -> int:
-    """Run the command.
-
-    Raises:
-        ValueError, OSError: as of `load_vq_checkpoint`, or the output folder is not empty.
-    """
+    """Run the command."""
     import torch
 
     from ..quantizers.vq_checkpoints import load_vq_checkpoint

@@ -30,12 +30,7 @@ def make_parser() -> Parser:
 
 
 def main(args: Namespace) -> int:
-    """Run the command.
-
-    Raises:
-        ImportError: gradio is not installed.
-        ValueError, OSError: the checkpoint does not load, or the port is taken.
-    """
+    """Run the command."""
     from ..demo.page import build_page, launch_page
 
     title = Path(args.checkpoint).name

@@ -47,11 +47,7 @@ def make_parser() -> Parser:
 
 
 def main(args: Namespace) -> int:
-    """Run the command.
-
-    Raises:
-        ValueError, OSError: as of `being_vl.data.quantizing.quantize_source`.
-    """
+    """Run the command."""
     import torch
     from accelerate import PartialState
     from tqdm import tqdm

@@ -70,12 +70,7 @@ def make_parser() -> Parser:
 
 
 def main(args: Namespace) -> int:
-    """Run the command.
-
-    Raises:
-        ValueError, OSError, ImportError: a task, its data or the checkpoint is missing or malformed, or a
-            package that a task needs.
-    """
+    """Run the command."""
     from ..evaluation.tasks import TASKS, load_task
 
     names = [name.strip() for name in args.tasks.split(",") if name.strip()]

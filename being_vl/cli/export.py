@@ -40,12 +40,7 @@ def make_parser() -> Parser:
 
 
 def main(args: Namespace) -> int:
-    """Run the command.
-
-    Raises:
-        ValueError, OSError: the checkpoint does not load, has grid positions, or the output exists.
-        ImportError: --format gguf without its packages.
-    """
+    """Run the command."""
     from ..models.loading import load_language_model
     from ..processing.tokenization_being_vl import BeingVLTokenizer
     from ..serving.gguf import export_gguf

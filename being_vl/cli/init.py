@@ -56,11 +56,7 @@ def make_parser() -> Parser:
 
 
 def main(args: Namespace) -> int:
-    """Run the command.
-
-    Raises:
-        ValueError, OSError: an input does not load, the parts do not fit, or the output exists.
-    """
+    """Run the command."""
     import torch
 
     from ..hub.checkpoint import init_checkpoint, save_checkpoint

@@ -42,11 +42,7 @@ def make_parser() -> Parser:
 
 
 def main(args: Namespace) -> int:
-    """Run the command.
-
-    Raises:
-        ValueError, OSError: a file is missing or malformed, or the vocabulary cannot be drawn.
-    """
+    """Run the command."""
     bpe = load_vocabulary("bpe", args.bpe)
     if args.image is not None:
         answer = _inspect_image(args, bpe)
@@ -145,11 +141,7 @@ def _inspect_image(args: Namespace, bpe: ImageBPE) -> dict[str, Any]:
 
 
 def _quantizer(args: Namespace) -> tuple[Any, Any]:
-    """The quantizer and its image processor: those of --quantizer, else of the checkpoint.
-
-    Raises:
-        ValueError: neither is there.
-    """
+    """The quantizer and its image processor: those of --quantizer, else of the checkpoint."""
     if args.quantizer is not None:
         return load_quantizer(args.quantizer)
     from ..processing.processing_being_vl import BeingVLProcessor

@@ -10,17 +10,7 @@ _REASON = 200  # characters of what the Hub's client says
 
 
 def check_part(option: str, source: str, *, file: str = "config.json") -> None:
-    """Refuse a name that leads nowhere, before anything slow.
-
-    Args:
-        option: how the command calls it, such as `--quantizer` or `checkpoint`.
-        source: folder, or id on the Hub.
-        file: what every such part holds.
-
-    Raises:
-        ValueError: the folder has no such file.
-        OSError: there is no such folder, and no such repository can be reached.
-    """
+    """Refuse a name that leads nowhere, before anything slow."""
     from transformers.utils import cached_file
 
     if os.path.exists(source):
@@ -39,11 +29,7 @@ def check_part(option: str, source: str, *, file: str = "config.json") -> None:
 
 
 def load_vocabulary(option: str, source: str) -> Any:
-    """The ImageBPE in a folder, a file, or a repository on the Hub.
-
-    Raises:
-        ValueError, OSError: it is none; the option and the name are in the message.
-    """
+    """The ImageBPE in a folder, a file, or a repository on the Hub."""
     from ..bpe.image_bpe import ImageBPE
 
     path = Path(source)
@@ -60,9 +46,6 @@ def load_quantizer(source: str, image_processor: str | None = None) -> tuple[Any
     """A quantizer in evaluation mode, and the image processor that gives its pixels.
 
     The processor is the named one, else the quantizer's own, else the default at its resolution.
-
-    Raises:
-        ValueError, OSError: one of them does not load; option and name are in the message.
     """
     from ..quantizers.image_processing_being_vl import BeingVLImageProcessor
     from ..quantizers.quantizer import image_processor_for
@@ -81,11 +64,7 @@ def load_quantizer(source: str, image_processor: str | None = None) -> tuple[Any
 
 
 def check_array(path: str) -> None:
-    """Refuse NumPy files that are no plain array, and say what is expected.
-
-    Raises:
-        ValueError: an .npz archive, or an array of Python objects.
-    """
+    """Refuse NumPy files that are no plain array, and say what is expected."""
     expected = (
         "expected an .npy array of integers (N, H, W); grids of several sizes go into parquet shards, as "
         "being_vl.codes.shard_files.write_shard writes them"

@@ -160,12 +160,7 @@ def add_source(parser: Any, *, streams: bool) -> None:
 
 
 def open_source(args: Namespace, *, shard_size: int) -> Source:
-    """The source that the options name.
-
-    Raises:
-        ValueError: none or several are named, or the source has no images.
-        FileNotFoundError: no such data set.
-    """
+    """The source that the options name."""
     from ..data.quantizing import FolderSource, TarSource, load_dataset_source
 
     allowed = [name for name in ("images", "data", "webdataset") if name in args]
@@ -190,10 +185,6 @@ def open_source(args: Namespace, *, shard_size: int) -> Source:
 
 
 def refuse_used(args: Namespace, folder: str | Path, pattern: str = "*") -> None:
-    """With `--resume false`, refuse a folder in which a run has left something.
-
-    Raises:
-        ValueError: it holds a file that fits the pattern.
-    """
+    """With `--resume false`, refuse a folder in which a run has left something."""
     if not args.resume and any(Path(folder).glob(pattern)):
         raise ValueError(f"--output {folder}: holds a run, and --resume is false")

@@ -39,11 +39,7 @@ def make_parser() -> Parser:
 
 
 def main(args: Namespace) -> int:
-    """Run the command.
-
-    Raises:
-        ValueError, OSError: the folder is missing or not whole, or the Hub refuses or cannot be reached.
-    """
+    """Run the command."""
     import being_vl  # noqa: F401  (the Auto classes know our models)
 
     from ..hub.commit import Target, commit_files

@@ -44,11 +44,7 @@ def make_parser() -> Parser:
 
 
 def main(args: Namespace) -> None:
-    """Run the command.
-
-    Raises:
-        ValueError, OSError, ImportError: as of `being_vl.studies.quickstart.pipeline.run`.
-    """
+    """Run the command."""
     from ..studies.quickstart.pipeline import run
     from ..studies.quickstart.settings import Settings
 

@@ -43,12 +43,7 @@ def make_parser() -> Parser:
 
 
 def main(args: Namespace) -> int:
-    """Run the command.
-
-    Raises:
-        ValueError: nothing is named, or a file is malformed; it is named.
-        FileNotFoundError: a folder has no results, or there is no such file.
-    """
+    """Run the command."""
     if args.paper:
         return _print_paper_tables(args)
     given = [name for name in ("folders", "verdicts", "lmms_eval") if args[name]]

@@ -35,11 +35,7 @@ def make_parser() -> Parser:
 
 
 def main(args: Namespace) -> int:
-    """Run the command.
-
-    Raises:
-        ValueError, OSError: a file is missing or malformed, or a code lies outside the codebook.
-    """
+    """Run the command."""
     from tqdm import tqdm
 
     from ..studies.analysis.vocabulary_stats import default_curve, vocabulary_stats
@@ -67,12 +63,7 @@ def main(args: Namespace) -> int:
 
 
 def read_codes(path: str, codebook_size: int) -> Any:
-    """An .npy array, memory-mapped, or parquet shards; both can be sliced.
-
-    Raises:
-        ValueError: naming the file and what it must be.
-        FileNotFoundError: there is no such file.
-    """
+    """An .npy array, memory-mapped, or parquet shards; both can be sliced."""
     import numpy as np
 
     if path.endswith((".npz", ".npy")):

@@ -96,11 +96,7 @@ def make_parser() -> Parser:
 
 
 def main(args: Namespace) -> int:
-    """Run the command.
-
-    Raises:
-        ValueError, OSError, ImportError: as of `being_vl.data`.
-    """
+    """Run the command."""
     from tqdm import tqdm
 
     from ..data import TokenizeSettings, open_samples, tokenize_samples

@@ -66,11 +66,7 @@ def make_parser() -> Parser:
 
 
 def main(args: Namespace) -> int:
-    """Run the command.
-
-    Raises:
-        ValueError, OSError, ImportError: see `training.run.run_stage`.
-    """
+    """Run the command."""
     from ..training.run import run_stage
 
     arguments = parse_arguments(args)

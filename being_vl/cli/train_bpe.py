@@ -78,12 +78,7 @@ def make_parser() -> Parser:
 
 
 def main(args: Namespace) -> int:
-    """Run the command.
-
-    Raises:
-        ValueError, OSError: as of `being_vl.bpe.training.trainer.train_merges`; the folder is in use, or holds
-            another training.
-    """
+    """Run the command."""
     from ..bpe.training.checkpoints import lock_folder
     from ..bpe.training.team import GlooProcesses, OneProcess
 

@@ -123,13 +123,7 @@ def _add_rare(parser: Parser) -> None:
 
 
 def main(args: Namespace) -> int:
-    """Run the command.
-
-    Raises:
-        ValueError: bad options, an unreadable image, a folder that holds another run.
-        OSError: another process trains into the folder.
-        ImportError: an optional library is asked for and not installed.
-    """
+    """Run the command."""
     from accelerate import PartialState
 
     from ..files import locked
@@ -179,11 +173,7 @@ def _own_fields(config_class: type) -> type:
 
 
 def _resolve(args: Namespace) -> Any:
-    """Fill in what was left to the kind and the resolution, and return the quantizer's configuration.
-
-    Raises:
-        ValueError: sizes of a model as well as a kind or a resolution.
-    """
+    """Fill in what was left to the kind and the resolution, and return the quantizer's configuration."""
     from ..quantizers.modeling_being_vl_vq import BeingVLVQConfig
     from ..training.vq.presets import RESOLUTION, Preset, preset
 

@@ -73,16 +73,7 @@ def build_index(
 ) -> tuple[CodeIndex, CodeShards]:
     """Index the images of code shards; the keys are saved as `path` (.npy), for other processes to map.
 
-    Args:
-        folders: folders that `being-vl encode` has finished, or parquet files, of one quantizer; or files
-            of arrays that `import_codes` reads, which become shards beside `path`.
-        path: the file to write.
-        codebook_size: K of files of arrays, which do not say it.
-
-    Raises:
-        ValueError: shards of different quantizers, a folder that is not finished, or one id for two
-            images that differ in their codes.
-        FileNotFoundError: no such folder.
+    `folders` may also name files of arrays of K = `codebook_size`, which become shards beside `path`.
     """
     sources: list[str | Path] = []
     for number, folder in enumerate(folders):

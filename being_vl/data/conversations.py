@@ -70,18 +70,9 @@ class Conversation:
 
 
 def parse_sample(row: Any, *, where: str, number: int, fix: bool = False) -> Conversation:
-    """Read a sample of any of the forms above.
+    """Read a sample of any of the forms above; `where` names it in errors, `number` is its id if it has none.
 
-    Args:
-        row: a mapping. Its images are in `image` or `images`: an id, a list of ids, or nothing.
-        where: names the sample in errors: the file and the line or row.
-        number: the sample's number, its id where it has none.
-        fix: put placeholders that are missing in front of the first question, as LLaVA's loaders do.
-
-    Raises:
-        ValueError: a field is missing, of another type, out of range or not read here, an answer is
-            empty, nothing is learned, or the placeholders are not as many as the images; the message
-            names row, field, rule and value.
+    With `fix`, placeholders that are missing go in front of the first question, as in LLaVA's loaders.
     """
     if not isinstance(row, Mapping):
         raise ValueError(f"{where}: must be an object, got {_shown(row)}")

@@ -50,9 +50,6 @@ def load_mixture(
         spec: a YAML file, or what it says.
         open_folder: folder → its samples and the quantizer of its codes.
         stage, seed: see there.
-
-    Raises:
-        ValueError: an unknown or missing field, a value out of range, or codes of two quantizers.
     """
     base, name = Path(), "mixture"
     if not isinstance(spec, Mapping):

@@ -139,11 +139,7 @@ def _open_json(path: Path) -> JsonSource | JsonLinesSource:
 
 
 def _open_plain(path: Path) -> IO[bytes]:
-    """A file to read from any place in it; a compressed one is unpacked into a temporary file.
-
-    Raises:
-        ValueError: it unpacks to more than 1 GB and 200 times its size, or is damaged.
-    """
+    """A file to read from any place in it; a compressed one is unpacked into a temporary file."""
     if path.suffix not in _COMPRESSED:
         return open(path, "rb")
     limit = _UNPACKED_BYTES + 200 * path.stat().st_size
@@ -181,9 +177,6 @@ class DatasetSamples:
         name: in errors, and by default in the column `source`.
         image_column: the column of pictures; by default `image` or `images`, or the only one of that type.
         id_column: the column of ids.
-
-    Raises:
-        ValueError: a column is missing, or there are several of pictures and none was named.
     """
 
     def __init__(
@@ -279,11 +272,7 @@ def open_samples(
 
 
 def decode_sample(raw: Any, where: str) -> Any:
-    """A row as `SampleSource.read` gives it → its JSON value.
-
-    Raises:
-        ValueError: a line is not JSON.
-    """
+    """A row as `SampleSource.read` gives it → its JSON value."""
     if not isinstance(raw, bytes):
         return raw
     try:

@@ -167,12 +167,7 @@ def shard_path(folder: Path, number: int, num_shards: int) -> Path:
 
 
 def shard_bytes(columns: dict[str, Sequence[Any]], report: dict[str, Any]) -> bytes:
-    """A shard as an Arrow stream; equal input gives equal bytes.
-
-    Args:
-        columns: those of `FEATURES`; ids as a list of arrays.
-        report: the counts of `COUNTS`, and under `skipped` what was left out.
-    """
+    """A shard as an Arrow stream; equal input gives equal bytes."""
     schema = FEATURES.arrow_schema
     metadata = {**(schema.metadata or {}), _SHARD_KEY: json.dumps(report).encode()}
     arrays = []
@@ -190,11 +185,7 @@ def shard_bytes(columns: dict[str, Sequence[Any]], report: dict[str, Any]) -> by
 
 
 def read_report(path: Path) -> dict[str, Any]:
-    """What a shard's metadata says of it.
-
-    Raises:
-        ValueError: the file is no shard of ours, or is damaged.
-    """
+    """What a shard's metadata says of it."""
     try:
         with pa.memory_map(str(path)) as source:
             metadata = pa.ipc.open_stream(source).schema.metadata or {}
@@ -224,11 +215,7 @@ def claim(folder: Path, wanted: dict[str, Any]) -> None:
 
 
 def finish(folder: Path, num_shards: int, manifest: dict[str, Any]) -> dict[str, Any]:
-    """Check that every shard is there, and write the files that say so; returns the manifest.
-
-    Raises:
-        ValueError: a shard is missing or not ours.
-    """
+    """Check that every shard is there, and write the files that say so; returns the manifest."""
     counts = dict.fromkeys(COUNTS, 0)
     skipped, shards = [], []
     for number in range(num_shards):
@@ -251,11 +238,7 @@ def finish(folder: Path, num_shards: int, manifest: dict[str, Any]) -> dict[str,
 
 
 def check_finished(folder: Path) -> bool:
-    """Whether a folder was finished; its shards are checked, but one that is gone will be made again.
-
-    Raises:
-        ValueError: a shard has another size than was written.
-    """
+    """Whether a folder was finished; its shards are checked, but one that is gone will be made again."""
     if not (folder / MANIFEST).exists():
         return False
     for shard in read_manifest(folder)["shards"]:
@@ -265,12 +248,7 @@ def check_finished(folder: Path) -> bool:
 
 
 def read_manifest(folder: Path) -> dict[str, Any]:
-    """The `tokenized.json` of a finished folder.
-
-    Raises:
-        FileNotFoundError: no such folder, or no tokenized data set in it.
-        ValueError: the folder is not finished, or the file is of another version or malformed.
-    """
+    """The `tokenized.json` of a finished folder."""
     path = folder / MANIFEST
     if not path.exists():
         if (folder / RUN_FILE).exists():

@@ -100,11 +100,7 @@ class _Refused(ValueError):
 
 
 class ChunkTokenizer:
-    """Makes the shard of a chunk of samples; the same bytes in every process.
-
-    Raises:
-        ValueError: the chat template marks nothing as the assistant's.
-    """
+    """Makes the shard of a chunk of samples; the same bytes in every process."""
 
     def __init__(
         self, processor: BeingVLProcessor, index: CodeIndex | None, settings: TokenizeSettings

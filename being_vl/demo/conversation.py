@@ -71,9 +71,6 @@ class Speaker:
         max_new_tokens: after which an answer is cut.
         temperature: 0 for the likeliest token each time, else of the sampling.
         top_p: share of the probability that is sampled from.
-
-    Raises:
-        ValueError: the processor has no chat template.
     """
 
     def __init__(
@@ -94,11 +91,7 @@ class Speaker:
         self._decoding: dict[str, Any] = sampling if temperature > 0 else {"do_sample": False}
 
     def look(self, image: Any) -> np.ndarray:
-        """An image (a picture, a path, or a URL) → its codes, int32 (h, w).
-
-        Raises:
-            ValueError, OSError: the image cannot be read, or fetched.
-        """
+        """An image (a picture, a path, or a URL) → its codes, int32 (h, w)."""
         if isinstance(image, (str, os.PathLike)):
             image = self.processor.image_processor.fetch_images(image)
         return self.processor.quantize([image])[0]
@@ -121,9 +114,6 @@ class Speaker:
 
         A caller that stops early (closes the iterator) ends the generation, and the turn is kept with what
         was said.
-
-        Raises:
-            ValueError: the conversation is too long for the model, or nothing is asked; it stays as it was.
         """
         if not text.strip():
             raise ValueError("there is no question")
@@ -169,11 +159,7 @@ class Speaker:
 
     @torch.inference_mode()
     def draw(self, conversation: Conversation, text: str) -> Image.Image:
-        """A picture, as the model goes on after `text`; the conversation stays as it was.
-
-        Raises:
-            ValueError: the model does not know the size of its images.
-        """
+        """A picture, as the model goes on after `text`; the conversation stays as it was."""
         inputs = self._inputs(conversation, text)
         ids = self.model.generate(**inputs, **self._decoding, generation_mode="image")
         size = self.model.config.image_grid_size
@@ -183,13 +169,7 @@ class Speaker:
 
 
 def load_speaker(checkpoint: str, *, device: str | None = None, **options: Any) -> Speaker:
-    """Load a folder or repository for talking.
-
-    Args:
-        checkpoint: folder or Hub id.
-        device: by default a GPU where there is one.
-        options: of `Speaker`.
-    """
+    """Load a folder or repository for talking."""
     place = device or ("cuda" if torch.cuda.is_available() else "cpu")
     processor = BeingVLProcessor.from_pretrained(checkpoint, vq_device=place)
     model = load_language_model(checkpoint, dtype="auto").to(place)

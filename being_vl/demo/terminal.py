@@ -99,14 +99,7 @@ class Session:
                 raise ValueError(f"no command {name}; /help lists them")
 
     def add_image(self, source: str) -> None:
-        """Quantize a picture for the next question.
-
-        Args:
-            source: a path, with or without quotes, or a URL.
-
-        Raises:
-            ValueError, OSError: it cannot be read or fetched.
-        """
+        """Quantize a picture for the next question."""
         source = _unquoted(source)
         if not source:
             raise ValueError("/image takes a path or a URL")

@@ -50,9 +50,6 @@ def view_tokens(
         codes: (h, w).
         num_merges: how many of its merges to use, in rank order.
         reconstruction: the picture to draw over.
-
-    Raises:
-        ValueError: `num_merges` is not in [0, bpe.num_merges], or a code is out of range.
     """
     if not 0 <= num_merges <= bpe.num_merges:
         raise ValueError(f"num_merges must be in [0, {bpe.num_merges}], got {num_merges}")

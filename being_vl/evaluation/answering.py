@@ -93,9 +93,6 @@ def iter_answers(
 
     Yields:
         the texts of a batch, in order, special tokens left out.
-
-    Raises:
-        ValueError: `image_ids` has not one entry for each prompt, or comes without `image_codes`.
     """
     if (image_ids is None) != (image_codes is None):
         raise ValueError("image_ids and image_codes go together, got one of them")

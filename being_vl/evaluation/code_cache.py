@@ -61,16 +61,7 @@ class CodeCache:
         *,
         progress: Callable[[int], Any] = lambda count: None,
     ) -> list[np.ndarray]:
-        """The codes of pictures, in order, int32 (h, w).
-
-        Args:
-            pictures: paths, or pictures of any mode.
-            progress: called with the number of pictures just done.
-
-        Raises:
-            UnreadableImageError: a picture cannot be read; the message names it.
-            OSError: the folder cannot be written.
-        """
+        """The codes of pictures, in order, int32 (h, w)."""
         grids: list[np.ndarray] = []
         with ThreadPoolExecutor(READERS) as readers:
             for batch in _batches(pictures):

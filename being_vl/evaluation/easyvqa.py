@@ -57,16 +57,7 @@ class Split:
 
 
 def load_easyvqa(split: str, *, seed: int = 0) -> Split:
-    """One of the splits `"train"` and `"validation"` (of the official training images) and `"test"`.
-
-    Args:
-        split: the name.
-        seed: decides which tenth of the training images is for validation.
-
-    Raises:
-        ValueError: there is no such split.
-        ImportError: the package easy-vqa is not installed.
-    """
+    """One of the splits `"train"` and `"validation"` (of the official training images) and `"test"`."""
     if split not in ("train", "validation", "test"):
         raise ValueError(f"split must be 'train', 'validation' or 'test', got {split!r}")
     easy_vqa = _package()

@@ -27,11 +27,7 @@ _SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff")
 
 
 def pictures_below(folder: Path) -> list[str]:
-    """Paths of the pictures of a folder, searched recursively, in order.
-
-    Raises:
-        FileNotFoundError: there are none.
-    """
+    """Paths of the pictures of a folder, searched recursively, in order."""
     paths = sorted(str(path) for path in folder.rglob("*") if path.suffix.lower() in _SUFFIXES)
     if not paths:
         raise FileNotFoundError(f"{folder}: no pictures ({', '.join(_SUFFIXES)})")
@@ -50,21 +46,9 @@ def evaluate_reconstruction(
 ) -> Result:
     """Quantize pictures, reconstruct them, and encode their codes with 0, 1, 2, 4, … and all merges.
 
-    Args:
-        processor: of a checkpoint, its quantizer on its device.
-        pictures: paths. They are compared after the processor's resizing and cropping.
-        dataset: for the result.
-        rfid_weights: file of torch-fidelity's Inception weights, for rFID.
-        batch_size: pictures at a time.
-        progress: called with the number of pictures just done.
-
     Returns:
         `psnr` (dB), `psnr_per_image`, `ssim`, `code_usage` (share), `perplexity`, `rfid` where weights are given;
         `tokens_per_image/N` with the first N merges.
-
-    Raises:
-        UnreadableImageError: a picture cannot be read.
-        ImportError: torchmetrics is not installed, or torch-fidelity for rFID.
     """
     started = time.perf_counter()
     vq, bpe = processor.vq_model, processor.tokenizer.image_bpe

@@ -26,9 +26,6 @@ def comparison_rows(
 ) -> list[dict[str, Any]]:
     """Tokens per image beside the first metric of every result, for each checkpoint.
 
-    Args:
-        results: of each checkpoint, by its folder.
-
     Returns:
         a row for each result that knows its tokens per image: `checkpoint`, `task`, `codes_per_image`,
         `tokens_per_image`, `metric`, `value`, `num_examples`; by task, then by tokens per image.

@@ -39,16 +39,7 @@ from .tasks import Task, generation_record
 def load_checkpoint(
     checkpoint: str, *, device: str | None = None, dtype: str = "auto"
 ) -> tuple[BeingVLLanguageModel, BeingVLProcessor]:
-    """A checkpoint's model, in evaluation mode, and its processor, whose quantizer is on the same device.
-
-    Args:
-        checkpoint: folder, or repository on the Hub.
-        device: by default accelerate's, a GPU or the CPU; where there are several processes, always.
-        dtype: of the weights, or `"auto"`: as saved.
-
-    Raises:
-        OSError, ValueError: it does not load, or is no Being-VL checkpoint.
-    """
+    """A checkpoint's model, in evaluation mode, and its processor, whose quantizer is on the same device."""
     state = PartialState(cpu=device == "cpu")
     shared = state.num_processes > 1  # accelerate gives each process a device of its own
     place = state.device if device is None or shared else torch.device(device)

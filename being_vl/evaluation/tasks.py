@@ -52,11 +52,7 @@ class Task:
     rows_scored_together: int = 1
 
     def limited(self, count: int | None) -> Task:
-        """The first questions only; fewer where the last would be scored without its partner.
-
-        Raises:
-            ValueError: none would be left.
-        """
+        """The first questions only; fewer where the last would be scored without its partner."""
         if count is None:
             return self
         kept = self.rows[: count - count % self.rows_scored_together]

@@ -55,15 +55,7 @@ _LABELS = {
 
 
 def card_text(folder: Path, facts: CardFacts | None = None) -> str:
-    """The card of a folder, whatever it holds.
-
-    Args:
-        folder: a checkpoint, a VQ model, a vocabulary, parts of a checkpoint, or code shards.
-        facts: what its files do not say; by default what its `card.yaml` says.
-
-    Raises:
-        ValueError: the folder holds no part of this library, or a file in it is malformed; it is named.
-    """
+    """The card of a folder, whatever it holds."""
     facts = read_facts(folder) if facts is None else facts
     kind = folder_kind(folder)
     if kind == "checkpoint":

@@ -71,11 +71,7 @@ def matches(path: str, patterns: Iterable[str]) -> bool:
 
 
 def folder_files(folder: str | os.PathLike, patterns: Iterable[str] = PATTERNS) -> dict[str, Path]:
-    """Path in the repository → file, of what a folder has of a checkpoint; the rest stays at home.
-
-    Raises:
-        ValueError: one of the files lies outside of the folder, where a symbolic link points to.
-    """
+    """Path in the repository → file, of what a folder has of a checkpoint; the rest stays at home."""
     root = Path(folder)
     home = root.resolve()
     # A snapshot in the Hub's cache is a folder of links to the blobs beside it.
@@ -129,9 +125,6 @@ def commit_files(
         target: the repository, which is made where it is missing.
         companions: files that are added where the repository has none of that name; results and a card
             among them only where the repository's weights are those that they tell of.
-
-    Raises:
-        OSError: the Hub refuses or cannot be reached (`HfHubHTTPError` among them).
     """
     remaining = 1 if target.create_pr else _TRIES  # again would open a second pull request
     while True:

@@ -17,15 +17,8 @@ PICTURE = "tokens.png"
 def draw_example(folder: Path, image: str | os.PathLike) -> list[str]:
     """Write `example.png` and `tokens.png`: an image, its reconstruction, its tokens drawn over it.
 
-    Args:
-        folder: a checkpoint.
-        image: path of a picture.
-
     Returns:
         the names of the files.
-
-    Raises:
-        ValueError: the picture is unreadable, or the folder has no VQ model.
     """
     processor = BeingVLProcessor.from_pretrained(folder)
     picture = load_image(image)

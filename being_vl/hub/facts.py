@@ -82,11 +82,7 @@ class CardFacts:
 
 
 def read_facts(folder: Path) -> CardFacts:
-    """The facts in `card.yaml` of a folder; none of them where there is no such file.
-
-    Raises:
-        ValueError: the file is no mapping, has an unknown field, or one of another type.
-    """
+    """The facts in `card.yaml` of a folder; none of them where there is no such file."""
     path = folder / FACTS_FILE
     if not path.exists():
         return CardFacts()
@@ -101,11 +97,7 @@ def read_facts(folder: Path) -> CardFacts:
 
 
 def read_mapping(path: Path) -> dict[str, Any]:
-    """The mapping in a YAML or JSON file.
-
-    Raises:
-        ValueError: it holds something else; the file is named.
-    """
+    """The mapping in a YAML or JSON file."""
     values = read_yaml(path)
     if not isinstance(values, dict):
         raise ValueError(f"{path}: must be a mapping, got {str(values)[:80]!r}")

@@ -26,12 +26,7 @@ _MAX_TOKENIZER_VALUES = 5 << 19  # 262,144 ids and 514,906 merges (Gemma 3), ima
 
 
 def folder_kind(folder: Path) -> Kind:
-    """What a folder holds: a checkpoint, a VQ model, a vocabulary, other parts of a checkpoint, codes.
-
-    Raises:
-        ValueError: it holds none of these.
-        FileNotFoundError: there is no such folder.
-    """
+    """What a folder holds: a checkpoint, a VQ model, a vocabulary, other parts of a checkpoint, codes."""
     if not folder.is_dir():
         raise FileNotFoundError(f"{folder} is not a folder")
     config = read_json(folder / "config.json", optional=True)
@@ -72,9 +67,6 @@ def read_weights(folder: Path) -> Weights:
 
     Returns:
         what loads by default; of a folder with variants alone, the first of them.
-
-    Raises:
-        ValueError: a file is missing or damaged, or an index is malformed or names a tensor that is in none.
     """
     variants = {variant_of(path.name) for path in folder.glob("model*.safetensors*")}
     first, *_ = (_read_variant(folder, variant) for variant in sorted(variants) or [""])
@@ -119,9 +111,6 @@ def check_whole(folder: Path) -> None:
     A checkpoint must have all its parts, and these must belong together: sizes of the vocabulary in
     configuration, weights, tokenizer and image BPE, and the codebook of the VQ model. A VQ model, a
     vocabulary and code shards are checked by themselves.
-
-    Raises:
-        ValueError: naming the file, what is expected and what is there.
     """
     match folder_kind(folder):
         case "checkpoint":

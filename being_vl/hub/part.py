@@ -59,9 +59,6 @@ class PushesCheckpoint:
 
         Returns:
             huggingface_hub's `CommitInfo`.
-
-        Raises:
-            OSError: the Hub refuses or cannot be reached.
         """
         push = {"repo_id": repo_id, **_taken(options)}
         with tempfile.TemporaryDirectory() as folder:
@@ -87,12 +84,7 @@ class CheckpointPart(PushesCheckpoint):
 
     @classmethod
     def register_for_auto_class(cls, auto_class: str | type | None = None) -> None:
-        """Save the code of this class with its objects from now on, for `trust_remote_code=True`.
-
-        Args:
-            auto_class: taken for the sake of transformers; the checkpoint answers to all Auto classes that
-                load this class.
-        """
+        """Save the code of this class with its objects from now on, for `trust_remote_code=True`."""
         if cls.__module__.partition(".")[0] == __name__.partition(".")[0]:
             cls._carries_code = True
         else:  # somebody's subclass: transformers copies their module, which imports being_vl

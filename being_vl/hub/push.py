@@ -54,16 +54,7 @@ class Plan:
 
 @contextmanager
 def planned(folder: Path, include: Sequence[str] = ()) -> Iterator[Plan]:
-    """Check a folder, and list what of it goes; a card that is missing is made, outside of the folder.
-
-    Args:
-        folder: a checkpoint, a VQ model, a vocabulary or code shards.
-        include: patterns of further files, such as `*.yaml`.
-
-    Raises:
-        ValueError: the folder is not whole, or a pattern fits nothing; the message says what is wrong.
-        FileNotFoundError: there is no such folder.
-    """
+    """Check a folder, and list what of it goes; a card that is missing is made, outside of the folder."""
     kind = folder_kind(folder)
     check_whole(folder)
     patterns = CODES_PATTERNS if kind == "codes" else PATTERNS
@@ -96,11 +87,6 @@ def _made_card(folder: Path, made: Path) -> dict[str, Path]:
 
 
 def push_folder(folder: Path, target: Target, include: Sequence[str] = ()) -> CommitInfo:
-    """Push a folder; a model repository, or a data set repository for code shards.
-
-    Raises:
-        ValueError, FileNotFoundError: as of `planned`.
-        OSError: the Hub refuses or cannot be reached.
-    """
+    """Push a folder; a model repository, or a data set repository for code shards."""
     with planned(folder, include) as plan:
         return commit_files(plan.files, replace(target, repo_type=plan.repo_type))

@@ -47,12 +47,7 @@ class PartOnHub:
         tags: list[str] | None = None,
         **options: Any,
     ) -> CommitInfo:
-        """Push what was saved, and the files of the part's checkpoint that the repository lacks.
-
-        Args:
-            folder: where it was saved; by default the repository has its name.
-            repo_id, tags, options: as of `push_to_hub`.
-        """
+        """Push what was saved, and the files of the part's checkpoint that the repository lacks."""
         folder = Path(folder)
         target = Target(repo_id or folder.resolve().name, tags=tuple(tags or ()), **options)
         source = self._part._checkpoint_source()

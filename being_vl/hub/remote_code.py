@@ -65,13 +65,7 @@ def add_remote_code(folder: str | os.PathLike) -> list[str]:
 
 
 def save_code(part: Any, folder: str | os.PathLike) -> None:
-    """Save the code of a part of a checkpoint with it: from the package, or from where it was loaded.
-
-    Args:
-        part: model, configuration, tokenizer, image processor or processor; with a processor goes the code
-            of its parts. Nothing is saved of other people's classes.
-        folder: where the part has just been saved.
-    """
+    """Save the code of a part of a checkpoint with it: from the package, or from where it was loaded."""
     folder = Path(folder)
     ours = _class_of_ours(type(part))
     if ours is None:

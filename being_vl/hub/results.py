@@ -26,11 +26,7 @@ _TASK_TYPES = {
 
 
 def load_results(folder: Path) -> list[Result]:
-    """The results of a checkpoint, by name of task; those without a number are left out.
-
-    Raises:
-        ValueError: a file is not a result of ours; it, the field and the value are named.
-    """
+    """The results of a checkpoint, by name of task; those without a number are left out."""
     return [result for result in result_files.load_results(folder) if result.metrics]
 
 

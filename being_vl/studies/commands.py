@@ -27,14 +27,10 @@ class Commands:
     def __call__(
         self, name: str, *arguments: Any, unless: Path | None = None, **options: Any
     ) -> None:
-        """Run `being-vl NAME ARGUMENTS --OPTION VALUE …`.
+        """Run `being-vl NAME ARGUMENTS --OPTION VALUE …`, unless the file `unless` is there.
 
-        Args:
-            name: of the command.
-            arguments: what the command takes by position.
-            unless: a file that the command leaves behind when it is done; it does not run where that
-                file is. A command that was stopped has not left it, and goes on.
-            options: by name, with `_` as the command spells it; None leaves one out.
+        That file is one that the command leaves behind when it is done; one that was stopped has not left
+        it, and goes on. Options have `_` as the command spells it; None leaves one out.
         """
         if unless is not None and unless.exists():
             return

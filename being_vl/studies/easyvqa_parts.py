@@ -17,16 +17,7 @@ _FIT_IMAGES = 1000
 
 
 def fit_patch_quantizer(images: Path, target: Path, *, seed: int) -> None:
-    """Fit `BeingVLPatchVQModel` on PNGs and save it with its image processor.
-
-    Args:
-        images: folder of 64×64 PNGs; as many as k-means samples patches from are read, evenly.
-        target: an empty folder.
-        seed: of the sample of patches and of the start.
-
-    Raises:
-        UnreadableImageError: an image cannot be read; it is named.
-    """
+    """Fit `BeingVLPatchVQModel` on PNGs and save it with its image processor."""
     from ..hub.checkpoint import default_image_processor
     from ..quantizers.image_loading import load_image
     from ..quantizers.modeling_being_vl_patch_vq import BeingVLPatchVQConfig, BeingVLPatchVQModel
@@ -50,14 +41,7 @@ def make_text_model(
     tokenizer_texts: Sequence[str] = (),
     steps: int = TEXT_STEPS,
 ) -> None:
-    """Train a small Llama and its tokenizer, a stand-in for a pretrained base.
-
-    Args:
-        texts: what the model learns.
-        target: an empty folder.
-        seed, steps: of the training.
-        tokenizer_texts: what the tokenizer learns beside them.
-    """
+    """Train a small Llama and its tokenizer, a stand-in for a pretrained base."""
     from .quickstart.text_model import train_text_model, train_text_tokenizer
 
     tokenizer = train_text_tokenizer([*texts, *tokenizer_texts])

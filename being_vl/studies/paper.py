@@ -59,11 +59,7 @@ VQ+BPE (+SFT) | Flickr30k 1K | 80.7 | 17.2 | 25.0 | 52.6
 
 
 def paper_tables(results: Mapping[str, Sequence[Result]]) -> str:
-    """Markdown of Tables 5.1 with C.1, C.2, C.3 and C.4: the paper's rows, then one for each checkpoint.
-
-    Args:
-        results: of each checkpoint, by its folder.
-    """
+    """Markdown of Tables 5.1 with C.1, C.2, C.3 and C.4: the paper's rows, then one for each checkpoint."""
     metrics = {
         name: {(r.task, metric): value for r in found for metric, value in r.metrics.items()}
         for name, found in results.items()

@@ -68,16 +68,7 @@ def partial_folder(checkpoint: Path) -> Path:
 
 
 def publish(checkpoint: Path, content: dict[str, Any]) -> None:
-    """Give a checkpoint that has been written aside its place.
-
-    Args:
-        checkpoint: `OUTPUT/checkpoint-N`; what lies in `partial_folder(checkpoint)` becomes it. A folder
-            that has its place already is deleted once the new one stands.
-        content: further entries of the manifest.
-
-    Raises:
-        OSError: the disk is full, or the folder cannot be written.
-    """
+    """Give a checkpoint that has been written aside its place."""
     partial = partial_folder(checkpoint)
     manifest = {
         "version": _VERSION,
@@ -100,13 +91,7 @@ def publish(checkpoint: Path, content: dict[str, Any]) -> None:
 
 
 def rotate(newest: Path, limit: int | None, keep: Iterable[str | os.PathLike] = ()) -> None:
-    """Delete the oldest checkpoints beside `newest` until `limit` are left.
-
-    Args:
-        newest: the one that has just been written; never deleted.
-        limit: `save_total_limit`; None or 0 deletes nothing.
-        keep: others that are never deleted.
-    """
+    """Delete the oldest checkpoints beside `newest` until `limit` are left."""
     if not limit or limit < 0:
         return
     kept = {newest.resolve(), *(Path(path).resolve() for path in keep)}
@@ -133,12 +118,7 @@ def clean_up(output_dir: str | os.PathLike) -> None:
 
 
 def read_manifest(checkpoint: str | os.PathLike) -> dict[str, Any]:
-    """The manifest of a checkpoint whose every file is as it was written.
-
-    Raises:
-        DamagedCheckpointError: a file is missing, has another size or other bytes, or the manifest is
-            missing or cannot be read; all such files are named.
-    """
+    """The manifest of a checkpoint whose every file is as it was written."""
     checkpoint = Path(checkpoint)
     manifest = _parse_manifest(checkpoint)
     step = checkpoint_step(checkpoint)
@@ -162,9 +142,6 @@ def newest_whole_checkpoint(
     Returns:
         the checkpoint, its manifest, and for each newer one what is wrong with it; None where the folder
         holds no checkpoint at all.
-
-    Raises:
-        DamagedCheckpointError: there are checkpoints, and none is whole; says what is wrong with each.
     """
     damaged: list[str] = []
     for folder in checkpoint_folders(output_dir):

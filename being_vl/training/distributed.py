@@ -40,15 +40,7 @@ def prepare_deepspeed(args: TrainingArguments) -> None:
 
 
 def check_deepspeed_settings(config: Mapping[str, Any] | str | os.PathLike) -> None:
-    """Refuse what would train other weights than the recipe says, or not save them.
-
-    Args:
-        config: the configuration, or the path of its JSON file.
-
-    Raises:
-        ValueError: it is refused; names the entry, and why.
-        OSError: the file cannot be read.
-    """
+    """Refuse what would train other weights than the recipe says, or not save them."""
     name = "the DeepSpeed configuration"
     if not isinstance(config, Mapping):
         name = str(config)
@@ -77,11 +69,7 @@ def check_deepspeed_settings(config: Mapping[str, Any] | str | os.PathLike) -> N
 
 
 def check_fsdp_settings(plugin: FullyShardedDataParallelPlugin) -> None:
-    """Refuse FSDP whose parameters have no rows, or that keeps the weights in pieces at a save.
-
-    Raises:
-        ValueError: `fsdp_version` is not 2, or `state_dict_type` is not FULL_STATE_DICT.
-    """
+    """Refuse FSDP whose parameters have no rows, or that keeps the weights in pieces at a save."""
     if plugin.fsdp_version != 2:
         raise ValueError(
             f"fsdp version must be 2, got {plugin.fsdp_version}: version 1 flattens parameters, so that frozen rows "

@@ -66,10 +66,6 @@ class SharedImageSamples(Dataset):
         rows: the samples, with labels on what the assistant says.
         eoi_token_id: the end of an image.
         max_length: the most tokens of a row. What does not fit begins another row with the image again.
-
-    Raises:
-        ValueError: the labels are others. When a row is read: the assistant speaks before the first image
-            ends.
     """
 
     def __init__(self, rows: TokenizedSamples, *, eoi_token_id: int, max_length: int):
@@ -142,15 +138,8 @@ def shared_prefix(input_ids: np.ndarray, eoi_token_id: int) -> int:
 def best_fit(lengths: Sequence[int] | np.ndarray, capacity: int) -> list[np.ndarray]:
     """Put items into bins: the longest first, each into the fullest bin that still has room.
 
-    Args:
-        lengths: of the items, int.
-        capacity: of a bin.
-
     Returns:
         int64 arrays of item numbers, one a bin. They depend on the lengths and their order alone.
-
-    Raises:
-        ValueError: an item is longer than a bin.
     """
     lengths = np.asarray(lengths)
     if len(lengths) and lengths.max() > capacity:
@@ -191,9 +180,6 @@ def pack_samples(samples: Sequence[dict[str, Any]]) -> dict[str, Any]:
 
     Returns:
         `input_ids`, `labels` and `position_ids`, int32 (total length,), and `length`.
-
-    Raises:
-        ValueError: there are no samples, or the first token of one is a label.
     """
     if not samples:
         raise ValueError("a row needs at least one sample, got none")
@@ -216,17 +202,9 @@ def pack_shared_image(
 ) -> dict[str, Any]:
     """One row of an image and its questions.
 
-    Args:
-        prefix_ids: token ids that all turns share: bos, boi, the image, eoi.
-        turns: for each question, the token ids after the prefix and their labels, of equal length;
-            labels are token ids or -100, not shifted.
-
     Returns:
         `input_ids`, `labels`, `position_ids`, `segment_ids` (0 for the prefix, then 1, 2, … for the
         turns), each np.int32 (length,), and `length`.
-
-    Raises:
-        ValueError: the prefix is empty, or a turn's ids and labels differ in length.
     """
     if not len(prefix_ids):
         raise ValueError("prefix_ids must hold at least one token, got none")

@@ -244,10 +244,6 @@ _SAMPLED_VALUES = 64
 def run_identity(trainer: Trainer, extra: Mapping[str, Any]) -> dict[str, Any]:
     """What a run is made of, as JSON; to be called before training has changed the model.
 
-    Args:
-        trainer: before its first step.
-        extra: further settings that decide the run, as JSON.
-
     Returns:
         `{"settings": …, "model": …, "data": …}`. Weights and rows are compared by samples: 64 values of
         each parameter, and 128 rows, evenly spaced.
@@ -261,13 +257,7 @@ def run_identity(trainer: Trainer, extra: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def identity_differences(found: Mapping[str, Any], wanted: Mapping[str, Any]) -> list[str]:
-    """Where two identities differ, in words; [] where they do not.
-
-    Args:
-        found: of a checkpoint. What only one of the two knows is passed over: it came or went with a
-            version of a library.
-        wanted: of the run that wants to go on from it.
-    """
+    """Where two identities differ, in words; [] where they do not."""
     differences = []
     for section, values in wanted.items():
         theirs = found.get(section, {})

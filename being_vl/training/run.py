@@ -178,11 +178,7 @@ def _decisive_defaults() -> dict[str, Any]:
 
 
 def _finished_metrics(output: Path, identity: Mapping[str, Any]) -> dict[str, Any] | None:
-    """The metrics of the run, if it has finished; None if it must go on.
-
-    Raises:
-        ValueError: another run has finished here; `finished.json` is malformed.
-    """
+    """The metrics of the run, if it has finished; None if it must go on."""
     path = output / FINISHED_FILE
     finished = read_json(path, optional=True)
     if finished is None:
@@ -262,12 +258,7 @@ def _finish(
 def load_for_training(
     model_args: ModelArguments, stage_args: StageArguments
 ) -> tuple[BeingVLLanguageModel | PeftModel, BeingVLProcessor]:
-    """The checkpoint's model, frozen and wrapped as the arguments say, and its processor.
-
-    Raises:
-        ValueError: the checkpoint is no Being-VL model, or the stage and its options do not fit.
-        OSError: it does not load.
-    """
+    """The checkpoint's model, frozen and wrapped as the arguments say, and its processor."""
     source = model_args.checkpoint
     options: dict[str, Any] = {"dtype": model_args.dtype}
     if model_args.attn_implementation is not None:

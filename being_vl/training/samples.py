@@ -43,10 +43,6 @@ class TokenizedSamples(Dataset):
         max_length: the most tokens of a sample.
         drop_long: leave longer samples out.
 
-    Raises:
-        ValueError: a column is missing, no sample is left or has a label, one is longer than `max_length`
-            (named), or its ids are not the vocabulary's.
-
     Attributes:
         num_too_long: samples that were left out.
         num_without_labels: samples that teach nothing.
@@ -144,9 +140,6 @@ def _inspect(
     """Length of each sample, and how many of its tokens are predicted, int32 each.
 
     One pass over the columns before training, so that what is wrong with a sample is named then.
-
-    Raises:
-        ValueError: an id is not in the vocabulary, or the lengths of a sample's columns differ.
     """
     lengths, counts = [], []
     start = 0
@@ -211,9 +204,6 @@ def make_labels(
     Returns:
         int32 (length,): the ids, -100 where nothing is predicted. The first is always -100: nothing
         stands before it.
-
-    Raises:
-        ValueError: `labels` is unknown, or the two arrays differ in length.
     """
     if len(input_ids) != len(assistant_masks):
         raise ValueError(
@@ -344,9 +334,6 @@ class LengthGroupedSampler(Sampler[int]):
         batch_size: rows a step, gradient accumulation included.
         seed: with the epoch, decides the order.
         batches_per_chunk: rows are sorted by length within random chunks of so many batches.
-
-    Raises:
-        ValueError: there are no rows, or a size is not positive.
     """
 
     def __init__(

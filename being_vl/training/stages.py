@@ -44,10 +44,6 @@ def prepare_stage(
         train_layers: in `selective`, the decoder layers that move, from 0; by default the first quarter,
             at least one.
         freeze: in `sft`, `"none"` or `"image"` (the rows of codes and merges stay, the paper's ablation).
-
-    Raises:
-        ValueError: one of the names is unknown, a layer does not exist, or an option is given to a stage
-            that has no use for it.
     """
     for name, value, known in (
         ("stage", stage, STAGES),
@@ -91,17 +87,7 @@ def _chosen_layers(model: BeingVLLanguageModel, train_layers: Sequence[int] | No
 def add_lora(
     model: BeingVLLanguageModel, model_args: ModelArguments, stage_args: StageArguments
 ) -> PeftModel:
-    """Wrap a model for training; `merge_lora` undoes it.
-
-    Args:
-        model: its parameters stop requiring gradients.
-        model_args: rank, scale, dropout and layers of the adapters.
-        stage_args: the stage `sft`; with `freeze="image"` the adapters train alone.
-
-    Raises:
-        ImportError: peft is not installed.
-        ValueError: another stage.
-    """
+    """Wrap a model for training; `merge_lora` undoes it."""
     from peft import LoraConfig, TaskType, get_peft_model
 
     if stage_args.stage != "sft":
@@ -129,11 +115,7 @@ def add_lora(
 
 
 def merge_lora(model: PeftModel) -> BeingVLLanguageModel:
-    """The trained model with adapters and rows in its own weights.
-
-    Raises:
-        ValueError: a merged weight is not finite.
-    """
+    """The trained model with adapters and rows in its own weights."""
     merged = model.merge_and_unload(safe_merge=True)
     merged.unfreeze()
     return merged

@@ -135,12 +135,7 @@ def load_dataset_by_name(
     streaming: bool = False,
     shard_size: int = 4096,
 ) -> datasets.Dataset | datasets.IterableDataset:
-    """A split of a saved data set, of a folder that `load_dataset` reads, or of a Hub id.
-
-    Raises:
-        ValueError: no such split.
-        FileNotFoundError: no such data set.
-    """
+    """A split of a saved data set, of a folder that `load_dataset` reads, or of a Hub id."""
     path = Path(name)
     if not (path / "state.json").exists() and not (path / "dataset_dict.json").exists():
         return datasets.load_dataset(name, config_name, split=split, streaming=streaming)

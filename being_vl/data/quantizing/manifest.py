@@ -25,11 +25,7 @@ def shard_path(output: Path, part: int, chunk: int) -> Path:
 
 
 def read_our_info(path: Path) -> ShardInfo:
-    """The metadata of a shard of ours.
-
-    Raises:
-        ValueError: another program wrote the file, or it is damaged.
-    """
+    """The metadata of a shard of ours."""
     info = read_info(path)
     if info is None:
         raise ValueError(f"{path}: not a shard that being-vl encode wrote")

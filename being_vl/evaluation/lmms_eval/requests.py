@@ -27,11 +27,7 @@ DEFAULT_MAX_NEW_TOKENS = 1024
 def read_messages(
     processor: BeingVLProcessor, messages: Sequence[Mapping[str, Any]]
 ) -> tuple[str, list[Any]]:
-    """A conversation → its prompt, and its pictures (PIL, or paths) in order.
-
-    Raises:
-        ValueError: a part is neither text nor a picture.
-    """
+    """A conversation → its prompt, and its pictures (PIL, or paths) in order."""
     conversation, pictures = [], []
     for message in messages:
         parts = message["content"]

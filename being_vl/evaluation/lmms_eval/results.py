@@ -25,16 +25,7 @@ _SHARES = (
 
 
 def read_lmms_eval(path: Path, *, hardware: str) -> list[Result]:
-    """A result for each task of a file.
-
-    Args:
-        path: `…_results.json`.
-        hardware: of the run, in words: the file does not say.
-
-    Raises:
-        ValueError: it is no such file; what is wrong is named.
-        OSError: it cannot be read.
-    """
+    """A result for each task of a file."""
     content = read_json(path)
     try:
         return [_result(content, task, hardware) for task in content["configs"]]

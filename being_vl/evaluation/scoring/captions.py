@@ -16,12 +16,7 @@ from pathlib import Path
 
 
 def require(spice_jar: str | None = None) -> None:
-    """Check that what captions need is there, before any are made.
-
-    Raises:
-        ImportError: pycocoevalcap is not installed.
-        FileNotFoundError: there is no Java, or no such jar.
-    """
+    """Check that what captions need is there, before any are made."""
     try:
         import pycocoevalcap  # noqa: F401
     except ImportError as error:
@@ -48,11 +43,6 @@ def caption_scores(
         captions: image → the model's caption.
         references: image → captions by people.
         spice_jar: path of spice-1.0.jar, its `lib/` with Stanford CoreNLP beside it.
-
-    Raises:
-        ValueError: there are no captions, or an image has no references.
-        ImportError, FileNotFoundError: see [`require`].
-        OSError: a Java program fails.
     """
     require(spice_jar)
     if not captions:

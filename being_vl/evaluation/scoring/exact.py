@@ -33,11 +33,7 @@ def exact_match_scores(
 def means_by_group(
     values: Sequence[float], groups: Iterable[str] | None = None
 ) -> dict[str, float]:
-    """The mean of values under `""`, and of those of each group under `/GROUP`, groups in order.
-
-    Raises:
-        ValueError: there are no values, or not one group for each.
-    """
+    """The mean of values under `""`, and of those of each group under `/GROUP`, groups in order."""
     if not values:
         raise ValueError("scores need at least one question, got none")
     means = {"": sum(values) / len(values)}

@@ -57,17 +57,7 @@ class Cell:
 def ablation_cells(
     merges: int, regimes: Sequence[str], seeds: Sequence[int], curve: Iterable[int] = ()
 ) -> list[Cell]:
-    """All cells, seed by seed, so that a run that is stopped has whole seeds.
-
-    Args:
-        merges: of LLM+VQ+BPE.
-        regimes: of the table.
-        seeds: any.
-        curve: further numbers of merges, trained by `CURVE_REGIME` alone (Figure 3a).
-
-    Raises:
-        ValueError: an unknown regime, a number out of range, or one given twice.
-    """
+    """All cells, seed by seed, so that a run that is stopped has whole seeds."""
     for regime in regimes:
         if regime not in REGIMES:
             raise ValueError(f"regimes must be of {', '.join(REGIMES)}, got {regime!r}")

@@ -77,14 +77,6 @@ def easyvqa_inputs(
     """easy-VQA with a patch quantizer and a small text model, made here as the quickstart makes them.
 
     Quantizer, merges and text model see the training images' data alone.
-
-    Args:
-        command: runs `being-vl encode`.
-        folder: keeps the parts.
-        train_images, test_images: how many images of each split; all by default.
-        merges: the most that a cell has.
-        test: the split to score on, `"validation"` or `"test"`.
-        seed: of quantizer, text model and validation split.
     """
 
     def build_files(target: Path) -> None:
@@ -113,11 +105,7 @@ def easyvqa_inputs(
 
 
 def check_inputs(inputs: Inputs, merges: int) -> None:
-    """Fail early on what no cell could use.
-
-    Raises:
-        ValueError: too few merges, or codes of another codebook.
-    """
+    """Fail early on what no cell could use."""
     bpe = ImageBPE.from_pretrained(inputs.bpe)
     if bpe.num_merges < merges:
         raise ValueError(f"{inputs.bpe}: must have at least {merges} merges, got {bpe.num_merges}")

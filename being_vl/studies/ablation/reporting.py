@@ -155,11 +155,7 @@ def table_csv(rows: Sequence[CellResult]) -> str:
 
 
 def draw_figures(rows: Sequence[CellResult], folder: Path) -> list[Path]:
-    """Figure 3a (score against merges) and 3b (embedding weights over visual ids), as PNG.
-
-    Raises:
-        ImportError: matplotlib is not installed.
-    """
+    """Figure 3a (score against merges) and 3b (embedding weights over visual ids), as PNG."""
     curve = [row for row in rows if row.regime == CURVE_REGIME]
     drawn = []
     if curve:

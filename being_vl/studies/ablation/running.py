@@ -50,9 +50,6 @@ class AblationSettings:
         max_new_tokens: after which an answer is cut.
         test_limit: the first so many test rows.
         device: where models train and answer, `"cpu"` or a CUDA device.
-
-    Raises:
-        ValueError: an option that no stage has, or that the ablation itself sets.
     """
 
     pretrain: Mapping[str, Any]
@@ -108,19 +105,7 @@ def run_cells(
     settings: AblationSettings,
     output: Path,
 ) -> list[CellResult]:
-    """Train and score all cells that have no result yet; returns the results of all of them, in order.
-
-    Args:
-        command: runs `being-vl init`, `tokenize` and `train`.
-        inputs: what the cells share.
-        cells: any; cells may be added to a folder later.
-        settings: must be those that the folder began with.
-        output: the folder: `rows/CELL.json`, and `work/` while it runs.
-
-    Raises:
-        ValueError: the folder was begun with other settings or inputs.
-        OSError: another process works in it.
-    """
+    """Train and score all cells that have no result yet; returns the results of all of them, in order."""
     if any(cell.regime == SFT_LONG[0] for cell in cells):
         for stage in ("pretrain", "sft"):
             if "max_steps" not in getattr(settings, stage):
@@ -148,11 +133,7 @@ def result_path(output: Path, cell: Cell) -> Path:
 
 
 def read_result(path: Path) -> CellResult:
-    """A finished cell.
-
-    Raises:
-        ValueError: the file was not written by this command; it is named.
-    """
+    """A finished cell."""
     try:
         return CellResult(**read_json(path))
     except (TypeError, ValueError) as error:

@@ -25,9 +25,6 @@ class TestRows:
         codes: code shards.
         index: a file for the index of the codes.
         limit: the first so many rows.
-
-    Raises:
-        ValueError: a row of another form, or an image without codes.
     """
 
     __test__ = False  # for pytest, which takes it for tests

@@ -22,11 +22,7 @@ Shape = tuple[Cell, ...]
 
 
 def all_grids(height: int, width: int, codebook_size: int) -> np.ndarray:
-    """Every grid of that size, int64 (codebook_size ** (height · width), height, width).
-
-    Raises:
-        ValueError: there are more than 2²⁰.
-    """
+    """Every grid of that size, int64 (codebook_size ** (height · width), height, width)."""
     count = codebook_size ** (height * width)
     if count > 1 << 20:
         raise ValueError(
@@ -100,11 +96,7 @@ def offset_bits(bpe: ImageBPE, grids: Sequence[np.ndarray]) -> dict[str, float]:
 
 
 def merge_offsets(bpe: ImageBPE, grid: np.ndarray) -> list[tuple[int, int, int]]:
-    """The merges that paper mode makes in a grid, in order: rank, row offset, column offset.
-
-    Raises:
-        ValueError: merge_rule is not "pair".
-    """
+    """The merges that paper mode makes in a grid, in order: rank, row offset, column offset."""
     if bpe.merge_rule != "pair":
         raise ValueError(f'merge_rule must be "pair", got {bpe.merge_rule!r}')
     height, width = grid.shape
@@ -148,9 +140,6 @@ def decodings(
 
     The next token's anchor is the first cell that is not covered, so the layouts form a tree; each layout's
     grid is encoded again, since not every layout is what the merges would make.
-
-    Raises:
-        ValueError: there are more than `limit` layouts.
     """
     shapes = shapes_of(bpe)
     found: dict[bytes, np.ndarray] = {}

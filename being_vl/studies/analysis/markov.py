@@ -30,9 +30,6 @@ class MarkovSource:
         order: k, the distance to the parents, in cells.
 
     All entropies are in nats.
-
-    Raises:
-        ValueError: naming the argument, what is allowed and the value got.
     """
 
     dependence: str = "mixed"

@@ -38,11 +38,7 @@ def unigram_losses(
     held_out: Any,
     num_threads: int | None = None,
 ) -> list[float]:
-    """`unigram_loss` of the first so many tokens of a vocabulary; codes count as tokens.
-
-    Raises:
-        ValueError: a size is below the codebook's or above the vocabulary's.
-    """
+    """`unigram_loss` of the first so many tokens of a vocabulary; codes count as tokens."""
     found = []
     for size in dictionary_sizes:
         if not bpe.codebook_size <= size <= bpe.vocab_size:
@@ -55,11 +51,7 @@ def unigram_losses(
 
 
 def epsilon(least_probability: float, dictionary_size: int) -> float:
-    """ε = ln(1/δ) / (0.99 ln D) of Proposition 2; from 1 on, the proposition bounds nothing.
-
-    Raises:
-        ValueError: δ lies outside (0, 1), or D is below 2.
-    """
+    """ε = ln(1/δ) / (0.99 ln D) of Proposition 2; from 1 on, the proposition bounds nothing."""
     if not 0 < least_probability < 1:
         raise ValueError(f"least_probability must lie in (0, 1), got {least_probability}")
     if dictionary_size < 2:

@@ -22,14 +22,8 @@ def rank_frequency(counts: Sequence[int], points: int = 64) -> dict[str, Any]:
     Fitted at up to `points` ranks that lie evenly on the logarithmic scale, so that the many rare tokens do
     not outweigh the few frequent ones.
 
-    Args:
-        counts: of each token, in any order; tokens that never occur are left out.
-
     Returns:
         `exponent`, `r_squared`, and the points fitted: `ranks`, from 1, and their `counts`.
-
-    Raises:
-        ValueError: fewer than three tokens occur.
     """
     found = np.sort(np.asarray(counts)[np.asarray(counts) > 0])[::-1]
     if len(found) < 3:
@@ -51,9 +45,6 @@ def shape_counts(bpe: ImageBPE) -> list[dict[str, Any]]:
     """The distinct shapes of the merged tokens: `rows` as text, `cells`, and the `ids` that have it.
 
     The most frequent first.
-
-    Raises:
-        ValueError: merge_rule is "pair", whose tokens have no fixed shape.
     """
     counts: dict[tuple[tuple[int, int], ...], int] = {}
     for visual_id in range(bpe.codebook_size, bpe.vocab_size):
@@ -70,9 +61,6 @@ def merge_directions(bpe: ImageBPE) -> np.ndarray:
 
     Horizontal: only across the edges between columns, one part left of the other. Vertical: only across the
     edges between rows. Both: as an L-shaped part touches what lies in its corner.
-
-    Raises:
-        ValueError: merge_rule is "pair".
     """
     directions = []
     for first, second, row_offset, col_offset in bpe.merges.tolist():
@@ -97,9 +85,6 @@ def tokens_by_training_size(
     Returns:
         For each size: `grids`, `merges` learned, `training_tokens` and `held_out_tokens`, both a grid. The
         vocabulary has enough data once the two agree and the second no longer falls.
-
-    Raises:
-        ValueError: a size is larger than the number of grids.
     """
     rows = []
     for size in sizes:

@@ -45,9 +45,6 @@ def vocabulary_stats(
         law; None where fewer than three tokens occur), `codes_used`, `merges_used`, `cells_in_merges`
         (fractions), `compression_by_rank`, `merge_uses` (by rank) and, for merge_rule "shape",
         `tokens_by_cells` and `merge_directions` (rules by how their parts touch).
-
-    Raises:
-        ValueError: no grids, or as of `ImageBPE.encode`.
     """
     count = len(grids) if max_grids is None else min(max_grids, len(grids))
     if not count:

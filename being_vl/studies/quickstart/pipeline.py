@@ -60,17 +60,7 @@ VQ = Variant("LLM+VQ", "vq", 0, pretrain=14, sft=271)
 
 
 def run(settings: Settings, run_command: RunCommand, console: Console | None = None) -> None:
-    """Make everything that `settings` names in its output folder, and print the table.
-
-    Args:
-        settings: the options.
-        run_command: runs a command of `being-vl` in this process.
-        console: to print on.
-
-    Raises:
-        ValueError: the folder was made with other settings, or holds something else.
-        OSError: the folder cannot be written, or another quickstart runs in it.
-    """
+    """Make everything that `settings` names in its output folder, and print the table."""
     load_easyvqa("test")  # a missing package is said before a folder is made
     folder = Path(settings.output)
     if folder.exists() and not folder.is_dir():

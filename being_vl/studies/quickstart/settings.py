@@ -20,9 +20,6 @@ class Settings:
         device: of the models, as torch names it.
         quantizer: `patch` (k-means of patches) or `vqgan`.
         rows: of the table: `bpe` (LLM+VQ+BPE), `vq` (LLM+VQ) and `question-only`; the first is always made.
-
-    Raises:
-        ValueError: a value is out of range.
     """
 
     output: str = "being-vl-quickstart"

@@ -27,9 +27,6 @@ class SourceImages(Dataset):
         source: the images.
         processor: gives their pixels.
         indices: which images of the source; all by default.
-
-    Raises:
-        ValueError: (on access) an image cannot be read; it is named.
     """
 
     def __init__(
@@ -87,9 +84,6 @@ def augment(
         flip: whether to mirror.
         crop: side of the square in pixels; None keeps all.
         seed: integers, such as seed, step and rank.
-
-    Raises:
-        ValueError: the images are smaller than the square.
     """
     random = np.random.default_rng(seed)
     height, width = pixel_values.shape[2:]
@@ -105,11 +99,7 @@ def augment(
 
 
 def pixels_from_uint8(images: np.ndarray, processor: BeingVLImageProcessor) -> torch.Tensor:
-    """(N, H, W, 3) uint8 → (N, 3, H, W) float32 in the processor's scale, neither resized nor cropped.
-
-    Raises:
-        ValueError: another shape or dtype.
-    """
+    """(N, H, W, 3) uint8 → (N, 3, H, W) float32 in the processor's scale, neither resized nor cropped."""
     if images.ndim != 4 or images.shape[3] != 3 or images.dtype != np.uint8:
         raise ValueError(f"images must be uint8 (N, H, W, 3), got {images.dtype} {images.shape}")
     pixels = torch.from_numpy(np.ascontiguousarray(images)).permute(0, 3, 1, 2).float()

@@ -150,18 +150,7 @@ class PerceptualLoss(nn.Module):
 
 
 def load_perceptual_loss(backbone: str, weights: str | None = None) -> PerceptualLoss:
-    """A perceptual loss by the name of its backbone.
-
-    Args:
-        backbone: `torchvision:NAME` for a network with a `features` part, such as `torchvision:vgg16`,
-            or `timm:NAME` for a network whose stages timm lists as a sequence, such as `timm:vgg16`.
-        weights: a safetensors or torch file of the backbone's weights; without it, the library's own
-            pretrained ones, which it downloads where they are not in its cache.
-
-    Raises:
-        ValueError: the name is malformed, or the network has no such part.
-        ImportError: the library is not installed.
-    """
+    """A perceptual loss by the name of its backbone."""
     library, _, name = backbone.partition(":")
     if library not in ("torchvision", "timm") or not name:
         raise ValueError(

@@ -44,9 +44,6 @@ class VQLossConfig:
         perceptual_weight: of the perceptual loss; 0 for none.
         entropy_weight: of the entropy loss of lookup-free codes, which wants each cell sure of its bits
             and all codes used alike.
-
-    Raises:
-        ValueError: a field is out of its range; the message names it.
     """
 
     reconstruction: Literal["l1", "l2"] = "l1"

@@ -31,11 +31,7 @@ class Preset:
 
 
 def preset(kind: Kind, resolution: int = RESOLUTION) -> Preset:
-    """Defaults of a kind of quantizer for pictures of `resolution` pixels a side.
-
-    Raises:
-        ValueError: an unknown kind, or a resolution that the cells (4, 8 or 16 pixels) do not divide.
-    """
+    """Defaults of a kind of quantizer for pictures of `resolution` pixels a side."""
     if kind not in get_args(Kind):
         raise ValueError(f"kind must be one of {get_args(Kind)}, got {kind!r}")
     if kind == "patch":
@@ -77,9 +73,6 @@ def fit_patch_vq(config: BeingVLPatchVQConfig, pictures: Any, *, seed: int) -> B
         config: its sizes.
         pictures: a data set with items `{"pixel_values": (3, H, W)}` of one size.
         seed: of k-means.
-
-    Raises:
-        ValueError: fewer distinct patches than codes.
     """
     count = min(len(pictures), _FIT_PICTURES)
     chosen = [index * len(pictures) // count for index in range(count)]

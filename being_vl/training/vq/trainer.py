@@ -240,11 +240,7 @@ class VQTrainer(ExactResumeMixin, Trainer):
 
     @torch.no_grad()
     def _start_codebook(self, batch: torch.Tensor) -> None:
-        """k-means of latents of training images; every process does the same.
-
-        Args:
-            batch: what this step will see, which says how many latents a step has.
-        """
+        """k-means of latents of training images; every process does the same."""
         module, args = self._module, self.args
         side = module.model.config.downsampling
         cells = batch.shape[2] // side * (batch.shape[3] // side)
