@@ -5,6 +5,13 @@ grid, torch never.
 """
 
 from .image_bpe import GridState, ImageBPE
-from .repeats import mark_repeats, restore_repeats
+from .repeats import decode_frames, encode_frames, mark_repeats, restore_repeats
 
-__all__ = ["GridState", "ImageBPE", "mark_repeats", "restore_repeats"]
+__all__ = [
+    "GridState",
+    "ImageBPE",
+    "decode_frames",
+    "encode_frames",
+    "mark_repeats",
+    "restore_repeats",
+]

@@ -182,6 +182,22 @@ class ImageBPE(PushesCheckpoint):
         """The code that says "as in the frame before", codebook_size - 1; None for a vocabulary of images."""
         return self._repeat_code
 
+    @property
+    def quantizer_codebook_size(self) -> int:
+        """The codes that a quantizer gives: codebook_size, less the repeat code where there is one."""
+        return self._codebook_size - (self._repeat_code is not None)
+
+    def repeating_ids(self) -> np.ndarray:
+        """bool (vocab_size,): the ids whose token holds the repeat code, so no token of a first or key frame.
+
+        Raises:
+            ValueError: merge_rule is "pair".
+        """
+        table = self._shapes_or_raise()
+        if self._repeat_code is None:
+            return np.zeros(self.vocab_size, dtype=bool)
+        return np.logical_or.reduceat(table.code == self._repeat_code, table.start[:-1])
+
     def cells(self, visual_id: int) -> list[tuple[int, int, int]]:
         """(row, col, code) of a token's cells relative to its anchor, in raster order.
 

@@ -14,6 +14,8 @@ imports this module; the fast code is tested against it bit for bit.
 6. **Encode** applies the rules in rank order.
 7. **Emit** in raster order of anchors.
 8. **Decode**: the next id's anchor is always the first cell not yet covered.
+9. **Time**: a cell of a frame that holds the code of the same cell in the frame before becomes the repeat code,
+   codebook_size, in all but key frames; then each frame is a grid of codebook_size + 1 codes.
 
 A grid under work is a dict from anchor to `Token`, a token being its visual id and its set of cells.
 """
@@ -190,6 +192,52 @@ def decode(
     if len(grid) < height * width:
         raise ValueError(f"{len(ids)} ids leave {height * width - len(grid)} cells open")
     return [[grid[row, col] for col in range(width)] for row in range(height)]
+
+
+Frame = list[list[int]]
+
+
+def mark_repeats(
+    frames: Sequence[Frame], codebook_size: int, key_frame_interval: int | None = None
+) -> list[Frame]:
+    """The frames with the repeat code; the first, and one every key_frame_interval frames, hold none."""
+    marked = []
+    for t, frame in enumerate(frames):
+        is_key = t == 0 or (key_frame_interval is not None and t % key_frame_interval == 0)
+        before = frame if is_key else frames[t - 1]
+        marked.append(
+            [
+                [
+                    codebook_size if code == old and not is_key else code
+                    for code, old in zip(line, old_line, strict=True)
+                ]
+                for line, old_line in zip(frame, before, strict=True)
+            ]
+        )
+    return marked
+
+
+def restore_repeats(marked: Sequence[Frame], codebook_size: int) -> list[Frame]:
+    """The frames of `mark_repeats`.
+
+    Raises:
+        ValueError: the first frame holds a repeat code.
+    """
+    if marked and any(codebook_size in line for line in marked[0]):
+        raise ValueError(f"the first frame holds {codebook_size}, which repeats nothing there")
+    frames: list[Frame] = []
+    for frame in marked:
+        before = frames[-1] if frames else frame
+        frames.append(
+            [
+                [
+                    old if code == codebook_size else code
+                    for code, old in zip(line, old_line, strict=True)
+                ]
+                for line, old_line in zip(frame, before, strict=True)
+            ]
+        )
+    return frames
 
 
 def join(rule: Rule, merges: Sequence[Rule], codebook_size: int) -> list[tuple[int, int, int]]:

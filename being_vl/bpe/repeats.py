@@ -9,23 +9,37 @@ code, K, and every frame is then a grid of K + 1 codes for the two-dimensional m
 from __future__ import annotations
 
 import itertools
-from typing import Any
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from .grids import check_codebook_size, check_codes, check_integers
 
+if TYPE_CHECKING:
+    from .image_bpe import ImageBPE
+
 
 def mark_repeats(
-    codes: Any, codebook_size: int, *, key_frame_interval: int | None = None
+    codes: Any,
+    codebook_size: int,
+    *,
+    key_frame_interval: int | None = None,
+    before: Any = None,
+    num_before: int = 0,
 ) -> np.ndarray:
     """Replace what a frame repeats of the frame before by the repeat code, `codebook_size`.
 
+    A stream is marked in pieces: each call is given the frame that precedes its own, and gives what one call
+    for all frames would.
+
     Args:
-        codes: integers (T, h, w) in [0, codebook_size), memory-mapped or not: the frames of one video.
+        codes: integers (T, h, w) in [0, codebook_size), memory-mapped or not: frames of one video.
         codebook_size: K.
         key_frame_interval: every so many frames, one holds no repeat code, so that reading can begin
             there; by default the first alone.
+        before: codes (h, w), the frame before codes[0]; None where codes[0] is the first of the video.
+        num_before: how many frames precede codes[0]; key frames are counted with them.
 
     Returns:
         (T, h, w), codes in [0, K]; of the dtype of `codes`, or of a wider one where that cannot hold K.
@@ -34,39 +48,39 @@ def mark_repeats(
         ValueError: shape, dtype, a code, or key_frame_interval; the message has the place and the value.
     """
     frames = _check_frames(codes, codebook_size)
-    if key_frame_interval is not None and not (
-        isinstance(key_frame_interval, (int, np.integer)) and key_frame_interval >= 1
-    ):
-        raise ValueError(
-            f"key_frame_interval must be an integer of at least 1, got {key_frame_interval!r}"
-        )
+    check_key_frame_interval(key_frame_interval)
+    previous = None if before is None else _check_before(before, frames, codebook_size)
     dtype = np.result_type(frames.dtype, np.min_scalar_type(codebook_size))
     marked = np.empty(frames.shape, dtype=dtype)
     if not frames.size:
         return marked
-    kernels = _kernels()
+    interval, kernels = key_frame_interval or 0, _kernels()
     if kernels is None:
         check_codes(frames, codebook_size, "codes")
         marked[:] = frames
         same = frames[1:] == frames[:-1]
-        if key_frame_interval is not None:
-            same[key_frame_interval - 1 :: key_frame_interval] = False
+        if interval:
+            same[(np.arange(1, len(frames)) + num_before) % interval == 0] = False
         np.copyto(marked[1:], codebook_size, where=same)
-        return marked
-    found = kernels[0](
-        _flat(frames), dtype.type(codebook_size), key_frame_interval or 0, _flat(marked)
-    )
-    if found[0] < 0 or found[1] >= codebook_size:
-        check_codes(frames, codebook_size, "codes")
+    else:
+        found = kernels[0](
+            _flat(frames), dtype.type(codebook_size), interval, num_before, _flat(marked)
+        )
+        if found[0] < 0 or found[1] >= codebook_size:
+            check_codes(frames, codebook_size, "codes")
+    if previous is not None and not (interval and num_before % interval == 0):
+        np.copyto(marked[0], codebook_size, where=frames[0] == previous)
     return marked
 
 
-def restore_repeats(codes: Any, codebook_size: int) -> np.ndarray:
+def restore_repeats(codes: Any, codebook_size: int, *, before: Any = None) -> np.ndarray:
     """Undo `mark_repeats`: the exact inverse, whatever the interval of key frames was.
 
     Args:
         codes: integers (T, h, w) in [0, codebook_size], the first frame without repeat codes.
         codebook_size: K, which is the repeat code.
+        before: codes (h, w), the restored frame before codes[0], which then may hold repeat codes; None where
+            codes[0] is the first frame of a video, or a key frame.
 
     Returns:
         (T, h, w), of the dtype of `codes`.
@@ -77,6 +91,9 @@ def restore_repeats(codes: Any, codebook_size: int) -> np.ndarray:
     frames = _check_frames(codes, codebook_size)
     if not frames.size:
         return np.array(frames)
+    if before is not None:
+        previous = _check_before(before, frames, codebook_size).astype(frames.dtype)
+        return restore_repeats(np.concatenate([previous[None], frames]), codebook_size)[1:]
     check_codes(
         frames[:1], codebook_size, "codes", rule=" in the first frame, which repeats nothing"
     )
@@ -95,6 +112,51 @@ def restore_repeats(codes: Any, codebook_size: int) -> np.ndarray:
     if found[0] < 0 or found[1] > codebook_size:
         check_codes(frames, codebook_size + 1, "codes")
     return restored
+
+
+def encode_frames(
+    bpe: ImageBPE, codes: Any, *, key_frame_interval: int | None = None, num_threads: int = 1
+) -> list[np.ndarray]:
+    """The frames of a video → visual ids of each, int32 (n,).
+
+    Args:
+        bpe: of marked frames (with a `repeat_code`); with another one each frame is encoded as an image.
+        codes: integers (T, h, w), as the quantizer gave them.
+        key_frame_interval: see `mark_repeats`.
+        num_threads: see `ImageBPE.encode_batch`.
+
+    Raises:
+        ValueError: see `mark_repeats` and `ImageBPE.encode`.
+    """
+    if bpe.repeat_code is not None:
+        codes = mark_repeats(codes, bpe.repeat_code, key_frame_interval=key_frame_interval)
+    return bpe.encode_batch(codes, num_threads=num_threads)
+
+
+def decode_frames(bpe: ImageBPE, ids: Sequence[Any], height: int, width: int) -> np.ndarray:
+    """Visual ids of each frame → codes int32 (T, height, width): the inverse of `encode_frames`.
+
+    Raises:
+        ValueError: ids that do not cover a frame exactly, or a repeat code in the first frame.
+    """
+    frames = bpe.decode_batch(ids, height, width, num_threads=1)
+    stacked = np.stack(frames) if frames else np.empty((0, height, width), np.int32)
+    return stacked if bpe.repeat_code is None else restore_repeats(stacked, bpe.repeat_code)
+
+
+def check_key_frame_interval(value: Any) -> None:
+    """Refuse what is neither None nor a positive integer."""
+    if value is not None and not (isinstance(value, (int, np.integer)) and value >= 1):
+        raise ValueError(f"key_frame_interval must be an integer of at least 1, got {value!r}")
+
+
+def _check_before(before: Any, frames: np.ndarray, codebook_size: int) -> np.ndarray:
+    previous = np.asarray(before)
+    check_integers(previous, "before")
+    if previous.shape != frames.shape[1:]:
+        raise ValueError(f"before must have shape {frames.shape[1:]}, got {previous.shape}")
+    check_codes(previous, codebook_size, "before")
+    return previous
 
 
 def _check_frames(codes: Any, codebook_size: int) -> np.ndarray:

@@ -6,19 +6,14 @@ import numpy as np
 import pytest
 
 import being_vl
-from being_vl.bpe import ImageBPE, mark_repeats, restore_repeats
-
-
-def law(frames, num_codes, key_frame_interval=None):
-    """Point "Time" of the law, a cell at a time."""
-    marked = frames.tolist()
-    for t in range(1, len(frames)):
-        if key_frame_interval is None or t % key_frame_interval:
-            for row in range(frames.shape[1]):
-                for col in range(frames.shape[2]):
-                    if frames[t, row, col] == frames[t - 1, row, col]:
-                        marked[t][row][col] = num_codes
-    return marked
+from being_vl.bpe import (
+    ImageBPE,
+    decode_frames,
+    encode_frames,
+    mark_repeats,
+    naive,
+    restore_repeats,
+)
 
 
 def clip(rng, side=12, longest=9):
@@ -52,8 +47,71 @@ def test_is_the_law_and_exact(seed, compiled, monkeypatch):
         frames, num_codes = clip(rng)
         interval = None if rng.random() < 0.4 else int(rng.integers(1, 5))
         marked = mark_repeats(frames, num_codes, key_frame_interval=interval)
-        assert marked.tolist() == law(frames, num_codes, interval)
+        assert marked.tolist() == naive.mark_repeats(frames.tolist(), num_codes, interval)
         np.testing.assert_array_equal(restore_repeats(marked, num_codes), frames)
+        assert naive.restore_repeats(marked.tolist(), num_codes) == frames.tolist()
+
+
+@pytest.mark.parametrize("compiled", [True, False])
+def test_pieces_of_a_stream_are_the_whole(compiled, monkeypatch):
+    if not compiled:
+        monkeypatch.setattr("being_vl.bpe._jit.HAS_NUMBA", False)
+    rng = np.random.default_rng(5)
+    for _ in range(150):
+        frames, num_codes = clip(rng)
+        interval = None if rng.random() < 0.4 else int(rng.integers(1, 5))
+        whole = mark_repeats(frames, num_codes, key_frame_interval=interval)
+        marked, restored, done = [], [], 0
+        while done < len(frames):
+            stop = done + int(rng.integers(1, 4))
+            before = frames[done - 1] if done else None
+            marked.append(
+                mark_repeats(
+                    frames[done:stop], num_codes,
+                    key_frame_interval=interval, before=before, num_before=done,
+                )
+            )  # fmt: skip
+            known = restored[-1][-1] if restored else None
+            restored.append(restore_repeats(marked[-1], num_codes, before=known))
+            done = stop
+        np.testing.assert_array_equal(np.concatenate(marked), whole)
+        np.testing.assert_array_equal(np.concatenate(restored), frames)
+
+
+def test_ten_thousand_clips_of_every_size_come_back():
+    """1 × 1 to 64 × 64, as arrays; what a vocabulary adds is tested below and in soak_image_bpe.py."""
+    rng = np.random.default_rng(7)
+    for number in range(10_000):
+        count, height, width = (int(n) for n in rng.integers(1, [7, 65, 65]))
+        num_codes = (1, 2, 8192)[number % 3]
+        frames = rng.integers(0, num_codes, (1, height, width), dtype=np.int16).repeat(count, 0)
+        changed = rng.random(frames.shape) < rng.random()
+        frames[changed] = number % num_codes
+        interval = None if number % 2 else 1 + number % 5
+        marked = mark_repeats(frames, num_codes, key_frame_interval=interval)
+        np.testing.assert_array_equal(restore_repeats(marked, num_codes), frames)
+        same = frames[1:] == frames[:-1]
+        if interval:
+            same[interval - 1 :: interval] = False
+        np.testing.assert_array_equal(marked[1:] == num_codes, same)
+
+
+def test_frames_through_a_vocabulary_with_and_without_repeats():
+    rng = np.random.default_rng(1)
+    frames, num_codes = np.sort(rng.integers(0, 4, (5, 6, 7)), axis=2), 4
+    marked = mark_repeats(frames, num_codes, key_frame_interval=2)
+    video = ImageBPE.train(list(marked), 30, num_codes + 1, repeat_code=num_codes)
+    image = ImageBPE.train(list(frames), 30, num_codes)
+    assert (video.quantizer_codebook_size, image.quantizer_codebook_size) == (4, 4)
+    for bpe in (video, image):
+        ids = encode_frames(bpe, frames, key_frame_interval=2)
+        np.testing.assert_array_equal(decode_frames(bpe, ids, 6, 7), frames)
+        repeats = bpe.repeating_ids()
+        holds = [any(code == 4 for _, _, code in bpe.cells(i)) for i in range(bpe.vocab_size)]
+        assert repeats.tolist() == holds and repeats.any() == (bpe is video)
+        assert not any(repeats[ids[t]].any() for t in (0, 2, 4))
+    with pytest.raises(ValueError, match=r"before must have shape \(6, 7\), got \(6, 6\)"):
+        mark_repeats(frames, 4, before=frames[0][:, :6])
 
 
 def test_through_a_vocabulary(tmp_path):

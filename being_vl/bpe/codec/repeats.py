@@ -9,15 +9,16 @@ from .._jit import kernel
 
 
 @kernel
-def mark(frames, repeat_code, key_frame_interval, marked):
+def mark(frames, repeat_code, key_frame_interval, num_before, marked):
     """Fill marked, (T, cells) as frames is; returns the least and the greatest code.
 
-    repeat_code is of the dtype of marked. key_frame_interval is 0 where the first frame alone is a key frame.
+    repeat_code is of the dtype of marked. key_frame_interval is 0 where the first frame alone is a key frame;
+    num_before frames precede the first.
     """
     least = greatest = frames[0, 0]
     for t in range(len(frames)):
         now, out = frames[t], marked[t]
-        if t == 0 or (key_frame_interval and t % key_frame_interval == 0):
+        if t == 0 or (key_frame_interval and (t + num_before) % key_frame_interval == 0):
             for i in range(len(now)):
                 out[i] = now[i]
         else:
