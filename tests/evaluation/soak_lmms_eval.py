@@ -2,7 +2,7 @@
 
     pip install -c constraints.txt ".[eval]" && pip uninstall -y torchvision timm
     being-vl quickstart
-    python tests/evaluation/soak_lmms_eval.py being-vl-quickstart/checkpoint [--easyvqa 500]
+    PYTHONPATH=tests/hub python tests/evaluation/soak_lmms_eval.py being-vl-quickstart/checkpoint [--easyvqa 500]
 
 Small data sets are made of easy-VQA's test split and served under the names that the stock tasks `pope`,
 `vqav2_val` and `mme` ask for by the tests' stand-in for the Hub; the same questions lie on disk in the benchmarks' own
@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import Any
 
 from datasets import Dataset, Features, Image, List, Value
-from hub_server import HubServer
+from stand_in.server import HubServer
 
 from being_vl.evaluation.easyvqa import Question, load_easyvqa
 from being_vl.evaluation.lmms_eval import TASKS_FOLDER

@@ -19,8 +19,8 @@ import pytest
 import torch
 from checkpoint_fixtures import tiny_checkpoint
 from evaluation_fixtures import COLORS, WRITERS, draw, write_json, write_pope
-from hub_server import HubServer
 from PIL import Image
+from stand_in.server import HubServer
 
 from being_vl.cli import main
 from being_vl.evaluation import runner

@@ -23,8 +23,8 @@ import tempfile
 import time
 from pathlib import Path
 
-from hub_server import HubServer
-from hub_storage import read_folder
+from stand_in.server import HubServer
+from stand_in.storage import read_folder
 
 
 def main() -> int:

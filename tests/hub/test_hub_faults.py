@@ -12,9 +12,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hub_faults import Fault
-from hub_server import HubServer
-from hub_storage import read_folder
+from stand_in.faults import Fault
+from stand_in.server import HubServer
+from stand_in.storage import read_folder
 
 _ROOT = Path(__file__).parents[2]
 SIZES = {

@@ -11,10 +11,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hub_server import HubServer
-from hub_storage import read_folder
 from huggingface_hub import ModelCard
 from publish_fixtures import published_checkpoint
+from stand_in.server import HubServer
+from stand_in.storage import read_folder
 
 from being_vl.codes.shards import CodeShards, ShardInfo, write_shard
 from being_vl.hub.card import write_card

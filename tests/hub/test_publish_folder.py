@@ -11,11 +11,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import yaml
-from hub_validation import card_errors
 from huggingface_hub import EvalResultEntry, ModelCard, ModelCardData
 from huggingface_hub._eval_results import parse_eval_result_entries
 from PIL import Image
 from publish_fixtures import RESULT, published_checkpoint, write_result
+from stand_in.validation import card_errors
 from transformers import AutoModel, AutoModelForCausalLM
 
 from being_vl import BeingVLProcessor

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 from behaviour_fixtures import BEHAVIOUR, in_new_process
 from checkpoint_fixtures import patch_vq, tiny_checkpoint
-from hub_server import HubServer
-from hub_storage import read_folder
+from stand_in.server import HubServer
+from stand_in.storage import read_folder
 from transformers import AutoModelForCausalLM
 from transformers.dynamic_module_utils import get_relative_import_files
 

@@ -6,7 +6,7 @@ from __future__ import annotations
 import pytest
 from behaviour_fixtures import BEHAVIOUR, in_new_process
 from checkpoint_fixtures import tiny_checkpoint
-from hub_server import HubServer
+from stand_in.server import HubServer
 
 from being_vl.hub.checkpoint import save_checkpoint
 

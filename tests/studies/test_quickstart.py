@@ -12,9 +12,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from hub_validation import card_errors
 from huggingface_hub import ModelCard
 from PIL import Image
+from stand_in.validation import card_errors
 from transformers import AutoModelForImageTextToText, AutoProcessor, PreTrainedTokenizerFast
 
 from being_vl.cli import run_command

@@ -8,7 +8,7 @@ use it from a process of their own; `HF_HUB_DISABLE_XET=1` keeps uploads on the 
         hub.faults.append(Fault("PUT", "/lfs/", status=503))
         subprocess.run([...], env={**os.environ, **hub.environment(cache_folder)})
 
-`python tests/hub/hub_server.py --dataset NAME=FOLDER …` serves folders until it is interrupted.
+`PYTHONPATH=tests/hub python -m stand_in.server --dataset NAME=FOLDER …` serves folders until it is interrupted.
 """
 
 from __future__ import annotations
@@ -21,10 +21,10 @@ from http.server import ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
-from hub_api import HubApi
-from hub_faults import Fault
-from hub_http import TOKEN, Upload
-from hub_storage import Repository, read_folder
+from .api import HubApi
+from .faults import Fault
+from .http import TOKEN, Upload
+from .storage import Repository, read_folder
 
 
 class HubServer:

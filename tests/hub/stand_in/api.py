@@ -8,9 +8,9 @@ import json
 import re
 from urllib.parse import parse_qs
 
-from hub_http import TOKEN, HubRequest
-from hub_storage import Repository, file_entry, is_lfs, tree_entries
-from hub_validation import card_errors
+from .http import TOKEN, HubRequest
+from .storage import Repository, file_entry, is_lfs, tree_entries
+from .validation import card_errors
 
 USER = "tester"
 _REPO = r"([^/]+(?:/[^/]+)?)"

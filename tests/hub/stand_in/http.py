@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import parse_qs, unquote, urlsplit
 
 if TYPE_CHECKING:
-    from hub_server import HubServer
+    from .server import HubServer
 
 TOKEN = "hf_stand_in"
 _CHUNK = 1 << 13

@@ -10,9 +10,10 @@ from urllib.error import HTTPError
 from urllib.request import Request, urlopen
 
 import pytest
-from hub_faults import Fault
-from hub_http import TOKEN
-from hub_server import HubServer
+
+from stand_in.faults import Fault
+from stand_in.http import TOKEN
+from stand_in.server import HubServer
 
 WEIGHTS = bytes(range(256)) * 8
 
