@@ -75,7 +75,8 @@ def folder_files(folder: str | os.PathLike, patterns: Iterable[str] = PATTERNS) 
     root = Path(folder)
     home = root.resolve()
     # A snapshot in the Hub's cache is a folder of links to the blobs beside it.
-    homes = (home, home.parents[1] / "blobs") if home.parent.name == "snapshots" else (home,)
+    snapshot = next((path for path in home.parents if path.name == "snapshots"), None)
+    homes = (home,) if snapshot is None else (home, snapshot.parent / "blobs")
     files = {path for pattern in patterns for path in root.glob(pattern) if path.is_file()}
     for path in files:
         if not any(path.resolve().is_relative_to(place) for place in homes):

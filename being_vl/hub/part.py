@@ -14,7 +14,7 @@ from __future__ import annotations
 import os
 import re
 import tempfile
-from typing import Any
+from typing import Any, NamedTuple
 
 VQ_FOLDER = "vq_model"
 
@@ -29,6 +29,24 @@ def _hub() -> Any:
     return PartOnHub
 
 
+class Source(NamedTuple):
+    """Where an object was loaded from: an absolute folder, or a repository, its commit and a folder in it."""
+
+    name: str
+    revision: str | None = None
+    subfolder: str = ""
+
+    @classmethod
+    def of(
+        cls, name: str | os.PathLike, revision: str | None = None, subfolder: str | None = None
+    ) -> Source:
+        """Of the arguments of a `from_pretrained`; a folder stays the same wherever the process goes."""
+        folder = absolute_folder(name)
+        if folder == os.fspath(name) and not os.path.isdir(name):
+            return cls(folder, revision, (subfolder or "").strip("/"))
+        return cls(os.path.join(folder, subfolder) if subfolder else folder, revision)
+
+
 class PushesCheckpoint:
     """`push_to_hub` that carries the whole checkpoint; for classes with a `save_pretrained`.
 
@@ -39,8 +57,8 @@ class PushesCheckpoint:
 
     _folder = ""  # of a checkpoint that holds what the object saves
 
-    def _checkpoint_source(self) -> tuple[str, str | None] | None:
-        """Folder or repository, and its commit, that the object was loaded from; None if it was built."""
+    def _checkpoint_source(self) -> Source | None:
+        """Where the checkpoint lies that the object was loaded from; None if it was built."""
         raise NotImplementedError
 
     def push_to_hub(self, repo_id: str, **options: Any) -> Any:
@@ -75,12 +93,10 @@ class CheckpointPart(PushesCheckpoint):
 
     _carries_code = False
 
-    def _checkpoint_source(self) -> tuple[str, str | None] | None:
-        """As transformers remembers it of models, configurations and tokenizers."""
+    def _checkpoint_source(self) -> Source | None:
+        """As transformers remembers it of configurations."""
         name = self.name_or_path  # type: ignore[attr-defined]
-        return (
-            (name, getattr(getattr(self, "config", self), "_commit_hash", None)) if name else None
-        )
+        return Source.of(name, getattr(self, "_commit_hash", None)) if name else None
 
     @classmethod
     def register_for_auto_class(cls, auto_class: str | type | None = None) -> None:
@@ -111,15 +127,71 @@ class CheckpointPart(PushesCheckpoint):
         return saved
 
 
+class ModelPart(CheckpointPart):
+    """The same for a model, which remembers where its checkpoint lies, wherever the process goes."""
+
+    _source: Source | None = None
+
+    @classmethod
+    def from_pretrained(
+        cls, pretrained_model_name_or_path: Any, *args: Any, subfolder: str = "", **kwargs: Any
+    ) -> Any:
+        """As the class of transformers does."""
+        kwargs |= pinned(pretrained_model_name_or_path, kwargs)
+        loaded = super().from_pretrained(  # type: ignore[misc]
+            pretrained_model_name_or_path, *args, subfolder=subfolder, **kwargs
+        )
+        model = loaded[0] if isinstance(loaded, tuple) else loaded  # output_loading_info=True
+        if model.name_or_path:
+            checkpoint = re.sub(rf"(^|/){cls._folder}/?$", "", subfolder or "")
+            # Adapters name a base, which is another repository.
+            asked = {} if model.name_or_path != str(pretrained_model_name_or_path) else kwargs
+            commit = commit_named(asked.get("revision"))
+            model._source = Source.of(model.name_or_path, commit, checkpoint)
+            model.name_or_path = absolute_folder(model.name_or_path)  # PEFT writes it into adapters
+        return loaded
+
+    def _checkpoint_source(self) -> Source | None:
+        return self._source
+
+
 class QuantizerPart(CheckpointPart):
     """The same for a quantizer, which a checkpoint keeps in `vq_model/` and its own repository at the root."""
 
     _folder = VQ_FOLDER
 
 
+class QuantizerModelPart(QuantizerPart, ModelPart):
+    """Both."""
+
+
 def absolute_folder(name: str | os.PathLike) -> str:
     """A folder's absolute path, for use when the working directory is another; a repository's name as it is."""
     return os.path.abspath(name) if os.path.isdir(name) else os.fspath(name)
+
+
+def pinned(name: Any, options: dict[str, Any]) -> dict[str, Any]:
+    """The option `revision` of a `from_pretrained`, resolved, so that all that follows is of one commit.
+
+    Args:
+        name: folder or repository.
+        options: those given.
+
+    Returns:
+        `{"revision": …}`, which prints as what was asked for; {} where there is nothing to resolve.
+    """
+    from transformers.utils.hub import resolve_revision
+
+    where = {
+        key: options[key] for key in ("token", "local_files_only", "cache_dir") if key in options
+    }
+    revision = resolve_revision(name, options.get("revision"), **where)
+    return {} if revision is None else {"revision": revision}
+
+
+def commit_named(revision: str | None) -> str | None:
+    """The commit that a pinned revision stands for."""
+    return getattr(revision, "resolved", revision)
 
 
 def commit_of(file: str | os.PathLike | None) -> str | None:

@@ -21,6 +21,7 @@ from .commit import (
     folder_files,
     matches,
 )
+from .part import Source
 from .remote_code import has_code, save_code
 
 
@@ -53,36 +54,36 @@ class PartOnHub:
         source = self._part._checkpoint_source()
         own = folder_files(folder)
         inside = self._part._folder
-        if (
-            inside
-            and source is not None
-            and _has_file(source[0], source[1], f"{inside}/config.json")
-        ):
+        if inside and source and _has_file(source, f"{inside}/config.json", target.token):
             own = {f"{inside}/{path}": file for path, file in own.items()}
         return commit_files(own, target, companions=source_files(source, own, target))
 
 
-def _has_file(name: str, revision: str | None, path: str) -> bool:
+def _has_file(source: Source, path: str, token: str | bool | None) -> bool:
+    name, revision, subfolder = source
     if os.path.isdir(name):
         return os.path.exists(os.path.join(name, path))
     is_repository = re.fullmatch(r"[\w.-]+(/[\w.-]+)?", name) and not os.path.exists(name)
-    return bool(is_repository) and HfApi().file_exists(name, path, revision=revision)
+    path = f"{subfolder}/{path}" if subfolder else path
+    return bool(is_repository) and HfApi(token=token).file_exists(name, path, revision=revision)
 
 
-def source_files(
-    source: tuple[str, str | None] | None, own: Mapping[str, Path], target: Target
-) -> dict[str, Path]:
+def source_files(source: Source | None, own: Mapping[str, Path], target: Target) -> dict[str, Path]:
     """The files of the checkpoint that an object came from; none if that is no Being-VL checkpoint."""
-    if source is None or not _has_file(*source, "processor_config.json"):
+    wanted = ("processor_config.json", "image_bpe.json")
+    if source is None or not all(_has_file(source, path, target.token) for path in wanted):
         return {}
-    name, revision = source
+    name, revision, subfolder = source
     if os.path.isdir(name):
-        return folder_files(name) if _has_file(name, None, "image_bpe.json") else {}
-    if name == target.repo_id or not _has_file(name, revision, "image_bpe.json"):
+        return folder_files(name)
+    if name == target.repo_id and not subfolder:
         return {}
     patterns = [pattern for pattern in PATTERNS if pattern not in own]
     if any(matches(path, WEIGHT_PATTERNS) for path in own):
         patterns = [pattern for pattern in patterns if pattern not in WEIGHT_PATTERNS]
-    return folder_files(
-        snapshot_download(name, revision=revision, allow_patterns=patterns, token=target.token)
+    if subfolder:
+        patterns = [f"{subfolder}/{pattern}" for pattern in patterns]
+    snapshot = snapshot_download(
+        name, revision=revision, allow_patterns=patterns, token=target.token
     )
+    return folder_files(Path(snapshot, subfolder))

@@ -7,6 +7,7 @@ closed when its last cell is covered, so every generated image decodes.
 
 import copy
 import os
+import warnings
 from typing import Any, Literal, get_args
 
 import torch
@@ -21,6 +22,7 @@ from .grid_mask import GridMask
 GenerationTarget = Literal["text", "image", "interleaved"]
 
 _IMAGE_BPE_FILE = "image_bpe.json"
+_HUB_OPTIONS = ("cache_dir", "token", "local_files_only", "force_download")
 _DEFAULT_NEW_TOKENS = 20  # what `generate` does when told no length
 
 
@@ -117,6 +119,7 @@ class BeingVLGenerationMixin:
 
     output_modalities = ("text", "image")
     _image_bpe: ImageBPE | None = None
+    _hub_options: dict[str, Any] = {}  # noqa: RUF012
 
     @property
     def image_bpe(self) -> ImageBPE:
@@ -127,14 +130,9 @@ class BeingVLGenerationMixin:
             ValueError: the model was not loaded from a checkpoint, or the rules are not of the model's sizes.
         """
         if self._image_bpe is None:
-            if not self.name_or_path:
+            if self._source is None:
                 raise ValueError("the model has no image BPE yet: set model.image_bpe")
-            path = cached_file(
-                self.name_or_path,
-                _IMAGE_BPE_FILE,
-                revision=getattr(self.config, "_commit_hash", None),
-            )
-            self.image_bpe = ImageBPE.from_pretrained(path)
+            self.image_bpe = self._saved_image_bpe(**self._hub_options)
         return self._image_bpe
 
     @image_bpe.setter
@@ -154,16 +152,29 @@ class BeingVLGenerationMixin:
         """As of every model; the merge rules of the checkpoint come along, so that saving has them again."""
         loaded = super().from_pretrained(pretrained_model_name_or_path, *args, **kwargs)  # type: ignore[misc]
         model = loaded[0] if isinstance(loaded, tuple) else loaded  # output_loading_info=True
-        folder = os.path.join(model.name_or_path, kwargs.get("subfolder", ""))
-        if model._image_bpe is None and os.path.isfile(os.path.join(folder, _IMAGE_BPE_FILE)):
-            found = ImageBPE.from_pretrained(folder)
-            sizes = (model.config.codebook_size, model.config.num_merges)
-            if (
-                found.codebook_size,
-                found.num_merges,
-            ) == sizes:  # else `image_bpe` says so when asked for
-                model._image_bpe = found
+        if model._source is not None:
+            model._hub_options = {name: kwargs[name] for name in _HUB_OPTIONS if name in kwargs}
+            try:
+                model.image_bpe = model._saved_image_bpe(
+                    _raise_exceptions_for_missing_entries=False, **model._hub_options
+                )
+            except (OSError, ValueError) as error:  # text needs none
+                warnings.warn(
+                    f"{pretrained_model_name_or_path}: {_IMAGE_BPE_FILE} is not loaded with the model, nor "
+                    f"saved with it: {error}",
+                    stacklevel=2,
+                )
         return loaded
+
+    def _saved_image_bpe(self, **options: Any) -> ImageBPE | None:
+        """The merge rules that lie beside the weights, from the commit that these came from."""
+        name, revision, subfolder = self._source
+        path = cached_file(name, _IMAGE_BPE_FILE, revision=revision, subfolder=subfolder, **options)
+        if path is None:
+            return None
+        image_bpe = ImageBPE.from_pretrained(path)
+        image_bpe._source = self._source
+        return image_bpe
 
     def save_pretrained(
         self,

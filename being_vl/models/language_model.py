@@ -21,7 +21,7 @@ from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutpu
 from transformers.utils import can_return_tuple
 
 from ..bpe.image_bpe import ImageBPE
-from ..hub.part import CheckpointPart
+from ..hub.part import ModelPart
 from ..vocabulary import VocabularyLayout
 from .attention_masks import block_masks
 from .frozen_rows import able_to_freeze
@@ -63,7 +63,7 @@ def _after_those_of(stock: Callable[..., Any], method: Callable[..., Any]) -> Ca
     return following
 
 
-class BeingVLDecoder(CheckpointPart):
+class BeingVLDecoder(ModelPart):
     """A mixin before a text model's decoder: rows that can be frozen, vectors of grid positions."""
 
     stock_class: type[PreTrainedModel]
@@ -121,7 +121,7 @@ class BeingVLDecoder(CheckpointPart):
         return outputs
 
 
-class BeingVLLanguageModel(BeingVLGenerationMixin, VocabularyRows, CheckpointPart):
+class BeingVLLanguageModel(BeingVLGenerationMixin, VocabularyRows, ModelPart):
     """A mixin before a text model with a head, over the vocabulary of text, special and image tokens.
 
     A family's class names two more: `stock_class`, transformers' class that it extends, and

@@ -18,9 +18,8 @@ import torch
 from PIL import Image
 from transformers import BatchFeature, PreTrainedModel, ProcessorMixin
 from transformers.processing_utils import MultiModalData, ProcessingKwargs, TextKwargs
-from transformers.utils.hub import resolve_revision
 
-from ..hub.part import VQ_FOLDER, CheckpointPart, absolute_folder
+from ..hub.part import VQ_FOLDER, CheckpointPart, Source, absolute_folder, pinned
 from ..quantizers.lazy_vq import LazyVQ
 from ..quantizers.quantizing import quantize
 from ..vocabulary import VocabularyLayout
@@ -486,14 +485,7 @@ class BeingVLProcessor(CheckpointPart, ProcessorMixin):
             kwargs: as in `ProcessorMixin.from_pretrained`.
         """
         # The VQ model is loaded later: from the commit that everything else came from.
-        where = {
-            name: kwargs[name]
-            for name in ("token", "local_files_only", "cache_dir")
-            if name in kwargs
-        }
-        kwargs["revision"] = resolve_revision(
-            pretrained_model_name_or_path, kwargs.get("revision"), **where
-        )
+        kwargs |= pinned(pretrained_model_name_or_path, kwargs)
         loaded = super().from_pretrained(pretrained_model_name_or_path, **kwargs)
         processor = loaded[0] if isinstance(loaded, tuple) else loaded  # return_unused_kwargs=True
         source = None
@@ -515,7 +507,7 @@ class BeingVLProcessor(CheckpointPart, ProcessorMixin):
             self.vq_model.save_pretrained(os.path.join(save_directory, VQ_FOLDER))
         return super().save_pretrained(save_directory, *args, **kwargs)
 
-    def _checkpoint_source(self) -> tuple[str, str | None] | None:
+    def _checkpoint_source(self) -> Source | None:
         return self.tokenizer._checkpoint_source()
 
     def to_dict(self) -> dict[str, Any]:

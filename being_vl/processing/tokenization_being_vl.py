@@ -20,7 +20,7 @@ from tokenizers import AddedToken, Tokenizer
 from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from ..bpe.image_bpe import ImageBPE
-from ..hub.part import CheckpointPart, absolute_folder, commit_of
+from ..hub.part import CheckpointPart, Source, commit_of
 from ..vocabulary import VocabularyLayout
 from .chat_messages import checked_messages, require_sanitizing
 
@@ -76,7 +76,7 @@ class BeingVLTokenizer(CheckpointPart, PreTrainedTokenizerFast):
     model_input_names = ["input_ids", "attention_mask"]  # noqa: RUF012
 
     _image_bpe: ImageBPE | None = None
-    _source: tuple[str, str | None] | None = None  # where from, for push_to_hub
+    _source: Source | None = None  # where from, for push_to_hub
 
     @classmethod
     def from_text_tokenizer(
@@ -158,6 +158,7 @@ class BeingVLTokenizer(CheckpointPart, PreTrainedTokenizerFast):
                     "BeingVLTokenizer.from_text_tokenizer builds a tokenizer from a text tokenizer and an ImageBPE"
                 )
             self._image_bpe = ImageBPE.from_pretrained(os.path.dirname(path))
+            self._image_bpe._source = self._source
         return self._image_bpe
 
     @property
@@ -211,15 +212,19 @@ class BeingVLTokenizer(CheckpointPart, PreTrainedTokenizerFast):
             )
 
     @classmethod
-    def _from_pretrained(cls, *args: Any, **kwargs: Any) -> BeingVLTokenizer:
-        tokenizer = super()._from_pretrained(*args, **kwargs)
+    def from_pretrained(
+        cls, pretrained_model_name_or_path: str | os.PathLike, *args: Any, **kwargs: Any
+    ) -> BeingVLTokenizer:
+        """As every tokenizer; remembers where from, for `push_to_hub`."""
+        tokenizer = super().from_pretrained(pretrained_model_name_or_path, *args, **kwargs)
+        commit = commit_of(tokenizer.init_kwargs.get("image_bpe_file"))
+        tokenizer._source = Source.of(
+            pretrained_model_name_or_path, commit, kwargs.get("subfolder")
+        )
         tokenizer._check_image_tokens()
-        if tokenizer.name_or_path:
-            commit = commit_of(tokenizer.init_kwargs.get("image_bpe_file"))
-            tokenizer._source = (absolute_folder(tokenizer.name_or_path), commit)
         return tokenizer
 
-    def _checkpoint_source(self) -> tuple[str, str | None] | None:
+    def _checkpoint_source(self) -> Source | None:
         return self._source
 
     def _save_pretrained(

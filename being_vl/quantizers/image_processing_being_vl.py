@@ -24,9 +24,8 @@ from transformers.image_processing_utils import BatchFeature
 from transformers.image_utils import ImageInput, PILImageResampling, SizeDict
 from transformers.processing_utils import ImagesKwargs, Unpack
 from transformers.utils import TensorType
-from transformers.utils.hub import resolve_revision
 
-from ..hub.part import CheckpointPart, absolute_folder
+from ..hub.part import CheckpointPart, Source, commit_named, pinned
 from .image_loading import (
     MAX_IMAGE_PIXELS,
     UnreadableImageError,
@@ -85,7 +84,7 @@ class BeingVLImageProcessor(CheckpointPart, PilBackend):
     size_divisor = 16
     aspect_ratio_buckets = None
 
-    _source: tuple[str, str | None] | None = None
+    _source: Source | None = None
 
     def __init__(self, **kwargs: Unpack[BeingVLImageProcessorKwargs]) -> None:
         super().__init__(**kwargs)
@@ -95,16 +94,13 @@ class BeingVLImageProcessor(CheckpointPart, PilBackend):
         cls, pretrained_model_name_or_path: str | os.PathLike, **kwargs: Any
     ) -> BeingVLImageProcessor:
         """As every image processor; remembers where from, for `push_to_hub`."""
-        hub = {
-            key: kwargs[key] for key in ("token", "local_files_only", "cache_dir") if key in kwargs
-        }
-        kwargs["revision"] = resolve_revision(
-            pretrained_model_name_or_path, kwargs.get("revision"), **hub
-        )
+        kwargs |= pinned(pretrained_model_name_or_path, kwargs)
         loaded = super().from_pretrained(pretrained_model_name_or_path, **kwargs)
         processor = loaded[0] if isinstance(loaded, tuple) else loaded  # return_unused_kwargs=True
-        commit = getattr(kwargs["revision"], "resolved", kwargs["revision"])
-        processor._source = (absolute_folder(pretrained_model_name_or_path), commit)
+        commit = commit_named(kwargs.get("revision"))
+        processor._source = Source.of(
+            pretrained_model_name_or_path, commit, kwargs.get("subfolder")
+        )
         return loaded
 
     def to_dict(self) -> dict[str, Any]:
@@ -113,7 +109,7 @@ class BeingVLImageProcessor(CheckpointPart, PilBackend):
         options.pop("_source", None)
         return options
 
-    def _checkpoint_source(self) -> tuple[str, str | None] | None:
+    def _checkpoint_source(self) -> Source | None:
         return self._source
 
     def _validate_preprocess_kwargs(self, **kwargs: Any) -> None:

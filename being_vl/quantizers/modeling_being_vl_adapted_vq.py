@@ -12,7 +12,7 @@ import torch
 from torch import nn
 from transformers import PreTrainedConfig, PreTrainedModel
 
-from ..hub.part import QuantizerPart
+from ..hub.part import QuantizerModelPart, QuantizerPart
 from .adapters.adapter import Adapter
 from .adapters.chameleon import ChameleonAdapter
 from .adapters.diffusers_vq import DiffusersAdapter
@@ -66,7 +66,7 @@ class BeingVLAdaptedVQConfig(QuantizerPart, PreTrainedConfig):
         super().__init__(**kwargs)
 
 
-class BeingVLAdaptedVQModel(QuantizerPart, PreTrainedModel):
+class BeingVLAdaptedVQModel(QuantizerModelPart, PreTrainedModel):
     """A quantizer around another library's VQ model; [`adapt`] makes one."""
 
     config_class = BeingVLAdaptedVQConfig

@@ -12,7 +12,7 @@ import torch
 from torch import nn
 from transformers import PreTrainedConfig, PreTrainedModel
 
-from ..hub.part import QuantizerPart
+from ..hub.part import QuantizerModelPart, QuantizerPart
 from .finite import require_finite
 
 
@@ -56,7 +56,7 @@ class BeingVLPatchVQConfig(QuantizerPart, PreTrainedConfig):
         return self.patch_size
 
 
-class BeingVLPatchVQModel(QuantizerPart, PreTrainedModel):
+class BeingVLPatchVQModel(QuantizerModelPart, PreTrainedModel):
     """A quantizer whose codebook holds patches of pixels.
 
     It has the interface of every quantizer of this library: `encode`, `decode`, `get_codebook`, a config

@@ -20,7 +20,7 @@ from transformers import PreTrainedConfig, PreTrainedModel
 from transformers import initialization as init
 from transformers.utils import ModelOutput
 
-from ..hub.part import QuantizerPart
+from ..hub.part import QuantizerModelPart, QuantizerPart
 from .finite import require_finite
 from .modeling_being_vl_vq_codebooks import QUANTIZERS
 from .modeling_being_vl_vq_layers import Decoder, Encoder
@@ -192,7 +192,7 @@ class BeingVLVQOutput(ModelOutput):
     commitment_loss: torch.Tensor | None = None
 
 
-class BeingVLVQModel(QuantizerPart, PreTrainedModel):
+class BeingVLVQModel(QuantizerModelPart, PreTrainedModel):
     """A VQ-GAN: `encode` pixels to codes, `decode` codes to pixels, `forward` for training.
 
     `from_pretrained` also reads the VQ-GAN out of a Chameleon or Being-VL checkpoint of transformers;
