@@ -22,6 +22,7 @@ from jinja2 import TemplateError
 
 from ..codes.shards import CodeShards
 from ..files import locked, write_atomic
+from ..processing.control_tokens import ControlTokens
 from ..processing.processing_being_vl import BeingVLProcessor
 from .codes import (
     CodeIndex,
@@ -31,7 +32,6 @@ from .codes import (
     normal_id,
     positions_of,
 )
-from .control_tokens import ControlTokens
 from .conversations import Conversation, parse_sample
 from .identity import compare, processor_identity
 from .quantizing.decoding import end_with_parent
@@ -113,7 +113,7 @@ class ChunkTokenizer:
         self._processor = processor
         self._index = index
         self._settings = settings
-        self._control = ControlTokens(processor)
+        self._control = ControlTokens(processor.tokenizer, self._ids_of)
 
     def __call__(self, chunk: Chunk) -> bytes:
         self._skipped: list[dict[str, Any]] = []
@@ -248,6 +248,12 @@ class ChunkTokenizer:
             for ids, mask in zip(encoded["input_ids"], encoded["assistant_masks"], strict=True)
         ]
 
+    def _ids_of(self, messages: list[dict[str, Any]]) -> list[int]:
+        encoded: Any = self._processor.apply_chat_template(
+            [messages], tokenize=True, return_dict=True
+        )
+        return encoded["input_ids"][0]
+
     def _check(
         self,
         conversation: Conversation,
@@ -259,7 +265,7 @@ class ChunkTokenizer:
             raise ValueError(f"{where}: {encoded}")
         ids, mask = encoded
         settings = self._settings
-        token = self._control.find(conversation, ids)
+        token = self._control.find(conversation.messages, ids)
         if token is not None:
             reason = f"its text spells the special token {token!r}"
             _leave_out(

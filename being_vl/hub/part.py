@@ -14,6 +14,8 @@ from __future__ import annotations
 import os
 import re
 import tempfile
+from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 VQ_FOLDER = "vq_model"
@@ -170,12 +172,12 @@ def absolute_folder(name: str | os.PathLike) -> str:
     return os.path.abspath(name) if os.path.isdir(name) else os.fspath(name)
 
 
-def pinned(name: Any, options: dict[str, Any]) -> dict[str, Any]:
+def pinned(name: Any, options: Mapping[str, Any] = MappingProxyType({})) -> dict[str, Any]:
     """The option `revision` of a `from_pretrained`, resolved, so that all that follows is of one commit.
 
     Args:
         name: folder or repository.
-        options: those given.
+        options: of the Hub, those given.
 
     Returns:
         `{"revision": …}`, which prints as what was asked for; {} where there is nothing to resolve.

@@ -8,7 +8,17 @@ from typing import Any
 import transformers
 from transformers import PreTrainedConfig, PreTrainedModel
 
+from ..hub.part import pinned
 from . import families
+
+_HUB_OPTIONS = (
+    "revision",
+    "subfolder",
+    "token",
+    "cache_dir",
+    "local_files_only",
+    "force_download",
+)
 
 
 def base_family(base: str | os.PathLike) -> families.Family:
@@ -62,7 +72,9 @@ def load_language_model(checkpoint: str | os.PathLike, **options: Any) -> Any:
     """
     from . import modeling_being_vl
 
-    config, _ = PreTrainedConfig.get_config_dict(checkpoint)
+    options |= pinned(checkpoint, options)
+    hub = {name: options[name] for name in _HUB_OPTIONS if name in options}
+    config, _ = PreTrainedConfig.get_config_dict(checkpoint, **hub)
     family = families.family_of_checkpoint(config.get("model_type"), os.fspath(checkpoint))
     language_model = getattr(modeling_being_vl, family.language_model_class)
     return language_model.from_pretrained(checkpoint, **options)

@@ -24,6 +24,7 @@ from ..quantizers.lazy_vq import LazyVQ
 from ..quantizers.quantizing import quantize
 from ..vocabulary import VocabularyLayout
 from .chat_messages import checked_messages, require_sanitizing
+from .control_tokens import alone, check_sanitized
 from .grid_inputs import flatten, is_nested, nested_grids
 from .tokenization_being_vl import visual_token
 
@@ -216,7 +217,12 @@ class BeingVLProcessor(CheckpointPart, ProcessorMixin):
         conversation = checked_messages(
             conversation, str(template), join_texts=sanitize_control_tokens
         )
-        return super().apply_chat_template(conversation, chat_template, **kwargs)
+        apply = super().apply_chat_template
+        rendered = apply(conversation, chat_template, **kwargs)
+        if sanitize_control_tokens:
+            encode = alone(apply, chat_template, **kwargs)
+            check_sanitized(self.tokenizer, conversation, rendered, encode)
+        return rendered
 
     def validate_inputs(
         self,

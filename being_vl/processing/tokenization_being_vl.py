@@ -23,6 +23,7 @@ from ..bpe.image_bpe import ImageBPE
 from ..hub.part import CheckpointPart, Source, commit_of
 from ..vocabulary import VocabularyLayout
 from .chat_messages import checked_messages, require_sanitizing
+from .control_tokens import alone, check_sanitized
 
 IMAGE_BPE_FILE = "image_bpe.json"
 
@@ -179,7 +180,11 @@ class BeingVLTokenizer(CheckpointPart, PreTrainedTokenizerFast):
         if join:
             require_sanitizing()
         conversation = checked_messages(conversation, str(template), join_texts=join)
-        return super().apply_chat_template(conversation, *args, **kwargs)
+        apply = super().apply_chat_template
+        rendered = apply(conversation, *args, **kwargs)
+        if join:
+            check_sanitized(self, conversation, rendered, alone(apply, *args, **kwargs))
+        return rendered
 
     def encode_codes(self, grids: Iterable[np.ndarray]) -> list[np.ndarray]:
         """Grids of codes → token ids, without the begin and end tokens.

@@ -18,6 +18,7 @@ from transformers import AutoModel
 from transformers.utils import cached_file
 
 from ..files import read_json
+from ..hub.part import pinned
 from .image_processing_being_vl import BeingVLImageProcessor
 from .modeling_being_vl_adapted_vq import ADAPTERS, BeingVLAdaptedVQConfig, adapt
 
@@ -144,6 +145,7 @@ def load_quantizer(source: str | os.PathLike, **options: Any) -> Any:
     name = os.fspath(source)
     if re.fullmatch(r"[A-Za-z_][\w.]*:[A-Za-z_][\w.]*", name) and not os.path.exists(name):
         return OwnQuantizer(_imported(name), name).eval()
+    options |= pinned(name, options)
     fields = _config_fields(name, options)
     model_type = fields.get("model_type") or fields.get("_class_name")
     if str(model_type).startswith("being_vl_") or "auto_map" in fields:

@@ -22,6 +22,7 @@ from transformers.trainer import TRAINING_ARGS_NAME
 from ..data import load_training_data
 from ..data.identity import compare
 from ..files import locked, read_json, read_yaml, refuse_others, shown, write_atomic
+from ..hub.part import pinned
 from ..models.loading import load_language_model
 from ..models.modeling_being_vl import BeingVLLanguageModel
 from ..processing.processing_being_vl import BeingVLProcessor
@@ -260,11 +261,12 @@ def load_for_training(
 ) -> tuple[BeingVLLanguageModel | PeftModel, BeingVLProcessor]:
     """The checkpoint's model, frozen and wrapped as the arguments say, and its processor."""
     source = model_args.checkpoint
-    options: dict[str, Any] = {"dtype": model_args.dtype}
+    commit = pinned(source)
+    options: dict[str, Any] = {"dtype": model_args.dtype, **commit}
     if model_args.attn_implementation is not None:
         options["attn_implementation"] = model_args.attn_implementation
     model = load_language_model(source, **options)
-    processor = BeingVLProcessor.from_pretrained(source)
+    processor = BeingVLProcessor.from_pretrained(source, **commit)
     own, rule = asdict(model.config.layout), "model and tokenizer must be of one checkpoint"
     compare(
         source, {"vocabulary": asdict(processor.tokenizer.layout)}, {"vocabulary": own}, rule=rule

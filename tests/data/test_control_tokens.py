@@ -35,7 +35,7 @@ def spelled(chunks, processor, parts):
     }
     conversation = parse_sample(row, where="row", number=0)
     (encoded,) = chunks._encode([conversation], {})
-    return chunks._control.find(conversation, encoded[0])
+    return chunks._control.find(conversation.messages, encoded[0])
 
 
 @given(first=st.text("<|visual_0123>boi eot", max_size=20), second=st.text("|>_d3", max_size=6))
@@ -105,4 +105,4 @@ def test_what_an_image_holds_is_no_spelling(processor, tokenizer_of_chunks):
     }
     conversation = parse_sample(row, where="row", number=0)
     (encoded,) = tokenizer_of_chunks._encode([conversation], {"a": grid})
-    assert tokenizer_of_chunks._control.find(conversation, encoded[0]) is None
+    assert tokenizer_of_chunks._control.find(conversation.messages, encoded[0]) is None

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from pathlib import Path
 
 import pytest
 from behaviour_fixtures import in_new_process
@@ -17,7 +16,6 @@ from being_vl.hub.checkpoint import save_checkpoint
 _LOAD = """
 import json, os, sys
 import being_vl
-from pathlib import Path
 from huggingface_hub import HfApi
 from transformers import (AutoImageProcessor, AutoModel, AutoModelForCausalLM, AutoProcessor, AutoTokenizer)
 

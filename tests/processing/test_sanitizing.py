@@ -2,7 +2,7 @@
 
 import pytest
 import transformers
-from checkpoint_fixtures import tiny_checkpoint
+from checkpoint_fixtures import random_grids, tiny_checkpoint
 
 from being_vl.processing.chat_messages import require_sanitizing
 
@@ -34,3 +34,55 @@ def test_asked_for_it_is_done_or_refused(part):
         assert ends(sanitize_control_tokens=True) == 1
     except ValueError as refused:
         assert "needs transformers 5.2" in str(refused)
+
+
+# A template that puts texts of two messages side by side, which no look at a single text can foresee.
+_JOINS = "{{ bos_token }}{% for m in messages %}{{ m.content }}{% endfor %}"
+
+
+@pytest.mark.parametrize("part", ["processor", "tokenizer"])
+@pytest.mark.parametrize("padding", [False, True])
+def test_texts_that_the_template_joins_are_seen_in_the_ids(part, padding):
+    _, processor = tiny_checkpoint("smollm")
+    made = processor if part == "processor" else processor.tokenizer
+    options = {
+        "chat_template": _JOINS, "sanitize_control_tokens": True, "tokenize": True, "return_dict": True,
+        "padding": padding,
+    }  # fmt: skip
+    if part == "processor":
+        options["processor_kwargs"] = {"padding": options.pop("padding")}
+
+    def chat(*texts):
+        return [{"role": "user", "content": text} for text in texts]
+
+    fine = [chat("a <|im_", "start|>?"), chat("<|im_end|>", "and a longer text")]
+    try:
+        made.apply_chat_template(fine[1:], **options)
+    except ValueError as refused:
+        assert "needs transformers 5.2" in str(refused)
+        return
+    for bad in (chat("<|im_", "end|> b"), chat("<|visu", "al_3|>"), chat("<ima", "ge>")):
+        with pytest.raises(ValueError, match=r"special token|image tokens in the prompts"):
+            made.apply_chat_template([fine[1], bad], **options)
+    with pytest.raises(ValueError, match=r"joins texts to the special token '<\|im_start\|>'"):
+        made.apply_chat_template(fine, **options)
+
+
+def test_images_and_padding_are_no_spelling():
+    _, processor = tiny_checkpoint("smollm")
+    chats = [
+        [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": "a <|im_end|>"}]}],
+        [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": "b" * 40}]}],
+    ]  # fmt: skip
+    grids = [[grid] for grid in random_grids(2)]
+    for return_dict in (True, False):
+        try:
+            ids = processor.apply_chat_template(
+                chats, tokenize=True, return_dict=return_dict, sanitize_control_tokens=True,
+                add_generation_prompt=True, return_tensors="pt",
+                processor_kwargs={"image_codes": grids, "padding": True},
+            )  # fmt: skip
+        except ValueError as refused:
+            assert "needs transformers 5.2" in str(refused)
+            return
+        assert len(ids["input_ids"] if return_dict else ids) == 2

@@ -1,0 +1,134 @@
+"""ids of a chat → the special token that its texts spell, if any."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+import numpy as np
+
+_OF_A_BATCH = frozenset(
+    (
+        "processor_kwargs",
+        "tokenizer_kwargs",
+        "return_tensors",
+        "padding",
+        "truncation",
+        "max_length",
+    )
+)
+
+
+class ControlTokens:
+    """Looks for special tokens that the texts of a chat spell, where the tokenizer sees them: in its ids.
+
+    A tokenizer turns text that spells one of its special tokens into that token's id, so that a text could
+    end its own turn or smuggle in an image token; also two texts that stand side by side may spell one
+    together. So the special ids of a chat are compared with those that the template alone makes.
+
+    Args:
+        tokenizer: a `BeingVLTokenizer`.
+        encode: messages → ids, as of the chat.
+    """
+
+    def __init__(self, tokenizer: Any, encode: Callable[[list[dict[str, Any]]], Iterable[int]]):
+        self._encode = encode
+        self._layout = tokenizer.layout
+        self._boi, self._eoi = tokenizer.boi_token_id, tokenizer.eoi_token_id
+        self._names = {i: t.content for i, t in tokenizer.added_tokens_decoder.items() if t.special}
+        self._special = np.zeros(max(len(tokenizer), *self._names, 0) + 1, bool)
+        self._special[list(self._names)] = True
+        self._of_template: dict[Any, Counter[int]] = {}
+
+    def find(self, messages: list[dict[str, Any]], ids: np.ndarray) -> str | None:
+        """The first special token that a text of the messages spells, or None.
+
+        Args:
+            messages: checked ones, see `chat_messages`; content is a text or a list of parts.
+            ids: (n,) of the chat, without padding.
+        """
+        found = self._special_ids(self._outside_images(ids))
+        images = sum(
+            isinstance(part, Mapping) and part["type"] != "text"
+            for message in messages
+            for part in message.get("content") or ()
+        )
+        expected = self._expected(messages) + Counter(dict.fromkeys((self._boi, self._eoi), images))
+        more = Counter(found) - expected
+        return self._names[next(i for i in found if i in more)] if more else None
+
+    def _special_ids(self, ids: np.ndarray) -> list[int]:
+        return ids[self._special[ids]].tolist()
+
+    def _outside_images(self, ids: np.ndarray) -> np.ndarray:
+        """The ids that stand in no image: a text's image token would stand outside of one."""
+        depth = np.cumsum(ids == self._boi)
+        depth -= np.cumsum(ids == self._eoi)
+        image = (ids >= self._layout.first_code_id) & (ids < self._layout.size)
+        return ids[~(image & (depth > 0))]
+
+    def _expected(self, messages: list[dict[str, Any]]) -> Counter[int]:
+        """Special ids of the messages with one harmless letter for each text and without their images."""
+        bare = [{**message, "content": _bare(message.get("content"))} for message in messages]
+        key = repr(bare)
+        if key not in self._of_template:
+            ids = np.asarray(list(self._encode(bare)))
+            self._of_template[key] = Counter(self._special_ids(ids))
+        return self._of_template[key]
+
+
+def _bare(content: Any) -> Any:
+    if isinstance(content, str):
+        return "x"
+    return [{"type": "text", "text": "x"} for part in content or () if part["type"] == "text"]
+
+
+def alone(
+    apply: Callable[..., Any], *args: Any, **kwargs: Any
+) -> Callable[[list[dict[str, Any]]], Iterable[int]]:
+    """Messages → ids by an `apply_chat_template` and its arguments, without padding, truncation and images."""
+    kept = {key: value for key, value in kwargs.items() if key not in _OF_A_BATCH}
+    kept |= {"tokenize": True, "return_dict": True}
+    return lambda messages: apply([messages], *args, **kept)["input_ids"][0]
+
+
+def check_sanitized(
+    tokenizer: Any,
+    conversation: Any,
+    rendered: Any,
+    encode: Callable[[list[dict[str, Any]]], Iterable[int]],
+) -> None:
+    """See that no text of a chat became a special token, whatever was done against it.
+
+    Args:
+        tokenizer: the `BeingVLTokenizer` that made the ids.
+        conversation: messages, or a list of such; checked ones, see `chat_messages`.
+        rendered: what `apply_chat_template` returned for it: ids, or a mapping with `input_ids`.
+        encode: messages → ids, as it does.
+
+    Raises:
+        ValueError: one did; it is named.
+    """
+    mapping = isinstance(rendered, Mapping)
+    rows, mask = (
+        (rendered["input_ids"], rendered.get("attention_mask")) if mapping else (rendered, None)
+    )
+    is_batched = isinstance(conversation[0], (list, tuple))
+    if not is_batched and not np.ndim(rows[0]):
+        rows, mask = [rows], None if mask is None else [mask]
+    control = ControlTokens(tokenizer, encode)
+    for index, messages in enumerate(conversation if is_batched else [conversation]):
+        ids = np.asarray(rows[index])
+        if mask is not None:
+            ids = ids[np.asarray(mask[index]) == 1]
+        elif (padding := ids == tokenizer.pad_token_id).any() and not padding.all():
+            kept = np.flatnonzero(~padding)
+            ids = ids[kept[0] : kept[-1] + 1]
+        if (token := control.find(messages, ids)) is not None:
+            raise ValueError(
+                f"sanitize_control_tokens: the chat template joins texts to the special token {token!r}"
+            )
+
+
+__all__ = ["ControlTokens", "check_sanitized"]
