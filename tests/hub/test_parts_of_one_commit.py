@@ -16,7 +16,7 @@ from being_vl.hub.checkpoint import save_checkpoint
 _LOAD = """
 import json, os, sys
 import being_vl
-from huggingface_hub import HfApi
+from pathlib import Path  # in the new process
 from transformers import (AutoImageProcessor, AutoModel, AutoModelForCausalLM, AutoProcessor, AutoTokenizer)
 
 seen = {}
