@@ -7,8 +7,8 @@ import json
 import pytest
 from behaviour_fixtures import in_new_process
 from checkpoint_fixtures import tiny_checkpoint
-from hub_server import HubServer
-from hub_storage import read_folder
+from stand_in.server import HubServer
+from stand_in.storage import read_folder
 
 from being_vl.hub.checkpoint import save_checkpoint
 
