@@ -23,14 +23,19 @@ def make_parser() -> Parser:
         json="print a summary as JSON",
     )
     add(parser, "base", help="text model: folder, Hub id, or .gguf file", required=True)
-    add(parser, "bpe", required=True)
+    flag(
+        parser,
+        "check",
+        "say whether --base can be extended, and make nothing; asks for no other option",
+    )
+    add(parser, "bpe")
     add(parser, "quantizer")
     parser.add_argument(
         "--codebook-size",
         type=PositiveInt,
         help="without --quantizer: K of the codes that it is given",
     )
-    add(parser, "output", help="folder of the checkpoint", required=True)
+    add(parser, "output", help="folder of the checkpoint")
     add(parser, "image-init", "image-init-std")
     add(parser, "seed", help="of the new rows")
     add(parser, "dtype", help="of the weights; auto: as in the base")
@@ -59,16 +64,19 @@ def main(args: Namespace) -> int:
     """Run the command."""
     import torch
 
-    from ..hub.checkpoint import init_checkpoint, save_checkpoint
-    from ..models.loading import base_family, load_base, load_base_tokenizer
+    from ..hub.checkpoint import check_base, init_checkpoint, save_checkpoint
+    from ..models.loading import load_base, load_base_tokenizer
     from ..processing.tokenization_being_vl import LLAMA_31_SPECIAL_TOKENS
 
-    output = Path(args.output)
-    if output.exists() and (not output.is_dir() or any(output.iterdir())):
-        raise ValueError(f"--output {output} exists and is not an empty folder")
+    if not args.check:
+        _check_output(args)
     if not args.base.endswith(".gguf"):
         check_part("--base", args.base)
-    base_family(args.base)  # refuses at once what cannot be extended
+    template = Path(args.chat_template).read_text("utf-8") if args.chat_template else None
+    found = check_base(args.base, chat_template=template)  # refuses at once what cannot be extended
+    if args.check:
+        print(json.dumps(found) if args.json else _can_be_extended(args.base, found))
+        return 0
     image_bpe = load_vocabulary("--bpe", args.bpe)
     if not image_bpe.num_merges:
         print(f"warning: --bpe {args.bpe} has no merges: every code is a token", file=sys.stderr)
@@ -90,17 +98,45 @@ def main(args: Namespace) -> int:
         image_bpe,
         image_processor=image_processor,
         special_tokens=LLAMA_31_SPECIAL_TOKENS if args.special_tokens == "llama-3.1" else None,
-        chat_template=Path(args.chat_template).read_text("utf-8") if args.chat_template else None,
+        chat_template=template,
         image_init=args.image_init,
         image_init_std=args.image_init_std,
         generator=torch.Generator().manual_seed(args.seed),
     )
     resolved = make_parser().dump(args)
     save_checkpoint(
-        model, processor, output, remote_code=args.remote_code, settings={"init.yaml": resolved}
+        model,
+        processor,
+        args.output,
+        remote_code=args.remote_code,
+        settings={"init.yaml": resolved},
     )
     _report(args, model, processor)
     return 0
+
+
+def _check_output(args: Namespace) -> None:
+    missing = [f"--{name}" for name in ("bpe", "output") if args[name] is None]
+    if missing:
+        raise ValueError(
+            f"options are required: {', '.join(missing)}; or --check, for --base alone"
+        )
+    output = Path(args.output)
+    if output.exists() and (not output.is_dir() or any(output.iterdir())):
+        raise ValueError(f"--output {output} exists and is not an empty folder")
+
+
+def _can_be_extended(base: str, found: dict[str, Any]) -> str:
+    rows = f"{found['rows']:,} rows for {found['text_size']:,} ids of its tokenizer"
+    template = {
+        "own": "its own chat template",
+        "given": "the chat template given",
+        "default": "a chat template made for it",
+    }[found["chat_template"]]
+    return (
+        f"{base} can be extended: {found['family']}, {rows}; a checkpoint is a {found['model_class']} with {template}, "
+        f"and {found['stock_class']} loads it too"
+    )
 
 
 def _report(args: Namespace, model: Any, processor: Any) -> None:

@@ -11,10 +11,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from ..bpe.image_bpe import ImageBPE
 from ..files import new_folder, write_atomic
-from ..models.loading import extend_text_model
+from ..models.loading import base_config, base_family, extend_text_model, load_base_tokenizer
 from ..processing.base_chat_templates import extended_chat_template
 from ..processing.chat_templates import default_chat_template
 from ..processing.processing_being_vl import BeingVLProcessor
@@ -26,8 +28,43 @@ from .remote_code import add_remote_code
 if TYPE_CHECKING:
     import torch
 
-    from ..bpe.image_bpe import ImageBPE
     from ..models.modeling_being_vl import BeingVLLanguageModel
+
+
+def check_base(base: str | os.PathLike, *, chat_template: str | None = None) -> dict[str, Any]:
+    """Whether a text model can be extended, from its configuration and tokenizer; to be asked before long work.
+
+    Args:
+        base: folder, Hub id, or .gguf file; its weights are not read.
+        chat_template: takes the place of the base's own.
+
+    Returns:
+        `family`, `model_class` (of the checkpoint), `stock_class` (that loads it too), `text_size` (ids of the
+        tokenizer), `rows` (of the model's matrices), `chat_template` (`"given"`, `"own"`, or `"default"` where
+        the base has none).
+
+    Raises:
+        ValueError: it cannot be extended; the message says why.
+        OSError: there is no such model, or it has no tokenizer.
+    """
+    family, text_tokenizer = base_family(base), load_base_tokenizer(base)
+    tokenizer = BeingVLTokenizer.from_text_tokenizer(
+        text_tokenizer, ImageBPE(np.empty((0, 4), np.int32), 1)
+    )
+    rows = base_config(base).vocab_size
+    if tokenizer.layout.text_size > rows:
+        raise ValueError(
+            f"{base}: its tokenizer has {tokenizer.layout.text_size} ids, but its matrices have {rows} rows"
+        )
+    own = None if chat_template else extended_chat_template(text_tokenizer)
+    return {
+        "family": family.title,
+        "model_class": family.language_model_class,
+        "stock_class": family.stock_class,
+        "text_size": tokenizer.layout.text_size,
+        "rows": rows,
+        "chat_template": "given" if chat_template else "default" if own is None else "own",
+    }
 
 
 def init_checkpoint(

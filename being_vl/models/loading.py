@@ -22,7 +22,7 @@ _HUB_OPTIONS = (
 
 
 def base_family(base: str | os.PathLike) -> families.Family:
-    """The family of a text model, from its configuration alone; quick, to be asked before long work.
+    """The family of a text model, from its configuration alone.
 
     Args:
         base: folder, Hub id, or .gguf file.
@@ -36,6 +36,17 @@ def base_family(base: str | os.PathLike) -> families.Family:
     if not config:
         raise OSError(f"{base} has no config.json")
     return families.family_of_base(config, os.fspath(base))
+
+
+def base_config(base: str | os.PathLike) -> PreTrainedConfig:
+    """The configuration of a text model, in its family's stock class.
+
+    Raises:
+        ValueError, OSError: as of `base_family`.
+    """
+    stock = getattr(transformers, base_family(base).stock_class)
+    source, gguf = _place(base)
+    return stock.config_class.from_pretrained(source, **gguf)
 
 
 def load_base(base: str | os.PathLike, *, dtype: str = "auto") -> PreTrainedModel:

@@ -58,25 +58,38 @@ def test_text_stays_and_the_stock_class_loads_it(tmp_path, name, tied):
         assert expected.abs().max() <= 5.0
 
 
-@EACH
-def test_a_new_process_gives_the_same_logits_and_image(tmp_path, name):
-    model = extended(base_model(name))
-    model.save_pretrained(tmp_path)
-    ids = random_ids(1, 6, high=TEXT_SIZE)
-    code = (
-        "import sys, json, torch, being_vl\nfrom transformers import AutoModelForCausalLM\n"
-        "model = AutoModelForCausalLM.from_pretrained(sys.argv[1]).eval()\n"
-        "ids = torch.tensor([json.loads(sys.argv[2])])\n"
-        "image = model.generate(ids, generation_mode='image', do_sample=False)\n"
-        "print(json.dumps([model(ids).logits.double().sum().item(), image[0].tolist()]))"
-    )
+_IN_A_NEW_PROCESS = """
+import json, sys, torch, being_vl
+from transformers import AutoModelForCausalLM
+ids, seen = torch.tensor([json.loads(sys.argv[2])]), {}
+for name in sys.argv[3:]:
+    model = AutoModelForCausalLM.from_pretrained(f"{sys.argv[1]}/{name}").eval()
+    image = model.generate(ids, generation_mode="image", do_sample=False)
+    seen[name] = [model(ids).logits.double().sum().item(), image[0].tolist()]
+print(json.dumps(seen))
+"""
+
+
+@pytest.fixture(scope="module")
+def new_process(tmp_path_factory):
+    """(ids, family → sum of logits and generated image): one process for all families, since it takes seconds."""
+    folder, ids = tmp_path_factory.mktemp("saved"), random_ids(1, 6, high=TEXT_SIZE)
+    for name in NAMES:
+        extended(base_model(name)).save_pretrained(folder / name)
     run = subprocess.run(
-        [sys.executable, "-c", code, str(tmp_path), json.dumps(ids[0].tolist())],
+        [sys.executable, "-c", _IN_A_NEW_PROCESS, str(folder), json.dumps(ids[0].tolist()), *NAMES],
         capture_output=True,
         text=True,
     )
     assert run.returncode == 0, run.stderr[-2000:]
-    total, image = json.loads(run.stdout.splitlines()[-1])
+    return ids, json.loads(run.stdout.splitlines()[-1])
+
+
+@EACH
+def test_a_new_process_gives_the_same_logits_and_image(new_process, name):
+    ids, seen = new_process
+    model = extended(base_model(name))
+    total, image = seen[name]
     assert total == model(ids).logits.double().sum().item()
     generated_grids(torch.tensor([image]))
     assert image == model.generate(ids, generation_mode="image", do_sample=False)[0].tolist()

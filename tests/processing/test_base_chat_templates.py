@@ -2,31 +2,15 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import pytest
 from checkpoint_fixtures import image_bpe, patch_vq, random_grids, smollm_tokenizer, text_model
-from tokenizers import AddedToken
+from template_fixtures import CASES, base_tokenizer
 
 from being_vl.hub.checkpoint import init_checkpoint
 from being_vl.processing.base_chat_templates import extended_chat_template
 
-trl = pytest.importorskip("trl")
-TEMPLATES = Path(trl.__file__).parent / "chat_templates"
-MISTRAL = (
-    "{{ bos_token }}{% for message in messages %}{% if message['role'] == 'user' %}"
-    "{{ '[INST] ' + message['content'] + ' [/INST]' }}{% else %}"
-    "{{ ' ' + message['content'] | trim + eos_token }}{% endif %}{% endfor %}"
-)
-CASES = {
-    "qwen2_5": ["<|im_start|>", "<|im_end|>"],
-    "qwen3": ["<|im_start|>", "<|im_end|>"],
-    "gemma3": ["<start_of_turn>", "<end_of_turn>"],
-    "phi3": ["<|user|>", "<|assistant|>", "<|end|>", "<|system|>"],
-    "phi3_5": ["<|user|>", "<|assistant|>", "<|end|>", "<|system|>"],
-    "llama3": ["<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>"],
-    "mistral": ["[INST]", "[/INST]", "</s>"],
-}
+pytest.importorskip("trl")
+
 END = {
     "gemma3": "<end_of_turn>", "phi3": "<|end|>", "phi3_5": "<|end|>", "llama3": "<|eot_id|>",
     "mistral": "</s>",
@@ -37,19 +21,6 @@ CHAT = [
     {"role": "user", "content": "And this?"},
     {"role": "assistant", "content": "A circle."},
 ]
-
-
-def base_tokenizer(name: str):
-    """A tokenizer with the family's turn markers and its template; Qwen has no BOS."""
-    tokenizer = smollm_tokenizer()
-    tokenizer.add_tokens([AddedToken(token, special=True) for token in CASES[name]])
-    path = TEMPLATES / f"{name}.jinja"
-    tokenizer.chat_template = path.read_text("utf-8") if path.exists() else MISTRAL
-    if name.startswith("qwen"):
-        tokenizer.bos_token = None
-    else:
-        tokenizer.eos_token = "</s>" if name == "mistral" else "<|endoftext|>"
-    return tokenizer
 
 
 def render(tokenizer, messages, template=None, **options):
