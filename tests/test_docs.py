@@ -66,10 +66,19 @@ def test_snippets_run(page: Path, tmp_path: Path) -> None:
     assert run.returncode == 0, run.stderr[-4000:]
 
 
+def anchors(page: Path) -> set[str]:
+    """Those of a page's headings, as GitHub and mkdocs spell them."""
+    headings = re.findall(r"^#+ (.+)$", page.read_text(), re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", text.lower()).strip().replace(" ", "-") for text in headings}
+
+
 def test_links_lead_somewhere() -> None:
-    for page in PAGES:
-        for target in re.findall(r"\]\((?!https?://|#)([^)#]+)", page.read_text()):
-            assert (page.parent / target).exists(), f"{page.name}: {target}"
+    for page in [*PAGES, *ROOT.glob("hub_configs/*/README.md"), *ROOT.glob("*.md")]:
+        for target, anchor in re.findall(r"\]\((?!https?://)([^)#]*)#?([^)]*)\)", page.read_text()):
+            found = page.parent / target if target else page
+            assert found.exists(), f"{page.name}: {target}"
+            if anchor:
+                assert anchor in anchors(found), f"{page.name}: {target}#{anchor}"
 
 
 def test_every_command_is_in_the_readme() -> None:

@@ -24,8 +24,9 @@ def flat_name(module: str) -> str:
 
     Names that say `being_vl` already, as transformers' file names do, stand alone.
 
-    >>> [flat_name(name) for name in ("files", "bpe.image_bpe", "hub.commit", "models.modeling_being_vl")]
-    ['files', 'image_bpe', 'hub_commit', 'modeling_being_vl']
+    Examples:
+        >>> [flat_name(name) for name in ("files", "bpe.image_bpe", "models.modeling_being_vl")]
+        ['files', 'image_bpe', 'modeling_being_vl']
     """
     *folders, name = module.split(".")
     name = name.strip("_")

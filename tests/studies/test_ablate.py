@@ -104,10 +104,10 @@ def test_tables_of_made_up_rows() -> None:
     [
         ([1, 2, 3], "as in the paper"),
         ([-1, -2, -1.5], "against the paper"),
-        ([5, -0.1, 5], "not told apart"),
-        ([9, 0.1, 0.1], "not told apart"),
+        ([5, -0.1, 5], "undecided"),
+        ([9, 0.1, 0.1], "undecided"),
         ([1, 1], "too few seeds"),
-        ([0, 0, 0], "not told apart"),
+        ([0, 0, 0], "undecided"),
     ],
 )
 def test_a_verdict_needs_seeds_of_one_sign_that_scatter_little(values, said) -> None:

@@ -72,9 +72,9 @@ class DatasetSource:
 class StreamSource:
     """A `datasets.IterableDataset` (streaming); its parts are its own shards.
 
-    Args: as for [`DatasetSource`]; without an id column an id is the part's number, a slash, the row's.
-        `shard_size` does not matter here. A part whose last shard is written is taken as finished
-        without reading it again, since a stream has no fingerprint.
+    The arguments are those of [`DatasetSource`], without `shard_size`. Without an id column, an id is the number
+    of the part, a slash, and the number of the row. A part whose last shard is written counts as finished
+    without being read again, since a stream has no fingerprint.
     """
 
     def __init__(

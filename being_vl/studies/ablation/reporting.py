@@ -107,7 +107,7 @@ def verdict(values: Sequence[float]) -> str:
         return "too few seeds"
     error = stdev(values) / len(values) ** 0.5
     if abs(mean(values)) <= 2 * error or len({value > 0 for value in values}) > 1:
-        return "not told apart"
+        return "undecided"
     return "as in the paper" if mean(values) > 0 else "against the paper"
 
 
