@@ -38,6 +38,13 @@ SHARED: dict[str, dict[str, Any]] = {
         "metavar": "PATH",
         "help": "codes: folder of shards, .npy (N, h, w), .pt, .parquet or .tar",
     },
+    "verify": {
+        "type": bool,
+        "nargs": "?",
+        "const": True,
+        "default": False,
+        "help": "compare the checksums of the shards of --codes before use, which reads all of them",
+    },
     "images": {"type": str, "metavar": "FOLDER", "help": "folder of images, searched recursively"},
     "image": {"type": str, "metavar": "FILE", "help": "an image"},
     "data": {

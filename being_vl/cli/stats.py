@@ -22,6 +22,7 @@ def make_parser() -> Parser:
     )
     add_about(parser, "bpe")
     add(parser, "codes", required=True)
+    add(parser, "verify")
     add(parser, "limit", help="use only the first so many grids; default: all")
     parser.add_argument(
         "--segmentation",
@@ -41,7 +42,7 @@ def main(args: Namespace) -> int:
     from ..studies.analysis.vocabulary_stats import default_curve, vocabulary_stats
 
     bpe = load_vocabulary("bpe", args.bpe)
-    grids = read_codes(args.codes, bpe.codebook_size)
+    grids = read_codes(args.codes, bpe.codebook_size, verify=args.verify)
     count = len(grids) if args.limit is None else min(len(grids), args.limit)
     rounds = 1 + len(default_curve(bpe.num_merges))
     with tqdm(total=count * rounds, unit="grid", disable=None) as bar:
@@ -62,7 +63,7 @@ def main(args: Namespace) -> int:
     return 0
 
 
-def read_codes(path: str, codebook_size: int) -> Any:
+def read_codes(path: str, codebook_size: int, *, verify: bool = False) -> Any:
     """An .npy array, memory-mapped, or parquet shards; both can be sliced."""
     import numpy as np
 
@@ -71,7 +72,11 @@ def read_codes(path: str, codebook_size: int) -> Any:
     if not path.endswith(".npy"):
         from ..codes.shards import CodeShards
 
-        return CodeShards(path, codebook_size=codebook_size)
+        return CodeShards(path, codebook_size=codebook_size, verify=verify)
+    if verify:
+        raise ValueError(
+            f"--verify: {path} is an array; the shards of being-vl encode have checksums"
+        )
     grids = np.load(path, mmap_mode="r", allow_pickle=False)
     if grids.ndim != 3 or grids.dtype.kind not in "iu":
         raise ValueError(f"{path}: must hold integers (N, H, W), got {grids.dtype} {grids.shape}")

@@ -41,6 +41,7 @@ def make_parser() -> Parser:
         required=True,
     )
     add(parser, "codes", nargs="+", default=[], help="folders of being-vl encode")
+    add(parser, "verify")
     add(parser, "output", help="folder of the data set", required=True)
     add(parser, "resume")
     samples = parser.add_argument_group("samples")
@@ -141,6 +142,7 @@ def main(args: Namespace) -> int:
             settings,
             checkpoint=args.checkpoint,
             codes=args.codes,
+            verify_codes=args.verify,
             selection=selection,
             selected_by=None if selection is None else filters,
             accept_mismatch=args.accept_mismatch,

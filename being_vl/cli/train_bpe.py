@@ -41,6 +41,7 @@ def make_parser() -> Parser:
         json="print a summary as JSON",
     )
     add(parser, "codes", required=True)
+    add(parser, "verify")
     add(parser, "output", help="folder of image_bpe.json", required=True)
     add(parser, "resume")
     parser.add_argument("--num-merges", type=NonNegativeInt, default=8192, help="rules to learn")
@@ -144,6 +145,10 @@ def _open_codes(args: Namespace) -> tuple[Any, int]:
         raise FileNotFoundError(f"{args.codes}: no such file or folder")
     if args.codes.endswith((".npz", ".npy")):
         check_array(args.codes)
+    if args.verify and holds_arrays(args.codes):
+        raise ValueError(
+            f"--verify: {args.codes} holds arrays; the shards of being-vl encode have checksums"
+        )
     if args.codes.endswith(".npy") and args.codebook_size is not None:
         return args.codes, args.codebook_size
     if holds_arrays(args.codes):
@@ -154,7 +159,7 @@ def _open_codes(args: Namespace) -> tuple[Any, int]:
         shard = Path(args.output, "codes.parquet")
         codes = import_codes(args.codes, shard, codebook_size=args.codebook_size)
         return CodeShards(codes), args.codebook_size
-    shards = CodeShards(args.codes, codebook_size=args.codebook_size)
+    shards = CodeShards(args.codes, codebook_size=args.codebook_size, verify=args.verify)
     return shards, shards.codebook_size
 
 

@@ -47,12 +47,12 @@ class CodeShards(Sequence[np.ndarray]):
             file, or a list of files. Order is that of the file names.
         codebook_size: K, needed only for files that do not say it.
         cached_shards: shards kept in memory.
-        verify: compare the sha256 of every shard that `manifest.json` lists, which reads them whole; their
+        verify: compare the sha256 of every shard with that of `manifest.json`, which reads them whole; their
             sizes are compared in any case.
 
     Raises:
         FileNotFoundError: there is no such file or folder, or no parquet file in it.
-        ValueError: a folder whose `encode` has not finished, a shard that is not as it was written, shards of
+        ValueError: a folder whose `encode` has not finished, or has no checksums to `verify`, a shard that is not as it was written, shards of
             different quantizers, a column missing or of another type, sizes that do not fit; the message names file, field and value.
     """
 
@@ -169,12 +169,15 @@ class CodeShards(Sequence[np.ndarray]):
 
 
 def _list_files(path: Any, verify: bool) -> list[Path]:
+    described = isinstance(path, (str, os.PathLike)) and Path(path, RUN_FILE).exists()
+    if verify and not described:
+        raise ValueError(f"{path}: no folder of being-vl encode, so that no checksums are known")
     if isinstance(path, Sequence) and not isinstance(path, str):
         files = [Path(file) for file in path]
     elif Path(path).is_dir():
         folder = Path(path)
         files = sorted(folder.glob("*.parquet"))
-        if (folder / RUN_FILE).exists():
+        if described:
             _check_finished(folder, verify)
     else:
         files = [Path(path)]

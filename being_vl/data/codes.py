@@ -69,11 +69,16 @@ class CodeIndex:
 
 
 def build_index(
-    folders: Sequence[str], path: Path, *, codebook_size: int | None = None
+    folders: Sequence[str],
+    path: Path,
+    *,
+    codebook_size: int | None = None,
+    verify: bool = False,
 ) -> tuple[CodeIndex, CodeShards]:
     """Index the images of code shards; the keys are saved as `path` (.npy), for other processes to map.
 
     `folders` may also name files of arrays of K = `codebook_size`, which become shards beside `path`.
+    `verify` is of [`CodeShards`].
     """
     sources: list[str | Path] = []
     for number, folder in enumerate(folders):
@@ -82,7 +87,7 @@ def build_index(
             sources.append(import_codes(folder, shard, codebook_size=codebook_size))
         else:
             sources.append(folder)
-    opened = [CodeShards(source) for source in sources]
+    opened = [CodeShards(source, verify=verify) for source in sources]
     shards = CodeShards([file for one in opened for file in one.files])
     keys = np.empty(len(shards), _KEY)
     keys["place"] = np.arange(len(shards))

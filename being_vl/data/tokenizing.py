@@ -337,6 +337,7 @@ def tokenize_samples(
     *,
     checkpoint: str,
     codes: Sequence[str] = (),
+    verify_codes: bool = False,
     selection: np.ndarray | None = None,
     selected_by: dict[str, Any] | None = None,
     num_workers: int = 0,
@@ -352,6 +353,7 @@ def tokenize_samples(
         settings: see there.
         checkpoint: where other processes load the processor from; only used with `num_workers`.
         codes: folders of code shards.
+        verify_codes: compare the checksums of their shards first, which reads all of them.
         selection: ascending row numbers to keep; all by default.
         selected_by: the filters that made the selection, for the manifest.
         num_workers: processes; 0 works in this one.
@@ -364,7 +366,9 @@ def tokenize_samples(
     """
     numbers = np.arange(source.num_samples) if selection is None else selection
     with locked(output, "another process is tokenizing into it"):
-        index, described = _open_codes(codes, source, processor, output, accept_mismatch)
+        index, described = _open_codes(
+            codes, source, processor, output, accept_mismatch, verify_codes
+        )
         parts = processor_identity(processor)
         if described is not None:
             rule = "encode the images with this checkpoint's quantizer, preprocessing and --dtype"
@@ -410,11 +414,12 @@ def _open_codes(
     processor: BeingVLProcessor,
     output: Path,
     accept: Collection[str],
+    verify: bool,
 ) -> tuple[CodeIndex | None, dict[str, Any] | None]:
     if not codes:
         return None, None
     expected = processor.tokenizer.image_bpe.codebook_size
-    index, shards = build_index(codes, output / _INDEX_FILE, codebook_size=expected)
+    index, shards = build_index(codes, output / _INDEX_FILE, codebook_size=expected, verify=verify)
     if shards.codebook_size != expected:
         raise ValueError(
             f"{', '.join(codes)}: codebook_size must be {expected}, as in the checkpoint, got "

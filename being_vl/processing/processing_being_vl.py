@@ -18,6 +18,7 @@ import torch
 from PIL import Image
 from transformers import BatchFeature, PreTrainedModel, ProcessorMixin
 from transformers.processing_utils import MultiModalData, ProcessingKwargs, TextKwargs
+from transformers.utils import cached_file
 
 from ..hub.part import VQ_FOLDER, CheckpointPart, Source, absolute_folder, pinned
 from ..quantizers.lazy_vq import LazyVQ
@@ -69,6 +70,15 @@ def _as_arrays(inputs: dict[str, Any]) -> dict[str, Any]:
         if isinstance(rows, list) and len({*map(len, rows)}) == 1:
             columns[name] = np.asarray(rows, dtype=np.int64)
     return columns
+
+
+def _has_vq_model(where: str, options: dict[str, Any]) -> bool:
+    """Whether a checkpoint has one; yes where that cannot be known, since an error is said on first use."""
+    hub = {name: value for name, value in options.items() if name != "trust_remote_code"}
+    try:
+        return cached_file(where, "config.json", _raise_exceptions_for_missing_entries=False, **hub) is not None  # fmt: skip
+    except OSError:
+        return True
 
 
 class BeingVLProcessor(CheckpointPart, ProcessorMixin):
@@ -494,15 +504,11 @@ class BeingVLProcessor(CheckpointPart, ProcessorMixin):
         kwargs |= pinned(pretrained_model_name_or_path, kwargs)
         loaded = super().from_pretrained(pretrained_model_name_or_path, **kwargs)
         processor = loaded[0] if isinstance(loaded, tuple) else loaded  # return_unused_kwargs=True
-        source = None
-        if vq:
-            options = {name: kwargs[name] for name in _HUB_OPTIONS if kwargs.get(name) is not None}
-            subfolder = "/".join(filter(None, (kwargs.get("subfolder"), VQ_FOLDER)))
-            source = (
-                absolute_folder(pretrained_model_name_or_path),
-                {**options, "subfolder": subfolder},
-            )
-        processor._vq = LazyVQ(device=vq_device, source=source)
+        options = {name: kwargs[name] for name in _HUB_OPTIONS if kwargs.get(name) is not None}
+        options["subfolder"] = "/".join(filter(None, (kwargs.get("subfolder"), VQ_FOLDER)))
+        where = absolute_folder(pretrained_model_name_or_path)
+        has_one = vq and _has_vq_model(where, options)
+        processor._vq = LazyVQ(device=vq_device, source=(where, options) if has_one else None)
         return loaded
 
     def save_pretrained(

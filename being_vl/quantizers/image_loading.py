@@ -9,7 +9,9 @@ from __future__ import annotations
 
 import io
 import os
+from http.client import HTTPException
 from typing import Any, BinaryIO
+from urllib.request import Request, urlopen
 
 import numpy as np
 import PIL.Image
@@ -18,6 +20,7 @@ from PIL import ImageCms, ImageOps
 MAX_IMAGE_PIXELS = 2**26  # 8192 × 8192; a picture of that size decodes to 200 MB
 
 _PHOTOMETRIC = 262  # the TIFF tag; 0 says that white is zero
+_TIMEOUT = 60.0  # seconds that a server may be silent
 _NAME_LENGTH = 80  # a path that is none may be a picture in base64, which no message should print
 
 ImageSource = str | os.PathLike | bytes | BinaryIO
@@ -54,6 +57,25 @@ def load_image(
         raise _unreadable(name, error) from error
     with image:
         return to_rgb(image, max_pixels=max_pixels, name=name)
+
+
+def download(url: str, *, max_bytes: int) -> bytes:
+    """The file at an http or https URL, read to a limit.
+
+    Raises:
+        UnreadableImageError: silence for a minute, a status of failure, or more than `max_bytes`.
+    """
+    request = Request(
+        url, headers={"User-Agent": "being_vl"}
+    )  # some servers refuse Python's own name
+    try:
+        with urlopen(request, timeout=_TIMEOUT) as response:
+            content = response.read(max_bytes + 1)
+    except (OSError, HTTPException, ValueError) as error:
+        raise UnreadableImageError(f"{shown(url)}: cannot be fetched: {error}") from error
+    if len(content) > max_bytes:
+        raise UnreadableImageError(f"{shown(url)}: more than {max_bytes} bytes (max_image_pixels)")
+    return content
 
 
 def to_rgb(

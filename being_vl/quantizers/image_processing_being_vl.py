@@ -29,11 +29,14 @@ from ..hub.part import CheckpointPart, Source, commit_named, pinned
 from .image_loading import (
     MAX_IMAGE_PIXELS,
     UnreadableImageError,
+    download,
     eight_bits,
     load_image,
     picture_name,
     to_rgb,
 )
+
+_BYTES_PER_PIXEL = 8  # more than any file needs: RGBA of 16 bits, not compressed
 
 
 class BeingVLImageProcessorKwargs(ImagesKwargs, total=False):
@@ -141,8 +144,12 @@ class BeingVLImageProcessor(CheckpointPart, PilBackend):
             return load_image(bytes(source), max_pixels=max_pixels)
         if isinstance(source, os.PathLike) or hasattr(source, "read"):
             return load_image(source, max_pixels=max_pixels)
-        if not isinstance(source, str) or source.startswith(("http://", "https://")):
+        if not isinstance(source, str):
             return super().fetch_images(source)
+        if source.startswith(("http://", "https://")):
+            # transformers would decode it whatever its size, and lay its transparency over black.
+            content = download(source, max_bytes=_BYTES_PER_PIXEL * max_pixels)
+            return load_image(content, max_pixels=max_pixels, name=source)
         if source.startswith("file://"):
             return load_image(url2pathname(urlsplit(source).path), max_pixels=max_pixels)
         encoded = _base64_bytes(source)

@@ -7,6 +7,7 @@ until an image comes: texts, and images whose codes are given, never need it.
 from __future__ import annotations
 
 import os
+import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -38,7 +39,7 @@ class LazyVQ:
         ):  # whatever the working directory later is
             source = (os.path.abspath(source[0]), source[1])
         self._source = source
-        self._loaded_as: tuple[int, ...] | None = None
+        self._loaded_as: tuple[tuple[Any, ...], ...] | None = None
         if model is not None:
             self._place()
 
@@ -63,7 +64,7 @@ class LazyVQ:
             with _in_one_piece():
                 self._model = AutoModel.from_pretrained(path, **options)
             self._place()
-            self._loaded_as = self._versions()
+            self._loaded_as = self._checksums()
         return self._model
 
     @property
@@ -87,8 +88,12 @@ class LazyVQ:
         if self._model is not None:
             self._place()
 
-    def _versions(self) -> tuple[int, ...]:
-        return tuple(tensor._version for tensor in self._model.state_dict().values())
+    def _checksums(self) -> tuple[tuple[Any, ...], ...]:
+        """Of the weights themselves: `tensor._version` passes over writes through `.data` and over casts."""
+        return tuple(
+            (name, tensor.dtype, tensor.is_meta or _checksum(tensor))
+            for name, tensor in self._model.state_dict().items()
+        )
 
     def __getstate__(self) -> dict[str, Any]:
         """Where a model was loaded from stands for the model, unless its weights were written to since.
@@ -97,7 +102,7 @@ class LazyVQ:
         before and after the model has loaded.
         """
         state = dict(self.__dict__)
-        if self._loaded_as is not None and self._loaded_as == self._versions():
+        if self._loaded_as is not None and self._loaded_as == self._checksums():
             state["_model"] = state["_loaded_as"] = None
         return state
 
@@ -109,10 +114,16 @@ class LazyVQ:
     def _source_or_raise(self) -> tuple[str, dict[str, Any]]:
         if self._source is None:
             raise ValueError(
-                "this processor has no VQ model (built without vq_model, or loaded with vq=False): "
+                "this processor has no VQ model (built without vq_model, loaded with vq=False, or from a checkpoint "
+                "without vq_model/): "
                 "pass image_codes instead of images; nothing can be decoded to pixels"
             )
         return self._source
+
+
+def _checksum(tensor: torch.Tensor) -> int:
+    values = tensor.detach().cpu().contiguous().view(-1)
+    return zlib.crc32(values.view(torch.uint8).numpy())
 
 
 @contextmanager

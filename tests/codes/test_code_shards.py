@@ -8,9 +8,12 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from checkpoint_fixtures import smollm_tokenizer, text_model
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from being_vl.bpe import ImageBPE
+from being_vl.cli import main
 from being_vl.codes.shards import (
     CodeShards,
     ShardInfo,
@@ -19,6 +22,7 @@ from being_vl.codes.shards import (
     read_info,
     write_shard,
 )
+from being_vl.hub.checkpoint import init_checkpoint, save_checkpoint
 
 ROWS = st.lists(
     st.tuples(st.text(max_size=8), st.integers(1, 5), st.integers(1, 5), st.integers(0, 2**32 - 1)),
@@ -223,3 +227,44 @@ def test_a_malformed_manifest_is_named(tmp_path, changes, message):
     finished(tmp_path / "inner", changes)
     with pytest.raises(ValueError, match=message):
         CodeShards(tmp_path / "inner")
+
+
+@pytest.mark.parametrize("command", ["train-bpe", "stats", "tokenize"])
+def test_commands_compare_checksums_on_request(tmp_path, capsys, command):
+    bpe = ImageBPE([[0, 1, 0, 1]], 600)
+    bpe.save_pretrained(tmp_path / "bpe")
+    codes = tmp_path / "codes"
+    codes.mkdir()
+    paths = finished(codes)
+    array = str(tmp_path / "codes.npy")
+    np.save(array, np.arange(600).reshape(1, 20, 30))
+    if command == "tokenize":
+        tokenizer = smollm_tokenizer()
+        made = init_checkpoint(text_model(tokenizer), tokenizer, None, bpe)
+        save_checkpoint(*made, tmp_path / "checkpoint")
+        row = {"image": "a", "conversations": [{"from": "human", "value": "<image>"},
+                                               {"from": "gpt", "value": "b"}]}  # fmt: skip
+        (tmp_path / "rows.json").write_text(json.dumps([row]))
+
+    def run(output, *options, codes=str(codes)):
+        about = {
+            "train-bpe": ["--output", str(tmp_path / output), "--num-merges", "0"],
+            "stats": [str(tmp_path / "bpe"), "--output", str(tmp_path / output)],
+            "tokenize": ["--output", str(tmp_path / output), "--data", str(tmp_path / "rows.json"),
+                         "--checkpoint", str(tmp_path / "checkpoint"), "--workers", "0"],
+        }[command]  # fmt: skip
+        status = main([command, *about, "--codes", codes, *options])
+        return status, capsys.readouterr().err
+
+    status, error = run("whole", "--verify")
+    assert status == 0, error
+    data = bytearray(paths[0].read_bytes())
+    data[len(data) // 4] ^= 1
+    paths[0].write_bytes(data)
+    status, error = run("damaged", "--verify")
+    assert status == 2 and "codes-0.parquet: its sha256 is" in error
+    assert not any((tmp_path / "damaged").glob("*.json"))
+    (codes / "encode.json").unlink()
+    for unknown in (str(codes), str(paths[1]), array):
+        status, error = run("unknown", "--verify", codes=unknown)
+        assert status == 2 and "checksums" in error, unknown

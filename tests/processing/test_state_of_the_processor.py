@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+import shutil
 
 import numpy as np
 import pytest
@@ -32,14 +33,48 @@ def test_the_fingerprint_of_datasets_is_stable(folder):
     assert copied(images=PICTURE, text="<image> a")["input_ids"] == wanted
 
 
-def test_weights_that_were_written_to_travel(folder):
+def _in_place(vq):
+    with torch.no_grad():
+        vq.get_codebook()[0] += 1
+
+
+def _permuted(vq):
+    vq.codebook.data.copy_(vq.codebook.data.flip(0))
+
+
+CHANGES = {
+    "in place": _in_place,
+    "through .data": lambda vq: vq.codebook.data.add_(1),
+    "permuted": _permuted,
+    "cast": lambda vq: vq.to(torch.bfloat16),
+    "replaced": lambda vq: setattr(vq.codebook, "data", vq.codebook.data * 2),
+    "loaded": lambda vq: vq.load_state_dict({"codebook": torch.ones_like(vq.codebook)}),
+}
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_weights_that_were_written_to_travel(folder, change):
+    """Whichever way they were written: none of them needs to pass a hook."""
     processor = AutoProcessor.from_pretrained(folder)
     before = Hasher.hash(processor)
-    with torch.no_grad():
-        processor.vq_model.get_codebook()[0] += 1
+    CHANGES[change](processor.vq_model)
     assert Hasher.hash(processor) != before
     copied = pickle.loads(pickle.dumps(processor))
     assert torch.equal(copied.vq_model.get_codebook(), processor.vq_model.get_codebook())
+    assert copied.vq_model.dtype == processor.vq_model.dtype
+
+
+def test_a_checkpoint_without_a_quantizer_is_saved_again(folder, tmp_path):
+    """It is given codes; what is not there is neither asked for nor made."""
+    shutil.rmtree(folder / "vq_model")
+    processor = AutoProcessor.from_pretrained(folder)
+    assert not processor.has_vq_model
+    processor.save_pretrained(tmp_path / "again")
+    assert not (tmp_path / "again" / "vq_model").exists()
+    with pytest.raises(ValueError, match="from a checkpoint without vq_model/"):
+        processor(images=PICTURE, text="<image> a")
+    grid = np.zeros((2, 2), np.int64)
+    assert AutoProcessor.from_pretrained(tmp_path / "again")(image_codes=grid, text="<image>")
 
 
 def test_whatever_came_with_a_checkpoint_is_saved_untouched(folder, tmp_path, monkeypatch):
