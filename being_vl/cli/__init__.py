@@ -18,24 +18,24 @@ from pathlib import Path
 COMMANDS = {
     "quickstart": "train and test a small model on easy-VQA, end to end, in minutes",
     "train-vq": "train a VQ-GAN on images",
-    "convert-vq": "turn a published VQ-GAN checkpoint into a folder that loads here",
+    "convert-vq": "convert a published VQ-GAN checkpoint",
     "encode": "quantize images into parquet shards of codes",
     "train-bpe": "train the image BPE on grids of codes",
-    "convert": "turn the authors' released vocabulary into a table that can be read safely",
+    "convert": "convert the authors' released vocabulary from a pickle to JSON",
     "inspect": "draw a vocabulary's tokens, or an image with its tokens",
     "stats": "measure how a vocabulary compresses grids of codes",
-    "init": "extend a text model by an image vocabulary: a checkpoint to train",
-    "tokenize": "turn conversations about images into a data set of ids to train on",
-    "train": "train a stage of a checkpoint on tokenized rows",
-    "ablate": "train and score the paper's comparison: with and without merges, one stage and two",
+    "init": "extend a text model by an image vocabulary",
+    "tokenize": "turn conversations about images into a data set of token ids",
+    "train": "train one stage of a checkpoint on tokenized samples",
+    "ablate": "train and score the paper's comparison of stages, with and without merges",
     "eval": "score a checkpoint on benchmarks",
-    "results": "tabulate result files: tokens per image against accuracy",
-    "chat": "talk with a checkpoint in the terminal, about images and in images",
-    "demo": "the same in a browser, with an image's tokens",
-    "card": "describe a checkpoint, from what its files say",
-    "push": "send a checkpoint, or codes, to the Hub",
-    "export": "write a checkpoint as a plain text model, for engines that know no other",
-    "env": "print versions and devices, and check what is known to break",
+    "results": "tabulate results: tokens per image and accuracy",
+    "chat": "chat with a checkpoint about images in the terminal, and let it draw",
+    "demo": "chat in a browser, and look at the tokens of an image",
+    "card": "write the model card of a checkpoint",
+    "push": "push a checkpoint or codes to the Hub",
+    "export": "export a checkpoint as a plain text model for other engines",
+    "env": "print versions and devices, and check for known problems",
 }
 
 _INTERRUPTED = 130
@@ -53,8 +53,8 @@ def _usage() -> str:
             "commands:",
             *lines,
             "",
-            "being-vl COMMAND --help lists the options of a command, --help-all the rare ones too. Each takes",
-            "--config FILE.yaml, whose values flags override. being-vl --version prints the version.",
+            "being-vl COMMAND --help lists the options of a command, --help-all also the rare ones. All accept",
+            "--config FILE.yaml, overridden by flags. being-vl --version prints the version.",
         ]
     )
 

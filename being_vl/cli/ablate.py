@@ -1,7 +1,7 @@
 """`being-vl ablate`: the paper's ways of training, scored, with their table and Figures 3a and 3b.
 
 On easy-VQA, from scratch, or on any data of the pipeline. Run again after an interruption it continues; seeds,
-ways of training and vocabularies may be added to a folder later.
+regimes and vocabularies can be added to a folder later.
 """
 
 from __future__ import annotations

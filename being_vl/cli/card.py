@@ -24,7 +24,7 @@ def make_parser() -> Parser:
 
     parser = Parser(
         "Write README.md and .eval_results/ of a checkpoint, a quantizer, a vocabulary or code shards. Numbers "
-        "come from the folder's own files; the rest from these options, which are kept in card.yaml.",
+        "come from files of the folder, the rest from these options, which are stored in card.yaml.",
         json="print the names of the files as JSON",
     )
     parser.add_argument("folder", type=str, help="what to describe")

@@ -14,13 +14,13 @@ from .parsing import Parser
 def make_parser() -> Parser:
     """The options of the command."""
     parser = Parser(
-        "Talk with a checkpoint. In the session /image PATH shows it a picture, /draw FILE TEXT writes the "
-        "picture that it generates, /reset starts anew, /help lists the rest. Lines may also come from a pipe: "
-        "answers go to standard output, errors to standard error, and the exit status is 1 if there were any."
+        "Chat with a checkpoint. In a session, /image PATH adds an image to the next question, /draw FILE TEXT saves a "
+        "generated image, /reset starts a new conversation, and /help lists all commands. Input may come from a pipe: "
+        "answers go to standard output, errors to standard error, and the exit status is 1 if an error occurred."
     )
     add_about(parser, "checkpoint")
-    add(parser, "image", help="picture that the first question is about")
-    parser.add_argument("--system", type=str, help="what the model is told first")
+    add(parser, "image", help="image of the first question")
+    parser.add_argument("--system", type=str, help="system message")
     add(parser, "max-new-tokens", default=256)
     add(parser, "temperature", "top-p", "seed", "device")
     return parser

@@ -16,7 +16,7 @@ def make_parser() -> Parser:
     """The options of the command."""
     parser = Parser(
         "Serve a page on this machine: an image, its reconstruction and its tokens by a number of merges, and a "
-        'chat. It needs gradio: pip install "being-vl[demo]". Nothing leaves the machine.'
+        'chat. Requires gradio: pip install "being-vl[demo]". No data is sent to other hosts.'
     )
     add_about(parser, "checkpoint")
     parser.add_argument(

@@ -1,6 +1,6 @@
 """`being-vl eval`: a checkpoint → scores on benchmarks, in result files beside it.
 
-On one device or, under `accelerate launch`, on many. A run that was stopped goes on where it was.
+On one device or, under `accelerate launch`, on many. A stopped run continues where it was.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ def make_parser() -> Parser:
         nargs="*",
         default=[],
         metavar="TASK=FOLDER",
-        help="pictures that do not lie with the data",
+        help="images, if they are not with the data",
     )
     add(parser, "output", help="folder of evaluation/; default: the checkpoint's")
     add(parser, "resume")

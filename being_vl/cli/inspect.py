@@ -21,8 +21,8 @@ if TYPE_CHECKING:
 def make_parser() -> Parser:
     """The options of the command."""
     parser = Parser(
-        "Show a vocabulary: its token shapes as text and, with --output, as a picture. With --image: one PNG of "
-        "the image, its reconstruction and the tokens drawn over it.",
+        "Show the token shapes of a vocabulary as text and, with --output, as a PNG. With --image: one PNG of the "
+        "image, its reconstruction and its tokens.",
         json="print the answer as JSON",
     )
     add_about(parser, "bpe", "folder with image_bpe.json, or that file; a checkpoint")

@@ -64,11 +64,11 @@ SHARED: dict[str, dict[str, Any]] = {
         "nargs": "?",
         "const": True,
         "default": True,
-        "help": "continue what a stopped run left",
+        "help": "continue an interrupted run",
     },
     "shard-size": {"type": PositiveInt, "help": "rows in a shard"},
     # how
-    "seed": {"type": NonNegativeInt, "default": 0, "help": "of everything random"},
+    "seed": {"type": NonNegativeInt, "default": 0, "help": "random seed"},
     "device": {"type": str, "help": "cpu, cuda, cuda:1, …; default: a GPU if there is one"},
     "dtype": {"type": Dtype, "default": "auto", "help": "of the weights"},
     "batch-size": {"type": PositiveInt, "help": "images in a batch"},

@@ -21,8 +21,8 @@ def make_parser() -> Parser:
     """The options of the command."""
     parser = Parser(
         "Push a checkpoint, a quantizer, a vocabulary (model repositories) or code shards (a data set repository) "
-        "to the Hub. The folder is checked first; a card is made if it has none. The Hub shows all of the commit "
-        "or nothing; pushing again sends only what it lacks.",
+        "to the Hub. The folder is checked first; a card is made if it has none. The commit is atomic; "
+        "pushing again sends only missing files.",
         json="print the answer as JSON",
     )
     parser.add_argument("folder", type=str, help="what to push")

@@ -1,4 +1,4 @@
-"""The main job end to end on easy-VQA: pixels → codes → merges → ids → answers, in minutes on a CPU."""
+"""`being-vl quickstart`: train and test a small model on easy-VQA."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ from .parsing import Parser
 def make_parser() -> Parser:
     """The options of the command."""
     parser = Parser(
-        "Train and test a small model on easy-VQA, end to end: pixels → codes → merges → ids → answers, in minutes "
-        "on a CPU, by commands of being-vl, each of which is printed. Run again, it goes on where it was. It needs "
-        'easy-vqa: pip install "being-vl[quickstart]".'
+        "Train and test a small model on easy-VQA, end to end (pixels → codes → merges → ids → answers), in minutes on "
+        "a CPU. Each step is a command of being-vl and is printed. A stopped run continues when it is started again. "
+        'Requires: pip install "being-vl[quickstart]".'
     )
     add(parser, "output", default="being-vl-quickstart")
     add(parser, "seed")
@@ -25,7 +25,7 @@ def make_parser() -> Parser:
         "--minutes",
         type=PositiveFloat,
         default=4.0,
-        help="about how long the run takes on two CPU cores; sets the numbers of steps",
+        help="approximate time on two CPU cores; sets the numbers of steps",
     )
     add(parser, "device", default="cpu", help="of the language model")
     parser.add_argument(
@@ -38,7 +38,7 @@ def make_parser() -> Parser:
         "--rows",
         type=list[Literal["bpe", "vq", "question-only"]],
         default=["bpe", "vq", "question-only"],
-        help="of the table: LLM+VQ+BPE, which is always made, LLM+VQ, and answers without looking",
+        help="rows of the table: LLM+VQ+BPE (always made), LLM+VQ, and answers without the image",
     )
     return parser
 

@@ -15,9 +15,9 @@ from .parsing import Parser
 def make_parser() -> Parser:
     """The options of the command."""
     parser = Parser(
-        "Tabulate what being-vl eval wrote: for each checkpoint and task the tokens of an image and the score. "
-        "With --verdicts, a judge's wins, ties and losses. With --lmms-eval, result files are made of what "
-        "lmms-eval wrote. With --paper, the paper's Tables 5.1 and C.1 to C.4 with the folders' scores below.",
+        "Tabulate results of being-vl eval: tokens per image and score of each checkpoint and task. With "
+        "--verdicts: a judge's wins, ties and losses. With --lmms-eval: convert results of lmms-eval to result "
+        "files. With --paper: the paper's Tables 5.1 and C.1 to C.4 with the folders' scores below.",
         json="print the rows as JSON",
     )
     parser.add_argument(

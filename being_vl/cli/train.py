@@ -27,14 +27,14 @@ _COMMON = (
 # What the short help says of TrainingArguments, whose import takes seconds; a test compares it with them.
 COMMON_TRAINING_ARGUMENTS: dict[str, tuple[Any, Any, str]] = {
     "output_dir": (str, None, "folder of the trained checkpoint"),
-    "num_train_epochs": (float, 3.0, "passes over the data"),
+    "num_train_epochs": (float, 3.0, "epochs"),
     "max_steps": (int, -1, "instead of epochs, if positive"),
     "per_device_train_batch_size": (int, 8, "rows in a batch"),
     "gradient_accumulation_steps": (int, 1, "batches in a step"),
-    "learning_rate": (float, 5e-5, "its peak"),
+    "learning_rate": (float, 5e-5, "peak learning rate"),
     "warmup_steps": (float, 0.03, "below 1: a share of all steps"),
     "bf16": (bool, False, "compute in bfloat16"),
-    "seed": (int, 42, "of everything random"),
+    "seed": (int, 42, "random seed"),
 }
 
 

@@ -86,7 +86,7 @@ def _add_rare(parser: Parser) -> None:
     flag(data, "cache-images", "keep all pixels in memory")
     optimizer = parser.rare("optimizer")
     add = optimizer.add_argument
-    add("--learning-rate", type=PositiveFloat, help="its peak; default: by --resolution")
+    add("--learning-rate", type=PositiveFloat, help="peak; default: by --resolution")
     add("--gradient-accumulation", type=PositiveInt, default=1, help="batches in a step")
     add("--discriminator-learning-rate", type=PositiveFloat, help="default: the same")
     add("--warmup-steps", type=NonNegativeInt, default=0, help="steps to the peak")
