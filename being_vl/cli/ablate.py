@@ -15,7 +15,7 @@ from jsonargparse import Namespace
 from jsonargparse.typing import NonNegativeInt, PositiveInt
 
 from . import run_command
-from .options import add, refuse_used
+from .options import add, option, refuse_used
 from .parsing import Parser
 
 if TYPE_CHECKING:
@@ -35,7 +35,6 @@ _FILES = ("base", "quantizer", "codes", "sft_data", "test_data")
 
 
 def make_parser() -> Parser:
-    """The options of the command."""
     parser = Parser(
         "Train and score {VQ, VQ+BPE} × {SFT, PT(full)+SFT, PT(freeze)+SFT, PT(freeze)+SFT(freeze visual)}, and "
         "PT(freeze)+SFT for more vocabularies. Writes OUTPUT/rows/*.json, table.csv, table.md and figures. "
@@ -45,44 +44,28 @@ def make_parser() -> Parser:
     add(parser, "output", help="folder of the results", required=True)
     add(parser, "resume")
     chosen = parser.add_argument_group("cells")
-    chosen.add_argument("--merges", type=PositiveInt, default=512, help="of VQ+BPE")
-    chosen.add_argument(
-        "--curve-merges", type=list[int], default=[], help="more vocabularies, PT(freeze)+SFT alone"
-    )
-    chosen.add_argument(
-        "--regimes", type=list[str], default=list(_REGIMES), help="default: all of them"
-    )
-    chosen.add_argument(
-        "--seeds", type=list[int], default=[0, 1, 2], help="every cell is trained with each"
-    )
+    option(chosen, "merges", PositiveInt, "of VQ+BPE", default=512)
+    option(chosen, "curve-merges", list[int], "more vocabularies, PT(freeze)+SFT alone", default=[])
+    option(chosen, "regimes", list[str], "default: all of them", default=list(_REGIMES))
+    option(chosen, "seeds", list[int], "every cell is trained with each", default=[0, 1, 2])
     add(chosen, "device", help="of training and answers", default="cpu")
     own = parser.add_argument_group("own data", "all of the first five, or none for easy-VQA")
     add(own, "base", "quantizer")
     add(own, "codes", nargs="+")
-    own.add_argument("--sft-data", type=str, metavar="PATH", help="as of being-vl tokenize --data")
-    own.add_argument(
-        "--test-data", type=str, metavar="PATH", help="one image and one short answer a row"
-    )
-    own.add_argument("--pretrain-data", type=str, metavar="PATH", help="default: --sft-data")
+    option(own, "sft-data", str, "as of being-vl tokenize --data", metavar="PATH")
+    option(own, "test-data", str, "one image and one short answer a row", metavar="PATH")
+    option(own, "pretrain-data", str, "default: --sft-data", metavar="PATH")
     add(own, "bpe", help="default: learned on the images of --sft-data")
     stages = parser.rare("stages", "options of being-vl train; both need max_steps")
-    stages.add_argument(
-        "--pretrain", type=dict[str, Any], default={**_STAGE, "max_steps": 100}, help="first stage"
-    )
-    stages.add_argument(
-        "--sft", type=dict[str, Any], default={**_STAGE, "max_steps": 400}, help="second stage"
-    )
+    option(stages, "pretrain", dict[str, Any], "first stage", default={**_STAGE, "max_steps": 100})
+    option(stages, "sft", dict[str, Any], "second stage", default={**_STAGE, "max_steps": 400})
     add(stages, "image-init", default="normal", help="as of being-vl init")
     add(stages, "image-init-std")
     easy = parser.rare("easy-VQA")
-    easy.add_argument("--train-images", type=PositiveInt, help="default: all")
-    easy.add_argument("--test-images", type=PositiveInt, help="default: all")
-    easy.add_argument(
-        "--test-split", type=Literal["validation", "test"], default="test", help="to score on"
-    )
-    easy.add_argument(
-        "--data-seed", type=NonNegativeInt, default=0, help="of quantizer and text model"
-    )
+    option(easy, "train-images", PositiveInt, "default: all")
+    option(easy, "test-images", PositiveInt, "default: all")
+    option(easy, "test-split", Literal["validation", "test"], "to score on", default="test")
+    option(easy, "data-seed", NonNegativeInt, "of quantizer and text model", default=0)
     score = parser.rare("scores")
     add(score, "max-new-tokens", default=8)
     add(score, "limit", help="score only the first so many rows; default: all")
@@ -90,7 +73,6 @@ def make_parser() -> Parser:
 
 
 def main(args: Namespace) -> int:
-    """Run the command."""
     import transformers
 
     from ..files import write_atomic

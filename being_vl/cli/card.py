@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
 from jsonargparse import Namespace
 
-from .options import add, describe_fields
+from .options import add, answer, describe_fields
 from .parsing import Parser
 
 _COMMON = (
@@ -19,7 +18,6 @@ _COMMON = (
 
 
 def make_parser() -> Parser:
-    """The options of the command."""
     from ..hub.facts import CardFacts
 
     parser = Parser(
@@ -38,7 +36,6 @@ def make_parser() -> Parser:
 
 
 def main(args: Namespace) -> int:
-    """Run the command."""
     import being_vl  # noqa: F401  (the Auto classes know our models)
 
     from ..hub.card import write_card
@@ -55,8 +52,6 @@ def main(args: Namespace) -> int:
     facts = read_facts(folder).updated(given)
     names = draw_example(folder, args.image) if args.image is not None else []
     names += write_card(folder, facts)
-    if args.json:
-        print(json.dumps({"folder": str(folder), "files": names}))
-    else:
-        print(f"wrote {', '.join(str(folder / name) for name in names)}")
+    written = ", ".join(str(folder / name) for name in names)
+    answer(args, {"folder": str(folder), "files": names}, f"wrote {written}")
     return 0

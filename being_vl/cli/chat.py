@@ -7,12 +7,11 @@ import sys
 from jsonargparse import Namespace
 
 from .loading import check_part
-from .options import add, add_about
+from .options import add, add_about, option
 from .parsing import Parser
 
 
 def make_parser() -> Parser:
-    """The options of the command."""
     parser = Parser(
         "Chat with a checkpoint. In a session, /image PATH adds an image to the next question, /draw FILE TEXT saves a "
         "generated image, /reset starts a new conversation, and /help lists all commands. Input may come from a pipe: "
@@ -20,14 +19,13 @@ def make_parser() -> Parser:
     )
     add_about(parser, "checkpoint")
     add(parser, "image", help="image of the first question")
-    parser.add_argument("--system", type=str, help="system message")
+    option(parser, "system", str, "system message")
     add(parser, "max-new-tokens", default=256)
     add(parser, "temperature", "top-p", "seed", "device")
     return parser
 
 
 def main(args: Namespace) -> int:
-    """Run the command."""
     import torch
     from rich.console import Console
     from transformers.utils import logging

@@ -6,17 +6,16 @@ loading it in that the pickle is read, never executed.
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 from jsonargparse import Namespace
 
-from .options import add
+from ..files import write_atomic
+from .options import add, answer
 from .parsing import Parser
 
 
 def make_parser() -> Parser:
-    """The options of the command."""
     parser = Parser(
         "Turn the authors' released vBPE pickle into legacy_image_bpe.json. The table encodes as their code does; "
         "its tokens cannot be decoded, so it is for comparison, not for new models.",
@@ -31,22 +30,20 @@ def make_parser() -> Parser:
 
 def main(args: Namespace) -> int:
     from ..bpe.legacy import LegacyImageBPE
-    from ..files import write_atomic
 
     legacy = LegacyImageBPE.from_pickle(args.pickle)
     (path,) = legacy.save_pretrained(args.output)
     write_atomic(Path(args.output) / "convert.yaml", make_parser().dump(args))
-    answer = {
+    data = {
         "file": path,
         "codebook_size": legacy.codebook_size,
         "num_merges": legacy.num_merges,
         "decodable": False,
     }
-    if args.json:
-        print(json.dumps(answer))
-    else:
-        print(
-            f"{path}: {legacy.num_merges} rules over {legacy.codebook_size} codes; it encodes as the authors' "
-            "code does and cannot decode"
-        )
+    answer(
+        args,
+        data,
+        f"{path}: {legacy.num_merges} rules over {legacy.codebook_size} codes; it encodes as the authors' "
+        "code does and cannot decode",
+    )
     return 0

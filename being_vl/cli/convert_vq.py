@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -10,8 +9,9 @@ from typing import TYPE_CHECKING
 from jsonargparse import Namespace
 from jsonargparse.typing import PositiveFloat, PositiveInt
 
+from ..files import new_folder, write_atomic
 from .loading import check_part
-from .options import add
+from .options import add, answer, option, refuse_nonempty
 from .parsing import Parser
 
 if TYPE_CHECKING:
@@ -19,7 +19,6 @@ if TYPE_CHECKING:
 
 
 def make_parser() -> Parser:
-    """The options of the command."""
     parser = Parser(
         "Turn a Chameleon, taming-transformers or Being-VL checkpoint of a VQ-GAN into safetensors with a "
         "config.json, and an image processor for its resolution.",
@@ -29,15 +28,17 @@ def make_parser() -> Parser:
         "source", type=str, help="file, folder (sharded or not) or Hub id; only the VQ-GAN is read"
     )
     add(parser, "output", help="folder to write; must be missing or empty", required=True)
-    parser.add_argument(
-        "--resolution",
-        type=PositiveInt,
-        help="pixels a side in training; default: that of a config.json there, else 512",
+    option(
+        parser,
+        "resolution",
+        PositiveInt,
+        "pixels a side in training; default: that of a config.json there, else 512",
     )
-    parser.add_argument(
-        "--rescale-factor",
-        type=PositiveFloat,
-        help="of the image processor; default: 1/127.5 for LlamaGen, else 0.0078 (Chameleon, Being-VL)",
+    option(
+        parser,
+        "rescale-factor",
+        PositiveFloat,
+        "of the image processor; default: 1/127.5 for LlamaGen, else 0.0078 (Chameleon, Being-VL)",
     )
     add(
         parser,
@@ -49,14 +50,12 @@ def make_parser() -> Parser:
 
 
 def main(args: Namespace) -> int:
-    """Run the command."""
     import torch
 
     from ..quantizers.vq_checkpoints import load_vq_checkpoint
 
     output = Path(args.output)
-    if output.exists() and (not output.is_dir() or any(output.iterdir())):
-        raise ValueError(f"output must be a missing or empty folder, got {output}")
+    refuse_nonempty(output)
     dtype = torch.float32 if args.dtype == "auto" else getattr(torch, args.dtype)
     try:
         model = load_vq_checkpoint(args.source, resolution=args.resolution, dtype=dtype)
@@ -65,26 +64,24 @@ def main(args: Namespace) -> int:
             check_part("source", args.source)  # says so where the Hub cannot be reached
         raise
     _write(model, args, output)
-    answer = {
+    data = {
         "folder": str(output),
         "num_embeddings": model.config.num_embeddings,
         "downsampling": model.config.downsampling,
         "parameters": model.num_parameters(),
         "decoder": model.config.has_decoder,
     }
-    if args.json:
-        print(json.dumps(answer))
-    else:
-        can = "encodes and decodes" if answer["decoder"] else "encodes (the source has no decoder)"
-        print(
-            f"{output}: {answer['num_embeddings']} codes, {answer['downsampling']} pixels a cell, "
-            f"{answer['parameters']:,} parameters; it {can}"
-        )
+    can = "encodes and decodes" if data["decoder"] else "encodes (the source has no decoder)"
+    answer(
+        args,
+        data,
+        f"{output}: {data['num_embeddings']} codes, {data['downsampling']} pixels a cell, "
+        f"{data['parameters']:,} parameters; it {can}",
+    )
     return 0
 
 
 def _write(model: BeingVLVQModel, args: Namespace, output: Path) -> None:
-    from ..files import new_folder, write_atomic
     from ..quantizers.image_processing_being_vl import BeingVLImageProcessor
 
     side = model.config.resolution

@@ -8,21 +8,18 @@ from jsonargparse import Namespace
 from jsonargparse.typing import PositiveInt
 
 from .loading import check_part
-from .options import add, add_about, flag
+from .options import add, add_about, flag, option
 from .parsing import Parser
 
 
 def make_parser() -> Parser:
-    """The options of the command."""
     parser = Parser(
         "Serve a page on this machine: an image, its reconstruction and its tokens by a number of merges, and a "
         'chat. Requires gradio: pip install "being-vl[demo]". No data is sent to other hosts.'
     )
     add_about(parser, "checkpoint")
-    parser.add_argument(
-        "--host", type=str, default="127.0.0.1", help="0.0.0.0 serves the network too"
-    )
-    parser.add_argument("--port", type=PositiveInt, help="default: the first free one from 7860 on")
+    option(parser, "host", str, "0.0.0.0 serves the network too", default="127.0.0.1")
+    option(parser, "port", PositiveInt, "default: the first free one from 7860 on")
     flag(parser, "browser", "open the page in a browser")
     add(parser, "max-new-tokens", default=256)
     add(parser, "temperature", "top-p", "device")
@@ -30,7 +27,6 @@ def make_parser() -> Parser:
 
 
 def main(args: Namespace) -> int:
-    """Run the command."""
     from ..demo.page import build_page, launch_page
 
     title = Path(args.checkpoint).name

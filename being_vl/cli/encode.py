@@ -6,7 +6,6 @@ interrupts it costs the unfinished shards alone: the same command continues.
 
 from __future__ import annotations
 
-import json
 import sys
 import time
 from pathlib import Path
@@ -14,13 +13,13 @@ from typing import Literal
 
 from jsonargparse import Namespace
 
+from ..files import write_atomic
 from .loading import load_quantizer
-from .options import add, add_source, open_source, refuse_used
+from .options import add, add_source, answer, open_source, option, refuse_used
 from .parsing import Parser
 
 
 def make_parser() -> Parser:
-    """The options of the command."""
     parser = Parser(
         "Quantize images into parquet shards of codes: OUTPUT/codes-*.parquet, manifest.json and skipped.jsonl.",
         epilog="Many devices: accelerate launch -m being_vl encode …",
@@ -29,11 +28,12 @@ def make_parser() -> Parser:
     add(parser, "quantizer", required=True)
     add(parser, "output", help="folder of the shards", required=True)
     add(parser, "resume")
-    parser.add_argument(
-        "--on-error",
-        type=Literal["raise", "skip"],
+    option(
+        parser,
+        "on-error",
+        Literal["raise", "skip"],
+        "stop at an unreadable image, or name it in skipped.jsonl",
         default="raise",
-        help="stop at an unreadable image, or name it in skipped.jsonl",
     )
     add_source(parser, streams=True)
     work = parser.add_argument_group("work")
@@ -47,7 +47,6 @@ def make_parser() -> Parser:
 
 
 def main(args: Namespace) -> int:
-    """Run the command."""
     import torch
     from accelerate import PartialState
     from tqdm import tqdm
@@ -64,7 +63,7 @@ def main(args: Namespace) -> int:
     model = model.to(device)
     dtype = model.dtype if args.dtype == "auto" else getattr(torch, args.dtype)
     if state.is_main_process:
-        _save_config(args, output)
+        write_atomic(output / "encode.yaml", make_parser().dump(args))
         found = "images" if source.num_images is None else f"{source.num_images:,} images"
         print(f"{found} to quantize on {device}, into {output}", file=sys.stderr)
     total = source.num_images if state.num_processes == 1 else None
@@ -89,27 +88,16 @@ def main(args: Namespace) -> int:
         manifest = write_manifest(output, source)
         result = {
             "output": str(output),
-            "images": manifest["images"],
-            "skipped": manifest["skipped"],
-            "cells": manifest["cells"],
+            **{name: manifest[name] for name in ("images", "skipped", "cells")},
             "shards": len(manifest["shards"]),
             "shards_found_done": summary.shards_found,
             "seconds": round(time.perf_counter() - started, 3),
         }
-        if args.json:
-            print(json.dumps(result))
-        else:
-            print(
-                f"{output}: {result['images']} images in {result['shards']} shards, "
-                f"{result['skipped']} skipped",
-                file=sys.stderr,
-            )
+        answer(
+            args,
+            result,
+            f"{output}: {result['images']} images in {result['shards']} shards, "
+            f"{result['skipped']} skipped",
+            sys.stderr,
+        )
     return 0
-
-
-def _save_config(args: Namespace, output: Path) -> None:
-    from ..files import write_atomic
-
-    output.mkdir(parents=True, exist_ok=True)
-    text = make_parser().dump(args)
-    write_atomic(output / "encode.yaml", text.encode())

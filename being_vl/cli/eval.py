@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from jsonargparse import Namespace
 
 from .loading import check_part
-from .options import add, add_about, refuse_used
+from .options import add, add_about, option, refuse_used
 from .parsing import Parser
 
 if TYPE_CHECKING:
@@ -24,19 +24,19 @@ RECONSTRUCTION = "reconstruction"
 
 
 def make_parser() -> Parser:
-    """The options of the command."""
     parser = Parser(
         "Score a checkpoint. Results go into evaluation/TASK.json, answers beside them.",
         epilog="Many devices: accelerate launch -m being_vl eval …",
         json="print the results as JSON",
     )
     add_about(parser, "checkpoint")
-    parser.add_argument(
-        "--tasks",
-        type=str,
+    option(
+        parser,
+        "tasks",
+        str,
+        "of easyvqa, pope, vqav2, mme, llava, caption, mllm_bench, reconstruction",
         metavar="NAME,...",
         required=True,
-        help="of easyvqa, pope, vqav2, mme, llava, caption, mllm_bench, reconstruction",
     )
     add(
         parser,
@@ -61,16 +61,13 @@ def make_parser() -> Parser:
     add(parser, "max-new-tokens", help="default: the task's own")
     add(parser, "device", "dtype")
     rare = parser.rare("files")
-    rare.add_argument(
-        "--cache", type=str, metavar="FOLDER", help="of codes; default: $BEING_VL_CACHE"
-    )
+    option(rare, "cache", str, "of codes; default: $BEING_VL_CACHE", metavar="FOLDER")
     add(rare, "rfid-weights")
-    rare.add_argument("--spice-jar", type=str, metavar="FILE", help="caption: spice-1.0.jar")
+    option(rare, "spice-jar", str, "caption: spice-1.0.jar", metavar="FILE")
     return parser
 
 
 def main(args: Namespace) -> int:
-    """Run the command."""
     from ..evaluation.tasks import TASKS, load_task
 
     names = [name.strip() for name in args.tasks.split(",") if name.strip()]

@@ -2,21 +2,19 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Literal
 
 from jsonargparse import Namespace
 
 from .loading import check_part
-from .options import add, add_about
+from .options import add, add_about, answer, option
 from .parsing import Parser
 
 _WEIGHT_TYPES = Literal["f32", "f16", "bf16", "q8_0"]
 
 
 def make_parser() -> Parser:
-    """The options of the command."""
     parser = Parser(
         "Write a checkpoint as a plain text model with a plain fast tokenizer (plain), or as one file for "
         "llama.cpp (gguf); both load where being_vl is not installed. Images go in as ids, which "
@@ -25,22 +23,20 @@ def make_parser() -> Parser:
     )
     add_about(parser, "checkpoint")
     add(parser, "output", help="folder of the plain checkpoint, or the .gguf file", required=True)
-    parser.add_argument(
-        "--format", type=Literal["plain", "gguf"], default="plain", help="what is written"
-    )
+    option(parser, "format", Literal["plain", "gguf"], "what is written", default="plain")
     gguf = parser.rare("gguf", "options of --format gguf")
-    gguf.add_argument("--weight-type", type=_WEIGHT_TYPES, default="f16", help="of the weights")
-    gguf.add_argument(
-        "--pre-tokenizer",
-        type=str,
+    option(gguf, "weight-type", _WEIGHT_TYPES, "of the weights", default="f16")
+    option(
+        gguf,
+        "pre-tokenizer",
+        str,
+        "llama.cpp's name of it, such as llama-bpe or qwen2; default: recognised",
         metavar="NAME",
-        help="llama.cpp's name of it, such as llama-bpe or qwen2; default: recognised",
     )
     return parser
 
 
 def main(args: Namespace) -> int:
-    """Run the command."""
     from ..models.loading import load_language_model
     from ..processing.tokenization_being_vl import BeingVLTokenizer
     from ..serving.gguf import export_gguf
@@ -66,10 +62,9 @@ def main(args: Namespace) -> int:
         "architecture": model.stock_class.__name__,
         "vocab_size": model.config.vocab_size,
     }
-    if args.json:
-        print(json.dumps(summary))
-    else:
-        print(
-            f"wrote {args.output}: a {model.stock_class.__name__}, {model.config.vocab_size:,} ids"
-        )
+    answer(
+        args,
+        summary,
+        f"wrote {args.output}: a {model.stock_class.__name__}, {model.config.vocab_size:,} ids",
+    )
     return 0

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from pathlib import Path
 from typing import Any, Literal
@@ -11,12 +10,16 @@ from jsonargparse import Namespace
 from jsonargparse.typing import PositiveInt
 
 from .loading import check_part, load_quantizer, load_vocabulary
-from .options import add, flag
+from .options import add, answer, flag, option, refuse_nonempty
 from .parsing import Parser
+
+_SIZES = (
+    "text_size", "num_special_tokens", "codebook_size", "num_merges", "first_code_id", "first_merge_id",
+)  # fmt: skip
+_TOKENS = ("boi_token_id", "eoi_token_id", "image_token_id")
 
 
 def make_parser() -> Parser:
-    """The options of the command."""
     parser = Parser(
         "Extend a text model by an image vocabulary. On text it behaves as before, bit for bit; the image tokens "
         "still have to be trained.",
@@ -30,26 +33,22 @@ def make_parser() -> Parser:
     )
     add(parser, "bpe")
     add(parser, "quantizer")
-    parser.add_argument(
-        "--codebook-size",
-        type=PositiveInt,
-        help="without --quantizer: K of the codes that it is given",
+    option(
+        parser, "codebook-size", PositiveInt, "without --quantizer: K of the codes that it is given"
     )
     add(parser, "output", help="folder of the checkpoint")
     add(parser, "image-init", "image-init-std")
     add(parser, "seed", help="of the new rows")
     add(parser, "dtype", help="of the weights; auto: as in the base")
-    parser.add_argument(
-        "--special-tokens",
-        type=Literal["default", "llama-3.1"],
+    option(
+        parser,
+        "special-tokens",
+        Literal["default", "llama-3.1"],
+        "llama-3.1: the five tokens of the authors' checkpoints, in their order",
         default="default",
-        help="llama-3.1: the five tokens of the authors' checkpoints, in their order",
     )
-    parser.add_argument(
-        "--chat-template",
-        type=str,
-        metavar="FILE",
-        help="Jinja; default: fits the base's turn markers",
+    option(
+        parser, "chat-template", str, "Jinja; default: fits the base's turn markers", metavar="FILE"
     )
     add(parser, "image-processor")
     flag(
@@ -61,7 +60,6 @@ def make_parser() -> Parser:
 
 
 def main(args: Namespace) -> int:
-    """Run the command."""
     import torch
 
     from ..hub.checkpoint import check_base, init_checkpoint, save_checkpoint
@@ -75,7 +73,7 @@ def main(args: Namespace) -> int:
     template = Path(args.chat_template).read_text("utf-8") if args.chat_template else None
     found = check_base(args.base, chat_template=template)  # refuses at once what cannot be extended
     if args.check:
-        print(json.dumps(found) if args.json else _can_be_extended(args.base, found))
+        answer(args, found, _can_be_extended(args.base, found))
         return 0
     image_bpe = load_vocabulary("--bpe", args.bpe)
     if not image_bpe.num_merges:
@@ -121,9 +119,7 @@ def _check_output(args: Namespace) -> None:
         raise ValueError(
             f"options are required: {', '.join(missing)}; or --check, for --base alone"
         )
-    output = Path(args.output)
-    if output.exists() and (not output.is_dir() or any(output.iterdir())):
-        raise ValueError(f"--output {output} exists and is not an empty folder")
+    refuse_nonempty(Path(args.output))
 
 
 def _can_be_extended(base: str, found: dict[str, Any]) -> str:
@@ -144,22 +140,14 @@ def _report(args: Namespace, model: Any, processor: Any) -> None:
     summary = {
         "output": args.output,
         "vocab_size": model.config.vocab_size,
-        "text_size": layout.text_size,
-        "num_special_tokens": layout.num_special_tokens,
-        "codebook_size": layout.codebook_size,
-        "num_merges": layout.num_merges,
-        "first_code_id": layout.first_code_id,
-        "first_merge_id": layout.first_merge_id,
-        "boi_token_id": processor.boi_token_id,
-        "eoi_token_id": processor.eoi_token_id,
-        "image_token_id": processor.image_token_id,
+        **{name: getattr(layout, name) for name in _SIZES},
+        **{name: getattr(processor, name) for name in _TOKENS},
         "num_parameters": model.num_parameters(),
     }
-    if args.json:
-        print(json.dumps(summary))
-        return
-    print(f"wrote {args.output}: {summary['num_parameters']:,} parameters, {layout.size:,} ids")
-    print(
+    answer(
+        args,
+        summary,
+        f"wrote {args.output}: {summary['num_parameters']:,} parameters, {layout.size:,} ids\n"
         f"  text [0, {layout.text_size})  special to {layout.first_code_id}  "
-        f"codes to {layout.first_merge_id}  merges to {layout.size}"
+        f"codes to {layout.first_merge_id}  merges to {layout.size}",
     )

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -10,8 +9,9 @@ from typing import TYPE_CHECKING, Any
 from jsonargparse import Namespace
 from jsonargparse.typing import NonNegativeInt
 
+from ..files import write_atomic
 from .loading import load_quantizer, load_vocabulary
-from .options import add, add_about
+from .options import add, add_about, answer, option
 from .parsing import Parser
 
 if TYPE_CHECKING:
@@ -19,7 +19,6 @@ if TYPE_CHECKING:
 
 
 def make_parser() -> Parser:
-    """The options of the command."""
     parser = Parser(
         "Show the token shapes of a vocabulary as text and, with --output, as a PNG. With --image: one PNG of the "
         "image, its reconstruction and its tokens.",
@@ -34,30 +33,23 @@ def make_parser() -> Parser:
         metavar="FILE.png",
         help="picture to write; default with --image: NAME.tokens.png, else none",
     )
-    parser.add_argument("--tokens", type=NonNegativeInt, default=24, help="merged tokens to show")
-    parser.add_argument("--first", type=NonNegativeInt, default=0, help="rank of the first of them")
-    parser.add_argument("--shapes", type=NonNegativeInt, default=8, help="commonest shapes to show")
-    parser.add_argument("--dump", type=str, metavar="FILE.txt", help="write every token into it")
+    option(parser, "tokens", NonNegativeInt, "merged tokens to show", default=24)
+    option(parser, "first", NonNegativeInt, "rank of the first of them", default=0)
+    option(parser, "shapes", NonNegativeInt, "commonest shapes to show", default=8)
+    option(parser, "dump", str, "write every token into it", metavar="FILE.txt")
     return parser
 
 
 def main(args: Namespace) -> int:
-    """Run the command."""
     bpe = load_vocabulary("bpe", args.bpe)
-    if args.image is not None:
-        answer = _inspect_image(args, bpe)
-    else:
-        answer = _inspect_vocabulary(args, bpe)
-    if args.json:
-        print(json.dumps(answer["data"]))
-    else:
-        print("\n".join(answer["lines"]))
+    inspect = _inspect_vocabulary if args.image is None else _inspect_image
+    data, lines = inspect(args, bpe)
+    answer(args, data, "\n".join(lines))
     return 0
 
 
-def _inspect_vocabulary(args: Namespace, bpe: ImageBPE) -> dict[str, Any]:
+def _inspect_vocabulary(args: Namespace, bpe: ImageBPE) -> tuple[dict[str, Any], list[str]]:
     from ..bpe.drawing import token_sheet, token_text
-    from ..files import write_atomic
 
     sizes = Counter(bpe.token_sizes()[bpe.codebook_size :].tolist())
     shapes = bpe.shape_table()
@@ -95,7 +87,7 @@ def _inspect_vocabulary(args: Namespace, bpe: ImageBPE) -> dict[str, Any]:
         write_atomic(Path(args.dump), "\n".join(dump_lines(bpe)) + "\n")
         data["dump"] = args.dump
         lines += ["", f"wrote {args.dump}"]
-    return {"data": data, "lines": lines}
+    return data, lines
 
 
 def _token_line(token: dict[str, Any]) -> str:
@@ -117,7 +109,7 @@ def dump_lines(bpe: ImageBPE) -> list[str]:
     return lines
 
 
-def _inspect_image(args: Namespace, bpe: ImageBPE) -> dict[str, Any]:
+def _inspect_image(args: Namespace, bpe: ImageBPE) -> tuple[dict[str, Any], list[str]]:
     from ..processing.token_picture import token_picture
     from ..quantizers.image_loading import load_image
 
@@ -137,7 +129,7 @@ def _inspect_image(args: Namespace, bpe: ImageBPE) -> dict[str, Any]:
         "ids": drawn.ids.tolist(),
     }
     line = f"{png}: {height}x{width} codes, {len(drawn.ids)} tokens, ratio {data['compression_ratio']:.3f}"
-    return {"data": data, "lines": [line]}
+    return data, [line]
 
 
 def _quantizer(args: Namespace) -> tuple[Any, Any]:

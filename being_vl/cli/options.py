@@ -7,10 +7,11 @@ taken from here. tests/cli/test_options.py checks that no command declares one o
 from __future__ import annotations
 
 import inspect
+import json
 import re
 from dataclasses import MISSING, dataclass, fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, get_type_hints
+from typing import TYPE_CHECKING, Any, Literal, TextIO, get_type_hints
 
 from jsonargparse import Namespace
 from jsonargparse.typing import ClosedUnitInterval, NonNegativeFloat, NonNegativeInt, PositiveInt
@@ -104,6 +105,11 @@ def add(container: Any, *names: str, **changes: Any) -> None:
         container.add_argument(f"--{name}", **{**SHARED[name], **changes})
 
 
+def option(container: Any, name: str, type: Any, help: str, **more: Any) -> None:
+    """Add an option of this command alone."""
+    container.add_argument(f"--{name}", type=type, help=help, **more)
+
+
 def add_about(parser: Any, name: str, help: str | None = None) -> None:
     """Add what the command is about, as its first positional argument."""
     shared = SHARED[name]
@@ -123,7 +129,7 @@ class FieldOption:
     def add(self, container: Any, name: str) -> None:
         """Declare it under a name; train keeps underscores, as TrainingArguments has them."""
         required = {"required": True} if self.required else {"default": self.default}
-        container.add_argument(f"--{name}", type=self.type, help=self.help, **required)
+        option(container, name, self.type, self.help, **required)
 
 
 def describe_fields(cls: type) -> list[FieldOption]:
@@ -147,9 +153,7 @@ def describe_fields(cls: type) -> list[FieldOption]:
 
 def flag(container: Any, name: str, help: str, default: bool = False) -> None:
     """Add a switch: `--name`, `--name true` and `--name false`; in a file `name: true`."""
-    container.add_argument(
-        f"--{name}", type=bool, nargs="?", const=True, default=default, help=help
-    )
+    option(container, name, bool, help, nargs="?", const=True, default=default)
 
 
 def add_source(parser: Any, *, streams: bool) -> None:
@@ -191,7 +195,18 @@ def open_source(args: Namespace, *, shard_size: int) -> Source:
     )
 
 
+def answer(args: Namespace, data: Any, text: str, file: TextIO | None = None) -> None:
+    """Print what a command did: `data` with `--json`, else `text`, the latter into `file` if given."""
+    print(json.dumps(data)) if args.json else print(text, file=file)
+
+
 def refuse_used(args: Namespace, folder: str | Path, pattern: str = "*") -> None:
     """With `--resume false`, refuse a folder in which a run has left something."""
     if not args.resume and any(Path(folder).glob(pattern)):
         raise ValueError(f"--output {folder}: holds a run, and --resume is false")
+
+
+def refuse_nonempty(folder: Path) -> None:
+    """Refuse an --output that is there with something in it."""
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise ValueError(f"--output {folder} must be a missing or empty folder")

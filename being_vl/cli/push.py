@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from jsonargparse import Namespace
 
-from .options import flag
+from .options import flag, option
 from .parsing import Parser
 
 if TYPE_CHECKING:
@@ -18,7 +18,6 @@ if TYPE_CHECKING:
 
 
 def make_parser() -> Parser:
-    """The options of the command."""
     parser = Parser(
         "Push a checkpoint, a quantizer, a vocabulary (model repositories) or code shards (a data set repository) "
         "to the Hub. The folder is checked first; a card is made if it has none. The commit is atomic; "
@@ -28,18 +27,15 @@ def make_parser() -> Parser:
     parser.add_argument("folder", type=str, help="what to push")
     parser.add_argument("repo", type=str, help="NAME or NAMESPACE/NAME; made if it does not exist")
     flag(parser, "private", "make it a private repository")
-    parser.add_argument("--revision", type=str, help="branch, made if missing; default: main")
+    option(parser, "revision", str, "branch, made if missing; default: main")
     flag(parser, "create-pr", "open a pull request instead")
-    parser.add_argument("--message", type=str, help="first line of the commit's message")
-    parser.add_argument(
-        "--include", type=list[str], default=[], help="patterns of more files, such as ['*.yaml']"
-    )
+    option(parser, "message", str, "first line of the commit's message")
+    option(parser, "include", list[str], "patterns of more files, such as ['*.yaml']", default=[])
     flag(parser, "dry-run", "say what would go, without a connection")
     return parser
 
 
 def main(args: Namespace) -> int:
-    """Run the command."""
     import being_vl  # noqa: F401  (the Auto classes know our models)
 
     from ..hub.commit import Target, commit_files

@@ -8,12 +8,11 @@ from jsonargparse import Namespace
 from jsonargparse.typing import PositiveFloat
 
 from . import run_command
-from .options import add
+from .options import add, option
 from .parsing import Parser
 
 
 def make_parser() -> Parser:
-    """The options of the command."""
     parser = Parser(
         "Train and test a small model on easy-VQA, end to end (pixels → codes → merges → ids → answers), in minutes on "
         "a CPU. Each step is a command of being-vl and is printed. A stopped run continues when it is started again. "
@@ -21,30 +20,32 @@ def make_parser() -> Parser:
     )
     add(parser, "output", default="being-vl-quickstart")
     add(parser, "seed")
-    parser.add_argument(
-        "--minutes",
-        type=PositiveFloat,
+    option(
+        parser,
+        "minutes",
+        PositiveFloat,
+        "approximate time on two CPU cores; sets the numbers of steps",
         default=4.0,
-        help="approximate time on two CPU cores; sets the numbers of steps",
     )
     add(parser, "device", default="cpu", help="of the language model")
-    parser.add_argument(
-        "--quantizer-kind",
-        type=Literal["patch", "vqgan"],
+    option(
+        parser,
+        "quantizer-kind",
+        Literal["patch", "vqgan"],
+        "k-means of patches, or a VQ-GAN",
         default="patch",
-        help="k-means of patches, or a VQ-GAN",
     )
-    parser.add_argument(
-        "--rows",
-        type=list[Literal["bpe", "vq", "question-only"]],
+    option(
+        parser,
+        "rows",
+        list[Literal["bpe", "vq", "question-only"]],
+        "rows of the table: LLM+VQ+BPE (always made), LLM+VQ, and answers without the image",
         default=["bpe", "vq", "question-only"],
-        help="rows of the table: LLM+VQ+BPE (always made), LLM+VQ, and answers without the image",
     )
     return parser
 
 
 def main(args: Namespace) -> None:
-    """Run the command."""
     from ..studies.quickstart.pipeline import run
     from ..studies.quickstart.settings import Settings
 

@@ -8,12 +8,11 @@ from typing import Any
 
 from jsonargparse import Namespace
 
-from .options import add
+from .options import add, option
 from .parsing import Parser
 
 
 def make_parser() -> Parser:
-    """The options of the command."""
     parser = Parser(
         "Tabulate results of being-vl eval: tokens per image and score of each checkpoint and task. With "
         "--verdicts: a judge's wins, ties and losses. With --lmms-eval: convert results of lmms-eval to result "
@@ -28,22 +27,20 @@ def make_parser() -> Parser:
         action="store_true",
         help="the paper's tables, as Markdown, with rows for the folders",
     )
-    parser.add_argument(
-        "--verdicts",
-        type=str,
+    option(
+        parser,
+        "verdicts",
+        str,
+        "lines with verdict (win, tie or lose) and level",
         metavar="FILE.jsonl",
-        help="lines with verdict (win, tie or lose) and level",
     )
-    parser.add_argument(
-        "--lmms-eval", type=str, metavar="FILE.json", help="a *_results.json of lmms-eval"
-    )
+    option(parser, "lmms-eval", str, "a *_results.json of lmms-eval", metavar="FILE.json")
     add(parser, "output", help="with --lmms-eval: the checkpoint's folder")
-    parser.add_argument("--hardware", type=str, help="with --lmms-eval: what it ran on, in words")
+    option(parser, "hardware", str, "with --lmms-eval: what it ran on, in words")
     return parser
 
 
 def main(args: Namespace) -> int:
-    """Run the command."""
     if args.paper:
         return _print_paper_tables(args)
     given = [name for name in ("folders", "verdicts", "lmms_eval") if args[name]]

@@ -8,13 +8,13 @@ from typing import Any, Literal
 
 from jsonargparse import Namespace
 
+from ..files import write_atomic
 from .loading import check_array, load_vocabulary
-from .options import add, add_about
+from .options import add, add_about, answer, option
 from .parsing import Parser
 
 
 def make_parser() -> Parser:
-    """The options of the command."""
     parser = Parser(
         "Measure how a vocabulary compresses grids of codes: tokens per grid, compression by rank, rank against "
         "frequency, coverage, entropy.",
@@ -24,11 +24,12 @@ def make_parser() -> Parser:
     add(parser, "codes", required=True)
     add(parser, "verify")
     add(parser, "limit", help="use only the first so many grids; default: all")
-    parser.add_argument(
-        "--segmentation",
-        type=Literal["merges", "compact"],
+    option(
+        parser,
+        "segmentation",
+        Literal["merges", "compact"],
+        "encode by merges in rank order, or look for coverings of fewer tokens",
         default="merges",
-        help="encode by merges in rank order, or look for coverings of fewer tokens",
     )
     add(parser, "num-threads")
     add(parser, "output", help="folder of stats.json and stats.yaml")
@@ -36,7 +37,6 @@ def make_parser() -> Parser:
 
 
 def main(args: Namespace) -> int:
-    """Run the command."""
     from tqdm import tqdm
 
     from ..studies.analysis.vocabulary_stats import default_curve, vocabulary_stats
@@ -55,11 +55,9 @@ def main(args: Namespace) -> int:
             progress=bar.update,
         )
     if args.output is not None:
-        from ..files import write_atomic
-
         write_atomic(Path(args.output) / "stats.json", json.dumps(stats, indent=1) + "\n")
         write_atomic(Path(args.output) / "stats.yaml", make_parser().dump(args))
-    print(json.dumps(stats) if args.json else "\n".join(report(stats)))
+    answer(args, stats, "\n".join(report(stats)))
     return 0
 
 

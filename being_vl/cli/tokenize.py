@@ -6,28 +6,29 @@ What interrupts it costs the unfinished shards alone: the same command continues
 
 from __future__ import annotations
 
-import json
 import os
 import sys
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Literal
 
 from jsonargparse import Namespace
 from jsonargparse.typing import PositiveInt
 
+from ..files import write_atomic
 from .loading import check_part
-from .options import add, refuse_used
+from .options import add, answer, option, refuse_used
 from .parsing import Parser
 
-if TYPE_CHECKING:
-    import numpy as np
-
-    from ..data import SampleSource
+_FILTERS = (
+    "label_field", "max_per_label", "phrase_field", "spacy_model", "max_per_phrase", "min_phrase_count", "seed",
+)  # fmt: skip
+_SETTINGS = (
+    "on_missing", "max_length", "on_too_long", "on_control_token", "on_bad_row", "image_root", "shard_size",
+)  # fmt: skip
 
 
 def make_parser() -> Parser:
-    """The options of the command."""
     parser = Parser(
         "Tokenize conversations about images: OUTPUT/data-*.arrow, tokenized.json and skipped.jsonl, to be opened "
         "by being_vl.data.load_tokenized or named by a training.",
@@ -45,62 +46,73 @@ def make_parser() -> Parser:
     add(parser, "output", help="folder of the data set", required=True)
     add(parser, "resume")
     samples = parser.add_argument_group("samples")
-    samples.add_argument(
-        "--on-missing", type=Literal["raise", "skip", "text"], default="raise",
-        help="an image without codes: stop, skip the sample, or keep it without the image",
-    )  # fmt: skip
-    samples.add_argument(
-        "--on-too-long", type=Literal["raise", "skip"], default="raise", help="see --max-length"
+    option(
+        samples,
+        "on-missing",
+        Literal["raise", "skip", "text"],
+        "an image without codes: stop, skip the sample, or keep it without the image",
+        default="raise",
     )
-    samples.add_argument(
-        "--on-control-token", type=Literal["raise", "skip"], default="raise",
-        help="text that spells a special token of the tokenizer",
-    )  # fmt: skip
-    samples.add_argument(
-        "--on-bad-row", type=Literal["raise", "skip", "fix"], default="raise",
-        help="anything else that is wrong; fix puts missing placeholders in front",
-    )  # fmt: skip
-    samples.add_argument(
-        "--max-length", type=PositiveInt, help="most tokens of a sample; none is ever cut"
+    option(samples, "on-too-long", Literal["raise", "skip"], "see --max-length", default="raise")
+    option(
+        samples,
+        "on-control-token",
+        Literal["raise", "skip"],
+        "text that spells a special token of the tokenizer",
+        default="raise",
     )
-    samples.add_argument("--source", type=str, help="name in a mixture; default: the file's name")
+    option(
+        samples,
+        "on-bad-row",
+        Literal["raise", "skip", "fix"],
+        "anything else that is wrong; fix puts missing placeholders in front",
+        default="raise",
+    )
+    option(samples, "max-length", PositiveInt, "most tokens of a sample; none is ever cut")
+    option(samples, "source", str, "name in a mixture; default: the file's name")
     work = parser.add_argument_group("work")
     add(work, "workers", help="processes; default: one for each core")
     add(work, "shard-size", default=2048, help="samples in a shard")
     columns = parser.rare("columns of --data")
     add(columns, "data-config", "split", "id-column")
     add(columns, "image-column", help="of pictures or their ids, as given to being-vl encode")
-    columns.add_argument(
-        "--image-root",
-        type=str,
+    option(
+        columns,
+        "image-root",
+        str,
+        "what stands in front of the ids in the data's image names",
         default="",
         metavar="FOLDER",
-        help="what stands in front of the ids in the data's image names",
     )
-    columns.add_argument(
-        "--accept-mismatch", type=Literal["quantizer", "positions"], nargs="+", default=[],
-        help="what may differ: the quantizer of codes and checkpoint, the data set that numbered the images",
-    )  # fmt: skip
+    option(
+        columns,
+        "accept-mismatch",
+        Literal["quantizer", "positions"],
+        "what may differ: the quantizer of codes and checkpoint, the data set that numbered the images",
+        nargs="+",
+        default=[],
+    )
     filters = parser.rare("filters for many concepts", "docs/data.md says how they choose")
-    filters.add_argument("--label-field", type=str, help="field of a class label")
-    filters.add_argument("--max-per-label", type=PositiveInt, help="most samples of a label")
-    filters.add_argument("--phrase-field", type=str, help="field that lists noun phrases")
-    filters.add_argument("--spacy-model", type=str, help="find noun phrases with this spaCy model")
-    filters.add_argument(
-        "--max-per-phrase", type=PositiveInt, default=100, help="most samples that a phrase brings"
-    )
-    filters.add_argument(
-        "--min-phrase-count", type=PositiveInt, default=3, help="rarer phrases bring no sample"
-    )
+    option(filters, "label-field", str, "field of a class label")
+    option(filters, "max-per-label", PositiveInt, "most samples of a label")
+    option(filters, "phrase-field", str, "field that lists noun phrases")
+    option(filters, "spacy-model", str, "find noun phrases with this spaCy model")
+    option(filters, "max-per-phrase", PositiveInt, "most samples that a phrase brings", default=100)
+    option(filters, "min-phrase-count", PositiveInt, "rarer phrases bring no sample", default=3)
     add(filters, "seed", help="decides which samples a cap keeps")
     return parser
 
 
 def main(args: Namespace) -> int:
-    """Run the command."""
     from tqdm import tqdm
 
-    from ..data import TokenizeSettings, open_samples, tokenize_samples
+    from ..data import (
+        TokenizeSettings,
+        iter_samples,
+        open_samples,
+        select_samples,
+        tokenize_samples,
+    )
     from ..processing.processing_being_vl import BeingVLProcessor
 
     started = time.perf_counter()
@@ -114,23 +126,10 @@ def main(args: Namespace) -> int:
         image_column=args.image_column,
         id_column=args.id_column,
     )
-    filters = {
-        name: args[name]
-        for name in (
-            "label_field", "max_per_label", "phrase_field", "spacy_model", "max_per_phrase",
-            "min_phrase_count", "seed",
-        )
-    }  # fmt: skip
-    selection = _selection(source, filters)
+    filters = {name: args[name] for name in _FILTERS}
+    selection = select_samples(lambda: (row for _, _, row in iter_samples(source)), **filters)
     settings = TokenizeSettings(
-        source=args.source or source.name,
-        on_missing=args.on_missing,
-        max_length=args.max_length,
-        on_too_long=args.on_too_long,
-        on_control_token=args.on_control_token,
-        on_bad_row=args.on_bad_row,
-        image_root=args.image_root,
-        shard_size=args.shard_size,
+        source=args.source or source.name, **{name: args[name] for name in _SETTINGS}
     )
     processor = BeingVLProcessor.from_pretrained(args.checkpoint)
     total = source.num_samples if selection is None else len(selection)
@@ -149,34 +148,21 @@ def main(args: Namespace) -> int:
             num_workers=_cores() if args.workers is None else args.workers,
             progress=bar.update,
         )
-    _save_config(args, output)
+    write_atomic(output / "tokenize.yaml", make_parser().dump(args))
     counts = manifest["counts"]
     seconds = round(time.perf_counter() - started, 3)
     before = "; finished before; nothing to do" if manifest["finished_before"] else ""
-    if args.json:
-        print(json.dumps({"output": str(output), **counts, "seconds": seconds}))
-    else:
-        print(
-            f"{output}: {counts['rows']} rows, {counts['tokens']} tokens, {counts['images']} images; "
-            f"{counts['skipped_rows']} rows left out{before}",
-            file=sys.stderr,
-        )
+    answer(
+        args,
+        {"output": str(output), **counts, "seconds": seconds},
+        f"{output}: {counts['rows']} rows, {counts['tokens']} tokens, {counts['images']} images; "
+        f"{counts['skipped_rows']} rows left out{before}",
+        sys.stderr,
+    )
     return 0
-
-
-def _selection(source: SampleSource, filters: dict[str, Any]) -> np.ndarray | None:
-    from ..data import iter_samples, select_samples
-
-    return select_samples(lambda: (row for _, _, row in iter_samples(source)), **filters)
 
 
 def _cores() -> int:
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
-
-
-def _save_config(args: Namespace, output: Path) -> None:
-    from ..files import write_atomic
-
-    write_atomic(output / "tokenize.yaml", make_parser().dump(args).encode())

@@ -9,13 +9,12 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import json
 import sys
 from typing import Any
 
 from jsonargparse import Namespace
 
-from .options import FieldOption, add, describe_fields, refuse_used
+from .options import FieldOption, add, answer, describe_fields, option, refuse_used
 from .parsing import Parser
 
 _DESCRIPTION = "Train one stage of a checkpoint on tokenized samples."
@@ -43,12 +42,12 @@ def make_help_parser() -> Parser:
     parser = Parser(_DESCRIPTION, epilog=_EPILOG, json="print the metrics as JSON")
     add(parser, "resume")
     stage = parser.add_argument_group("stage")
-    for option in _stage_options():
-        if option.name in _COMMON:
-            option.add(stage, option.name)
+    for entry in _stage_options():
+        if entry.name in _COMMON:
+            entry.add(stage, entry.name)
     training = parser.add_argument_group("training (transformers' TrainingArguments)")
     for name, (kind, default, text) in COMMON_TRAINING_ARGUMENTS.items():
-        training.add_argument(f"--{name}", type=kind, default=default, help=text)
+        option(training, name, kind, text, default=default)
     parser.rare("labels, LoRA, all of TrainingArguments")
     return parser
 
@@ -66,7 +65,6 @@ def make_parser() -> Parser:
 
 
 def main(args: Namespace) -> int:
-    """Run the command."""
     from ..training.run import run_stage
 
     arguments = parse_arguments(args)
@@ -76,13 +74,15 @@ def main(args: Namespace) -> int:
         result = run_stage(*arguments)
     if arguments[-1].process_index:
         return 0
-    if args.json:
-        print(json.dumps({"output_dir": result.output_dir, **result.metrics}))
-    else:
-        shown = ("steps", "train_loss", "eval_loss")
-        figures = [f"{name} {result.metrics[name]:.4g}" for name in shown if name in result.metrics]
-        before = "; finished before; nothing to do" if result.finished_before else ""
-        print(f"{result.output_dir}: {', '.join(figures)}{before}", file=sys.stderr)
+    shown = ("steps", "train_loss", "eval_loss")
+    figures = [f"{name} {result.metrics[name]:.4g}" for name in shown if name in result.metrics]
+    before = "; finished before; nothing to do" if result.finished_before else ""
+    answer(
+        args,
+        {"output_dir": result.output_dir, **result.metrics},
+        f"{result.output_dir}: {', '.join(figures)}{before}",
+        sys.stderr,
+    )
     return 0
 
 
@@ -104,5 +104,5 @@ def _stage_classes() -> tuple[type, ...]:
 
 
 def _stage_options() -> list[FieldOption]:
-    options = [option for kind in _stage_classes() for option in describe_fields(kind)]
-    return sorted(options, key=lambda option: [*_COMMON, option.name].index(option.name))
+    entries = [entry for kind in _stage_classes() for entry in describe_fields(kind)]
+    return sorted(entries, key=lambda entry: [*_COMMON, entry.name].index(entry.name))

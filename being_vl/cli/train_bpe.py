@@ -7,7 +7,6 @@ again, and ends with the same bytes.
 
 from __future__ import annotations
 
-import json
 import os
 import sys
 import time
@@ -18,8 +17,9 @@ from typing import TYPE_CHECKING, Any, Literal
 from jsonargparse import Namespace
 from jsonargparse.typing import NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 
+from ..files import write_atomic
 from .loading import check_array
-from .options import add, refuse_used
+from .options import add, answer, option, refuse_used
 from .parsing import Parser
 
 if TYPE_CHECKING:
@@ -34,7 +34,6 @@ _OPTIONS = (
 
 
 def make_parser() -> Parser:
-    """The options of the command."""
     parser = Parser(
         "Train the image BPE on grids of codes: OUTPUT/image_bpe.json.",
         epilog="Several machines: torchrun … -m being_vl train-bpe …; it seldom pays.",
@@ -44,42 +43,35 @@ def make_parser() -> Parser:
     add(parser, "verify")
     add(parser, "output", help="folder of image_bpe.json", required=True)
     add(parser, "resume")
-    parser.add_argument("--num-merges", type=NonNegativeInt, default=8192, help="rules to learn")
-    parser.add_argument(
-        "--codebook-size", type=PositiveInt | None, help="K; default: what the shards say"
+    option(parser, "num-merges", NonNegativeInt, "rules to learn", default=8192)
+    option(parser, "codebook-size", PositiveInt | None, "K; default: what the shards say")
+    option(parser, "min-count", PositiveInt, "stop below this count", default=2)
+    option(parser, "max-cells", PositiveInt | None, "most cells of a token")
+    option(parser, "max-token-extent", PositiveInt | None, "most rows and columns of a token")
+    option(
+        parser,
+        "scoring",
+        Literal["frequency", "spatial"],
+        "what chooses the next rule",
+        default="frequency",
     )
-    parser.add_argument("--min-count", type=PositiveInt, default=2, help="stop below this count")
-    parser.add_argument("--max-cells", type=PositiveInt | None, help="most cells of a token")
-    parser.add_argument(
-        "--max-token-extent", type=PositiveInt | None, help="most rows and columns of a token"
-    )
-    parser.add_argument(
-        "--scoring", type=Literal["frequency", "spatial"], default="frequency",
-        help="what chooses the next rule",
-    )  # fmt: skip
-    parser.add_argument(
-        "--merge-rule",
-        type=Literal["shape", "pair"],
+    option(
+        parser,
+        "merge-rule",
+        Literal["shape", "pair"],
+        "pair is the paper's; its tokens cannot be decoded",
         default="shape",
-        help="pair is the paper's; its tokens cannot be decoded",
     )
     add(parser, "num-threads")
     rare = parser.rare("spatial scoring, memory, checkpoints")
-    rare.add_argument(
-        "--spatial-weight", type=NonNegativeFloat, default=0.3, help="weight of the consistency"
-    )
-    rare.add_argument("--spatial-sigma", type=PositiveFloat, default=1.0, help="in cells")
-    rare.add_argument(
-        "--memory-limit-gb", type=PositiveFloat | None, help="of cells and positions, per process"
-    )
-    rare.add_argument(
-        "--checkpoint-every", type=PositiveFloat, default=60.0, help="seconds between checkpoints"
-    )
+    option(rare, "spatial-weight", NonNegativeFloat, "weight of the consistency", default=0.3)
+    option(rare, "spatial-sigma", PositiveFloat, "in cells", default=1.0)
+    option(rare, "memory-limit-gb", PositiveFloat | None, "of cells and positions, per process")
+    option(rare, "checkpoint-every", PositiveFloat, "seconds between checkpoints", default=60.0)
     return parser
 
 
 def main(args: Namespace) -> int:
-    """Run the command."""
     from ..bpe.training.checkpoints import lock_folder
     from ..bpe.training.team import GlooProcesses, OneProcess
 
@@ -95,14 +87,13 @@ def main(args: Namespace) -> int:
 def _train(args: Namespace, output: Path, processes: Processes) -> None:
     from ..bpe.image_bpe import ImageBPE
     from ..bpe.training.trainer import train_merges
-    from ..files import write_atomic
 
     started = time.perf_counter()
     codes, args.codebook_size = _open_codes(args)
     options = {name: args[name] for name in _OPTIONS}
     checkpoint = _common_checkpoint(output, options, processes)
     if processes.rank == 0:
-        write_atomic(output / "train-bpe.yaml", make_parser().dump(args).encode())
+        write_atomic(output / "train-bpe.yaml", make_parser().dump(args))
     with _Report(output, options, args, checkpoint, silent=processes.rank > 0) as report:
         merges = train_merges(
             codes,
@@ -124,10 +115,7 @@ def _train(args: Namespace, output: Path, processes: Processes) -> None:
         "tokens_per_image": report.tokens_per_image,
         "seconds": round(time.perf_counter() - started, 3),
     }
-    if args.json:
-        print(json.dumps(summary))
-    else:
-        print(f"{output}: {len(merges)} merges", file=sys.stderr)
+    answer(args, summary, f"{output}: {len(merges)} merges", sys.stderr)
     if len(merges) < args.num_merges:
         print(
             f"warning: {len(merges)} of the {args.num_merges} merges asked for: no further pair of tokens within "

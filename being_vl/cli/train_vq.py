@@ -12,11 +12,12 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+import yaml
 from jsonargparse import Namespace
 from jsonargparse.typing import NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 
-from . import options
-from .options import add, add_source, flag, open_source
+from ..files import locked, read_yaml, refuse_others, write_atomic
+from .options import add, add_source, answer, flag, open_source, option
 from .parsing import Parser
 
 if TYPE_CHECKING:
@@ -32,10 +33,14 @@ _FIXED = (
     "discriminator_learning_rate", "warmup_steps", "schedule", "adam_beta1", "adam_beta2", "weight_decay",
     "max_grad_norm", "autoencoder_fraction", "seed", "random_flip", "random_crop", "perceptual_backbone",
 )  # fmt: skip
+# What `TrainingArguments` call by the same name.
+_OF_TRAINER = (
+    "learning_rate", "discriminator_learning_rate", "warmup_steps", "adam_beta1", "adam_beta2", "weight_decay",
+    "max_grad_norm", "autoencoder_fraction", "seed", "random_flip", "random_crop", "report_to",
+)  # fmt: skip
 
 
 def make_parser() -> Parser:
-    """All options of the command."""
     from ..quantizers.modeling_being_vl_vq import BeingVLVQConfig
     from ..training.vq.module import VQLossConfig
 
@@ -57,22 +62,23 @@ def make_help_parser() -> Parser:
     add(parser, "resume")
     add_source(parser, streams=False)
     data = parser.add_argument_group("data and quantizer")
-    data.add_argument("--eval-images", type=str, metavar="FOLDER", help="images to measure on")
-    data.add_argument("--eval-count", type=PositiveInt, help="or: hold out so many of the source")
+    option(data, "eval-images", str, "images to measure on", metavar="FOLDER")
+    option(data, "eval-count", PositiveInt, "or: hold out so many of the source")
     add(data, "workers", default=2, help="processes that decode images")
     kind = parser.add_argument_group(
         "quantizer", "with defaults by --resolution, but for --model.X"
     )
-    kind.add_argument(
-        "--kind",
-        type=Literal["patch", "vqgan", "fsq", "lfq"],
+    option(
+        kind,
+        "kind",
+        Literal["patch", "vqgan", "fsq", "lfq"],
+        "patch (k-means) takes a minute",
         default="vqgan",
-        help="patch (k-means) takes a minute",
     )
-    kind.add_argument("--resolution", type=PositiveInt, help="pixels a side; default: 256")
+    option(kind, "resolution", PositiveInt, "pixels a side; default: 256")
     training = parser.add_argument_group("training")
-    training.add_argument("--steps", type=PositiveInt, help="default: by --resolution")
-    training.add_argument("--batch-size", type=PositiveInt, help="images, per device")
+    option(training, "steps", PositiveInt, "default: by --resolution")
+    option(training, "batch-size", PositiveInt, "images, per device")
     add(training, "seed", "device")
     add(training, "dtype", default="float32", help="autocast: float32 or bfloat16")
     _add_rare(parser)
@@ -82,51 +88,37 @@ def make_help_parser() -> Parser:
 def _add_rare(parser: Parser) -> None:
     data = parser.rare("augmentation")
     flag(data, "random-flip", "mirror at random")
-    data.add_argument("--random-crop", type=PositiveInt, help="side of a random square, in pixels")
+    option(data, "random-crop", PositiveInt, "side of a random square, in pixels")
     flag(data, "cache-images", "keep all pixels in memory")
     optimizer = parser.rare("optimizer")
-    add = optimizer.add_argument
-    add("--learning-rate", type=PositiveFloat, help="peak; default: by --resolution")
-    add("--gradient-accumulation", type=PositiveInt, default=1, help="batches in a step")
-    add("--discriminator-learning-rate", type=PositiveFloat, help="default: the same")
-    add("--warmup-steps", type=NonNegativeInt, default=0, help="steps to the peak")
-    add(
-        "--schedule",
-        type=Literal["cosine", "constant_with_warmup", "linear"],
-        default="cosine",
-        help="of the learning rate after the warmup",
-    )
-    add("--adam-beta1", type=NonNegativeFloat, default=0.9, help="of AdamW")
-    add("--adam-beta2", type=NonNegativeFloat, default=0.95, help="of AdamW")
-    add("--weight-decay", type=NonNegativeFloat, default=0.0, help="of AdamW")
-    add("--max-grad-norm", type=NonNegativeFloat, default=1.0, help="0: no clipping")
-    add(
-        "--autoencoder-fraction",
-        type=NonNegativeFloat,
-        default=0.1,
-        help="share of the steps before k-means makes the codebook and quantization begins",
-    )
-    add("--save-every", type=NonNegativeInt, default=0, help="steps between checkpoints; 0: none")
-    add("--eval-every", type=NonNegativeInt, default=0, help="steps; 0: at the end alone")
-    add("--save-limit", type=PositiveInt, default=2, help="checkpoints kept")
-    add("--log-every", type=PositiveInt, default=50, help="steps between logs")
-    add("--report-to", type=str, default="none", help="tensorboard, wandb, trackio …")
+    schedules = Literal["cosine", "constant_with_warmup", "linear"]
+    for name, kind, default, text in (
+        ("learning-rate", PositiveFloat, None, "peak; default: by --resolution"),
+        ("gradient-accumulation", PositiveInt, 1, "batches in a step"),
+        ("discriminator-learning-rate", PositiveFloat, None, "default: the same"),
+        ("warmup-steps", NonNegativeInt, 0, "steps to the peak"),
+        ("schedule", schedules, "cosine", "of the learning rate after the warmup"),
+        ("adam-beta1", NonNegativeFloat, 0.9, "of AdamW"),
+        ("adam-beta2", NonNegativeFloat, 0.95, "of AdamW"),
+        ("weight-decay", NonNegativeFloat, 0.0, "of AdamW"),
+        ("max-grad-norm", NonNegativeFloat, 1.0, "0: no clipping"),
+        ("autoencoder-fraction", NonNegativeFloat, 0.1, "share of the steps before quantization begins"),
+        ("save-every", NonNegativeInt, 0, "steps between checkpoints; 0: none"),
+        ("eval-every", NonNegativeInt, 0, "steps; 0: at the end alone"),
+        ("save-limit", PositiveInt, 2, "checkpoints kept"),
+        ("log-every", PositiveInt, 50, "steps between logs"),
+        ("report-to", str, "none", "tensorboard, wandb, trackio …"),
+    ):  # fmt: skip
+        option(optimizer, name, kind, text, default=default)
     metrics = parser.rare("metrics and judges")
     flag(metrics, "ssim", "measure SSIM (torchmetrics)", default=True)
-    options.add(metrics, "rfid-weights")
-    metrics.add_argument(
-        "--perceptual-backbone", type=str, help="torchvision:NAME or timm:NAME, such as timm:vgg16"
-    )
-    metrics.add_argument(
-        "--perceptual-weights", type=str, metavar="FILE", help="weights of the backbone"
-    )
+    add(metrics, "rfid-weights")
+    option(metrics, "perceptual-backbone", str, "torchvision:NAME or timm:NAME, such as timm:vgg16")
+    option(metrics, "perceptual-weights", str, "weights of the backbone", metavar="FILE")
 
 
 def main(args: Namespace) -> int:
-    """Run the command."""
     from accelerate import PartialState
-
-    from ..files import locked
 
     chosen = _resolve(args)
     output = Path(args.output)
@@ -223,10 +215,6 @@ def _fit_patches(args: Namespace, config: Any, output: Path) -> None:
 
 def _claim(args: Namespace, output: Path) -> None:
     """Save the configuration; refuse a folder with another run in it."""
-    import yaml
-
-    from ..files import read_yaml, refuse_others, write_atomic
-
     path = output / _CONFIG_FILE
     text = make_parser().dump(args)
     if path.exists():
@@ -234,7 +222,7 @@ def _claim(args: Namespace, output: Path) -> None:
             raise ValueError(f"--output {output}: holds a run, and --resume is false")
         found, wanted = read_yaml(path), yaml.safe_load(text)
         refuse_others(path, found, wanted, _FIXED, "a run continues with what it began with")
-    write_atomic(path, text.encode())
+    write_atomic(path, text)
 
 
 def _make_trainer(
@@ -290,23 +278,13 @@ def _training_arguments(args: Namespace, output: Path) -> VQTrainingArguments:
     if args.dtype not in ("float32", "bfloat16"):
         raise ValueError(f"--dtype must be float32 or bfloat16, got {args.dtype}")
     return VQTrainingArguments(
+        **{name: args[name] for name in _OF_TRAINER},
         output_dir=str(output),
         max_steps=args.steps,
         per_device_train_batch_size=args.batch_size,
         per_device_eval_batch_size=args.batch_size,
         gradient_accumulation_steps=args.gradient_accumulation,
-        learning_rate=args.learning_rate,
-        discriminator_learning_rate=args.discriminator_learning_rate,
-        warmup_steps=args.warmup_steps,
         lr_scheduler_type=args.schedule,
-        adam_beta1=args.adam_beta1,
-        adam_beta2=args.adam_beta2,
-        weight_decay=args.weight_decay,
-        max_grad_norm=args.max_grad_norm,
-        autoencoder_fraction=args.autoencoder_fraction,
-        seed=args.seed,
-        random_flip=args.random_flip,
-        random_crop=args.random_crop,
         bf16=args.dtype == "bfloat16",
         use_cpu=args.device == "cpu",
         dataloader_num_workers=0 if args.cache_images else args.workers,
@@ -317,7 +295,6 @@ def _training_arguments(args: Namespace, output: Path) -> VQTrainingArguments:
         eval_strategy="steps" if args.eval_every else "no",
         eval_steps=args.eval_every or None,
         logging_steps=args.log_every,
-        report_to=args.report_to,
         disable_tqdm=True,
     )
 
@@ -336,11 +313,7 @@ def _datasets(args: Namespace, processor: BeingVLImageProcessor) -> tuple[Datase
             )
         held_out = [i * source.num_images // args.eval_count for i in range(args.eval_count)]
     kept = sorted(set(range(source.num_images)) - set(held_out))
-    train: Any = SourceImages(
-        source,
-        processor,
-        indices=kept,
-    )
+    train: Any = SourceImages(source, processor, indices=kept)
     evaluation: Any = None
     if args.eval_images is not None:
         evaluation = SourceImages(FolderSource(args.eval_images, shard_size=1), processor)
@@ -353,15 +326,10 @@ def _datasets(args: Namespace, processor: BeingVLImageProcessor) -> tuple[Datase
 
 
 def _report(args: Namespace, output: Path, result: dict[str, Any]) -> None:
-    from ..files import write_atomic
-
-    write_atomic(output / "metrics.json", json.dumps(result, indent=1).encode())
-    if args.json:
-        print(json.dumps(result))
-    else:
-        shown = ", ".join(
-            f"{name.removeprefix('eval_')} {value:.4g}"
-            for name, value in result.items()
-            if isinstance(value, (int, float))
-        )
-        print(f"{output}: {shown}", file=sys.stderr)
+    write_atomic(output / "metrics.json", json.dumps(result, indent=1))
+    shown = ", ".join(
+        f"{name.removeprefix('eval_')} {value:.4g}"
+        for name, value in result.items()
+        if isinstance(value, (int, float))
+    )
+    answer(args, result, f"{output}: {shown}", sys.stderr)

@@ -10,7 +10,7 @@ import sys
 import pytest
 import torch
 
-from being_vl.cli import environment, main
+from being_vl.cli import env as environment, main
 
 
 def test_env_command(capsys):
@@ -43,7 +43,7 @@ def test_a_package_that_breaks_others_is_found(package, error, mended_by, tmp_pa
         f"Metadata-Version: 2.1\nName: {package}\nVersion: 9.9\n"
     )
     path = os.pathsep.join([str(tmp_path), *filter(None, sys.path)])
-    code = f"from being_vl.cli.environment import {package}_problem; print({package}_problem())"
+    code = f"from being_vl.cli.env import {package}_problem; print({package}_problem())"
     run = subprocess.run(
         [sys.executable, "-c", code],
         env={**os.environ, "PYTHONPATH": path},
