@@ -6,6 +6,7 @@ interruption, it continues from its last whole checkpoint.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import sys
 import time
@@ -24,7 +25,7 @@ if TYPE_CHECKING:
     from torch.utils.data import Dataset
 
     from ..quantizers.image_processing_being_vl import BeingVLImageProcessor
-    from ..training.vq.run import VQTrainer, VQTrainingArguments
+    from ..training.vq.trainer import VQTrainer, VQTrainingArguments
 
 _CONFIG_FILE = "train_vq.yaml"
 # What a continued run may not change: it would be another run.
@@ -134,7 +135,8 @@ def main(args: Namespace) -> int:
             return 0
         trainer, processor = _make_trainer(args, chosen, output)
         started = time.perf_counter()
-        trainer.train(resume_from_checkpoint="auto")
+        with contextlib.redirect_stdout(sys.stderr):  # progress and logs
+            trainer.train(resume_from_checkpoint="auto")
         seconds = time.perf_counter() - started
         metrics = trainer.evaluate() if trainer.eval_dataset is not None else {}
         if state.is_main_process:
@@ -235,7 +237,7 @@ def _make_trainer(
     from ..quantizers.modeling_being_vl_vq import BeingVLVQModel
     from ..training.vq.losses import load_perceptual_loss
     from ..training.vq.module import VQLossConfig, VQTrainingModule
-    from ..training.vq.run import ProgressBar, VQTrainer
+    from ..training.vq.trainer import VQTrainer
 
     processor = default_image_processor(config)
     training = _training_arguments(args, output)
@@ -267,13 +269,12 @@ def _make_trainer(
         eval_dataset=evaluation,
         scale=scale,
         metrics=empty_metrics,
-        callbacks=[ProgressBar()],
     )
     return trainer, processor
 
 
 def _training_arguments(args: Namespace, output: Path) -> VQTrainingArguments:
-    from ..training.vq.run import VQTrainingArguments
+    from ..training.vq.trainer import VQTrainingArguments
 
     if args.dtype not in ("float32", "bfloat16"):
         raise ValueError(f"--dtype must be float32 or bfloat16, got {args.dtype}")
@@ -295,7 +296,6 @@ def _training_arguments(args: Namespace, output: Path) -> VQTrainingArguments:
         eval_strategy="steps" if args.eval_every else "no",
         eval_steps=args.eval_every or None,
         logging_steps=args.log_every,
-        disable_tqdm=True,
     )
 
 

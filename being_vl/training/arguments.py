@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from transformers import TrainingArguments
 
-from .stage_arguments import DataArguments, ModelArguments, StageArguments
+from .stage_arguments import DataArguments, ModelArguments, StageArguments, option
 
 __all__ = ["BeingVLTrainingArguments", "DataArguments", "ModelArguments", "StageArguments"]
 
@@ -14,10 +14,7 @@ __all__ = ["BeingVLTrainingArguments", "DataArguments", "ModelArguments", "Stage
 # What these would do elsewhere does not happen here: the value that they must have, and why.
 _REFUSED: dict[str, tuple[bool | None, str]] = {
     "remove_unused_columns": (False, "the rows hold what no forward takes"),
-    "resume_from_checkpoint": (
-        None,
-        "a run goes on from the newest whole checkpoint of its output_dir",
-    ),
+    "resume_from_checkpoint": (None, "a run goes on from its newest whole checkpoint"),
     "push_to_hub": (False, "being-vl push uploads a finished checkpoint"),
     "logging_nan_inf_filter": (False, "it counts a loss of NaN as 0; here training stops"),
     "do_train": (True, "this command trains; being-vl eval evaluates"),
@@ -37,22 +34,16 @@ class BeingVLTrainingArguments(TrainingArguments):
     `remove_unused_columns` is False, because rows are made from columns that no forward takes.
     """
 
-    lr_scheduler_type: str = field(default="cosine", metadata={"help": "schedule of the rate"})
-    warmup_steps: float = field(
-        default=0.03, metadata={"help": "steps of warm-up; below 1, their share of all steps"}
+    lr_scheduler_type: str = option("schedule of the rate", "cosine")
+    warmup_steps: float = option("steps of warm-up; below 1, their share of all steps", 0.03)
+    logging_steps: float = option("steps between two logs", 10)
+    prediction_loss_only: bool = option(
+        "keep no logits, which a large vocabulary fills memory with", True
     )
-    logging_steps: float = field(default=10, metadata={"help": "steps between two logs"})
-    prediction_loss_only: bool = field(
-        default=True,
-        metadata={"help": "keep no logits, which a large vocabulary fills memory with"},
-    )
-    save_total_limit: int | None = field(default=2, metadata={"help": "checkpoints kept"})
-    remove_unused_columns: bool = field(default=False, metadata={"help": "must be False"})
-
-    logging_nan_inf_filter: bool = field(
-        default=False, metadata={"help": "must be False: NaN is no loss of 0"}
-    )
-    do_train: bool = field(default=True, metadata={"help": "must be True"})
+    save_total_limit: int | None = option("checkpoints kept", 2)
+    remove_unused_columns: bool = option("must be False", False)
+    logging_nan_inf_filter: bool = option("must be False: NaN is no loss of 0", False)
+    do_train: bool = option("must be True", True)
 
     def __post_init__(self) -> None:
         super().__post_init__()

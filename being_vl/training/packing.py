@@ -25,14 +25,35 @@ from tqdm.auto import tqdm
 from .samples import IGNORE_INDEX, TokenizedSamples, padded
 
 PAD_SEGMENT = -1
-
 SHARED_SEGMENT = 0
-
 _READ_AT_ONCE = 1000
 
 
-class PackedSamples(Dataset):
-    """Several samples a row, each as if it stood alone; see `packing.pack_samples`.
+class _Rows(Dataset):
+    """Rows of several samples each: `_bins` says which, `_row` makes one of what was read."""
+
+    samples: TokenizedSamples
+    lengths: np.ndarray
+    _bins: list[np.ndarray]
+
+    def _row(self, members: np.ndarray, samples: list[dict[str, Any]]) -> dict[str, Any]:
+        raise NotImplementedError
+
+    def __len__(self) -> int:
+        return len(self._bins)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        return self.__getitems__([index])[0]
+
+    def __getitems__(self, indices: Sequence[int]) -> list[dict[str, Any]]:
+        """Several rows in one read; `DataLoader` calls it."""
+        bins = [self._bins[index] for index in indices]
+        read = iter(self.samples.__getitems__(np.concatenate(bins)))
+        return [self._row(bin_, [next(read) for _ in bin_]) for bin_ in bins]
+
+
+class PackedSamples(_Rows):
+    """Several samples a row, each as if it stood alone; see `pack_samples`.
 
     Args:
         rows: the samples.
@@ -44,19 +65,11 @@ class PackedSamples(Dataset):
         self._bins = best_fit(rows.lengths, max_length)
         self.lengths = np.array([rows.lengths[bin_].sum() for bin_ in self._bins], np.int32)
 
-    def __len__(self) -> int:
-        return len(self._bins)
-
-    def __getitem__(self, index: int) -> dict[str, Any]:
-        return self.__getitems__([index])[0]
-
-    def __getitems__(self, indices: Sequence[int]) -> list[dict[str, Any]]:
-        """Several rows in one read; `DataLoader` calls it."""
-        bins = [self._bins[index] for index in indices]
-        return [pack_samples(samples) for samples in _read_bins(self.samples, bins)]
+    def _row(self, members: np.ndarray, samples: list[dict[str, Any]]) -> dict[str, Any]:
+        return pack_samples(samples)
 
 
-class SharedImageSamples(Dataset):
+class SharedImageSamples(_Rows):
     """Samples about the same image in one row, the image once; see `packing.pack_shared_image`.
 
     Samples share a row when they agree on every token up to the end of their first image. Samples without
@@ -92,17 +105,6 @@ class SharedImageSamples(Dataset):
                 lengths.append(prefix + turns[bin_].sum())
         self.lengths = np.array(lengths, np.int32)
 
-    def __len__(self) -> int:
-        return len(self._bins)
-
-    def __getitem__(self, index: int) -> dict[str, Any]:
-        return self.__getitems__([index])[0]
-
-    def __getitems__(self, indices: Sequence[int]) -> list[dict[str, Any]]:
-        """Several rows in one read; `DataLoader` calls it."""
-        bins = [self._bins[index] for index in indices]
-        return [self._row(*both) for both in zip(bins, _read_bins(self.samples, bins), strict=True)]
-
     def _row(self, members: np.ndarray, samples: list[dict[str, Any]]) -> dict[str, Any]:
         start = int(self._prefixes[members[0]])
         if any((sample["labels"][:start] != IGNORE_INDEX).any() for sample in samples):
@@ -112,14 +114,6 @@ class SharedImageSamples(Dataset):
             )
         turns = [(sample["input_ids"][start:], sample["labels"][start:]) for sample in samples]
         return pack_shared_image(samples[0]["input_ids"][:start], turns)
-
-
-def _read_bins(
-    samples: TokenizedSamples, bins: Sequence[np.ndarray]
-) -> Iterable[list[dict[str, Any]]]:
-    """The samples of each bin, all of them in one read."""
-    read = iter(samples.__getitems__(np.concatenate(bins)))
-    return [[next(read) for _ in bin_] for bin_ in bins]
 
 
 def _all_ids(rows: TokenizedSamples) -> Iterable[np.ndarray]:

@@ -10,7 +10,8 @@ import sys
 import pytest
 import torch
 
-from being_vl.cli import env as environment, main
+from being_vl.cli import env as environment
+from being_vl.cli import main
 
 
 def test_env_command(capsys):

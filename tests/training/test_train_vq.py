@@ -31,11 +31,8 @@ from being_vl.training.vq.losses import (
     load_perceptual_loss,
 )
 from being_vl.training.vq.module import VQLossConfig, VQTrainingModule
-from being_vl.training.vq.run import (
-    VQTrainer,
-    VQTrainingArguments,
-    fit_vq_model,
-)
+from being_vl.training.vq.run import fit_vq_model
+from being_vl.training.vq.trainer import VQTrainer, VQTrainingArguments
 
 PRESETS = sorted((Path(__file__).parents[2] / "hub_configs" / "vq").glob("*.yaml"))
 SCALE = PixelScale.of(BeingVLImageProcessor())

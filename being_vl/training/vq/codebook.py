@@ -140,6 +140,3 @@ class CodebookTracker(nn.Module):
             smoothed = (self.counts + _EPS) / (total + _EPS * len(self.counts)) * total
             codebook.copy_(self.sums / smoothed[:, None])
         return revived
-
-
-__all__ = ["CodebookTracker", "fit_codebook"]

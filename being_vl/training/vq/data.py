@@ -107,6 +107,3 @@ def pixels_from_uint8(images: np.ndarray, processor: BeingVLImageProcessor) -> t
         torch.tensor(v).view(1, 3, 1, 1) for v in (processor.image_mean, processor.image_std)
     )
     return ((pixels * processor.rescale_factor - mean) / std).contiguous()
-
-
-__all__ = ["CachedImages", "SourceImages", "augment", "pixels_from_uint8"]

@@ -203,14 +203,3 @@ def _read_weights(path: str) -> dict[str, torch.Tensor]:
 
         return load_file(path)
     return torch.load(path, map_location="cpu", weights_only=True)
-
-
-__all__ = [
-    "PatchDiscriminator",
-    "PerceptualLoss",
-    "adaptive_weight",
-    "discriminator_loss",
-    "entropy_loss",
-    "generator_loss",
-    "load_perceptual_loss",
-]

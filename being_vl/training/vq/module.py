@@ -219,6 +219,3 @@ class VQTrainingModule(nn.Module):
         assert self.codebook is not None
         rows = z.detach().permute(0, 2, 3, 1).flatten(0, 2)
         self.codebook.update(self._codebook_weight.data, rows, codes.flatten())
-
-
-__all__ = ["VQLossConfig", "VQTrainingModule"]

@@ -86,6 +86,3 @@ def _check(resolution: int, side: int) -> None:
         raise ValueError(
             f"resolution must be a multiple of {side}, the side of a cell, got {resolution}"
         )
-
-
-__all__ = ["Kind", "Preset", "fit_patch_vq", "preset"]

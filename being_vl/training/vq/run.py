@@ -1,7 +1,6 @@
 """images in memory → a VQ-GAN, in one call.
 
-Source: the trainer of `vq_trainer.py`, whose names this module gives again; its defaults follow
-hub_configs/vq/easy-vqa-64.yaml.
+The defaults follow hub_configs/vq/easy-vqa-64.yaml.
 """
 
 from __future__ import annotations
@@ -19,7 +18,7 @@ from ...quantizers.metrics import PixelScale
 from ...quantizers.modeling_being_vl_vq import BeingVLVQConfig, BeingVLVQModel
 from .data import CachedImages, pixels_from_uint8
 from .module import VQLossConfig, VQTrainingModule
-from .trainer import ProgressBar, VQTrainer, VQTrainingArguments
+from .trainer import VQTrainer, VQTrainingArguments
 
 
 def fit_vq_model(
@@ -110,6 +109,3 @@ class _Stopwatch(TrainerCallback):
             self._progress(done)
         if args.max_seconds is not None and done >= 1.0:
             control.should_training_stop = True
-
-
-__all__ = ["ProgressBar", "VQTrainer", "VQTrainingArguments", "fit_vq_model"]

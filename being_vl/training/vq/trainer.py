@@ -17,7 +17,6 @@ from typing import Any
 import torch
 from torch.optim.lr_scheduler import LambdaLR
 from torch.utils.data import DataLoader, Dataset
-from tqdm import tqdm
 from transformers import (
     PrinterCallback,
     Trainer,
@@ -269,30 +268,5 @@ class VQTrainer(ExactResumeMixin, Trainer):
         module.start_codebook(codebook, len(batch) * cells * args.world_size)
 
 
-class ProgressBar(TrainerCallback):
-    """Steps, and the newest terms of the loss, on standard error."""
-
-    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        self._bar = tqdm(
-            total=state.max_steps,
-            initial=state.global_step,
-            unit="step",
-            disable=not state.is_world_process_zero,
-        )
-
-    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        self._bar.update(state.global_step - self._bar.n)
-
-    def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **kwargs: Any) -> None:
-        shown = ("reconstruction", "commitment", "adversarial", "eval_psnr")
-        self._bar.set_postfix({name: logs[name] for name in shown if name in (logs or {})})
-
-    def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        self._bar.close()
-
-
 def _cosine(done: float) -> float:
     return 0.5 * (1 + math.cos(math.pi * done))
-
-
-__all__ = ["ProgressBar", "VQTrainer", "VQTrainingArguments"]
