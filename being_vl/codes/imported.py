@@ -155,6 +155,3 @@ def _tar(path: Path) -> Iterator[tuple[str, Any]]:
                 )
     except (tarfile.TarError, EOFError) as error:
         raise ValueError(f"{path}: damaged tar file: {error}") from error
-
-
-__all__ = ["holds_arrays", "import_codes"]

@@ -173,6 +173,3 @@ def _fid_metric(network: nn.Module):
     from torchmetrics.image.fid import FrechetInceptionDistance
 
     return FrechetInceptionDistance(feature=network, normalize=False)
-
-
-__all__ = ["PixelScale", "ReconstructionMetrics", "evaluate_reconstruction", "inception_network"]

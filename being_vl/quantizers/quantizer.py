@@ -211,12 +211,3 @@ def _config_fields(name: str, options: dict[str, Any]) -> dict[str, Any]:
     if not isinstance(fields, dict):
         raise ValueError(f"{path}: must hold an object, got {type(fields).__name__}")
     return fields
-
-
-__all__ = [
-    "OwnQuantizer",
-    "Quantizer",
-    "default_image_processor",
-    "image_processor_for",
-    "load_quantizer",
-]

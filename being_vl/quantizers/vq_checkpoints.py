@@ -304,6 +304,3 @@ def _check_keys(
 def _some(names: list[str]) -> str:
     more = len(names) - _NAMED_KEYS
     return ", ".join(names[:_NAMED_KEYS]) + (f" and {more} more" if more > 0 else "")
-
-
-__all__ = ["infer_config", "load_vq_checkpoint"]
