@@ -2,14 +2,13 @@
 
 from ...quantizers.identity import quantizer_identity
 from .dataset_sources import DatasetSource, StreamSource, load_dataset_source
-from .engine import Quantizer, Summary, quantize_source
+from .engine import Summary, quantize_source
 from .manifest import write_manifest
 from .sources import FolderSource, Record, Source, TarSource
 
 __all__ = [
     "DatasetSource",
     "FolderSource",
-    "Quantizer",
     "Record",
     "Source",
     "StreamSource",

@@ -1,6 +1,6 @@
 """encoded image files → pixels, in worker processes.
 
-A task travels to a worker with its bytes or path, and comes back, in order, as pixels or as the reason why
+An item travels to a worker with its bytes or path, and comes back, in order, as pixels or as the reason why
 there are none. Pixels come through a pipe as numpy arrays: torch's way, shared memory, loses an item for
 ever where that memory is short (64 MB in a container), and the run would hang.
 """
@@ -25,39 +25,38 @@ _PREFETCH = 8  # decoded images that wait, for each worker
 
 
 @dataclass(frozen=True)
-class Task:
-    """A record and its place: the shard (part, chunk), the position in it, and what ends with it."""
+class Item:
+    """An image to quantize and its place: the shard (part, chunk), the position in it, whether it ends the part."""
 
     record: Record
     part: int
     chunk: int
     position: int
-    ends_chunk: bool
     ends_part: bool
 
 
 @dataclass(frozen=True)
 class Decoded:
-    """The outcome of a task: pixels (3, height, width) float32, or None and the reason."""
+    """The outcome of an item: pixels (3, height, width) float32, or None and the reason."""
 
-    task: Task
+    item: Item
     digest: bytes  # of the encoded file; empty if it could not be read
     pixels: np.ndarray | None
     reason: str = ""
 
 
 def make_loader(
-    tasks: Sampler[Task],
+    items: Sampler[Item],
     processor: BeingVLImageProcessor,
     *,
     downsampling: int,
     num_workers: int,
 ) -> DataLoader:
-    """A loader whose "indices" are the tasks themselves, so that their order and any source will do."""
+    """A loader whose "indices" are the items themselves, so that their order and any source will do."""
     return DataLoader(
         _Decoder(processor, downsampling),
         batch_size=None,
-        sampler=tasks,
+        sampler=items,
         num_workers=num_workers,
         collate_fn=_as_it_is,  # type: ignore[arg-type]
         worker_init_fn=end_with_parent,
@@ -70,19 +69,19 @@ class _Decoder(Dataset):
         self._processor = processor
         self._downsampling = downsampling
 
-    def __getitem__(self, task: Task) -> Decoded:
-        image_id = task.record.image_id
+    def __getitem__(self, item: Item) -> Decoded:
+        image_id = item.record.image_id
         digest = b""
         try:
-            data = task.record.read()
+            data = item.record.read()
             digest = hashlib.sha256(data).digest()
             pixels = read_pixels(
                 data, self._processor, downsampling=self._downsampling, name=image_id
             )
         except (OSError, ValueError) as error:
             reason = " ".join(str(error).split()) or type(error).__name__
-            return Decoded(task, digest, None, reason.removeprefix(f"{image_id}: "))
-        return Decoded(task, digest, pixels)
+            return Decoded(item, digest, None, reason.removeprefix(f"{image_id}: "))
+        return Decoded(item, digest, pixels)
 
 
 def end_with_parent(worker_id: int = 0) -> None:

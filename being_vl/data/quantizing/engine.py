@@ -1,45 +1,49 @@
 """pixels → shards of codes.
 
-Shards are the unit of work: rank r of a world makes the shards of parts r, r + world, …,
-each written to a temporary file, fsynced and renamed. A run that was stopped at any point can therefore be
-continued, and ends with the same bytes. Batches never cross a shard and hold images of one size, in the order of the source,
-so what a shard holds does not depend on how many processes made it or how often they were stopped.
+Shards are the unit of work: rank r of a world makes the shards of parts r, r + world, …, each written to a
+temporary file, fsynced and renamed. A run that was stopped at any point can therefore be continued, and ends
+with the same bytes: shards that are there are checked, against the quantizer and the images that they were made
+from, and passed over. Batches never cross a shard and hold images of one size, in the order of the source, so
+what a shard holds does not depend on how many processes made it or how often they were stopped.
 """
 
 from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Iterable, Iterator
-from itertools import groupby
+from dataclasses import dataclass, field
+from itertools import groupby, islice
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Any, Literal
 
 import numpy as np
+import pyarrow.parquet as pq
 import torch
+from torch.utils.data import Sampler
 
 from ...codes.shards import ShardInfo, code_type, write_shard
 from ...files import locked
 from ...quantizers.image_processing_being_vl import BeingVLImageProcessor
 from ...quantizers.quantizing import encode_by_size
-from .decoding import Decoded, Task, make_loader
-from .manifest import claim, shard_path
-from .sources import Source
-from .tasks import Summary, Tasks, add_to_digest
+from .decoding import Decoded, Item, make_loader
+from .manifest import claim, read_our_info, shard_path
+from .sources import Record, Source
 
 
-class Quantizer(Protocol):
-    """What `quantize_source` asks of a model: `config.num_embeddings`, `config.downsampling`, `encode`."""
+@dataclass
+class Summary:
+    """What one process did: images and shards of this run, and shards it found done."""
 
-    config: Any
-
-    def encode(self, pixel_values: torch.Tensor) -> torch.Tensor:
-        """pixels (B, 3, H, W) → codes (B, h, w)."""
-        ...
+    images: int = 0
+    skipped: int = 0
+    cells: int = 0
+    shards: int = 0
+    shards_found: int = 0
 
 
 def quantize_source(
     source: Source,
-    model: Quantizer,
+    model: Any,
     processor: BeingVLImageProcessor,
     output: Path,
     *,
@@ -57,7 +61,7 @@ def quantize_source(
 
     Args:
         source: the images.
-        model: the quantizer, on its device, in evaluation mode.
+        model: the quantizer (`config.num_embeddings`, `config.downsampling`, `encode`), on its device.
         processor: gives the `pixel_values` of one image.
         output: the folder of the shards; made if need be.
         quantizer: identity of model and preprocessing, as of `quantizer_identity`.
@@ -75,55 +79,103 @@ def quantize_source(
             shard size in `output`; the message names what differs.
         OSError: another process holds this rank's lock, or a shard cannot be written.
     """
+    sizes = {"shard_size": shard_size, "codebook_size": model.config.num_embeddings}
     busy = f"another process is encoding into it as rank {rank}"
     with locked(output, busy, name=f".rank-{rank:05d}.lock"):
-        claim(
-            output,
-            source,
-            quantizer=quantizer,
-            codebook_size=model.config.num_embeddings,
-            shard_size=shard_size,
+        claim(output, source, quantizer=quantizer, **sizes)
+        run = _Run(
+            source, model, output, quantizer, shard_size, batch_size, on_error, dtype, progress
         )
-        summary = Summary()
-        tasks = Tasks(
-            source,
-            output,
-            quantizer=quantizer,
-            shard_size=shard_size,
-            parts=range(rank, source.num_parts, world),
-            summary=summary,
-            progress=progress,
-        )
+        items = _Items(run, range(rank, source.num_parts, world))
         loader = make_loader(
-            tasks, processor, downsampling=model.config.downsampling, num_workers=num_workers
+            items, processor, downsampling=model.config.downsampling, num_workers=num_workers
         )
-        for _, images in groupby(
-            loader, key=lambda decoded: (decoded.task.part, decoded.task.chunk)
-        ):
-            shard = _Shard(model, quantizer, batch_size, dtype, on_error, progress)
+        for _, images in groupby(loader, key=lambda done: (done.item.part, done.item.chunk)):
+            shard = _Shard(run)
             shard.encode(images)
-            shard.write(output, summary)
-        return summary
+            shard.write()
+        return run.summary
+
+
+@dataclass
+class _Run:
+    """What all shards of this process share, see `quantize_source`."""
+
+    source: Source
+    model: Any
+    output: Path
+    quantizer: str
+    shard_size: int
+    batch_size: int
+    on_error: str
+    dtype: torch.dtype
+    progress: Callable[[int], Any]
+    summary: Summary = field(default_factory=Summary)
+
+
+class _Items(Sampler[Item]):
+    """The images of the shards that are not there yet, in order; runs in the main process."""
+
+    def __init__(self, run: _Run, parts: range):
+        self._run, self._parts = run, parts
+
+    def __iter__(self) -> Iterator[Item]:
+        for part in self._parts:
+            chunks, complete = self._finished_chunks(part)
+            if not complete:
+                yield from self._rest_of(part, chunks * self._run.shard_size)
+
+    def _rest_of(self, part: int, start: int) -> Iterator[Item]:
+        records = islice(self._run.source.records(part), start, None)
+        record = next(records, None)
+        position = start
+        while record is not None:
+            following = next(records, None)
+            chunk, within = divmod(position, self._run.shard_size)
+            yield Item(record, part, chunk, within, ends_part=following is None)
+            record = following
+            position += 1
+
+    def _finished_chunks(self, part: int) -> tuple[int, bool]:
+        """How many shards of a part are there, and whether these are all."""
+        chunk = 0
+        while (path := shard_path(self._run.output, part, chunk)).exists():
+            info = read_our_info(path)
+            self._check(path, part, chunk, info)
+            self._run.summary.shards_found += 1
+            self._run.progress(pq.read_metadata(path).num_rows + len(info.skipped))
+            chunk += 1
+            if info.last:
+                return chunk, True
+        return chunk, False
+
+    def _check(self, path: Path, part: int, chunk: int, info: ShardInfo) -> None:
+        """Refuse a shard of another quantizer, or of images that have changed since."""
+        run = self._run
+        if info.quantizer != run.quantizer:
+            raise ValueError(
+                f"{path}: quantizer is {info.quantizer}, but this run's is {run.quantizer}; choose "
+                "another output folder"
+            )
+        if run.source.modified(part) <= path.stat().st_mtime:
+            return
+        # Images newer than their shard may have been copied, touched or changed: their bytes tell.
+        digest = hashlib.sha256()
+        start = chunk * run.shard_size
+        for record in islice(run.source.records(part), start, start + run.shard_size):
+            _add_to_digest(digest, record.image_id, _content_digest(record))
+        if digest.hexdigest() != info.source:
+            raise ValueError(
+                f"{path}: an image of this shard has changed since it was written; choose another output "
+                "folder"
+            )
 
 
 class _Shard:
     """A shard in the making: takes its images in order, encodes them, and is written when they have ended."""
 
-    def __init__(
-        self,
-        model: Quantizer,
-        quantizer: str,
-        batch_size: int,
-        dtype: torch.dtype,
-        on_error: str,
-        progress: Callable[[int], Any],
-    ):
-        self._model = model
-        self._quantizer = quantizer
-        self._batch_size = batch_size
-        self._dtype = dtype
-        self._on_error = on_error
-        self._progress = progress
+    def __init__(self, run: _Run):
+        self._run = run
         self._ids: list[str] = []
         self._grids: dict[int, np.ndarray] = {}  # by the image's place in the shard
         self._skipped: list[tuple[int, str, str]] = []
@@ -131,46 +183,60 @@ class _Shard:
 
     def encode(self, images: Iterable[Decoded]) -> None:
         """Encode the images of the shard; never more of them are in memory than wait for a batch."""
-        codes_dtype = code_type(self._model.config.num_embeddings).to_pandas_dtype()
-        for tasks, _, codes in encode_by_size(
+        run = self._run
+        codes_dtype = code_type(run.model.config.num_embeddings).to_pandas_dtype()
+        for items, _, codes in encode_by_size(
             self._readable(images),
-            self._model,
-            batch_size=self._batch_size,
-            dtype=self._dtype,
-            name=lambda task: task.record.image_id,
+            run.model,
+            batch_size=run.batch_size,
+            dtype=run.dtype,
+            name=lambda item: item.record.image_id,
         ):
-            for task, grid in zip(tasks, codes.cpu().numpy().astype(codes_dtype), strict=True):
-                self._grids[task.position] = grid
-            self._progress(len(tasks))
+            for item, grid in zip(items, codes.cpu().numpy().astype(codes_dtype), strict=True):
+                self._grids[item.position] = grid
+            run.progress(len(items))
 
-    def _readable(self, images: Iterable[Decoded]) -> Iterator[tuple[Task, np.ndarray]]:
+    def _readable(self, images: Iterable[Decoded]) -> Iterator[tuple[Item, np.ndarray]]:
         """Account for every image, and pass on those that have pixels."""
         for decoded in images:
-            self._task = task = decoded.task
-            image_id = task.record.image_id
-            add_to_digest(self._digest, image_id, decoded.digest)
+            self._last = item = decoded.item
+            image_id = item.record.image_id
+            _add_to_digest(self._digest, image_id, decoded.digest)
             self._ids.append(image_id)
             if decoded.pixels is not None:
-                yield task, decoded.pixels
-            elif self._on_error == "raise":
+                yield item, decoded.pixels
+            elif self._run.on_error == "raise":
                 raise ValueError(f"{image_id}: {decoded.reason}")
             else:
-                self._skipped.append((task.position, image_id, decoded.reason))
-                self._progress(1)
+                self._skipped.append((item.position, image_id, decoded.reason))
+                self._run.progress(1)
 
-    def write(self, output: Path, summary: Summary) -> None:
+    def write(self) -> None:
+        run = self._run
         info = ShardInfo(
-            codebook_size=self._model.config.num_embeddings,
-            quantizer=self._quantizer,
+            codebook_size=run.model.config.num_embeddings,
+            quantizer=run.quantizer,
             source=self._digest.hexdigest(),
-            last=self._task.ends_part,
+            last=self._last.ends_part,
             skipped=tuple(self._skipped),
         )
         places = sorted(self._grids)
         grids = [self._grids[place] for place in places]
-        path = shard_path(output, self._task.part, self._task.chunk)
+        path = shard_path(run.output, self._last.part, self._last.chunk)
         write_shard(path, [self._ids[place] for place in places], grids, info)
-        summary.shards += 1
-        summary.images += len(grids)
-        summary.skipped += len(self._skipped)
-        summary.cells += sum(grid.size for grid in grids)
+        run.summary.shards += 1
+        run.summary.images += len(grids)
+        run.summary.skipped += len(self._skipped)
+        run.summary.cells += sum(grid.size for grid in grids)
+
+
+def _add_to_digest(digest: Any, image_id: str, content: bytes) -> None:
+    """Take one image, by its id and the digest of its file, into the digest of a shard's source."""
+    digest.update(repr((image_id, content)).encode())
+
+
+def _content_digest(record: Record) -> bytes:
+    try:
+        return hashlib.sha256(record.read()).digest()
+    except (OSError, ValueError):
+        return b""  # as it is recorded for a file that could not be read

@@ -40,19 +40,10 @@ def claim(
     Raises:
         ValueError: the folder holds, or is to hold, shards of another source, quantizer or shard size.
     """
-    wanted = {
-        "version": VERSION,
-        "quantizer": quantizer,
-        "codebook_size": codebook_size,
-        "shard_size": shard_size,
-        "source": source.identity(),
-    }
-    claim_folder(
-        output / RUN_FILE,
-        wanted,
-        "shards of both must not be mixed; choose another output folder",
-        made="codes-*.parquet",
-    )
+    sizes = {"quantizer": quantizer, "codebook_size": codebook_size, "shard_size": shard_size}
+    wanted = {"version": VERSION, **sizes, "source": source.identity()}
+    rule = "shards of both must not be mixed; choose another output folder"
+    claim_folder(output / RUN_FILE, wanted, rule, made="codes-*.parquet")
 
 
 def write_manifest(output: Path, source: Source) -> dict[str, Any]:
