@@ -49,10 +49,10 @@ class SampleSource(Protocol):
 
     def positions(self) -> dict[str, Any] | None:
         """What the numbers of samples mean, where they name images; None where they do not."""
-        ...
+        return None
 
 
-class JsonSource:
+class JsonSource(SampleSource):
     """A JSON file that is one list of samples, or an object with one such list (`{"data": […]}`)."""
 
     def __init__(self, path: Path, samples: Any, digest: str):
@@ -77,11 +77,8 @@ class JsonSource:
     def where(self, number: int) -> str:
         return f"{self.path}: row {number}"
 
-    def positions(self) -> None:
-        return None
 
-
-class JsonLinesSource:
+class JsonLinesSource(SampleSource):
     """A file of one JSON object a line; blank lines are passed over."""
 
     def __init__(self, path: Path):
@@ -112,9 +109,6 @@ class JsonLinesSource:
 
     def where(self, number: int) -> str:
         return f"{self.path}: line {self._lines[number]}"
-
-    def positions(self) -> None:
-        return None
 
 
 def _open_json(path: Path) -> JsonSource | JsonLinesSource:
@@ -166,7 +160,7 @@ def _stem(path: Path) -> str:
     return Path(path.stem).stem if path.suffix in _COMPRESSED else path.stem
 
 
-class DatasetSamples:
+class DatasetSamples(SampleSource):
     """A `datasets.Dataset`; a column of pictures stands for the ids that `being-vl encode` gave them.
 
     These are the values of `id_column`, or the numbers of the rows; a list of pictures has `ID/0`, `ID/1`, …
@@ -200,9 +194,7 @@ class DatasetSamples:
         if not chosen and image_column is None:
             chosen = [name for name in pictures if name in ("image", "images")] or pictures
             if len(chosen) > 1:
-                raise ValueError(
-                    f"--image-column must name one of the columns of pictures: {chosen}"
-                )
+                raise ValueError(f"--image-column must name one of the columns of images: {chosen}")
         self._texts_as_ids = image_column if image_column not in (None, *pictures) else None
         self._pictures = chosen[0] if chosen else None
         self._is_list = bool(chosen) and not isinstance(dataset.features[chosen[0]], datasets.Image)
@@ -243,14 +235,14 @@ class DatasetSamples:
 
 
 def open_samples(
-    data: str,
-    *,
-    split: str = "train",
-    config_name: str | None = None,
-    image_column: str | None = None,
-    id_column: str | None = None,
+    data: str, *, image_column: str | None = None, id_column: str | None = None, **where: Any
 ) -> SampleSource:
     """A source by its name: a .json or .jsonl file, else a data set (saved, a folder, or a Hub id).
+
+    Args:
+        data: the name.
+        image_column, id_column: as of [`DatasetSamples`].
+        where: `split`, "train" by default, and `config_name` of a data set.
 
     Raises:
         ValueError: the file is not JSON, or has no row; no such split or column.
@@ -264,7 +256,7 @@ def open_samples(
     elif path.is_file():
         raise ValueError(f"{data}: must be a .json or .jsonl file, or a data set")
     else:
-        loaded = load_dataset_by_name(data, split=split, config_name=config_name)
+        loaded = load_dataset_by_name(data, **where)
         source = DatasetSamples(loaded, data, image_column=image_column, id_column=id_column)
     if not source.num_samples:
         raise ValueError(f"{data}: has no row")

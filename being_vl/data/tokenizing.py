@@ -24,14 +24,7 @@ from ..codes.shards import CodeShards
 from ..files import locked, write_atomic
 from ..processing.control_tokens import ControlTokens
 from ..processing.processing_being_vl import BeingVLProcessor
-from .codes import (
-    CodeIndex,
-    build_index,
-    codes_identity,
-    nearest_id,
-    normal_id,
-    positions_of,
-)
+from .codes import CodeIndex, build_index, codes_identity, nearest_id, normal_id, positions_of
 from .conversations import Conversation, parse_sample
 from .identity import compare, processor_identity
 from .quantizing.decoding import end_with_parent
@@ -78,13 +71,7 @@ class TokenizeSettings:
                 raise ValueError(f"{name} must be at least 1, got {value}")
 
 
-@dataclass
-class Chunk:
-    """Samples as their source gives them, and their names in errors."""
-
-    numbers: list[int]
-    raw: list[Any]
-    where: list[str]
+Chunk = list[tuple[int, Any, str]]  # number of a sample, what its source gives, its name in errors
 
 
 class _LeftOut(Exception):
@@ -153,11 +140,8 @@ class ChunkTokenizer:
             reason, image_id = left_out.reason, left_out.image_id
         except ValueError as error:
             if self._settings.on_bad_row == "raise":
-                hint = (
-                    ""
-                    if isinstance(error, _Refused)
-                    else "; --on-bad-row skip leaves such rows out"
-                )
+                refused = isinstance(error, _Refused)
+                hint = "" if refused else "; --on-bad-row skip leaves such rows out"
                 raise ValueError(f"{error}{hint}") from error
             reason, image_id = str(error).removeprefix(f"{where}: "), None
         self._counts["skipped_rows"] += 1
@@ -170,7 +154,7 @@ class ChunkTokenizer:
     def _read(self, chunk: Chunk) -> list[tuple[Conversation, str]]:
         fix = self._settings.on_bad_row == "fix"
         kept = []
-        for number, raw, where in zip(chunk.numbers, chunk.raw, chunk.where, strict=True):
+        for number, raw, where in chunk:
 
             def read(number: int = number, raw: Any = raw, where: str = where) -> Conversation:
                 return parse_sample(decode_sample(raw, where), where=where, number=number, fix=fix)
@@ -220,11 +204,8 @@ class ChunkTokenizer:
         if self._index is None:
             return ""
         near = nearest_id(CodeShards(self._index.files), image_id)
-        return (
-            ""
-            if near is None
-            else f" (the nearest known id is {near!r}; --image-root, --id-column)"
-        )
+        hint = f" (the nearest known id is {near!r}; --image-root, --id-column)"
+        return "" if near is None else hint
 
     def _encode(
         self, batch: list[Conversation], grids: dict[str, np.ndarray]
@@ -268,21 +249,20 @@ class ChunkTokenizer:
         token = self._control.find(conversation.messages, ids)
         if token is not None:
             reason = f"its text spells the special token {token!r}"
-            _leave_out(
-                settings.on_control_token,
-                where,
-                reason,
-                "--on-control-token skip leaves such rows out",
-            )
+            self._leave_out("on_control_token", where, reason)
         if settings.max_length is not None and len(ids) > settings.max_length:
             reason = f"{len(ids)} tokens, but max_length is {settings.max_length}"
-            _leave_out(
-                settings.on_too_long, where, reason, "--on-too-long skip leaves such rows out"
-            )
+            self._leave_out("on_too_long", where, reason)
         mask = _learned_mask(conversation, mask, where)
         if not mask[1:].any():
             raise ValueError(f"{where}: the chat template marks no token of it as the assistant's")
         return ids, mask
+
+    def _leave_out(self, setting: str, where: str, reason: str) -> NoReturn:
+        if getattr(self._settings, setting) == "raise":
+            option = setting.replace("_", "-")
+            raise _Refused(f"{where}: {reason}; --{option} skip leaves such rows out")
+        raise _LeftOut(reason)
 
     def _count(
         self,
@@ -303,12 +283,6 @@ class ChunkTokenizer:
         if conversation.fixed:
             counts["fixed_rows"] += 1
             self._write_down(where, conversation.id, None, f"kept: {conversation.fixed}")
-
-
-def _leave_out(setting: str, where: str, reason: str, hint: str) -> NoReturn:
-    if setting == "raise":
-        raise _Refused(f"{where}: {reason}; {hint}")
-    raise _LeftOut(reason)
 
 
 def _learned_mask(conversation: Conversation, mask: np.ndarray, where: str) -> np.ndarray:
@@ -372,13 +346,8 @@ def tokenize_samples(
         parts = processor_identity(processor)
         if described is not None:
             rule = "encode the images with this checkpoint's quantizer, preprocessing and --dtype"
-            compare(
-                ", ".join(codes),
-                described,
-                {"quantizer": parts["quantizer"]},
-                rule=rule,
-                accept=accept_mismatch,
-            )
+            own = {"quantizer": parts["quantizer"]}
+            compare(", ".join(codes), described, own, rule=rule, accept=accept_mismatch)
             parts["quantizer"] = described["quantizer"]
         run = {
             "parts": parts,
@@ -399,8 +368,8 @@ def tokenize_samples(
                 progress(len(chunk))
         todo = [i for i, path in enumerate(paths) if not path.exists()]
         finished = check_finished(output) and not todo
-        tasks = ((i, _read(source, chunks[i])) for i in todo)
-        for i, data in _map(tasks, processor, checkpoint, index, settings, num_workers, len(todo)):
+        read = ((i, _read(source, chunks[i])) for i in todo)
+        for i, data in _map(read, processor, checkpoint, index, settings, num_workers, len(todo)):
             write_atomic(paths[i], data)
             progress(len(chunks[i]))
         (output / _INDEX_FILE).unlink(missing_ok=True)
@@ -435,38 +404,37 @@ def _open_codes(
 
 
 def _read(source: SampleSource, numbers: list[int]) -> Chunk:
-    return Chunk(numbers, list(source.read(numbers)), [source.where(n) for n in numbers])
+    return [(n, raw, source.where(n)) for n, raw in zip(numbers, source.read(numbers), strict=True)]
 
 
 # ---- processes
 
 
 def _map(
-    tasks: Iterator[tuple[int, Chunk]],
+    chunks: Iterator[tuple[int, Chunk]],
     processor: BeingVLProcessor,
     checkpoint: str,
     index: CodeIndex | None,
     settings: TokenizeSettings,
     num_workers: int,
-    num_tasks: int,
+    num_chunks: int,
 ) -> Iterator[tuple[int, bytes]]:
     """The shard of each chunk, as they come; few are under way at once, for the sake of memory."""
-    if num_workers < 2 or num_tasks < 2:
+    if num_workers < 2 or num_chunks < 2:
         tokenizer = ChunkTokenizer(processor, index, settings)
-        for i, rows in tasks:
-            yield i, tokenizer(rows)
+        for i, chunk in chunks:
+            yield i, tokenizer(chunk)
         return
-    files = index.files if index is not None else None
-    keys = index.path if index is not None else None
+    saved = None if index is None else (index.files, index.path)
     # Spawned, since threads of torch and tokenizers do not survive a fork.
     context = multiprocessing.get_context("spawn")
-    arguments = (checkpoint, files, keys, settings)
-    workers = min(num_workers, num_tasks)
+    arguments = (checkpoint, saved, settings)
+    workers = min(num_workers, num_chunks)
     with ProcessPoolExecutor(workers, context, _start_worker, arguments) as pool:
         waiting: dict[Future, int] = {}
         try:
-            for i, rows in tasks:
-                waiting[pool.submit(_work, rows)] = i
+            for i, chunk in chunks:
+                waiting[pool.submit(_work, chunk)] = i
                 if len(waiting) > 2 * workers:
                     yield from _finished(waiting)
             while waiting:
@@ -485,15 +453,15 @@ _worker: ChunkTokenizer
 
 
 def _start_worker(
-    checkpoint: str, files: list[Path] | None, keys: Path | None, settings: TokenizeSettings
+    checkpoint: str, saved: tuple[list[Path], Path] | None, settings: TokenizeSettings
 ) -> None:
     global _worker
     end_with_parent()
     os.environ["TOKENIZERS_PARALLELISM"] = "false"  # there is a process for each core already
     processor = BeingVLProcessor.from_pretrained(checkpoint, vq=False)
-    index = None if files is None or keys is None else CodeIndex(files, keys)
+    index = None if saved is None else CodeIndex(*saved)
     _worker = ChunkTokenizer(processor, index, settings)
 
 
-def _work(rows: Chunk) -> bytes:
-    return _worker(rows)
+def _work(chunk: Chunk) -> bytes:
+    return _worker(chunk)

@@ -7,7 +7,7 @@ from checkpoint_fixtures import tiny_checkpoint
 
 from being_vl.data.conversations import parse_sample
 from being_vl.data.tokenized import FEATURES
-from being_vl.data.tokenizing import Chunk, ChunkTokenizer, TokenizeSettings
+from being_vl.data.tokenizing import ChunkTokenizer, TokenizeSettings
 
 
 def parse(row, **options):
@@ -89,6 +89,6 @@ def test_a_template_that_joins_turns_cannot_leave_one_out():
     )
     chunks = ChunkTokenizer(processor, None, TokenizeSettings(source="test", on_bad_row="skip"))
     row = chat(("gpt", "wrong", {"weight": 0}), ("gpt", "right", {}))
-    shard = chunks(Chunk([0], [row], ["row"]))
+    shard = chunks([(0, row, "row")])
     assert chunks._counts["skipped_rows"] == 1 and FEATURES and shard
     assert "marks 1 turns of the 2" in chunks._skipped[0]["reason"]

@@ -23,7 +23,7 @@ from being_vl.data import (
 )
 from being_vl.data.codes import build_index
 from being_vl.data.conversations import parse_sample
-from being_vl.data.tokenizing import Chunk, ChunkTokenizer
+from being_vl.data.tokenizing import ChunkTokenizer
 from being_vl.training.run import _finished_metrics
 
 ATOMS = [
@@ -117,7 +117,7 @@ def test_rows(world):
     kept = 0
     for _ in range(10):
         part = [mutated(rng.choice(rows), rng) for _ in range(20)]
-        chunks(Chunk(list(range(20)), part, [f"row {i}" for i in range(20)]))
+        chunks([(i, raw, f"row {i}") for i, raw in enumerate(part)])
         assert chunks._counts["rows"] + chunks._counts["skipped_rows"] == 20
         kept += chunks._counts["rows"]
     assert 10 < kept < 190

@@ -8,7 +8,7 @@ import pytest
 from checkpoint_fixtures import tiny_checkpoint
 
 from being_vl.data import mix
-from being_vl.data.tokenizing import Chunk, ChunkTokenizer, TokenizeSettings
+from being_vl.data.tokenizing import ChunkTokenizer, TokenizeSettings
 
 
 def test_a_template_that_marks_nothing_is_refused_at_once():
@@ -26,9 +26,9 @@ def test_a_sample_of_which_no_token_is_marked_is_refused():
     chunks = ChunkTokenizer(processor, None, TokenizeSettings(source="x"))
     row = {"conversations": [{"from": "human", "value": "q"}, {"from": "gpt", "value": "a"}]}
     with pytest.raises(ValueError, match="row: the chat template marks no token of it"):
-        chunks(Chunk([0], [row], ["row"]))
+        chunks([(0, row, "row")])
     chunks = ChunkTokenizer(processor, None, TokenizeSettings(source="x", on_bad_row="skip"))
-    chunks(Chunk([0], [row], ["row"]))
+    chunks([(0, row, "row")])
     assert chunks._counts["skipped_rows"] == 1 and chunks._counts["rows"] == 0
 
 
@@ -37,7 +37,7 @@ def test_ids_count_what_is_learned():
     chunks = ChunkTokenizer(processor, None, TokenizeSettings(source="x"))
     row = {"conversations": [{"from": "human", "value": "q"}, {"from": "gpt", "value": "a", "weight": 0},
                              {"from": "gpt", "value": "bc"}]}  # fmt: skip
-    chunks(Chunk([0], [row], ["row"]))
+    chunks([(0, row, "row")])
     answer = processor.tokenizer("bc<|eot_id|>", add_special_tokens=False).input_ids
     assert chunks._counts["assistant_tokens"] == len(np.asarray(answer))
 
@@ -47,7 +47,7 @@ def test_an_answer_that_was_its_image_is_left_out_with_it():
     processor = tiny_checkpoint()[1]
     chunks = ChunkTokenizer(processor, None, TokenizeSettings(source="x", on_missing="text"))
     turns = [{"from": "human", "value": "Draw."}, {"from": "gpt", "value": "<image>"}]
-    chunks(Chunk([0], [{"image": "a", "conversations": turns}], ["row"]))
+    chunks([(0, {"image": "a", "conversations": turns}, "row")])
     assert chunks._counts["rows"] == 0
     assert chunks._skipped[0]["reason"] == "no --codes given, and it is all that the assistant says"
 

@@ -15,10 +15,10 @@ from typing import Any
 import datasets
 import numpy as np
 
-from .sources import Record
+from .sources import IndexedSource, Record, Source
 
 
-class DatasetSource:
+class DatasetSource(IndexedSource):
     """A `datasets.Dataset` (map style).
 
     Args:
@@ -57,19 +57,10 @@ class DatasetSource:
         }
 
     def record(self, index: int) -> Record:
-        """One image by the number of its row."""
-        return _row_record(self.dataset[index], self.image_column, self.id_column, str(index))
-
-    def records(self, part: int) -> Iterator[Record]:
-        first = part * self.shard_size
-        for row in range(first, min(first + self.shard_size, self.num_images)):
-            yield self.record(row)
-
-    def modified(self, part: int) -> float:
-        return 0.0  # the fingerprint speaks for the rows
+        return _record(self.dataset[index], self.image_column, self.id_column, str(index))
 
 
-class StreamSource:
+class StreamSource(Source):
     """A `datasets.IterableDataset` (streaming); its parts are its own shards.
 
     The arguments are those of [`DatasetSource`], without `shard_size`. Without an id column, an id is the number
@@ -94,37 +85,34 @@ class StreamSource:
         return {"kind": "stream", "parts": self.num_parts, "columns": columns}
 
     def records(self, part: int) -> Iterator[Record]:
-        for row, sample in enumerate(self.dataset.shard(num_shards=self.num_parts, index=part)):
-            yield _row_record(sample, self.image_column, self.id_column, f"{part:05d}/{row:08d}")
-
-    def modified(self, part: int) -> float:
-        return 0.0
+        for number, sample in enumerate(self.dataset.shard(num_shards=self.num_parts, index=part)):
+            yield _record(sample, self.image_column, self.id_column, f"{part:05d}/{number:08d}")
 
 
 def load_dataset_source(
     name: str,
     *,
     shard_size: int,
-    split: str = "train",
-    config_name: str | None = None,
-    streaming: bool = False,
     image_column: str | None = None,
     id_column: str | None = None,
+    **where: Any,
 ) -> DatasetSource | StreamSource:
     """Open a data set by the path of a saved one, a folder that `load_dataset` reads, or a Hub id.
+
+    Args:
+        name: of the data set.
+        shard_size, image_column, id_column: as of `DatasetSource`.
+        where: `split`, `config_name`, `streaming`, as of `load_dataset_by_name`.
 
     Raises:
         ValueError: no such split or column.
         FileNotFoundError: no such data set.
     """
-    loaded = load_dataset_by_name(
-        name, split=split, config_name=config_name, streaming=streaming, shard_size=shard_size
-    )
+    loaded = load_dataset_by_name(name, shard_size=shard_size, **where)
+    columns = {"image_column": image_column, "id_column": id_column}
     if isinstance(loaded, datasets.IterableDataset):
-        return StreamSource(loaded, image_column=image_column, id_column=id_column)
-    return DatasetSource(
-        loaded, shard_size=shard_size, image_column=image_column, id_column=id_column
-    )
+        return StreamSource(loaded, **columns)
+    return DatasetSource(loaded, shard_size=shard_size, **columns)
 
 
 def load_dataset_by_name(
@@ -161,15 +149,16 @@ def picture_digest(dataset: datasets.Dataset, image_column: str) -> str:
         undecoded = datasets.List(undecoded)
     column = dataset.select_columns([image_column]).cast_column(image_column, undecoded)
     digest = hashlib.sha256()
-    for row in np.unique(np.linspace(0, max(len(column) - 1, 0), 16).astype(int))[: len(column)]:
-        value = column[int(row)][image_column]
-        for picture in value if isinstance(value, list) else [value]:
-            record = _row_record({"picture": picture}, "picture", None, str(row))
+    chosen = np.unique(np.linspace(0, max(len(column) - 1, 0), 16).astype(int))[: len(column)]
+    for number in chosen.tolist():
+        value = column[number][image_column]
+        for image in value if isinstance(value, list) else [value]:
+            record = _record({"image": image}, "image", None, str(number))
             try:
                 content = record.read() if record.content is not None else b""
             except OSError:
                 content = b""
-            digest.update(f"{row} {len(content)} ".encode() + content)
+            digest.update(f"{number} {len(content)} ".encode() + content)
     return f"sha256:{digest.hexdigest()}"
 
 
@@ -205,9 +194,9 @@ def _undecoded(dataset: Any, image_column: str) -> Any:
     return dataset.cast_column(image_column, datasets.Image(decode=False))
 
 
-def _row_record(row: dict[str, Any], image: str, id_column: str | None, number: str) -> Record:
-    image_id = number if id_column is None else str(row[id_column])
-    value = row[image]
+def _record(sample: dict[str, Any], image: str, id_column: str | None, number: str) -> Record:
+    image_id = number if id_column is None else str(sample[id_column])
+    value = sample[image]
     if value is None:
         return Record(image_id, None)
     return Record(image_id, value["path"] if value["bytes"] is None else value["bytes"])

@@ -59,9 +59,7 @@ class Source(Protocol):
     """
 
     num_parts: int
-
-    @property
-    def num_images(self) -> int | None: ...
+    num_images: int | None
 
     def identity(self) -> dict[str, Any]:
         """What must not change between a run and its continuation, as JSON values."""
@@ -73,10 +71,25 @@ class Source(Protocol):
 
     def modified(self, part: int) -> float:
         """When the part last changed (seconds since the epoch), 0 where the source cannot say."""
+        return 0.0
+
+
+class IndexedSource(Source, Protocol):
+    """A source whose images have numbers, 0 … num_images − 1; a part is `shard_size` of them."""
+
+    num_images: int
+    shard_size: int
+
+    def record(self, index: int) -> Record:
+        """One image by its number."""
         ...
 
+    def records(self, part: int) -> Iterator[Record]:
+        first = part * self.shard_size
+        return map(self.record, range(first, min(first + self.shard_size, self.num_images)))
 
-class FolderSource:
+
+class FolderSource(IndexedSource):
     """All image files under a folder, sorted by relative path, which is their id.
 
     Args:
@@ -111,21 +124,15 @@ class FolderSource:
         return {"kind": "folder", "images": len(self._files), "listing": _digest(listing)}
 
     def record(self, index: int) -> Record:
-        """One image by its place in the order, 0 … num_images − 1."""
         name = self._files[index][0]
         return Record(name, str(self.folder.absolute() / name))
-
-    def records(self, part: int) -> Iterator[Record]:
-        first = part * self.shard_size
-        for index in range(first, min(first + self.shard_size, self.num_images)):
-            yield self.record(index)
 
     def modified(self, part: int) -> float:
         files = self._files[part * self.shard_size : (part + 1) * self.shard_size]
         return max(time for _, _, time in files)
 
 
-class TarSource:
+class TarSource(Source):
     """WebDataset shards on local disks; an id is the archive's base name, a slash, the sample's key.
 
     Args:
