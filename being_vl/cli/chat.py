@@ -1,4 +1,4 @@
-"""`being-vl chat`: questions about images → answers, and pictures, in the terminal."""
+"""`being-vl chat`: questions about images → answers, and images, in the terminal."""
 
 from __future__ import annotations
 

@@ -114,7 +114,7 @@ def _answered(args: Namespace, tasks: list[Any], output: Path) -> list[Result | 
 
 
 def _reconstructed(args: Namespace, data: Path | None, output: Path) -> Result | None:
-    """Of the pictures of a folder, or of easy-VQA's test split; one process does it."""
+    """Of the images of a folder, or of easy-VQA's test split; one process does it."""
     from accelerate import PartialState
     from tqdm import tqdm
     from transformers import AutoProcessor
@@ -122,25 +122,25 @@ def _reconstructed(args: Namespace, data: Path | None, output: Path) -> Result |
     import being_vl  # noqa: F401  (the Auto classes know our models)
 
     from ..evaluation.easyvqa import load_easyvqa
-    from ..evaluation.reconstruction import evaluate_reconstruction, pictures_below
+    from ..evaluation.reconstruction import evaluate_reconstruction, images_below
 
     state = PartialState(cpu=args.device == "cpu")
     if not state.is_main_process:
         return None
     if data is None:
-        pictures = list(load_easyvqa("test").image_paths.values())
+        images = list(load_easyvqa("test").image_paths.values())
         dataset = {"name": "easy-VQA", "id": None, "split": "test"}
     else:
-        pictures = pictures_below(data)
+        images = images_below(data)
         dataset = {"name": data.name, "id": None, "split": None}
-    pictures = pictures[: args.limit]
+    images = images[: args.limit]
     processor = AutoProcessor.from_pretrained(
         args.checkpoint, vq_device=args.device or state.device
     )
-    with tqdm(total=len(pictures), desc=RECONSTRUCTION, unit="image") as bar:
+    with tqdm(total=len(images), desc=RECONSTRUCTION, unit="image") as bar:
         result = evaluate_reconstruction(
             processor,
-            pictures,
+            images,
             dataset=dataset,
             rfid_weights=args.rfid_weights,
             batch_size=args.batch_size,
@@ -193,7 +193,7 @@ def _report(args: Namespace, results: list[Result], output: Path) -> None:
         print(
             f"{result.task}: {result.num_examples} examples in {result.seconds:.0f} s, "
             f"{result.images['codes_per_image']:.1f} codes and "
-            f"{result.images['tokens_per_image']:.1f} tokens a picture"
+            f"{result.images['tokens_per_image']:.1f} tokens an image"
         )
         width = max(map(len, result.metrics), default=0)
         for name, value in result.metrics.items():

@@ -31,7 +31,7 @@ def make_parser() -> Parser:
         parser,
         "output",
         metavar="FILE.png",
-        help="picture to write; default with --image: NAME.tokens.png, else none",
+        help="image to write; default with --image: NAME.tokens.png, else none",
     )
     option(parser, "tokens", NonNegativeInt, "merged tokens to show", default=24)
     option(parser, "first", NonNegativeInt, "rank of the first of them", default=0)
@@ -110,12 +110,12 @@ def dump_lines(bpe: ImageBPE) -> list[str]:
 
 
 def _inspect_image(args: Namespace, bpe: ImageBPE) -> tuple[dict[str, Any], list[str]]:
-    from ..processing.token_picture import token_picture
+    from ..processing.token_drawing import token_drawing
     from ..quantizers.image_loading import load_image
 
     image = load_image(args.image)
     model, processor = _quantizer(args)
-    drawn = token_picture(image, bpe, model, processor)
+    drawn = token_drawing(image, bpe, model, processor)
     height, width = drawn.codes.shape
     png = args.output or f"{Path(args.image).stem}.tokens.png"
     drawn.drawing.save(png)

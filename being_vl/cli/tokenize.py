@@ -75,7 +75,7 @@ def make_parser() -> Parser:
     add(work, "shard-size", default=2048, help="samples in a shard")
     columns = parser.rare("columns of --data")
     add(columns, "data-config", "split", "id-column")
-    add(columns, "image-column", help="of pictures or their ids, as given to being-vl encode")
+    add(columns, "image-column", help="of images or their ids, as given to being-vl encode")
     option(
         columns,
         "image-root",

@@ -1,4 +1,4 @@
-"""`being-vl train-vq`: pictures → a quantizer.
+"""`being-vl train-vq`: images → a quantizer.
 
 The recipes under hub_configs/vq/ are configurations of this command. Run again after an
 interruption, it continues from its last whole checkpoint.

@@ -238,7 +238,7 @@ def _image_name(part: Mapping[str, Any], where: str) -> str | None:
             return value
     if part.get("base64") or any(part.get(name) for name in _NAMES_OF_IMAGE):
         raise ValueError(
-            f"{where}: the picture itself stands in the sample; encode it first, and name it by its id"
+            f"{where}: the image itself stands in the sample; encode it first, and name it by its id"
         )
     return None
 

@@ -18,7 +18,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from .quantizing.dataset_sources import load_dataset_by_name, picture_digest
+from .quantizing.dataset_sources import image_digest, load_dataset_by_name
 
 _COMPRESSED = {".gz": "gzip", ".zst": "zstd", ".bz2": "bz2"}
 _UNPACKED_BYTES = 10**9  # besides 200 times the packed size
@@ -161,15 +161,15 @@ def _stem(path: Path) -> str:
 
 
 class DatasetSamples(SampleSource):
-    """A `datasets.Dataset`; a column of pictures stands for the ids that `being-vl encode` gave them.
+    """A `datasets.Dataset`; a column of images stands for the ids that `being-vl encode` gave them.
 
-    These are the values of `id_column`, or the numbers of the rows; a list of pictures has `ID/0`, `ID/1`, …
-    A row whose picture is null has no image.
+    These are the values of `id_column`, or the numbers of the rows; a list of images has `ID/0`, `ID/1`, …
+    A row whose image is null has no image.
 
     Args:
         dataset: the rows.
         name: in errors, and by default in the column `source`.
-        image_column: the column of pictures; by default `image` or `images`, or the only one of that type.
+        image_column: the column of images; by default `image` or `images`, or the only one of that type.
         id_column: the column of ids.
     """
 
@@ -189,31 +189,31 @@ class DatasetSamples(SampleSource):
                 raise ValueError(
                     f"{option}: no column {column!r}; there are {dataset.column_names}"
                 )
-        pictures = [name for name, kind in dataset.features.items() if _holds_pictures(kind)]
-        chosen = [image_column] if image_column in pictures else []
+        images = [name for name, kind in dataset.features.items() if _holds_images(kind)]
+        chosen = [image_column] if image_column in images else []
         if not chosen and image_column is None:
-            chosen = [name for name in pictures if name in ("image", "images")] or pictures
+            chosen = [name for name in images if name in ("image", "images")] or images
             if len(chosen) > 1:
                 raise ValueError(f"--image-column must name one of the columns of images: {chosen}")
-        self._texts_as_ids = image_column if image_column not in (None, *pictures) else None
-        self._pictures = chosen[0] if chosen else None
+        self._texts_as_ids = image_column if image_column not in (None, *images) else None
+        self._images = chosen[0] if chosen else None
         self._is_list = bool(chosen) and not isinstance(dataset.features[chosen[0]], datasets.Image)
-        self._counts = _count_pictures(dataset, chosen[0]) if chosen else None  # type: ignore[arg-type]
+        self._counts = _count_images(dataset, chosen[0]) if chosen else None  # type: ignore[arg-type]
         self._identity = {"rows": len(dataset), "fingerprint": dataset._fingerprint}
         self._whole = dataset
-        self._dataset = dataset.remove_columns(pictures)
+        self._dataset = dataset.remove_columns(images)
         self.num_samples = len(dataset)
 
     def identity(self) -> dict[str, Any]:
         return {"kind": "dataset", "id_column": self._id_column, **self._identity}
 
     def positions(self) -> dict[str, Any] | None:
-        """What the numbers of the rows mean, where they name images: see `picture_digest`."""
-        if self._pictures is None or self._id_column is not None:
+        """What the numbers of the rows mean, where they name images: see `image_digest`."""
+        if self._images is None or self._id_column is not None:
             return None
         return {
             "images": self.num_samples,
-            "sample": picture_digest(self._whole, self._pictures),
+            "sample": image_digest(self._whole, self._images),
         }
 
     def read(self, numbers: Sequence[int]) -> Iterator[dict[str, Any]]:
@@ -285,13 +285,13 @@ def iter_samples(source: SampleSource, limit: int | None = None) -> Iterator[tup
         yield number, where, decode_sample(raw, where)
 
 
-def _holds_pictures(feature: Any) -> bool:
+def _holds_images(feature: Any) -> bool:
     inner = getattr(feature, "feature", feature[0] if isinstance(feature, list) else None)
     return isinstance(feature, datasets.Image) or isinstance(inner, datasets.Image)
 
 
-def _count_pictures(dataset: datasets.Dataset, column: str) -> np.ndarray:
-    """How many pictures each row has, int32; reads no picture."""
+def _count_images(dataset: datasets.Dataset, column: str) -> np.ndarray:
+    """How many images each row has, int32; reads no image."""
     counts = []
     for table in dataset.select_columns([column]).with_format("arrow").iter(batch_size=1000):
         for chunk in table[column].chunks:

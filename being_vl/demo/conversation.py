@@ -1,4 +1,4 @@
-"""messages → answer and picture: several turns with a checkpoint, streamed.
+"""messages → answer and image: several turns with a checkpoint, streamed.
 
 Source: transformers' `TextIteratorStreamer` and its chat templates. It differs in that an image is
 quantized once, when it comes, and not again for each turn.
@@ -91,7 +91,7 @@ class Speaker:
         self._decoding: dict[str, Any] = sampling if temperature > 0 else {"do_sample": False}
 
     def look(self, image: Any) -> np.ndarray:
-        """An image (a picture, a path, or a URL) → its codes, int32 (h, w)."""
+        """An image (loaded, a path, or a URL) → its codes, int32 (h, w)."""
         if isinstance(image, (str, os.PathLike)):
             image = self.processor.image_processor.fetch_images(image)
         return self.processor.quantize([image])[0]
@@ -159,7 +159,7 @@ class Speaker:
 
     @torch.inference_mode()
     def draw(self, conversation: Conversation, text: str) -> Image.Image:
-        """A picture, as the model goes on after `text`; the conversation stays as it was."""
+        """An image, as the model goes on after `text`; the conversation stays as it was."""
         inputs = self._inputs(conversation, text)
         ids = self.model.generate(**inputs, **self._decoding, generation_mode="image")
         size = self.model.config.image_grid_size

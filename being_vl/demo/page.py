@@ -25,7 +25,7 @@ from ..quantizers.image_loading import load_image
 from .conversation import Conversation, Speaker
 from .tokens import LABELS, enlarged, view_tokens
 
-# Of growing tokens: from grey to red. Fixed, so that a size has one colour whatever the picture.
+# Of growing tokens: from grey to red. Fixed, so that a size has one colour whatever the image.
 _COLOURS = dict(
     zip(
         LABELS,
@@ -71,19 +71,19 @@ def _shown(error: Exception) -> gr.Error:
 def _tokens_tab(processor: BeingVLProcessor) -> None:
     bpe = processor.tokenizer.image_bpe
 
-    def look(picture: Image.Image | None, num_merges: float) -> tuple[Any, ...]:
-        """A new picture: quantize it, reconstruct it, draw its tokens."""
-        if picture is None:
+    def look(image: Image.Image | None, num_merges: float) -> tuple[Any, ...]:
+        """A new image: quantize it, reconstruct it, draw its tokens."""
+        if image is None:
             return None, None, None, ""
         try:
-            (codes,) = processor.quantize([picture])
+            (codes,) = processor.quantize([image])
         except Exception as error:  # whatever an image or a quantizer raises, a person reads it
             raise _shown(error) from error
         seen = codes, processor.reconstruct(codes)
         return seen, enlarged(seen[1]), *show(seen, num_merges)
 
     def show(seen: tuple[np.ndarray, Image.Image] | None, num_merges: float) -> tuple[Any, str]:
-        """The same picture (its codes and its reconstruction) with another number of merges."""
+        """The same image (its codes and its reconstruction) with another number of merges."""
         if seen is None:
             return None, ""
         view = view_tokens(bpe, seen[0], int(num_merges), seen[1])
@@ -91,11 +91,11 @@ def _tokens_tab(processor: BeingVLProcessor) -> None:
         text = (
             f"**{view.num_codes}** codes, **{view.num_tokens}** tokens, {ratio:.2f} codes a token"
         )
-        return (view.picture, view.areas), text
+        return (view.image, view.areas), text
 
     seen = gr.State()
     with gr.Row():
-        picture = gr.Image(
+        image = gr.Image(
             type="pil",
             image_mode="RGB",
             label="Image",
@@ -110,7 +110,7 @@ def _tokens_tab(processor: BeingVLProcessor) -> None:
         tokens = gr.AnnotatedImage(label="Tokens, by their number of codes", color_map=_COLOURS)
     merges = gr.Slider(0, bpe.num_merges, value=bpe.num_merges, step=1, label="Merges")
     numbers = gr.Markdown(elem_id="numbers")
-    picture.change(look, [picture, merges], [seen, reconstruction, tokens, numbers])
+    image.change(look, [image, merges], [seen, reconstruction, tokens, numbers])
     merges.release(show, [seen, merges], [tokens, numbers])
 
 
@@ -120,16 +120,16 @@ def _chat_tab(speaker: Speaker) -> None:
     ) -> Iterator[tuple[Any, ...]]:
         """One turn: the answer grows in the chat as it comes."""
         talk = talk or Conversation()
-        text = message["text"].strip() or "What is in the picture?"
+        text = message["text"].strip() or "What is in the image?"
         said = ""
         try:
-            pictures = [load_image(path) for path in message["files"]]
-            talk.waiting = [speaker.look(picture) for picture in pictures]
+            images = [load_image(path) for path in message["files"]]
+            talk.waiting = [speaker.look(image) for image in images]
             shown = [
                 *shown,
                 *(
-                    {"role": "user", "content": gr.Image(picture, buttons=["fullscreen"])}
-                    for picture in pictures
+                    {"role": "user", "content": gr.Image(image, buttons=["fullscreen"])}
+                    for image in images
                 ),
                 {"role": "user", "content": _literal(text)},
             ]

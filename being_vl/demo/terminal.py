@@ -14,8 +14,8 @@ from rich.console import Console
 from .conversation import Conversation, Speaker
 
 HELP = """\
-/image PATH        show it a picture (or the URL of one), which the next question is about
-/draw FILE [TEXT]  write the picture that it generates after TEXT to FILE
+/image PATH        show it an image (or the URL of one), which the next question is about
+/draw FILE [TEXT]  write the image that it generates after TEXT to FILE
 /reset             forget the conversation
 /help              this list
 /quit              leave; Ctrl-D does too, and Ctrl-C stops an answer
@@ -99,7 +99,7 @@ class Session:
                 raise ValueError(f"no command {name}; /help lists them")
 
     def add_image(self, source: str) -> None:
-        """Quantize a picture for the next question."""
+        """Quantize an image for the next question."""
         source = _unquoted(source)
         if not source:
             raise ValueError("/image takes a path or a URL")
@@ -112,7 +112,7 @@ class Session:
         except Exception as error:  # of a URL, whatever the client raises; it does not name the URL
             if not is_url:
                 raise
-            raise OSError(f"{source}: no picture can be read there: {error}") from error
+            raise OSError(f"{source}: no image can be read there: {error}") from error
         self.conversation.waiting.append(codes)
         tokens = len(self.speaker.processor.tokenizer.image_bpe.encode(codes))
         height, width = codes.shape
@@ -125,9 +125,9 @@ class Session:
         path = Path(os.path.expanduser(file))
         if not path.suffix:
             path = path.with_suffix(".png")
-        picture = self.speaker.draw(self.conversation, text)
-        picture.save(path)
-        self.console.print(f"(wrote {path}, {picture.width}×{picture.height} pixels)", style="dim")
+        image = self.speaker.draw(self.conversation, text)
+        image.save(path)
+        self.console.print(f"(wrote {path}, {image.width}×{image.height} pixels)", style="dim")
 
 
 def _unquoted(text: str) -> str:

@@ -1,4 +1,4 @@
-"""codes and the first merges → what a page shows of them: tokens over a picture, and numbers."""
+"""codes and the first merges → what a page shows of them: tokens over an image, and numbers."""
 
 from __future__ import annotations
 
@@ -20,15 +20,15 @@ MIN_SIDE = 384
 
 @dataclass(frozen=True)
 class TokenView:
-    """A picture with its tokens drawn over it.
+    """An image with its tokens drawn over it.
 
     Args:
-        picture: with the borders of the tokens.
-        areas: (bool mask (height, width) over the picture, label), for each size of tokens that occurs.
+        image: with the borders of the tokens.
+        areas: (bool mask (height, width) over the image, label), for each size of tokens that occurs.
         num_tokens, num_codes: of the image.
     """
 
-    picture: Image.Image
+    image: Image.Image
     areas: list[tuple[np.ndarray, str]]
     num_tokens: int
     num_codes: int
@@ -49,7 +49,7 @@ def view_tokens(
         bpe: the whole vocabulary.
         codes: (h, w).
         num_merges: how many of its merges to use, in rank order.
-        reconstruction: the picture to draw over.
+        reconstruction: the image to draw over.
     """
     if not 0 <= num_merges <= bpe.num_merges:
         raise ValueError(f"num_merges must be in [0, {bpe.num_merges}], got {num_merges}")
@@ -57,16 +57,16 @@ def view_tokens(
     ids = part.encode(codes)
     owner = token_map(part, ids.tolist(), *codes.shape)  # (h, w): which token covers a cell
     cells = np.bincount(owner.reshape(-1), minlength=len(ids))[owner]  # (h, w): its number of cells
-    picture = enlarged(reconstruction)
+    image = enlarged(reconstruction)
     kinds = np.searchsorted([most for most, _ in _CLASSES], cells)
-    rows = np.arange(picture.height) * codes.shape[0] // picture.height
-    cols = np.arange(picture.width) * codes.shape[1] // picture.width
+    rows = np.arange(image.height) * codes.shape[0] // image.height
+    cols = np.arange(image.width) * codes.shape[1] // image.width
     areas = [((kinds == kind)[rows][:, cols], LABELS[kind]) for kind in np.unique(kinds).tolist()]
-    return TokenView(draw_tokens(picture, owner), areas, len(ids), codes.size)
+    return TokenView(draw_tokens(image, owner), areas, len(ids), codes.size)
 
 
-def enlarged(picture: Image.Image) -> Image.Image:
-    """A small picture in whole multiples of its size, so that cells stay sharp."""
-    scale = max(1, -(-MIN_SIDE // min(picture.size)))
-    size = (picture.width * scale, picture.height * scale)
-    return picture.resize(size, Image.Resampling.NEAREST)
+def enlarged(image: Image.Image) -> Image.Image:
+    """A small image in whole multiples of its size, so that cells stay sharp."""
+    scale = max(1, -(-MIN_SIDE // min(image.size)))
+    size = (image.width * scale, image.height * scale)
+    return image.resize(size, Image.Resampling.NEAREST)

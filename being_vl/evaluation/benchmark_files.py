@@ -1,4 +1,4 @@
-"""a benchmark's files on disk → examples: question, picture, what is right.
+"""a benchmark's files on disk → examples: question, image, what is right.
 
 Source: the formats in which POPE, VQA v2, MME, LLaVA, COCO captions and MLLM-Bench are published. Nothing is
 downloaded. What is malformed is an error that names the file, the row, the field, the rule and the value.
@@ -18,16 +18,16 @@ from ..files import read_json
 _MAX_BYTES = 1 << 29
 _MAX_VALUES = 1 << 25
 
-_PICTURES = (".jpg", ".jpeg", ".png", ".webp", ".bmp")
+_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp")
 
 
 @dataclass(frozen=True)
 class Example:
-    """A question about a picture, and what is right.
+    """A question about an image, and what is right.
 
     Args:
         id: tells the examples of a task apart.
-        image: path of its picture.
+        image: path of its image.
         question: what the model is asked.
         target: what the scorer compares the answer with.
         group: category that is scored by itself, or "".
@@ -56,14 +56,14 @@ def read_pope(data: Path, images: Path | None) -> list[Example]:
             label = _get(entry, "label", str, where)
             if label not in ("yes", "no"):
                 raise ValueError(f"{where}: 'label' must be yes or no, got {label!r}")
-            image = _picture(folder, _get(entry, "image", str, where), where)
+            image = _image(folder, _get(entry, "image", str, where), where)
             name = f"{category}/{entry.get('question_id', number)}"
             rows.append(Example(name, image, _get(entry, "text", str, where), label, category))
     return rows
 
 
 def read_vqav2(data: Path, images: Path | None) -> tuple[list[Example], str]:
-    """`*questions.json` and `*annotations.json`; pictures `COCO_SUBTYPE_000000000000.jpg`.
+    """`*questions.json` and `*annotations.json`; images `COCO_SUBTYPE_000000000000.jpg`.
 
     Returns:
         the rows, and the subtype, such as val2014.
@@ -95,7 +95,7 @@ def read_vqav2(data: Path, images: Path | None) -> tuple[list[Example], str]:
         rows.append(
             Example(
                 str(question_id),
-                _picture(folder, name, where),
+                _image(folder, name, where),
                 _get(entry, "question", str, where),
                 truths,
                 str(annotation.get("answer_type", "")),
@@ -105,9 +105,9 @@ def read_vqav2(data: Path, images: Path | None) -> tuple[list[Example], str]:
 
 
 def read_mme(data: Path, images: Path | None) -> list[Example]:
-    """A folder for each category, with a text file for each picture: two lines, question, tab, answer.
+    """A folder for each category, with a text file for each image: two lines, question, tab, answer.
 
-    Pictures and texts lie side by side, or in `images/` and `questions_answers_YN/`.
+    Images and texts lie side by side, or in `images/` and `questions_answers_YN/`.
     """
     rows = []
     for folder in sorted(path for path in _listed(data) if path.is_dir()):
@@ -139,7 +139,7 @@ def read_llava(data: Path, images: Path | None) -> list[Example]:
     rows = []
     for number, entry in enumerate(_list(data)):
         where = f"{data}: [{number}]"
-        image = _picture(images or data.parent, _get(entry, "image", str, where), where)
+        image = _image(images or data.parent, _get(entry, "image", str, where), where)
         turns = _get(entry, "conversations", list, where)
         said = [(_get(turn, "from", str, where), _get(turn, "value", str, where)) for turn in turns]
         speakers = [speaker for speaker, _ in said]
@@ -169,7 +169,7 @@ def read_captions(data: Path, images: Path | None, prompt: str) -> list[Example]
         image_id = _get(entry, "id", (int, str), where)
         if image_id not in captions:
             raise ValueError(f"{where}: 'id' {image_id!r} has no caption in 'annotations'")
-        image = _picture(images or data.parent, _get(entry, "file_name", str, where), where)
+        image = _image(images or data.parent, _get(entry, "file_name", str, where), where)
         rows.append(Example(str(image_id), image, prompt, captions[image_id]))
     return rows
 
@@ -181,7 +181,7 @@ def read_mllm_bench(data: Path, images: Path | None) -> list[Example]:
         where = f"{data}: [{number}]"
         unique_idx = _get(entry, "unique_idx", (int, str), where)
         name = _get(entry, "image", str, where)
-        image = _picture(images, Path(name).name, where) if images else _near(data, name, where)
+        image = _image(images, Path(name).name, where) if images else _near(data, name, where)
         meta = entry.get("meta") or {}
         extra = {"unique_idx": unique_idx, "meta": meta}
         question = _get(entry, "question", str, where)
@@ -208,22 +208,22 @@ def numbered(examples: Sequence[Example]) -> list[Example]:
 def _near(data: Path, name: str, where: str) -> str:
     """MLLM-Bench writes paths from the folder above its `data/`."""
     folders = [folder for folder in (data.parent, data.parent.parent) if (folder / name).is_file()]
-    return _picture(folders[0] if folders else data.parent, name, where)
+    return _image(folders[0] if folders else data.parent, name, where)
 
 
-def _picture(folder: Path, name: str, where: str) -> str:
+def _image(folder: Path, name: str, where: str) -> str:
     path = folder / name
     if not path.is_file():
-        raise FileNotFoundError(f"{where}: no picture {path} (--images names their folder)")
+        raise FileNotFoundError(f"{where}: no image {path} (--images names their folder)")
     return str(path)
 
 
 def _beside(stem: str, folders: Iterable[Path], path: Path) -> str:
     for folder in folders:
-        for suffix in _PICTURES:
+        for suffix in _SUFFIXES:
             if (folder / f"{stem}{suffix}").is_file():
                 return str(folder / f"{stem}{suffix}")
-    raise FileNotFoundError(f"{path}: no picture {stem} beside it (--images names their folder)")
+    raise FileNotFoundError(f"{path}: no image {stem} beside it (--images names their folder)")
 
 
 def _get(entry: Any, name: str, kind: type | tuple[type, ...], where: str) -> Any:

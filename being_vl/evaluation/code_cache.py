@@ -1,7 +1,7 @@
-"""pixels → codes, once: a folder that remembers the codes of every picture it has seen.
+"""pixels → codes, once: a folder that remembers the codes of every image it has seen.
 
 The key is what the codes depend on and nothing else: the quantizer's identity and the
-picture's pixels. So tasks, harnesses and checkpoints that share a quantizer share the codes.
+image's pixels. So tasks, harnesses and checkpoints that share a quantizer share the codes.
 """
 
 from __future__ import annotations
@@ -23,12 +23,12 @@ from ..processing.processing_being_vl import BeingVLProcessor
 from ..quantizers.identity import quantizer_identity
 from ..quantizers.image_loading import load_image, to_rgb
 
-BATCH_SIZE = 32  # pictures at a time
-BATCH_PIXELS = 1 << 24  # of them in memory at once, at 3 bytes; a larger picture comes alone
+BATCH_SIZE = 32  # images at a time
+BATCH_PIXELS = 1 << 24  # of them in memory at once, at 3 bytes; a larger image comes alone
 READERS = 4  # threads that decode them
 _STRIP = 64  # rows of pixels
 
-_Picture = str | os.PathLike | Image.Image
+_Image = str | os.PathLike | Image.Image
 
 
 def default_cache_folder() -> Path:
@@ -37,7 +37,7 @@ def default_cache_folder() -> Path:
 
 
 class CodeCache:
-    """Codes of pictures, from the folder or else from the processor's quantizer.
+    """Codes of images, from the folder or else from the processor's quantizer.
 
     A file each, `codes/QUANTIZER/xx/PICTURE.npy`, written aside and renamed, so that processes can share the
     folder and one that is killed leaves no half file. A file that cannot be read is made again.
@@ -57,14 +57,14 @@ class CodeCache:
 
     def codes(
         self,
-        pictures: Sequence[_Picture],
+        images: Sequence[_Image],
         *,
         progress: Callable[[int], Any] = lambda count: None,
     ) -> list[np.ndarray]:
-        """The codes of pictures, in order, int32 (h, w)."""
+        """The codes of images, in order, int32 (h, w)."""
         grids: list[np.ndarray] = []
         with ThreadPoolExecutor(READERS) as readers:
-            for batch in _batches(pictures):
+            for batch in _batches(images):
                 grids += self._batch(list(readers.map(_open, batch)))
                 progress(len(batch))
         return grids
@@ -112,31 +112,31 @@ class CodeCache:
             np.save(file, grid.astype(np.int32), allow_pickle=False)
 
 
-def _open(picture: _Picture) -> Image.Image:
-    return to_rgb(picture) if isinstance(picture, Image.Image) else load_image(picture)
+def _open(image: _Image) -> Image.Image:
+    return to_rgb(image) if isinstance(image, Image.Image) else load_image(image)
 
 
-def _batches(pictures: Sequence[_Picture]) -> Iterator[list[_Picture]]:
-    """Pictures in order, as many at a time as `BATCH_SIZE` and `BATCH_PIXELS` allow."""
-    batch: list[_Picture] = []
+def _batches(images: Sequence[_Image]) -> Iterator[list[_Image]]:
+    """Images in order, as many at a time as `BATCH_SIZE` and `BATCH_PIXELS` allow."""
+    batch: list[_Image] = []
     pixels = 0
-    for picture in pictures:
-        size = _num_pixels(picture)
+    for image in images:
+        size = _num_pixels(image)
         if batch and (len(batch) == BATCH_SIZE or pixels + size > BATCH_PIXELS):
             yield batch
             batch, pixels = [], 0
-        batch.append(picture)
+        batch.append(image)
         pixels += size
     if batch:
         yield batch
 
 
-def _num_pixels(picture: _Picture) -> int:
-    """By the header alone; 0 where none can be read, which is an error when the picture is opened."""
-    if isinstance(picture, Image.Image):
-        return picture.width * picture.height
+def _num_pixels(image: _Image) -> int:
+    """By the header alone; 0 where none can be read, which is an error when the image is opened."""
+    if isinstance(image, Image.Image):
+        return image.width * image.height
     try:
-        with Image.open(picture) as header:
+        with Image.open(image) as header:
             return header.width * header.height
     except Exception:  # Pillow's readers raise what they like; `load_image` names the file
         return 0

@@ -1,4 +1,4 @@
-"""pictures → codes → pictures: how much the quantizer keeps, and how few tokens the image BPE makes of it.
+"""images → codes → images: how much the quantizer keeps, and how few tokens the image BPE makes of it.
 
 Source: PSNR, SSIM and rFID as in `vq_metrics`; tokens per image for growing vocabularies as in Figure 3 of
 "From Pixels to Tokens".
@@ -26,25 +26,25 @@ from .tasks import named
 _SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff")
 
 
-def pictures_below(folder: Path) -> list[str]:
-    """Paths of the pictures of a folder, searched recursively, in order."""
+def images_below(folder: Path) -> list[str]:
+    """Paths of the images of a folder, searched recursively, in order."""
     paths = sorted(str(path) for path in folder.rglob("*") if path.suffix.lower() in _SUFFIXES)
     if not paths:
-        raise FileNotFoundError(f"{folder}: no pictures ({', '.join(_SUFFIXES)})")
+        raise FileNotFoundError(f"{folder}: no images ({', '.join(_SUFFIXES)})")
     return paths
 
 
 @torch.inference_mode()
 def evaluate_reconstruction(
     processor: BeingVLProcessor,
-    pictures: Sequence[str],
+    images: Sequence[str],
     *,
     dataset: dict[str, str | None],
     rfid_weights: str | None = None,
     batch_size: int = 32,
     progress: Callable[[int], Any] = lambda count: None,
 ) -> Result:
-    """Quantize pictures, reconstruct them, and encode their codes with 0, 1, 2, 4, … and all merges.
+    """Quantize images, reconstruct them, and encode their codes with 0, 1, 2, 4, … and all merges.
 
     Returns:
         `psnr` (dB), `psnr_per_image`, `ssim`, `code_usage` (share), `perplexity`, `rfid` where weights are given;
@@ -66,7 +66,7 @@ def evaluate_reconstruction(
                 path, processor.image_processor, downsampling=vq.config.downsampling, name=path
             ),
         )
-        for path in pictures
+        for path in images
     )
     for paths, batch, codes in encode_by_size(pixels, vq, batch_size=batch_size):
         metrics.update(batch, vq.decode(codes), codes)
@@ -79,7 +79,7 @@ def evaluate_reconstruction(
         task=named("reconstruction", name) if dataset["split"] is None else "reconstruction",
         dataset=dataset,
         metrics=values,
-        num_examples=len(pictures),
+        num_examples=len(images),
         decoding={},
         harness={"name": "being_vl", "version": __version__},
         seconds=round(time.perf_counter() - started, 3),

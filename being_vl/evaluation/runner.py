@@ -195,8 +195,8 @@ class Evaluator:
         return [answers[place] for place in places]
 
     def _lengths(self, codes: dict[str, np.ndarray]) -> dict[str, tuple[int, int]]:
-        """Path → cells and tokens of its picture."""
-        if not codes:  # more processes than pictures
+        """Path → cells and tokens of its image."""
+        if not codes:  # more processes than images
             return {}
         tokens = self.processor.tokenizer.encode_codes(list(codes.values()))
         return {
@@ -246,7 +246,7 @@ class Evaluator:
 
 
 def _share(rows: Sequence[Example], index: int, count: int) -> slice:
-    """A process's part of the rows: contiguous, and never parting those about one picture."""
+    """A process's part of the rows: contiguous, and never parting those about one image."""
 
     def bound(number: int) -> int:
         place = len(rows) * number // count

@@ -1,4 +1,4 @@
-"""benchmarks → tasks: questions about pictures, and the rule that scores their answers.
+"""benchmarks → tasks: questions about images, and the rule that scores their answers.
 
 Source: each benchmark's own files, as its authors publish them, and prompts as LLaVA and lmms-eval put them
 ("Answer the question using a single word or phrase."), so that results compare. See docs/evaluation.md.
@@ -37,11 +37,11 @@ class Task:
         name: of the task and of its result file. Where a benchmark has several data sets or splits, the
             name says which (`llava-FILE`, `vqav2-SPLIT`), so that their results lie side by side.
         dataset: `name`, Hub `id` (or None), `split` and `digest` of the data, for the result file.
-        rows: the questions; those about one picture stand together.
+        rows: the questions; those about one image stand together.
         score: rows and an answer for each → the metrics of the result file. None: the answers are for an
             outside judge.
         max_new_tokens: after which an answer is cut.
-        rows_scored_together: MME scores the two questions about a picture as one.
+        rows_scored_together: MME scores the two questions about an image as one.
     """
 
     name: str
@@ -75,12 +75,12 @@ def load_task(
     Args:
         name: of the task.
         data: folder or file of the benchmark; easyvqa alone needs none.
-        images: folder of the pictures, where they are not with the data.
+        images: folder of the images, where they are not with the data.
         spice_jar: for the SPICE of captions.
 
     Raises:
         ValueError: there is no such task, it needs data, or a file of it is malformed; the file is named.
-        FileNotFoundError: a file or a picture is missing.
+        FileNotFoundError: a file or an image is missing.
         ImportError: easyvqa without the package easy-vqa.
     """
     if name not in TASKS:
@@ -169,7 +169,7 @@ def named(task: str, data: str) -> str:
 
 
 def _by_image(rows: Sequence[Example]) -> list[Example]:
-    """Rows about one picture together, pictures in the order in which they first come."""
+    """Rows about one image together, images in the order in which they first come."""
     order = {image: place for place, image in enumerate(dict.fromkeys(row.image for row in rows))}
     return sorted(rows, key=lambda row: order[row.image])
 

@@ -1,4 +1,4 @@
-"""folder → its card: metadata, tables, picture and snippet, from what its files and `card.yaml` say.
+"""folder → its card: metadata, tables, drawing and snippet, from what its files and `card.yaml` say.
 
 Source: huggingface_hub's `ModelCard` and the sections of its template. It differs in that every number is
 read from a file of the folder, and that what is not known is left out.
@@ -22,7 +22,7 @@ from ..models.families import family_of_checkpoint
 from ..processing.tokenization_being_vl import BeingVLTokenizer
 from .commit import CARD, CARD_MARK
 from .escaping import cell, code, fenced, is_repository, plain
-from .example import EXAMPLE, PICTURE
+from .example import DRAWING, EXAMPLE
 from .facts import FACTS_FILE, CardFacts, read_facts, read_mapping
 from .folder import folder_kind, read_weights
 from .part import VQ_FOLDER
@@ -149,7 +149,7 @@ def _checkpoint_card(folder: Path, facts: CardFacts) -> str:
         **_common(folder, facts),
         "has_code": has_code,
         "example": EXAMPLE if (folder / EXAMPLE).exists() else None,
-        "picture": PICTURE if (folder / PICTURE).exists() else None,
+        "drawing": DRAWING if (folder / DRAWING).exists() else None,
         "prompt": _prompt(folder, facts) if (folder / "tokenizer_config.json").exists() else None,
         "tokens": _tokens_per_image(config, facts, results),
         "results": results,

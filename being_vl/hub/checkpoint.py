@@ -86,7 +86,7 @@ def init_checkpoint(
         text_model: a model of a family in `models.families`, with a tied or an untied head.
         text_tokenizer: its fast tokenizer.
         vq_model: the quantizer of images, with as many codes as `image_bpe` knows; None for a checkpoint
-            that is given codes and never pictures.
+            that is given codes and never images.
         image_bpe: the trained image BPE.
         image_processor: by default Chameleon's, with a square crop of `vq_model.config.resolution`.
         special_tokens: see [`BeingVLTokenizer.from_text_tokenizer`].

@@ -1,4 +1,4 @@
-"""an image → the pictures of a card: the image itself, and its reconstruction with its tokens drawn."""
+"""an image → the drawings of a card: the image itself, and its reconstruction with its tokens drawn."""
 
 from __future__ import annotations
 
@@ -7,11 +7,11 @@ from pathlib import Path
 
 from ..files import new_file
 from ..processing.processing_being_vl import BeingVLProcessor
-from ..processing.token_picture import token_picture
+from ..processing.token_drawing import token_drawing
 from ..quantizers.image_loading import load_image
 
 EXAMPLE = "example.png"
-PICTURE = "tokens.png"
+DRAWING = "tokens.png"
 
 
 def draw_example(folder: Path, image: str | os.PathLike) -> list[str]:
@@ -21,11 +21,11 @@ def draw_example(folder: Path, image: str | os.PathLike) -> list[str]:
         the names of the files.
     """
     processor = BeingVLProcessor.from_pretrained(folder)
-    picture = load_image(image)
-    drawn = token_picture(
-        picture, processor.tokenizer.image_bpe, processor.vq_model, processor.image_processor
+    loaded = load_image(image)
+    drawn = token_drawing(
+        loaded, processor.tokenizer.image_bpe, processor.vq_model, processor.image_processor
     )
-    for name, panel in ((EXAMPLE, picture), (PICTURE, drawn.drawing)):
+    for name, panel in ((EXAMPLE, loaded), (DRAWING, drawn.drawing)):
         with new_file(folder / name) as aside:
             panel.save(aside)
-    return [EXAMPLE, PICTURE]
+    return [EXAMPLE, DRAWING]

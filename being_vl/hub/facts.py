@@ -59,7 +59,7 @@ class CardFacts:
     hardware: str | None = None
     limits: str | None = None
     citation: str | None = None
-    question: str = "What is in the picture?"
+    question: str = "What is in the image?"
     max_new_tokens: int = 64
     tokens_per_image: float | None = None
     tokens_measured_on: str | None = None

@@ -244,7 +244,7 @@ class BeingVLProcessor(CheckpointPart, ProcessorMixin):
     ) -> None:
         """Refuse images that are not those of the texts.
 
-        The base class compares totals, and knows pictures alone: here grids count as well, and where they
+        The base class compares totals, and knows images alone: here grids count as well, and where they
         come as a list for each text, each text is compared with its own.
         """
         if videos is not None or audio is not None:

@@ -24,11 +24,11 @@ def fit_patch_quantizer(images: Path, target: Path, *, seed: int) -> None:
 
     paths = sorted(images.iterdir(), key=lambda path: int(path.stem))
     chosen = paths[:: max(1, len(paths) // _FIT_IMAGES)]
-    pictures = [np.asarray(load_image(path).convert("RGB")) for path in chosen]
+    pixels = [np.asarray(load_image(path).convert("RGB")) for path in chosen]
     config = BeingVLPatchVQConfig(num_embeddings=CODEBOOK_SIZE, patch_size=4, resolution=64)
     processor = default_image_processor(config)
     model = BeingVLPatchVQModel(config)
-    model.fit(processor(pictures, return_tensors="pt")["pixel_values"], seed=seed)
+    model.fit(processor(pixels, return_tensors="pt")["pixel_values"], seed=seed)
     model.save_pretrained(target)
     processor.save_pretrained(target)
 

@@ -88,7 +88,7 @@ def test_roles_of_tools_are_kept():
 def test_a_picture_in_the_row_is_refused_without_its_payload(part):
     row = {"messages": [{"role": "user", "content": [part]}, {"role": "assistant", "content": "a"}]}
     with pytest.raises(
-        ValueError, match=r"content\[0\]: the picture itself stands in the sample"
+        ValueError, match=r"content\[0\]: the image itself stands in the sample"
     ) as error:
         parse_sample(row, where="row", number=0)
     assert "AAAA" not in str(error.value)

@@ -174,7 +174,7 @@ def test_a_url_that_the_user_gives(session: Session, image: Path) -> None:
         server.shutdown()
     assert np.array_equal(session.conversation.waiting, [session.speaker.look(image)])
     error = session.errors.getvalue()
-    assert f"{address}/none.png: no picture can be read there" in error and error.count("\n") == 1
+    assert f"{address}/none.png: no image can be read there" in error and error.count("\n") == 1
 
 
 def test_typing_ends_with_the_input(monkeypatch) -> None:

@@ -39,7 +39,7 @@ def test_areas_cover_the_picture_once_and_tell_the_size_of_tokens() -> None:
     picture = Image.new("RGB", (24, 16), "white")
     view = view_tokens(image_bpe(), codes, NUM_MERGES, picture)
     assert (view.num_codes, view.num_tokens) == (24, 12)
-    assert min(view.picture.size) >= MIN_SIDE and view.picture.size == (576, 384)
+    assert min(view.image.size) >= MIN_SIDE and view.image.size == (576, 384)
     covered = np.sum([mask for mask, _ in view.areas], axis=0)
     assert covered.shape == (384, 576) and (covered == 1).all()
     masks = {label: mask for mask, label in view.areas}

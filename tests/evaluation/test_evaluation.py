@@ -79,7 +79,7 @@ def test_pictures_elsewhere(tmp_path):
     task = load_task("pope", tmp_path / "data", tmp_path / "pictures")
     assert Path(task.rows[0].image).parent == tmp_path / "pictures"
     with pytest.raises(
-        FileNotFoundError, match=r"coco_pope_popular.json: line 1: no picture .*red"
+        FileNotFoundError, match=r"coco_pope_popular.json: line 1: no image .*red"
     ):
         load_task("pope", tmp_path / "data")
 

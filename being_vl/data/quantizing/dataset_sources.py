@@ -53,7 +53,7 @@ class DatasetSource(IndexedSource):
             "images": self.num_images,
             "columns": columns,
             "fingerprint": self.fingerprint,
-            "sample": picture_digest(self.dataset, self.image_column),
+            "sample": image_digest(self.dataset, self.image_column),
         }
 
     def record(self, index: int) -> Record:
@@ -137,11 +137,11 @@ def load_dataset_by_name(
     return loaded
 
 
-def picture_digest(dataset: datasets.Dataset, image_column: str) -> str:
-    """A digest of up to 16 pictures of a column, evenly spaced.
+def image_digest(dataset: datasets.Dataset, image_column: str) -> str:
+    """A digest of up to 16 images of a column, evenly spaced.
 
     Rows are named by their number where there is no column of ids; this tells whether the numbers of two
-    data sets mean the same pictures, which a fingerprint does not where one is a copy of the other.
+    data sets mean the same images, which a fingerprint does not where one is a copy of the other.
     """
     kind = dataset.features[image_column]
     undecoded = datasets.Image(decode=False)

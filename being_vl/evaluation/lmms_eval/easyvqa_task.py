@@ -46,7 +46,7 @@ class EasyVQA(ConfigurableMessagesTask):
 
 
 def doc_to_visual(doc: Mapping[str, Any]) -> list[Any]:
-    """The picture."""
+    """The image."""
     return [doc["image"].convert("RGB")]
 
 

@@ -1,7 +1,7 @@
 """lmms-eval's requests → answers: `python -m lmms_eval --model being_vl --model_args pretrained=…`.
 
 Source: the class `lmms` of lmms-eval 0.7, in its chat form. It differs from the models that come with lmms-eval in
-that pictures are quantized before, once, and kept on disk, and that the questions about a picture share its part
+that images are quantized before, once, and kept on disk, and that the questions about an image share its part
 of the prompt.
 """
 
@@ -84,7 +84,7 @@ class BeingVL(lmms):
         with self._bar(len(requests), "answering", "question") as bar:
             for numbers in groups.values():
                 options = generation_options(requests[numbers[0]].args[2])
-                # Questions about one picture side by side, so that they share its part of the prompt.
+                # Questions about one image side by side, so that they share its part of the prompt.
                 numbers.sort(key=lambda n: [grid.tobytes() for grid in grids[n]])
                 batches = iter_answers(
                     self._model,
@@ -104,7 +104,7 @@ class BeingVL(lmms):
         return answers
 
     def _read(self, requests: Sequence[Instance]) -> tuple[list[str], list[list[np.ndarray]]]:
-        """Prompts, and the codes of each one's pictures; a batch of pictures in memory at a time."""
+        """Prompts, and the codes of each one's images; a batch of images in memory at a time."""
         prompts: list[str] = []
         grids: list[list[np.ndarray]] = []
         with self._bar(len(requests), "quantizing", "question") as bar:

@@ -1,4 +1,4 @@
-"""lmms-eval's chat messages → prompts and pictures; its generation options → those of `generate`.
+"""lmms-eval's chat messages → prompts and images; its generation options → those of `generate`.
 
 Source: the formats of lmms-eval 0.7. Kept apart from the model class, so that it works, and is tested, without
 lmms-eval.
@@ -27,8 +27,8 @@ DEFAULT_MAX_NEW_TOKENS = 1024
 def read_messages(
     processor: BeingVLProcessor, messages: Sequence[Mapping[str, Any]]
 ) -> tuple[str, list[Any]]:
-    """A conversation → its prompt, and its pictures (PIL, or paths) in order."""
-    conversation, pictures = [], []
+    """A conversation → its prompt, and its images (PIL, or paths) in order."""
+    conversation, images = [], []
     for message in messages:
         parts = message["content"]
         if isinstance(parts, str):
@@ -36,7 +36,7 @@ def read_messages(
         content = []
         for part in parts:
             if part["type"] == "image":
-                pictures.append(part["url"])
+                images.append(part["url"])
                 content.append({"type": "image"})
             elif part["type"] == "text":
                 content.append({"type": "text", "text": part["text"]})
@@ -46,7 +46,7 @@ def read_messages(
                 )
         conversation.append({"role": message["role"], "content": content})
     prompt = processor.apply_chat_template(conversation, tokenize=False, add_generation_prompt=True)
-    return prompt, pictures
+    return prompt, images
 
 
 def generation_options(task_options: Mapping[str, Any]) -> dict[str, Any]:

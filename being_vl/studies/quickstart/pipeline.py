@@ -226,14 +226,14 @@ class _Quickstart:
         print_table(self.table, self.console)
 
     def report(self, checkpoint: Path | None = None) -> None:
-        """The card and the picture of the checkpoint, by `being-vl card`."""
+        """The card and the image of the checkpoint, by `being-vl card`."""
         checkpoint = checkpoint or self.checkpoint
         test = load_easyvqa("test")
         write_facts(checkpoint, self.settings, self.table, test.questions[0].text)
         image = test.image_paths[test.questions[0].image_id]
         self.command("card", checkpoint, image=image)
         self.console.print(
-            f"picture: {checkpoint / 'tokens.png'}\ntry it: being-vl chat {checkpoint}"
+            f"image: {checkpoint / 'tokens.png'}\ntry it: being-vl chat {checkpoint}"
         )
 
 

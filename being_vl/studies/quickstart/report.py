@@ -84,7 +84,7 @@ def write_facts(
         "out. Then the new rows alone (`pretrain`), then everything (`sft`), eight images a step.",
         hardware=result.hardware,
         limits="It knows nothing but the thirteen answers of easy-VQA, and sees drawings of 64×64 pixels; what "
-        "it says of any other picture means nothing. One seed.",
+        "it says of any other image means nothing. One seed.",
         sections={
             "Compared": (
                 f"|{header}|\n|{rule}|\n{lines}\n\n"

@@ -1,8 +1,8 @@
-"""reconstruction ↔ picture: the adversarial and perceptual losses of a VQ-GAN.
+"""reconstruction ↔ image: the adversarial and perceptual losses of a VQ-GAN.
 
 Source: taming-transformers (Esser et al. 2021): hinge losses, a patch discriminator (Isola et al. 2017),
 the adaptive weight λ = ‖∇ reconstruction‖ / (‖∇ adversarial‖ + 1e-4) at the decoder's last layer. They
-differ in that the discriminator normalises by groups, so that its judgement of a picture does not depend
+differ in that the discriminator normalises by groups, so that its judgement of an image does not depend
 on the batch or on the number of devices, and in that the perceptual loss compares the features of any
 torchvision or timm backbone, without LPIPS's learned weights, which cannot be had without a download.
 """

@@ -95,7 +95,7 @@ class VQTrainingModule(nn.Module):
     ) -> None:
         super().__init__()
         if model.decoder is None:
-            raise ValueError("has_decoder must be true: training reconstructs pictures")
+            raise ValueError("has_decoder must be true: training reconstructs images")
         if (perceptual is None) != (config.perceptual_weight == 0):
             raise ValueError(
                 f"perceptual_weight is {config.perceptual_weight}, but perceptual_backbone is "

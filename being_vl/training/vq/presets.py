@@ -1,4 +1,4 @@
-"""kind and resolution → sizes and settings of a quantizer, for the user's pictures.
+"""kind and resolution → sizes and settings of a quantizer, for the user's images.
 
 A starting point for `train-vq` where no recipe of hub_configs/vq/ is named. Levels of finite scalars are those
 of Mentzer et al. 2024 (table 1 and section 4), bits and losses of lookup-free codes those of Yu et al. 2024;
@@ -17,7 +17,7 @@ from ...quantizers.modeling_being_vl_vq import BeingVLVQConfig
 
 Kind = Literal["patch", "vqgan", "fsq", "lfq"]
 RESOLUTION = 256
-_FIT_PICTURES = 512  # for k-means of patches, which takes 100,000 patches at most
+_FIT_IMAGES = 512  # for k-means of patches, which takes 100,000 patches at most
 
 
 @dataclass(frozen=True)
@@ -31,7 +31,7 @@ class Preset:
 
 
 def preset(kind: Kind, resolution: int = RESOLUTION) -> Preset:
-    """Defaults of a kind of quantizer for pictures of `resolution` pixels a side."""
+    """Defaults of a kind of quantizer for images of `resolution` pixels a side."""
     if kind not in get_args(Kind):
         raise ValueError(f"kind must be one of {get_args(Kind)}, got {kind!r}")
     if kind == "patch":
@@ -66,18 +66,18 @@ def preset(kind: Kind, resolution: int = RESOLUTION) -> Preset:
     return Preset(BeingVLVQConfig(resolution=resolution, **sizes), *training)
 
 
-def fit_patch_vq(config: BeingVLPatchVQConfig, pictures: Any, *, seed: int) -> BeingVLPatchVQModel:
-    """The patch quantizer of some pictures of a data set, taken evenly.
+def fit_patch_vq(config: BeingVLPatchVQConfig, images: Any, *, seed: int) -> BeingVLPatchVQModel:
+    """The patch quantizer of some images of a data set, taken evenly.
 
     Args:
         config: its sizes.
-        pictures: a data set with items `{"pixel_values": (3, H, W)}` of one size.
+        images: a data set with items `{"pixel_values": (3, H, W)}` of one size.
         seed: of k-means.
     """
-    count = min(len(pictures), _FIT_PICTURES)
-    chosen = [index * len(pictures) // count for index in range(count)]
+    count = min(len(images), _FIT_IMAGES)
+    chosen = [index * len(images) // count for index in range(count)]
     model = BeingVLPatchVQModel(config)
-    model.fit(torch.stack([pictures[index]["pixel_values"] for index in chosen]), seed=seed)
+    model.fit(torch.stack([images[index]["pixel_values"] for index in chosen]), seed=seed)
     return model.eval()
 
 

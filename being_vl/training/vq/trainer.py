@@ -1,4 +1,4 @@
-"""pictures → a VQ-GAN: training with `Trainer`.
+"""images → a VQ-GAN: training with `Trainer`.
 
 Source: the recipe of taming-transformers (Esser et al. 2021): reconstruction, commitment, a codebook that
 learns, a discriminator that joins late. It differs in its start: the autoencoder first learns without

@@ -1,4 +1,4 @@
-"""a picture → one drawing: as the quantizer sees it, its reconstruction, and its tokens over that."""
+"""an image → one drawing: as the quantizer sees it, its reconstruction, and its tokens over that."""
 
 from __future__ import annotations
 
@@ -13,16 +13,16 @@ from ..bpe.drawing import draw_tokens, side_by_side, token_map
 from ..bpe.image_bpe import ImageBPE
 from ..quantizers.quantizing import quantize
 
-_LEAST_SIDE = 320  # pixels of a panel; smaller pictures are enlarged without smoothing
+_LEAST_SIDE = 320  # pixels of a panel; smaller images are enlarged without smoothing
 
 
 @dataclass(frozen=True)
-class TokenPicture:
-    """The tokens of a picture, drawn.
+class TokenDrawing:
+    """The tokens of an image, drawn.
 
     Args:
         drawing: three panels with titles.
-        codes: int32 (height, width), what the quantizer made of the picture.
+        codes: int32 (height, width), what the quantizer made of the image.
         ids: int32 (n,), visual ids.
     """
 
@@ -31,13 +31,13 @@ class TokenPicture:
     ids: np.ndarray
 
 
-def token_picture(
-    picture: Image.Image, bpe: ImageBPE, vq_model: Any, image_processor: Any
-) -> TokenPicture:
-    """Quantize, encode and reconstruct a picture, and draw all three.
+def token_drawing(
+    image: Image.Image, bpe: ImageBPE, vq_model: Any, image_processor: Any
+) -> TokenDrawing:
+    """Quantize, encode and reconstruct an image, and draw all three.
 
     Args:
-        picture: of any size.
+        image: of any size.
         bpe: its tokens must have a shape, so not of `merge_rule="pair"`.
         vq_model: any quantizer with `encode` and `decode`.
         image_processor: gives the quantizer's pixels and takes them back.
@@ -45,17 +45,17 @@ def token_picture(
     Raises:
         ValueError: a code outside the vocabulary, or the vocabulary cannot be drawn.
     """
-    (codes,) = quantize([picture], vq_model, image_processor)
+    (codes,) = quantize([image], vq_model, image_processor)
     ids = bpe.encode(codes)
     height, width = codes.shape
     with torch.inference_mode():
         grid = torch.as_tensor(codes, dtype=torch.long, device=vq_model.device)
         pixels = vq_model.decode(grid[None]).float().cpu()
-    seen = np.asarray(image_processor([picture])["pixel_values"][0])[None]
+    seen = np.asarray(image_processor([image])["pixel_values"][0])[None]
     panels = [image_processor.postprocess(values)[0] for values in (seen, pixels)]
     scale = max(1, -(-_LEAST_SIDE // min(panels[0].size)))
     size = (panels[0].width * scale, panels[0].height * scale)
     panels = [panel.resize(size, Image.Resampling.NEAREST) for panel in panels]
     panels.append(draw_tokens(panels[1], token_map(bpe, ids.tolist(), height, width)))
     titles = ("as it is quantized", f"{height} x {width} codes", f"{len(ids)} tokens")
-    return TokenPicture(side_by_side(panels, titles), codes, ids)
+    return TokenDrawing(side_by_side(panels, titles), codes, ids)
