@@ -69,11 +69,11 @@ def main() -> None:
     print(
         json.dumps(
             {
-                "rows": counts["rows"],
-                "tokens_per_row": round(counts["tokens"] / counts["rows"]),
-                "image_tokens_per_row": round(counts["image_tokens"] / counts["rows"]),
+                "rows": counts["samples"],
+                "tokens_per_row": round(counts["tokens"] / counts["samples"]),
+                "image_tokens_per_row": round(counts["image_tokens"] / counts["samples"]),
                 "cpu_seconds": round(seconds[-1], 2),
-                "rows_per_cpu_second": round(counts["rows"] / seconds[-1]),
+                "rows_per_cpu_second": round(counts["samples"] / seconds[-1]),
                 "tokens_per_cpu_second": round(counts["tokens"] / seconds[-1]),
             }
         )

@@ -133,7 +133,7 @@ def main(args: Namespace) -> int:
     )
     processor = BeingVLProcessor.from_pretrained(args.checkpoint)
     total = source.num_samples if selection is None else len(selection)
-    with tqdm(total=total, unit="row") as bar:
+    with tqdm(total=total, unit="sample") as bar:
         manifest = tokenize_samples(
             source,
             processor,
@@ -155,8 +155,8 @@ def main(args: Namespace) -> int:
     answer(
         args,
         {"output": str(output), **counts, "seconds": seconds},
-        f"{output}: {counts['rows']} rows, {counts['tokens']} tokens, {counts['images']} images; "
-        f"{counts['skipped_rows']} rows left out{before}",
+        f"{output}: {counts['samples']} samples, {counts['tokens']} tokens, {counts['images']} images; "
+        f"{counts['skipped_samples']} samples left out{before}",
         sys.stderr,
     )
     return 0

@@ -1,7 +1,7 @@
 """image ids → grids of codes, from the shards of `being-vl encode`.
 
 An image costs 16 bytes of memory, memory-mapped and shared by all processes; the shards
-are read where a chunk of rows needs them, each at most once a chunk.
+are read where a chunk of samples needs them, each at most once a chunk.
 """
 
 from __future__ import annotations
@@ -62,9 +62,9 @@ class CodeIndex:
             opened = CodeShards(self.files[shard], cached_shards=1)
             names = pq.read_table(self.files[shard], columns=["image_id"])["image_id"]
             for image_id in by_shard[shard]:
-                row = places[image_id] - int(self._starts[shard])
-                if names[row].as_py() == image_id:  # else another id of the same hash
-                    grids[image_id] = opened[row].copy()
+                place = places[image_id] - int(self._starts[shard])
+                if names[place].as_py() == image_id:  # else another id of the same hash
+                    grids[image_id] = opened[place].copy()
         return grids
 
 
@@ -122,7 +122,7 @@ def _distinct(keys: np.ndarray, shards: CodeShards, where: str) -> np.ndarray:
 
 
 def positions_of(shards: CodeShards) -> dict[str, dict[str, Any]]:
-    """Folder → what it was encoded from, for those whose images are named by the number of their row."""
+    """Folder → what it was encoded from, for those whose images are named by their number."""
     found = {}
     for folder in sorted({file.parent for file in shards.files}):
         run = read_json(folder / RUN_FILE, optional=True)

@@ -69,20 +69,20 @@ class Conversation:
         return Conversation(self.id, kept, messages, self.learned, self.fixed)
 
 
-def parse_sample(row: Any, *, where: str, number: int, fix: bool = False) -> Conversation:
+def parse_sample(sample: Any, *, where: str, number: int, fix: bool = False) -> Conversation:
     """Read a sample of any of the forms above; `where` names it in errors, `number` is its id if it has none.
 
     With `fix`, placeholders that are missing go in front of the first question, as in LLaVA's loaders.
     """
-    if not isinstance(row, Mapping):
-        raise ValueError(f"{where}: must be an object, got {_shown(row)}")
-    row_id = row.get("id")
-    if row_id is not None and not isinstance(row_id, (str, int)):
-        raise ValueError(f"{where}: id must be text or an integer, got {_shown(row_id)}")
+    if not isinstance(sample, Mapping):
+        raise ValueError(f"{where}: must be an object, got {_shown(sample)}")
+    sample_id = sample.get("id")
+    if sample_id is not None and not isinstance(sample_id, (str, int)):
+        raise ValueError(f"{where}: id must be text or an integer, got {_shown(sample_id)}")
     for name in _UNREAD:
-        if row.get(name) not in (None, "", []):
-            raise ValueError(f"{where}: {name} is not read here, got {_shown(row[name])}")
-    field, turns = _turns(row, where)
+        if sample.get(name) not in (None, "", []):
+            raise ValueError(f"{where}: {name} is not read here, got {_shown(sample[name])}")
+    field, turns = _turns(sample, where)
     messages, named, learned = [], [], []
     for i, turn in enumerate(turns):
         message, names, weight = _message(turn, f"{where}: {field}[{i}]")
@@ -94,18 +94,18 @@ def parse_sample(row: Any, *, where: str, number: int, fix: bool = False) -> Con
         raise ValueError(f"{where}: {field} must have a turn of the assistant, got none")
     if not any(learned):
         raise ValueError(f"{where}: {field} must have a turn of the assistant that is learned")
-    image_ids, fixed = _image_ids(row, named, messages if fix else None, where)
-    name = str(number if row_id is None else row_id)
+    image_ids, fixed = _image_ids(sample, named, messages if fix else None, where)
+    name = str(number if sample_id is None else sample_id)
     _check_text(name, f"{where}: id")
     return Conversation(name, image_ids, messages, tuple(learned), fixed)
 
 
-def spoken_text(row: Any) -> str:
+def spoken_text(sample: Any) -> str:
     """What the assistant says in a sample that is not checked yet, for statistics; "" where it says nothing."""
-    if not isinstance(row, Mapping):
+    if not isinstance(sample, Mapping):
         return ""
     try:
-        _, turns = _turns(row, "")
+        _, turns = _turns(sample, "")
     except ValueError:
         return ""
     texts = []
@@ -123,34 +123,34 @@ def spoken_text(row: Any) -> str:
     return " ".join(texts)
 
 
-def _turns(row: Mapping[str, Any], where: str) -> tuple[str, Sequence[Any]]:
+def _turns(sample: Mapping[str, Any], where: str) -> tuple[str, Sequence[Any]]:
     """The name of the field that holds the turns, and the turns."""
-    forms = [name for name in _FORMS if row.get(name) is not None]
+    forms = [name for name in _FORMS if sample.get(name) is not None]
     if len(forms) != 1:
         raise ValueError(
             f"{where}: exactly one of conversations and messages must be there, got fields "
-            f"{sorted(map(str, row))}"
+            f"{sorted(map(str, sample))}"
         )
     if forms[0] == "query":
-        return "query", _swift_turns(row, where)
-    turns = row[forms[0]]
+        return "query", _swift_turns(sample, where)
+    turns = sample[forms[0]]
     if not isinstance(turns, Sequence) or isinstance(turns, str) or not turns:
         raise ValueError(f"{where}: {forms[0]} must be a list of turns, got {_shown(turns)}")
     return forms[0], turns
 
 
-def _swift_turns(row: Mapping[str, Any], where: str) -> list[dict[str, Any]]:
+def _swift_turns(sample: Mapping[str, Any], where: str) -> list[dict[str, Any]]:
     """ms-swift's `system`, `history` (pairs of question and answer), `query` and `response` as turns."""
-    history = row.get("history") or []
+    history = sample.get("history") or []
     if not isinstance(history, Sequence) or not all(
         isinstance(pair, Sequence) and not isinstance(pair, str) and len(pair) == 2
         for pair in history
     ):
         raise ValueError(f"{where}: history must be pairs of texts, got {_shown(history)}")
     turns = []
-    if row.get("system"):
-        turns.append({"role": "system", "content": row["system"]})
-    for question, answer in [*history, (row["query"], row.get("response"))]:
+    if sample.get("system"):
+        turns.append({"role": "system", "content": sample["system"]})
+    for question, answer in [*history, (sample["query"], sample.get("response"))]:
         turns.append({"role": "user", "content": question})
         turns.append({"role": "assistant", "content": answer})
     return turns
@@ -244,14 +244,16 @@ def _image_name(part: Mapping[str, Any], where: str) -> str | None:
 
 
 def _image_ids(
-    row: Mapping[str, Any],
+    sample: Mapping[str, Any],
     named: list[str | None],
     fixable: list[dict[str, Any]] | None,
     where: str,
 ) -> tuple[tuple[str, ...], str]:
     """The images of the sample's own column, or those that its parts name; and what was put right."""
     given = [
-        (name, row[name]) for name in ("image", "images") if row.get(name) not in (None, [], "")
+        (name, sample[name])
+        for name in ("image", "images")
+        if sample.get(name) not in (None, [], "")
     ]
     if len(given) > 1:
         raise ValueError(f"{where}: give image or images, not both")

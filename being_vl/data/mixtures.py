@@ -11,10 +11,10 @@ A mixture is a YAML file (or the same as a mapping):
       refcoco: tokenized/refcoco
     stages:                       # or `weights`/`shares` at the top, for every stage
       pretrain:
-        weights: {base: 1}        # epochs of each source: 0.5 is a random half, 2 is every row twice
+        weights: {base: 1}        # epochs of each source: 0.5 is a random half, 2 is every sample twice
       sft:
-        shares: {base: 0.8, refcoco: 0.2}   # of the rows of the result
-        rows: 100000              # default: as many as need no row twice
+        shares: {base: 0.8, refcoco: 0.2}   # of the samples of the result
+        samples: 100000              # default: as many as need no sample twice
 """
 
 from __future__ import annotations
@@ -33,8 +33,8 @@ import numpy as np
 
 from ..files import read_yaml
 
-_MOST_ROWS = 10**9
-_PARTS = ("weights", "shares", "rows")
+_MOST_SAMPLES = 10**9
+_PARTS = ("weights", "shares", "samples")
 
 
 def load_mixture(
@@ -68,7 +68,9 @@ def load_mixture(
             f"{name}: the sources must have codes of one quantizer, got those of "
             + ", ".join(f"{source}: {quantizer}" for quantizer, source in quantizers.items())
         )
-    return mix(opened, mixture.amounts, by_share=mixture.by_share, rows=mixture.rows, seed=seed)
+    return mix(
+        opened, mixture.amounts, by_share=mixture.by_share, samples=mixture.samples, seed=seed
+    )
 
 
 def mix(
@@ -76,18 +78,18 @@ def mix(
     amounts: Mapping[str, float],
     *,
     by_share: bool = False,
-    rows: int | None = None,
+    samples: int | None = None,
     seed: int = 0,
 ) -> datasets.Dataset:
-    """Rows of several data sets, shuffled; how many of each is exact.
+    """Samples of several data sets, shuffled; how many of each is exact.
 
     Args:
         sources: data sets of equal columns.
         amounts: of each source, its weight (epochs) or, with `by_share`, its share of the result; shares
             need not add up to 1.
         by_share: which of the two.
-        rows: with `by_share`, rows of the result; by default the most that need no row twice.
-        seed: decides which rows are taken where not all are, and the order.
+        samples: with `by_share`, samples of the result; by default the most that need no sample twice.
+        seed: decides which samples are taken where not all are, and the order.
 
     Raises:
         ValueError: an amount is not positive, or nothing is left.
@@ -98,17 +100,19 @@ def mix(
     if by_share:
         total = sum(amounts.values())
         shares = {name: amount / total for name, amount in amounts.items()}
-        if rows is None:
-            rows = math.floor(min(len(sources[n]) / share for n, share in shares.items()) + 1e-9)
-        counts = _rounded(shares, rows)
+        if samples is None:
+            samples = math.floor(min(len(sources[n]) / share for n, share in shares.items()) + 1e-9)
+        counts = _rounded(shares, samples)
     else:
         counts = {name: round(amount * len(sources[name])) for name, amount in amounts.items()}
-    if sum(counts.values()) > _MOST_ROWS:
-        raise ValueError(f"the mixture has {sum(counts.values())} rows, more than {_MOST_ROWS}")
+    if sum(counts.values()) > _MOST_SAMPLES:
+        raise ValueError(
+            f"the mixture has {sum(counts.values())} samples, more than {_MOST_SAMPLES}"
+        )
     for name, count in counts.items():
         if not count:
             warnings.warn(
-                f"the mixture takes no row of {name!r}: {amounts[name]} of {len(sources[name])} rows",
+                f"the mixture takes no sample of {name!r}: {amounts[name]} of {len(sources[name])} samples",
                 stacklevel=2,
             )
     parts = [
@@ -117,7 +121,7 @@ def mix(
         if count
     ]
     if not parts:
-        raise ValueError(f"the mixture has no row: {counts}")
+        raise ValueError(f"the mixture has no sample: {counts}")
     joined = datasets.concatenate_datasets(parts)
     order = np.random.default_rng([seed, len(joined)]).permutation(len(joined))
     return joined.select(order)
@@ -128,7 +132,7 @@ class _Mixture:
     sources: dict[str, str]
     amounts: dict[str, float]
     by_share: bool
-    rows: int | None
+    samples: int | None
 
 
 def _read_mixture(spec: Any, stage: str | None, name: str) -> _Mixture:
@@ -176,10 +180,12 @@ def _read_mixture(spec: Any, stage: str | None, name: str) -> _Mixture:
             or not 0 < amount < math.inf
         ):
             raise ValueError(f"{where}: {field}.{source} must be a positive number, got {amount!r}")
-    rows = parts.get("rows")
-    if rows is not None and (not by_share or not isinstance(rows, int) or rows < 1):
-        raise ValueError(f"{where}: rows must be a positive integer beside shares, got {rows!r}")
-    return _Mixture(dict(sources), {s: float(a) for s, a in amounts.items()}, by_share, rows)
+    samples = parts.get("samples")
+    if samples is not None and (not by_share or not isinstance(samples, int) or samples < 1):
+        raise ValueError(
+            f"{where}: samples must be a positive integer beside shares, got {samples!r}"
+        )
+    return _Mixture(dict(sources), {s: float(a) for s, a in amounts.items()}, by_share, samples)
 
 
 def _known(fields: Mapping[str, Any], known: tuple[str, ...], where: str) -> None:
@@ -188,18 +194,18 @@ def _known(fields: Mapping[str, Any], known: tuple[str, ...], where: str) -> Non
             raise ValueError(f"{where}: unknown field {field!r}; there are {', '.join(known)}")
 
 
-def _rounded(shares: Mapping[str, float], rows: int) -> dict[str, int]:
-    """Whole numbers in these proportions that add up to `rows` (largest remainders first)."""
-    counts = {name: math.floor(share * rows) for name, share in shares.items()}
-    rest = rows - sum(counts.values())
-    by_remainder = sorted(shares, key=lambda name: counts[name] - shares[name] * rows)
+def _rounded(shares: Mapping[str, float], samples: int) -> dict[str, int]:
+    """Whole numbers in these proportions that add up to `samples` (largest remainders first)."""
+    counts = {name: math.floor(share * samples) for name, share in shares.items()}
+    rest = samples - sum(counts.values())
+    by_remainder = sorted(shares, key=lambda name: counts[name] - shares[name] * samples)
     for name in by_remainder[:rest]:
         counts[name] += 1
     return counts
 
 
 def _take(size: int, count: int, seed: int, name: str) -> np.ndarray:
-    """`count` of `size` rows: all of them as often as that goes, then a random part."""
+    """`count` of `size` samples: all of them as often as that goes, then a random part."""
     digest = hashlib.sha256(name.encode()).digest()
     random = np.random.default_rng([seed, int.from_bytes(digest[:8], "little")])
     whole, part = divmod(count, size)

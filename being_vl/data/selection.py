@@ -1,10 +1,10 @@
-"""rows → rows of many concepts: caps on what is frequent.
+"""samples → samples of many concepts: caps on what is frequent.
 
 Source: Being-VL-0, section 4.1, which filters images by class labels or noun-phrase statistics for the
 diversity of concepts, and LLaVA's selection from CC3M, whose rule for noun phrases this is:
-phrases seen fewer than 3 times are not counted, each other phrase brings in at most 100 rows, and a row
+phrases seen fewer than 3 times are not counted, each other phrase brings in at most 100 samples, and a sample
 stays if one of its phrases brings it in. The paper leaves open the caps, what a phrase is, and whether a
-row that one phrase brought in counts towards the cap of another; here it does not, as in LLaVA.
+sample that one phrase brought in counts towards the cap of another; here it does not, as in LLaVA.
 """
 
 from __future__ import annotations
@@ -23,31 +23,31 @@ SPACY_HINT = (
 
 
 def cap_per_group(groups: Sequence[Any], cap: int, *, seed: int) -> np.ndarray:
-    """At most `cap` rows of each group, chosen at random; ascending row numbers, int64.
+    """At most `cap` samples of each group, chosen at random; ascending sample numbers, int64.
 
     Args:
-        groups: the label of each row; rows of None are kept.
-        cap: most rows of a label.
+        groups: the label of each sample; samples of None are kept.
+        cap: most samples of a label.
         seed: decides which.
 
     Raises:
         ValueError: `cap` is not positive.
     """
-    rows = np.array([i for i, group in enumerate(groups) if group is not None], np.int64)
+    samples = np.array([i for i, group in enumerate(groups) if group is not None], np.int64)
     unlabelled = np.array([i for i, group in enumerate(groups) if group is None], np.int64)
-    codes = _codes(groups[i] for i in rows)
-    return np.sort(np.concatenate([unlabelled, rows[_capped(codes, cap, seed)]]))
+    codes = _codes(groups[i] for i in samples)
+    return np.sort(np.concatenate([unlabelled, samples[_capped(codes, cap, seed)]]))
 
 
 def cap_per_phrase(
     phrases: Iterable[Iterable[str]], cap: int = 100, *, min_count: int = 3, seed: int
 ) -> np.ndarray:
-    """Rows that one of their phrases brings in; ascending row numbers, int64.
+    """Samples that one of their phrases brings in; ascending sample numbers, int64.
 
     Args:
-        phrases: of each row; case and surrounding blanks do not matter.
-        cap: most rows that a phrase brings in, chosen at random.
-        min_count: phrases of fewer rows bring in none.
+        phrases: of each sample; case and surrounding blanks do not matter.
+        cap: most samples that a phrase brings in, chosen at random.
+        min_count: phrases of fewer samples bring in none.
         seed: decides which.
 
     Raises:
@@ -55,17 +55,17 @@ def cap_per_phrase(
     """
     if min_count < 1:
         raise ValueError(f"min_count must be at least 1, got {min_count}")
-    rows: list[int] = []
+    samples: list[int] = []
     found: list[str] = []
-    for row, own in enumerate(phrases):
+    for sample, own in enumerate(phrases):
         distinct = dict.fromkeys(" ".join(phrase.lower().split()) for phrase in own)
-        rows += [row] * len(distinct)
+        samples += [sample] * len(distinct)
         found += distinct
     codes = _codes(found)
     counts = np.bincount(codes)
     kept = np.flatnonzero(counts[codes] >= min_count) if len(codes) else np.empty(0, np.int64)
     brought = kept[_capped(codes[kept], cap, seed)]
-    return np.unique(np.array(rows, np.int64)[brought])
+    return np.unique(np.array(samples, np.int64)[brought])
 
 
 def noun_phrases(texts: Iterable[str], model: str = "en_core_web_sm") -> list[list[str]]:
@@ -86,7 +86,7 @@ def noun_phrases(texts: Iterable[str], model: str = "en_core_web_sm") -> list[li
 
 
 def select_samples(
-    rows: Callable[[], Iterable[Any]],
+    samples: Callable[[], Iterable[Any]],
     *,
     label_field: str | None = None,
     max_per_label: int | None = None,
@@ -96,15 +96,15 @@ def select_samples(
     min_phrase_count: int = 3,
     seed: int = 0,
 ) -> np.ndarray | None:
-    """The rows that the filters keep, ascending; None where no filter is asked for.
+    """The samples that the filters keep, ascending; None where no filter is asked for.
 
     Args:
-        rows: gives the rows, mappings, from the start each time it is called.
-        label_field, max_per_label: cap on the rows of each value of a field; rows without it are kept.
-        phrase_field: a field that lists a row's phrases.
+        samples: gives the samples, mappings, from the start each time it is called.
+        label_field, max_per_label: cap on the samples of each value of a field; samples without it are kept.
+        phrase_field: a field that lists a sample's phrases.
         spacy_model: or a spaCy model that finds noun phrases in what the assistant says.
         max_per_phrase, min_phrase_count: see [`cap_per_phrase`].
-        seed: decides which rows a cap keeps.
+        seed: decides which samples a cap keeps.
 
     Raises:
         ValueError: options that do not go together, or a field is missing or of another type.
@@ -116,34 +116,34 @@ def select_samples(
         raise ValueError("phrases come from phrase_field or from spacy_model, got both")
     kept = None
     if label_field is not None and max_per_label is not None:
-        labels = [_field(row, i, label_field) for i, row in enumerate(rows())]
+        labels = [_field(sample, i, label_field) for i, sample in enumerate(samples())]
         if all(label is None for label in labels):
-            raise ValueError(f"label_field: no row has the field {label_field!r}")
+            raise ValueError(f"label_field: no sample has the field {label_field!r}")
         kept = cap_per_group(labels, max_per_label, seed=seed)
     phrases = None
     if phrase_field is not None:
-        phrases = [_phrases(row, i, phrase_field) for i, row in enumerate(rows())]
+        phrases = [_phrases(sample, i, phrase_field) for i, sample in enumerate(samples())]
     elif spacy_model is not None:
-        phrases = noun_phrases(map(spoken_text, rows()), spacy_model)
+        phrases = noun_phrases(map(spoken_text, samples()), spacy_model)
     if phrases is not None:
         by_phrase = cap_per_phrase(phrases, max_per_phrase, min_count=min_phrase_count, seed=seed)
         kept = by_phrase if kept is None else np.intersect1d(kept, by_phrase)
     if kept is not None and not len(kept):
-        raise ValueError("the filters keep no row")
+        raise ValueError("the filters keep no sample")
     return kept
 
 
-def _field(row: Any, number: int, name: str) -> Any:
-    value = row.get(name) if isinstance(row, dict) else None
+def _field(sample: Any, number: int, name: str) -> Any:
+    value = sample.get(name) if isinstance(sample, dict) else None
     if value is not None and not isinstance(value, (str, int)):
-        raise ValueError(f"row {number}: {name} must be text or an integer, got {value!r}")
+        raise ValueError(f"sample {number}: {name} must be text or an integer, got {value!r}")
     return value
 
 
-def _phrases(row: Any, number: int, name: str) -> list[str]:
-    value = row.get(name) if isinstance(row, dict) else None
+def _phrases(sample: Any, number: int, name: str) -> list[str]:
+    value = sample.get(name) if isinstance(sample, dict) else None
     if not isinstance(value, list) or not all(isinstance(phrase, str) for phrase in value):
-        raise ValueError(f"row {number}: {name} must be a list of texts, got {value!r}")
+        raise ValueError(f"sample {number}: {name} must be a list of texts, got {value!r}")
     return value
 
 

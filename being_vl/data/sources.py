@@ -25,7 +25,7 @@ _UNPACKED_BYTES = 10**9  # besides 200 times the packed size
 
 
 class SampleSource(Protocol):
-    """Rows by number.
+    """Samples by number.
 
     Attributes:
         name: what the column `source` says by default.
@@ -40,7 +40,7 @@ class SampleSource(Protocol):
         ...
 
     def read(self, numbers: Sequence[int]) -> Iterator[Any]:
-        """The rows of these numbers, ascending; JSON Lines come as bytes, see `decode_sample`."""
+        """The samples of these numbers, ascending; JSON Lines come as bytes, see `decode_sample`."""
         ...
 
     def where(self, number: int) -> str:
@@ -62,20 +62,20 @@ class JsonSource(SampleSource):
             lists = [value for value in samples.values() if _is_list_of_objects(value)]
             samples = lists[0] if len(lists) == 1 else samples
         if not isinstance(samples, list):
-            raise ValueError(f"{path}: must be a list of rows, got {type(samples).__name__}")
+            raise ValueError(f"{path}: must be a list of samples, got {type(samples).__name__}")
         self._samples = samples
         self._digest = digest
         self.num_samples = len(samples)
 
     def identity(self) -> dict[str, Any]:
-        return {"kind": "json", "rows": self.num_samples, "sha256": self._digest}
+        return {"kind": "json", "samples": self.num_samples, "sha256": self._digest}
 
     def read(self, numbers: Sequence[int]) -> Iterator[Any]:
         for number in numbers:
             yield self._samples[number]
 
     def where(self, number: int) -> str:
-        return f"{self.path}: row {number}"
+        return f"{self.path}: sample {number}"
 
 
 class JsonLinesSource(SampleSource):
@@ -100,7 +100,7 @@ class JsonLinesSource(SampleSource):
         self.num_samples = len(starts)
 
     def identity(self) -> dict[str, Any]:
-        return {"kind": "jsonl", "rows": self.num_samples, "sha256": self._digest}
+        return {"kind": "jsonl", "samples": self.num_samples, "sha256": self._digest}
 
     def read(self, numbers: Sequence[int]) -> Iterator[bytes]:
         for number in numbers:
@@ -163,11 +163,11 @@ def _stem(path: Path) -> str:
 class DatasetSamples(SampleSource):
     """A `datasets.Dataset`; a column of images stands for the ids that `being-vl encode` gave them.
 
-    These are the values of `id_column`, or the numbers of the rows; a list of images has `ID/0`, `ID/1`, …
-    A row whose image is null has no image.
+    These are the values of `id_column`, or the numbers of the samples; a list of images has `ID/0`, `ID/1`, …
+    A sample whose image is null has no image.
 
     Args:
-        dataset: the rows.
+        dataset: the samples.
         name: in errors, and by default in the column `source`.
         image_column: the column of images; by default `image` or `images`, or the only one of that type.
         id_column: the column of ids.
@@ -199,7 +199,7 @@ class DatasetSamples(SampleSource):
         self._images = chosen[0] if chosen else None
         self._is_list = bool(chosen) and not isinstance(dataset.features[chosen[0]], datasets.Image)
         self._counts = _count_images(dataset, chosen[0]) if chosen else None  # type: ignore[arg-type]
-        self._identity = {"rows": len(dataset), "fingerprint": dataset._fingerprint}
+        self._identity = {"samples": len(dataset), "fingerprint": dataset._fingerprint}
         self._whole = dataset
         self._dataset = dataset.remove_columns(images)
         self.num_samples = len(dataset)
@@ -208,7 +208,7 @@ class DatasetSamples(SampleSource):
         return {"kind": "dataset", "id_column": self._id_column, **self._identity}
 
     def positions(self) -> dict[str, Any] | None:
-        """What the numbers of the rows mean, where they name images: see `image_digest`."""
+        """What the numbers of the samples mean, where they name images: see `image_digest`."""
         if self._images is None or self._id_column is not None:
             return None
         return {
@@ -217,21 +217,21 @@ class DatasetSamples(SampleSource):
         }
 
     def read(self, numbers: Sequence[int]) -> Iterator[dict[str, Any]]:
-        for number, row in zip(numbers, self._dataset.select(numbers), strict=True):
+        for number, sample in zip(numbers, self._dataset.select(numbers), strict=True):
             name = str(number)
             if self._id_column is not None:
-                row["id"] = name = str(row[self._id_column])
+                sample["id"] = name = str(sample[self._id_column])
             if self._counts is not None:
                 count = int(self._counts[number])
                 ids = [f"{name}/{k}" for k in range(count)] if self._is_list else [name] * count
-                row.pop("image", None)
-                row["images"] = ids
+                sample.pop("image", None)
+                sample["images"] = ids
             elif self._texts_as_ids is not None:
-                row["images"] = row.pop(self._texts_as_ids)
-            yield row
+                sample["images"] = sample.pop(self._texts_as_ids)
+            yield sample
 
     def where(self, number: int) -> str:
-        return f"{self._shown}: row {number}"
+        return f"{self._shown}: sample {number}"
 
 
 def open_samples(
@@ -245,7 +245,7 @@ def open_samples(
         where: `split`, "train" by default, and `config_name` of a data set.
 
     Raises:
-        ValueError: the file is not JSON, or has no row; no such split or column.
+        ValueError: the file is not JSON, or has no sample; no such split or column.
         FileNotFoundError: no such file or data set.
     """
     path = Path(data)
@@ -259,12 +259,12 @@ def open_samples(
         loaded = load_dataset_by_name(data, **where)
         source = DatasetSamples(loaded, data, image_column=image_column, id_column=id_column)
     if not source.num_samples:
-        raise ValueError(f"{data}: has no row")
+        raise ValueError(f"{data}: has no sample")
     return source
 
 
 def decode_sample(raw: Any, where: str) -> Any:
-    """A row as `SampleSource.read` gives it → its JSON value."""
+    """A sample as `SampleSource.read` gives it → its JSON value."""
     if not isinstance(raw, bytes):
         return raw
     try:
@@ -274,7 +274,7 @@ def decode_sample(raw: Any, where: str) -> Any:
 
 
 def iter_samples(source: SampleSource, limit: int | None = None) -> Iterator[tuple[int, str, Any]]:
-    """All rows, or the first so many: number, name in errors, JSON value.
+    """All samples, or the first so many: number, name in errors, JSON value.
 
     Raises:
         ValueError: a line is not JSON.
@@ -291,7 +291,7 @@ def _holds_images(feature: Any) -> bool:
 
 
 def _count_images(dataset: datasets.Dataset, column: str) -> np.ndarray:
-    """How many images each row has, int32; reads no image."""
+    """How many images each sample has, int32; reads no image."""
     counts = []
     for table in dataset.select_columns([column]).with_format("arrow").iter(batch_size=1000):
         for chunk in table[column].chunks:

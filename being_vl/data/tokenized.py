@@ -45,9 +45,9 @@ FEATURES = Features(
     }
 )
 COUNTS = (
-    "rows",
-    "skipped_rows",
-    "fixed_rows",
+    "samples",
+    "skipped_samples",
+    "fixed_samples",
     "tokens",
     "assistant_tokens",
     "images",
@@ -204,12 +204,12 @@ def claim(folder: Path, wanted: dict[str, Any]) -> None:
     """Write down what this folder is made from; refuse a folder that was made from something else.
 
     Raises:
-        ValueError: the folder holds, or is to hold, rows of other data, settings or tokenizer.
+        ValueError: the folder holds, or is to hold, samples of other data, settings or tokenizer.
     """
     claim_folder(
         folder / RUN_FILE,
         {"version": VERSION, **wanted},
-        "rows of both must not be mixed; choose another output folder",
+        "samples of both must not be mixed; choose another output folder",
         made="*.arrow",
     )
 
@@ -228,7 +228,7 @@ def finish(folder: Path, num_shards: int, manifest: dict[str, Any]) -> dict[str,
         skipped += report["skipped"]
         size, digest = path.stat().st_size, _sha256(path)
         shards.append(
-            {"file": path.name, "samples": report["rows"], "bytes": size, "sha256": digest}
+            {"file": path.name, "samples": report["samples"], "bytes": size, "sha256": digest}
         )
     manifest = {"version": VERSION, **manifest, "counts": counts, "shards": shards}
     lines = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in skipped)

@@ -141,15 +141,15 @@ class ChunkTokenizer:
         except ValueError as error:
             if self._settings.on_bad_row == "raise":
                 refused = isinstance(error, _Refused)
-                hint = "" if refused else "; --on-bad-row skip leaves such rows out"
+                hint = "" if refused else "; --on-bad-row skip leaves such samples out"
                 raise ValueError(f"{error}{hint}") from error
             reason, image_id = str(error).removeprefix(f"{where}: "), None
-        self._counts["skipped_rows"] += 1
+        self._counts["skipped_samples"] += 1
         self._write_down(where, conversation.id if conversation else None, image_id, reason)
         return None
 
     def _write_down(self, where: str, name: str | None, image_id: str | None, reason: str) -> None:
-        self._skipped.append({"row": where, "id": name, "image_id": image_id, "reason": reason})
+        self._skipped.append({"sample": where, "id": name, "image_id": image_id, "reason": reason})
 
     def _read(self, chunk: Chunk) -> list[tuple[Conversation, str]]:
         fix = self._settings.on_bad_row == "fix"
@@ -188,7 +188,7 @@ class ChunkTokenizer:
         if self._settings.on_missing == "raise":
             hint = self._nearest(missing[0]) if self._settings.on_bad_row == "raise" else ""
             raise _Refused(
-                f"{where}: image {missing[0]!r}: {why}{hint}; --on-missing skip leaves such rows out, "
+                f"{where}: image {missing[0]!r}: {why}{hint}; --on-missing skip leaves such samples out, "
                 "--on-missing text keeps them without the image"
             )
         if self._settings.on_missing == "skip":
@@ -261,7 +261,7 @@ class ChunkTokenizer:
     def _leave_out(self, setting: str, where: str, reason: str) -> NoReturn:
         if getattr(self._settings, setting) == "raise":
             option = setting.replace("_", "-")
-            raise _Refused(f"{where}: {reason}; --{option} skip leaves such rows out")
+            raise _Refused(f"{where}: {reason}; --{option} skip leaves such samples out")
         raise _LeftOut(reason)
 
     def _count(
@@ -274,14 +274,14 @@ class ChunkTokenizer:
     ) -> None:
         layout = self._processor.tokenizer.layout
         counts = self._counts
-        counts["rows"] += 1
+        counts["samples"] += 1
         counts["tokens"] += len(ids)
         counts["assistant_tokens"] += int(mask.sum())
         counts["images"] += len(conversation.image_ids)
         counts["image_tokens"] += int(((ids >= layout.first_code_id) & (ids < layout.size)).sum())
         counts["cells"] += sum(grids[i].size for i in conversation.image_ids)
         if conversation.fixed:
-            counts["fixed_rows"] += 1
+            counts["fixed_samples"] += 1
             self._write_down(where, conversation.id, None, f"kept: {conversation.fixed}")
 
 
@@ -321,21 +321,21 @@ def tokenize_samples(
     """Tokenize a source into `output`, all of it or what is still missing; returns the manifest.
 
     Args:
-        source: the rows.
+        source: the samples.
         processor: of the checkpoint; no VQ model is needed.
         output: the folder; made if need be.
         settings: see there.
         checkpoint: where other processes load the processor from; only used with `num_workers`.
         codes: folders of code shards.
         verify_codes: compare the checksums of their shards first, which reads all of them.
-        selection: ascending row numbers to keep; all by default.
+        selection: ascending sample numbers to keep; all by default.
         selected_by: the filters that made the selection, for the manifest.
         num_workers: processes; 0 works in this one.
         accept_mismatch: differences between the parts that are a warning, see `identity.ACCEPTABLE`.
-        progress: called with the number of rows just finished or found done.
+        progress: called with the number of samples just finished or found done.
 
     Raises:
-        ValueError: a bad row; a row that `settings` refuses; an output folder made from something else.
+        ValueError: a bad sample; a sample that `settings` refuses; an output folder made from something else.
         OSError: another process works in the folder, or a file cannot be written.
     """
     numbers = np.arange(source.num_samples) if selection is None else selection

@@ -90,7 +90,7 @@ def test_the_command_names_the_row_and_skips_it_when_told(tmp_path, capsys):
         "--codes", str(tmp_path / "codes"), "--output", str(tmp_path / "out"), "--workers", "0",
     ]  # fmt: skip
     assert being_vl_command(command) == 2
-    assert "row 1: its text spells the special token '<|visual_3|>'" in capsys.readouterr().err
+    assert "sample 1: its text spells the special token '<|visual_3|>'" in capsys.readouterr().err
     assert being_vl_command([*command[:-4], "--output", str(tmp_path / "new"), "--workers", "0",
                              "--on-control-token", "skip"]) == 0  # fmt: skip
     skipped = [json.loads(line) for line in (tmp_path / "new/skipped.jsonl").open()]

@@ -218,17 +218,17 @@ def bad_rows(grids):
 def test_bad_rows_are_skipped_or_fixed_counted_and_named(world, tmp_path, capsys):
     rows = bad_rows(world[1])
     assert run(world, tmp_path, rows) == 2
-    assert "--on-bad-row skip leaves such rows out" in capsys.readouterr().err
+    assert "--on-bad-row skip leaves such samples out" in capsys.readouterr().err
     assert (
         run(world, tmp_path, rows, "--on-bad-row", "skip", "--output", str(tmp_path / "skip")) == 0
     )
     skipped = [json.loads(line) for line in (tmp_path / "skip/skipped.jsonl").open()]
-    assert [line["row"].rpartition(" ")[2] for line in skipped] == ["2", "3", "4", "6", "5"]
+    assert [line["sample"].rpartition(" ")[2] for line in skipped] == ["2", "3", "4", "6", "5"]
     counts = json.loads((tmp_path / "skip/tokenized.json").read_text())["counts"]
-    assert (counts["rows"], counts["skipped_rows"], counts["fixed_rows"]) == (1, 5, 0)
+    assert (counts["samples"], counts["skipped_samples"], counts["fixed_samples"]) == (1, 5, 0)
     assert run(world, tmp_path, rows, "--on-bad-row", "fix", "--output", str(tmp_path / "fix")) == 0
     counts = json.loads((tmp_path / "fix/tokenized.json").read_text())["counts"]
-    assert (counts["rows"], counts["skipped_rows"], counts["fixed_rows"]) == (2, 4, 1)
+    assert (counts["samples"], counts["skipped_samples"], counts["fixed_samples"]) == (2, 4, 1)
     kept = [json.loads(line) for line in (tmp_path / "fix/skipped.jsonl").open()]
     assert [line["reason"] for line in kept if line["id"] == "forgotten"] == [
         "kept: 1 missing <image> put in front of the first question"

@@ -208,7 +208,8 @@ def test_a_malformed_manifest_is_named(tmp_path, change, words):
 
 
 @pytest.mark.parametrize(
-    "report", [{}, [], {"rows": "three", "skipped": []}, {"rows": True, "skipped": []}, "text"]
+    "report",
+    [{}, [], {"samples": "three", "skipped": []}, {"samples": True, "skipped": []}, "text"],
 )
 def test_wrong_types_in_the_metadata_of_a_shard_are_named(tmp_path, report):
     from being_vl.data.tokenized import read_report

@@ -90,5 +90,5 @@ def test_a_template_that_joins_turns_cannot_leave_one_out():
     chunks = ChunkTokenizer(processor, None, TokenizeSettings(source="test", on_bad_row="skip"))
     row = chat(("gpt", "wrong", {"weight": 0}), ("gpt", "right", {}))
     shard = chunks([(0, row, "row")])
-    assert chunks._counts["skipped_rows"] == 1 and FEATURES and shard
+    assert chunks._counts["skipped_samples"] == 1 and FEATURES and shard
     assert "marks 1 turns of the 2" in chunks._skipped[0]["reason"]

@@ -118,8 +118,8 @@ def test_rows(world):
     for _ in range(10):
         part = [mutated(rng.choice(rows), rng) for _ in range(20)]
         chunks([(i, raw, f"row {i}") for i, raw in enumerate(part)])
-        assert chunks._counts["rows"] + chunks._counts["skipped_rows"] == 20
-        kept += chunks._counts["rows"]
+        assert chunks._counts["samples"] + chunks._counts["skipped_samples"] == 20
+        kept += chunks._counts["samples"]
     assert 10 < kept < 190
     for _ in range(500):
         row = mutated(rng.choice(rows), rng)
@@ -150,7 +150,7 @@ def test_manifests_mixtures_and_records_of_runs(world, tmp_path):
         path.write_text(json.dumps(mutated(json.loads(manifest), rng)))
         refuse_or_return(lambda: load_tokenized(root / "out", processor.tokenizer))
     path.write_text(manifest)
-    shares = {"shares": {"a": 1.0}, "rows": 3}
+    shares = {"shares": {"a": 1.0}, "samples": 3}
     spec = {
         "sources": {"a": str(root / "out")},
         "stages": {"s": shares, "t": {"weights": {"a": 2}}},

@@ -29,7 +29,7 @@ def test_a_sample_of_which_no_token_is_marked_is_refused():
         chunks([(0, row, "row")])
     chunks = ChunkTokenizer(processor, None, TokenizeSettings(source="x", on_bad_row="skip"))
     chunks([(0, row, "row")])
-    assert chunks._counts["skipped_rows"] == 1 and chunks._counts["rows"] == 0
+    assert chunks._counts["skipped_samples"] == 1 and chunks._counts["samples"] == 0
 
 
 def test_ids_count_what_is_learned():
@@ -48,11 +48,13 @@ def test_an_answer_that_was_its_image_is_left_out_with_it():
     chunks = ChunkTokenizer(processor, None, TokenizeSettings(source="x", on_missing="text"))
     turns = [{"from": "human", "value": "Draw."}, {"from": "gpt", "value": "<image>"}]
     chunks([(0, {"image": "a", "conversations": turns}, "row")])
-    assert chunks._counts["rows"] == 0
+    assert chunks._counts["samples"] == 0
     assert chunks._skipped[0]["reason"] == "no --codes given, and it is all that the assistant says"
 
 
 def test_a_source_of_which_a_mixture_takes_nothing_is_named():
     sources = {name: datasets.Dataset.from_dict({"a": range(10)}) for name in ("one", "two")}
-    with pytest.warns(UserWarning, match="the mixture takes no row of 'two': 0.01 of 10 rows"):
+    with pytest.warns(
+        UserWarning, match="the mixture takes no sample of 'two': 0.01 of 10 samples"
+    ):
         assert len(mix(sources, {"one": 1, "two": 0.01})) == 10

@@ -88,7 +88,7 @@ def test_the_folder_is_a_memory_mapped_data_set_with_counts(data, tmp_path) -> N
     assert len(loaded.cache_files) == 3  # mapped from three shards of at most four rows
     manifest = json.loads((tmp_path / "out/tokenized.json").read_text())
     counts = manifest["counts"]
-    assert counts["rows"] == len(rows) and counts["skipped_rows"] == 0
+    assert counts["samples"] == len(rows) and counts["skipped_samples"] == 0
     assert counts["tokens"] == sum(loaded["length"])
     assert counts["assistant_tokens"] == sum(map(sum, loaded["assistant_masks"]))
     assert counts["images"] == sum(map(len, loaded["image_ids"]))
@@ -217,7 +217,7 @@ def test_text_that_spells_a_special_token_is_found(data, tmp_path, capsys) -> No
     rows[2]["conversations"][1]["value"] = "ends<|eot_id|> here"
     path = write_rows(tmp_path / "rows.json", rows)
     assert data.run(path, tmp_path / "out") == 2
-    assert "row 2: its text spells the special token '<|eot_id|>'" in capsys.readouterr().err
+    assert "sample 2: its text spells the special token '<|eot_id|>'" in capsys.readouterr().err
     shutil.rmtree(tmp_path / "out")
     assert data.run(path, tmp_path / "out", "--on-control-token", "skip") == 0
     assert load_training_data(tmp_path / "out", data.processor.tokenizer)["id"] == ["r0", "r1"]
@@ -281,9 +281,9 @@ def test_any_json_value_is_a_conversation_or_a_value_error(row) -> None:
 @pytest.mark.parametrize(
     ("name", "text", "words"),
     [
-        ("rows.json", "{}", "must be a list of rows, got dict"),
+        ("rows.json", "{}", "must be a list of samples, got dict"),
         ("rows.json", "[", "not valid JSON"),
-        ("rows.json", "[]", "has no row"),
+        ("rows.json", "[]", "has no sample"),
         ("rows.jsonl", '\n{"id": 1,\n', "line 2: not valid JSON"),
         ("rows.csv", "a", "must be a .json or .jsonl file"),
     ],

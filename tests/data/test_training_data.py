@@ -82,7 +82,7 @@ def test_shares_are_exact_and_by_default_repeat_nothing(folders, processor) -> N
         "sources": SOURCES,
         "stages": {
             "pretrain": {"weights": {"more": 1}},
-            "sft": {"shares": {"base": 0.5, "extra": 0.25, "more": 0.25}, "rows": 41},
+            "sft": {"shares": {"base": 0.5, "extra": 0.25, "more": 0.25}, "samples": 41},
             "all": {"shares": {"base": 1, "extra": 3}},
         },
     }
@@ -123,7 +123,7 @@ def test_any_shares_give_that_many_rows_each_within_one_of_its_share(
         for name, size in zip(names, sizes, strict=True)
     }
     shares = {name: data.draw(st.floats(0.01, 1)) for name in names}
-    mixed = mix(sources, shares, by_share=True, rows=rows, seed=seed)
+    mixed = mix(sources, shares, by_share=True, samples=rows, seed=seed)
     assert len(mixed) == rows
     counts = Counter(mixed["source"])
     for name, share in shares.items():
@@ -145,9 +145,9 @@ def test_any_shares_give_that_many_rows_each_within_one_of_its_share(
         ({"sources": SOURCES, "weights": {"bass": 1}}, "weights.bass is not one of sources: base"),
         ({"sources": SOURCES, "weights": {"base": -1}}, "weights.base must be a positive number, got -1"),
         ({"sources": SOURCES, "weights": {"base": True}}, "weights.base must be a positive number"),
-        ({"sources": SOURCES, "weights": {"base": 1}, "rows": 4}, "rows must be a positive integer beside"),
+        ({"sources": SOURCES, "weights": {"base": 1}, "samples": 4}, "samples must be a positive integer beside"),
         ({"sources": SOURCES, "weight": {"base": 1}}, "unknown field 'weight'"),
-        ({"sources": SOURCES, "stages": {"a": {"weights": {"base": 1}}}, "rows": 3}, "not both"),
+        ({"sources": SOURCES, "stages": {"a": {"weights": {"base": 1}}}, "samples": 3}, "not both"),
         ({"sources": SOURCES, "stages": {"a": {}, "b": {}}}, "stages has no None; there are a, b"),
         ({"sources": SOURCES, "stages": {"a": {"wights": {}}}}, "stages.a: unknown field 'wights'"),
     ],
@@ -265,12 +265,12 @@ def test_bad_filters_are_named() -> None:
     rows = [{"label": [1]}]
     for options, words in (
         ({"label_field": "label"}, "go together"),
-        ({"label_field": "absent", "max_per_label": 1}, "no row has the field 'absent'"),
+        ({"label_field": "absent", "max_per_label": 1}, "no sample has the field 'absent'"),
         (
             {"label_field": "label", "max_per_label": 1},
-            r"row 0: label must be text or an integer, got \[1\]",
+            r"sample 0: label must be text or an integer, got \[1\]",
         ),
-        ({"phrase_field": "label"}, "row 0: label must be a list of texts"),
+        ({"phrase_field": "label"}, "sample 0: label must be a list of texts"),
         ({"phrase_field": "a", "spacy_model": "b"}, "got both"),
     ):
         with pytest.raises(ValueError, match=words):
@@ -319,5 +319,5 @@ def test_selected_rows_keep_their_numbers(processor, folders, tmp_path) -> None:
         source, processor, tmp_path / "x", TokenizeSettings(source="x", shard_size=2), checkpoint="",
         codes=[str(tmp_path / "codes")], selection=np.array([2, 5, 11]),
     )  # fmt: skip
-    assert made["counts"]["rows"] == 3
+    assert made["counts"]["samples"] == 3
     assert load_tokenized(tmp_path / "x", processor.tokenizer)["id"] == ["2", "5", "11"]

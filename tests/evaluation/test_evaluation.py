@@ -78,9 +78,7 @@ def test_pictures_elsewhere(tmp_path):
         (tmp_path / "data" / f"{color}.png").rename(tmp_path / "pictures" / f"{color}.png")
     task = load_task("pope", tmp_path / "data", tmp_path / "pictures")
     assert Path(task.rows[0].image).parent == tmp_path / "pictures"
-    with pytest.raises(
-        FileNotFoundError, match=r"coco_pope_popular.json: line 1: no image .*red"
-    ):
+    with pytest.raises(FileNotFoundError, match=r"coco_pope_popular.json: line 1: no image .*red"):
         load_task("pope", tmp_path / "data")
 
 

@@ -77,7 +77,7 @@ def tokenized_folder(folder: Path, data: datasets.Dataset, processor) -> None:
     columns = {name: data[:][name] for name in FEATURES}
     for name in ("input_ids", "assistant_masks"):
         columns[name] = [np.array(values) for values in columns[name]]
-    report = {**dict.fromkeys(COUNTS, 0), "rows": len(data), "skipped": []}
+    report = {**dict.fromkeys(COUNTS, 0), "samples": len(data), "skipped": []}
     parts = processor_identity(processor)
     claim(folder, {"parts": parts})
     write_atomic(shard_path(folder, 0, 1), shard_bytes(columns, report))

@@ -1,4 +1,4 @@
-"""`datasets` data sets → encoded image files, by row or as a stream.
+"""`datasets` data sets → encoded image files, by sample or as a stream.
 
 Images stay undecoded (`Image(decode=False)`), so that one corrupt image can be named and does not end the
 iteration.
@@ -22,10 +22,10 @@ class DatasetSource(IndexedSource):
     """A `datasets.Dataset` (map style).
 
     Args:
-        dataset: the rows.
+        dataset: the samples.
         image_column: the column of images; the only one of type Image by default.
-        id_column: the column of ids; the row's number by default.
-        shard_size: rows in a part.
+        id_column: the column of ids; the sample's number by default.
+        shard_size: samples in a part.
 
     Raises:
         ValueError: a column is missing, or there are several of type Image and none was named.
@@ -64,7 +64,7 @@ class StreamSource(Source):
     """A `datasets.IterableDataset` (streaming); its parts are its own shards.
 
     The arguments are those of [`DatasetSource`], without `shard_size`. Without an id column, an id is the number
-    of the part, a slash, and the number of the row. A part whose last shard is written counts as finished
+    of the part, a slash, and the number of the sample. A part whose last shard is written counts as finished
     without being read again, since a stream has no fingerprint.
     """
 
@@ -140,7 +140,7 @@ def load_dataset_by_name(
 def image_digest(dataset: datasets.Dataset, image_column: str) -> str:
     """A digest of up to 16 images of a column, evenly spaced.
 
-    Rows are named by their number where there is no column of ids; this tells whether the numbers of two
+    Samples are named by their number where there is no column of ids; this tells whether the numbers of two
     data sets mean the same images, which a fingerprint does not where one is a copy of the other.
     """
     kind = dataset.features[image_column]
@@ -171,7 +171,7 @@ def _columns(
     if features is None:  # a stream whose types nobody has declared
         first = next(iter(islice(dataset, 1)), None)
         if first is None:
-            raise ValueError("the data set has no row")
+            raise ValueError("the data set has no sample")
         names, images = list(first), []
     else:
         names = list(features)
@@ -190,7 +190,7 @@ def _columns(
 
 
 def _undecoded(dataset: Any, image_column: str) -> Any:
-    """The same rows, with images as {"bytes", "path"} instead of decoded."""
+    """The same samples, with images as {"bytes", "path"} instead of decoded."""
     return dataset.cast_column(image_column, datasets.Image(decode=False))
 
 
