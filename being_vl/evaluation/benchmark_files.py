@@ -1,7 +1,7 @@
 """a benchmark's files on disk → examples: question, image, what is right.
 
 Source: the formats in which POPE, VQA v2, MME, LLaVA, COCO captions and MLLM-Bench are published. Nothing is
-downloaded. What is malformed is an error that names the file, the row, the field, the rule and the value.
+downloaded. What is malformed is an error that names the file, the example, the field, the rule and the value.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ def read_pope(data: Path, images: Path | None) -> list[Example]:
     if not files:
         raise FileNotFoundError(f"{data}: no file *pope*.json, such as coco_pope_random.json")
     folder = images or (data if data.is_dir() else data.parent)
-    rows = []
+    examples = []
     for path in files:
         category = path.stem.rpartition("_")[2]
         for number, entry in enumerate(read_json_lines(path), 1):
@@ -58,15 +58,15 @@ def read_pope(data: Path, images: Path | None) -> list[Example]:
                 raise ValueError(f"{where}: 'label' must be yes or no, got {label!r}")
             image = _image(folder, _get(entry, "image", str, where), where)
             name = f"{category}/{entry.get('question_id', number)}"
-            rows.append(Example(name, image, _get(entry, "text", str, where), label, category))
-    return rows
+            examples.append(Example(name, image, _get(entry, "text", str, where), label, category))
+    return examples
 
 
 def read_vqav2(data: Path, images: Path | None) -> tuple[list[Example], str]:
     """`*questions.json` and `*annotations.json`; images `COCO_SUBTYPE_000000000000.jpg`.
 
     Returns:
-        the rows, and the subtype, such as val2014.
+        the examples, and the subtype, such as val2014.
     """
     paths = [_only(data, f"*{kind}.json") for kind in ("questions", "annotations")]
     questions, annotations = map(_json, paths)
@@ -81,7 +81,7 @@ def read_vqav2(data: Path, images: Path | None) -> tuple[list[Example], str]:
                 f"{where}: question_id {question_id} stands at annotations[{by_id[question_id][0]}] already"
             )
         by_id[question_id] = n, entry
-    rows = []
+    examples = []
     for number, entry in enumerate(_get(questions, "questions", list, str(paths[0]))):
         where = f"{paths[0]}: questions[{number}]"
         question_id = _get(entry, "question_id", int, where)
@@ -92,7 +92,7 @@ def read_vqav2(data: Path, images: Path | None) -> tuple[list[Example], str]:
         answers = _get(annotation, "answers", list, there)
         truths = [_get(answer, "answer", str, there) for answer in answers]
         name = f"COCO_{subtype}_{_get(entry, 'image_id', int, where):012d}.jpg"
-        rows.append(
+        examples.append(
             Example(
                 str(question_id),
                 _image(folder, name, where),
@@ -101,7 +101,7 @@ def read_vqav2(data: Path, images: Path | None) -> tuple[list[Example], str]:
                 str(annotation.get("answer_type", "")),
             )
         )
-    return rows, subtype
+    return examples, subtype
 
 
 def read_mme(data: Path, images: Path | None) -> list[Example]:
@@ -109,7 +109,7 @@ def read_mme(data: Path, images: Path | None) -> list[Example]:
 
     Images and texts lie side by side, or in `images/` and `questions_answers_YN/`.
     """
-    rows = []
+    examples = []
     for folder in sorted(path for path in _listed(data) if path.is_dir()):
         inner = folder / "questions_answers_YN"
         for path in sorted((inner if inner.is_dir() else folder).glob("*.txt")):
@@ -125,10 +125,10 @@ def read_mme(data: Path, images: Path | None) -> list[Example]:
                         f"{path}: line {number} must be a question, a tab, and Yes or No, got {line!r}"
                     )
                 name = f"{folder.name}/{path.stem}/{number}"
-                rows.append(Example(name, image, question.strip(), answer.strip(), folder.name))
-    if not rows:
+                examples.append(Example(name, image, question.strip(), answer.strip(), folder.name))
+    if not examples:
         raise FileNotFoundError(f"{data}: no folder of a category with *.txt in it")
-    return rows
+    return examples
 
 
 def read_llava(data: Path, images: Path | None) -> list[Example]:
@@ -136,7 +136,7 @@ def read_llava(data: Path, images: Path | None) -> list[Example]:
 
     A field `type` groups the scores.
     """
-    rows = []
+    examples = []
     for number, entry in enumerate(_list(data)):
         where = f"{data}: [{number}]"
         image = _image(images or data.parent, _get(entry, "image", str, where), where)
@@ -151,8 +151,8 @@ def read_llava(data: Path, images: Path | None) -> list[Example]:
             question = said[turn][1].replace("<image>", "").strip()
             name = f"{entry.get('id', number)}/{turn}"
             group = str(entry.get("type", ""))
-            rows.append(Example(name, image, question, said[turn + 1][1], group))
-    return rows
+            examples.append(Example(name, image, question, said[turn + 1][1], group))
+    return examples
 
 
 def read_captions(data: Path, images: Path | None, prompt: str) -> list[Example]:
@@ -163,20 +163,20 @@ def read_captions(data: Path, images: Path | None, prompt: str) -> list[Example]
         where = f"{data}: annotations[{number}]"
         image_id = _get(entry, "image_id", (int, str), where)
         captions.setdefault(image_id, []).append(_get(entry, "caption", str, where))
-    rows = []
+    examples = []
     for number, entry in enumerate(_get(content, "images", list, str(data))):
         where = f"{data}: images[{number}]"
         image_id = _get(entry, "id", (int, str), where)
         if image_id not in captions:
             raise ValueError(f"{where}: 'id' {image_id!r} has no caption in 'annotations'")
         image = _image(images or data.parent, _get(entry, "file_name", str, where), where)
-        rows.append(Example(str(image_id), image, prompt, captions[image_id]))
-    return rows
+        examples.append(Example(str(image_id), image, prompt, captions[image_id]))
+    return examples
 
 
 def read_mllm_bench(data: Path, images: Path | None) -> list[Example]:
     """The list of MLLM-Bench: `unique_idx`, `image`, `question`, `meta` with `level`."""
-    rows = []
+    examples = []
     for number, entry in enumerate(_list(data)):
         where = f"{data}: [{number}]"
         unique_idx = _get(entry, "unique_idx", (int, str), where)
@@ -185,10 +185,10 @@ def read_mllm_bench(data: Path, images: Path | None) -> list[Example]:
         meta = entry.get("meta") or {}
         extra = {"unique_idx": unique_idx, "meta": meta}
         question = _get(entry, "question", str, where)
-        rows.append(
+        examples.append(
             Example(str(unique_idx), image, question, None, str(meta.get("level", "")), extra)
         )
-    return rows
+    return examples
 
 
 def numbered(examples: Sequence[Example]) -> list[Example]:

@@ -59,13 +59,9 @@ def evaluate_reconstruction(
         device=vq.device,
     )
     grids: list[np.ndarray] = []
+    side = vq.config.downsampling
     pixels = (
-        (
-            path,
-            read_pixels(
-                path, processor.image_processor, downsampling=vq.config.downsampling, name=path
-            ),
-        )
+        (path, read_pixels(path, processor.image_processor, downsampling=side, name=path))
         for path in images
     )
     for paths, batch, codes in encode_by_size(pixels, vq, batch_size=batch_size):

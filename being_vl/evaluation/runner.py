@@ -120,16 +120,20 @@ class Evaluator:
         # Results of other data are not replaced: said now, not after hours of work.
         result_path(self.output, task.name, task.dataset, "being_vl")
         decoding = {"do_sample": False, "max_new_tokens": max_new_tokens or task.max_new_tokens}
-        prompts = render_prompts(self.processor, [row.question for row in task.rows], image=True)
-        mine = _share(task.rows, self.state.process_index, self.state.num_processes)
-        rows = task.rows[mine]
-        codes = self._quantize([row.image for row in rows], task.name)
+        prompts = render_prompts(
+            self.processor, [example.question for example in task.examples], image=True
+        )
+        mine = _share(task.examples, self.state.process_index, self.state.num_processes)
+        examples = task.examples[mine]
+        codes = self._quantize([example.image for example in examples], task.name)
         journal = Journal(
             self.output / RESULTS_FOLDER / f".{task.name}.partial",
-            self._settings(task.rows, prompts, decoding),
+            self._settings(task.examples, prompts, decoding),
             self.state,
         )
-        answers = self._answer(rows, prompts[mine], mine.start, codes, journal, decoding, task.name)
+        answers = self._answer(
+            examples, prompts[mine], mine.start, codes, journal, decoding, task.name
+        )
         lengths = self._lengths(codes)
         answers = self._gather(answers)
         lengths = dict(self._gather(list(lengths.items())))
@@ -138,8 +142,8 @@ class Evaluator:
         result = Result(
             task=task.name,
             dataset=task.dataset,
-            metrics={} if task.score is None else task.score(task.rows, answers),
-            num_examples=len(task.rows),
+            metrics={} if task.score is None else task.score(task.examples, answers),
+            num_examples=len(task.examples),
             decoding=decoding,
             harness={"name": "being_vl", "version": __version__},
             seconds=round(time.perf_counter() - started, 3),
@@ -163,7 +167,7 @@ class Evaluator:
 
     def _answer(
         self,
-        rows: Sequence[Example],
+        examples: Sequence[Example],
         prompts: Sequence[str],
         first: int,
         codes: dict[str, np.ndarray],
@@ -171,22 +175,22 @@ class Evaluator:
         decoding: dict[str, Any],
         name: str,
     ) -> list[str]:
-        """Answers in the order of the rows; `first` is the first one's place in the task, its journal's key."""
+        """Answers in the order of the examples; `first` is the first one's place in the task, its journal's key."""
         answers = journal.found
-        places = [str(first + n) for n in range(len(rows))]
+        places = [str(first + n) for n in range(len(examples))]
         left = [n for n, place in enumerate(places) if place not in answers]
         batches = iter_answers(
             self.model,
             self.processor,
             [prompts[n] for n in left],
-            [rows[n].image for n in left],
+            [examples[n].image for n in left],
             codes,
             batch_size=self.batch_size,
             **decoding,
         )
         done = 0
-        with self._bar(len(rows), f"{name}: answering", "question") as bar, journal:
-            bar.update(len(rows) - len(left))
+        with self._bar(len(examples), f"{name}: answering", "question") as bar, journal:
+            bar.update(len(examples) - len(left))
             for batch in batches:
                 keys = [places[n] for n in left[done : done + len(batch)]]
                 journal.add(dict(zip(keys, batch, strict=True)))
@@ -205,12 +209,12 @@ class Evaluator:
         }
 
     def _settings(
-        self, rows: Sequence[Example], prompts: Sequence[str], decoding: dict[str, Any]
+        self, examples: Sequence[Example], prompts: Sequence[str], decoding: dict[str, Any]
     ) -> dict[str, Any]:
         """What must be the same for answers of an earlier run to count."""
         asked = hashlib.sha256()
-        for row, prompt in zip(rows, prompts, strict=True):
-            asked.update(json.dumps([row.id, row.image, prompt]).encode())
+        for example, prompt in zip(examples, prompts, strict=True):
+            asked.update(json.dumps([example.id, example.image, prompt]).encode())
         return {
             "checkpoint": self.identity,
             "dtype": str(self.model.dtype),
@@ -224,14 +228,19 @@ class Evaluator:
         if task.score is None:
             name = f"{task.name}.generations.jsonl"
             records = [
-                generation_record(row, answer, model=self.name, options=decoding)
-                for row, answer in zip(task.rows, answers, strict=True)
+                generation_record(example, answer, model=self.name, options=decoding)
+                for example, answer in zip(task.examples, answers, strict=True)
             ]
         else:
             name = f"{task.name}.answers.jsonl"
             records = [
-                {"id": row.id, "question": row.question, "answer": answer, "target": row.target}
-                for row, answer in zip(task.rows, answers, strict=True)
+                {
+                    "id": example.id,
+                    "question": example.question,
+                    "answer": answer,
+                    "target": example.target,
+                }
+                for example, answer in zip(task.examples, answers, strict=True)
             ]
         lines = (json.dumps(record, ensure_ascii=False) + "\n" for record in records)
         write_atomic(self.output / RESULTS_FOLDER / name, "".join(lines))
@@ -245,12 +254,12 @@ class Evaluator:
         return tqdm(total=total, desc=description, unit=unit, disable=hidden)
 
 
-def _share(rows: Sequence[Example], index: int, count: int) -> slice:
-    """A process's part of the rows: contiguous, and never parting those about one image."""
+def _share(examples: Sequence[Example], index: int, count: int) -> slice:
+    """A process's part of the examples: contiguous, and never parting those about one image."""
 
     def bound(number: int) -> int:
-        place = len(rows) * number // count
-        while 0 < place < len(rows) and rows[place].image == rows[place - 1].image:
+        place = len(examples) * number // count
+        while 0 < place < len(examples) and examples[place].image == examples[place - 1].image:
             place += 1
         return place
 

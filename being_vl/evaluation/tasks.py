@@ -37,30 +37,30 @@ class Task:
         name: of the task and of its result file. Where a benchmark has several data sets or splits, the
             name says which (`llava-FILE`, `vqav2-SPLIT`), so that their results lie side by side.
         dataset: `name`, Hub `id` (or None), `split` and `digest` of the data, for the result file.
-        rows: the questions; those about one image stand together.
-        score: rows and an answer for each → the metrics of the result file. None: the answers are for an
+        examples: the questions; those about one image stand together.
+        score: examples and an answer for each → the metrics of the result file. None: the answers are for an
             outside judge.
         max_new_tokens: after which an answer is cut.
-        rows_scored_together: MME scores the two questions about an image as one.
+        scored_together: MME scores the two questions about an image as one.
     """
 
     name: str
     dataset: dict[str, str | None]
-    rows: list[Example]
+    examples: list[Example]
     score: Scorer | None
     max_new_tokens: int
-    rows_scored_together: int = 1
+    scored_together: int = 1
 
     def limited(self, count: int | None) -> Task:
         """The first questions only; fewer where the last would be scored without its partner."""
         if count is None:
             return self
-        kept = self.rows[: count - count % self.rows_scored_together]
+        kept = self.examples[: count - count % self.scored_together]
         if not kept:
             raise ValueError(
-                f"limit: task {self.name} scores {self.rows_scored_together} questions together, got {count}"
+                f"limit: task {self.name} scores {self.scored_together} questions together, got {count}"
             )
-        return replace(self, rows=kept)
+        return replace(self, examples=kept)
 
 
 def load_task(
@@ -93,63 +93,62 @@ def load_task(
         task = _caption(data, images, spice_jar)
     else:
         task = TASKS[name](data, images)
-    rows = numbered(task.rows)
-    asked = json.dumps([[row.image, row.question, row.target] for row in rows]).encode()
+    examples = numbered(task.examples)
+    asked = json.dumps(
+        [[example.image, example.question, example.target] for example in examples]
+    ).encode()
     digest = hashlib.sha256(asked).hexdigest()[:16]  # tells data of one name apart
-    return replace(task, rows=rows, dataset={**task.dataset, "digest": digest})
+    return replace(task, examples=examples, dataset={**task.dataset, "digest": digest})
+
+
+def _data(name: str, split: str | None) -> dict[str, str | None]:
+    return {"name": name, "id": None, "split": split}
 
 
 def _easyvqa() -> Task:
     split = easyvqa.load_easyvqa("test")
-    rows = [
+    examples = [
         Example(
             str(number), split.image_paths[q.image_id], q.text, q.answer, q.type.replace("/", "_")
         )
         for number, q in enumerate(split.questions)
     ]
-    dataset = {"name": "easy-VQA", "id": None, "split": "test"}
-    return Task("easyvqa", dataset, _by_image(rows), _score_exact, 8)
+    return Task("easyvqa", _data("easy-VQA", "test"), _by_image(examples), _score_exact, 8)
 
 
 def _pope(data: Path, images: Path | None) -> Task:
-    rows = benchmark_files.read_pope(data, images)
-    dataset = {"name": "POPE", "id": None, "split": "test"}
-    return Task("pope", dataset, _asked(rows, SHORT_ANSWER), _score_pope, 16)
+    examples = _asked(benchmark_files.read_pope(data, images))
+    return Task("pope", _data("POPE", "test"), examples, _score_pope, 16)
 
 
 def _vqav2(data: Path, images: Path | None) -> Task:
-    rows, split = benchmark_files.read_vqav2(data, images)
-    dataset = {"name": "VQAv2", "id": None, "split": split}
-    return Task(named("vqav2", split), dataset, _asked(rows, SHORT_ANSWER), _score_vqa, 16)
+    examples, split = benchmark_files.read_vqav2(data, images)
+    return Task(named("vqav2", split), _data("VQAv2", split), _asked(examples), _score_vqa, 16)
 
 
 def _mme(data: Path, images: Path | None) -> Task:
-    rows = [
-        replace(row, question=row.question.removesuffix(_MME_SUFFIX))
-        for row in benchmark_files.read_mme(data, images)
+    examples = [
+        replace(example, question=example.question.removesuffix(_MME_SUFFIX))
+        for example in benchmark_files.read_mme(data, images)
     ]
-    dataset = {"name": "MME", "id": None, "split": "test"}
-    return Task("mme", dataset, _asked(rows, SHORT_ANSWER), _score_mme, 16, rows_scored_together=2)
+    return Task("mme", _data("MME", "test"), _asked(examples), _score_mme, 16, scored_together=2)
 
 
 def _llava(data: Path, images: Path | None) -> Task:
-    rows = benchmark_files.read_llava(data, images)
-    dataset = {"name": data.stem, "id": None, "split": None}
-    return Task(named("llava", data.stem), dataset, _by_image(rows), _score_exact, 64)
+    examples = _by_image(benchmark_files.read_llava(data, images))
+    return Task(named("llava", data.stem), _data(data.stem, None), examples, _score_exact, 64)
 
 
 def _caption(data: Path, images: Path | None, spice_jar: str | None) -> Task:
     captions.require(spice_jar)  # before the hours of answering, not after
-    rows = benchmark_files.read_captions(data, images, CAPTION_PROMPT)
-    dataset = {"name": data.stem, "id": None, "split": None}
+    examples = _by_image(benchmark_files.read_captions(data, images, CAPTION_PROMPT))
     score = partial(_score_captions, spice_jar=spice_jar)
-    return Task(named("caption", data.stem), dataset, _by_image(rows), score, 64)
+    return Task(named("caption", data.stem), _data(data.stem, None), examples, score, 64)
 
 
 def _mllm_bench(data: Path, images: Path | None) -> Task:
-    rows = benchmark_files.read_mllm_bench(data, images)
-    dataset = {"name": "MLLM-Bench", "id": None, "split": None}
-    return Task("mllm_bench", dataset, _by_image(rows), None, 768)
+    examples = _by_image(benchmark_files.read_mllm_bench(data, images))
+    return Task("mllm_bench", _data("MLLM-Bench", "test"), examples, None, 768)
 
 
 TASKS: dict[str, Callable[..., Task]] = {
@@ -168,55 +167,58 @@ def named(task: str, data: str) -> str:
     return f"{task}-{re.sub(r'[^A-Za-z0-9._-]+', '_', data)}"
 
 
-def _by_image(rows: Sequence[Example]) -> list[Example]:
-    """Rows about one image together, images in the order in which they first come."""
-    order = {image: place for place, image in enumerate(dict.fromkeys(row.image for row in rows))}
-    return sorted(rows, key=lambda row: order[row.image])
+def _by_image(examples: Sequence[Example]) -> list[Example]:
+    """Examples about one image together, images in the order in which they first come."""
+    order = {
+        image: place
+        for place, image in enumerate(dict.fromkeys(example.image for example in examples))
+    }
+    return sorted(examples, key=lambda example: order[example.image])
 
 
-def _asked(rows: Sequence[Example], suffix: str) -> list[Example]:
-    return _by_image([replace(row, question=row.question.strip() + suffix) for row in rows])
+def _asked(examples: Sequence[Example]) -> list[Example]:
+    return _by_image([replace(e, question=e.question.strip() + SHORT_ANSWER) for e in examples])
 
 
-def _score_exact(rows: Sequence[Example], answers: Sequence[str]) -> dict[str, float]:
-    groups = [row.group for row in rows]
+def _score_exact(examples: Sequence[Example], answers: Sequence[str]) -> dict[str, float]:
+    groups = [example.group for example in examples]
     return exact_match_scores(
-        answers, [row.target for row in rows], groups if any(groups) else None
+        answers, [example.target for example in examples], groups if any(groups) else None
     )
 
 
-def _score_vqa(rows: Sequence[Example], answers: Sequence[str]) -> dict[str, float]:
+def _score_vqa(examples: Sequence[Example], answers: Sequence[str]) -> dict[str, float]:
     """By the official script, and under `…/lmms_eval` by lmms-eval's rule."""
-    truths = [row.target for row in rows]
+    truths = [example.target for example in examples]
     rule = vqa_scores(answers, truths, normalize_unanimous=True)
-    return vqa_scores(answers, truths, [row.group for row in rows]) | _by_lmms_eval(rule)
+    return vqa_scores(answers, truths, [example.group for example in examples]) | _by_lmms_eval(
+        rule
+    )
 
 
-def _score_pope(rows: Sequence[Example], answers: Sequence[str]) -> dict[str, float]:
+def _score_pope(examples: Sequence[Example], answers: Sequence[str]) -> dict[str, float]:
     """By POPE's script, and under `…/lmms_eval` by lmms-eval's rule."""
-    truths = [row.target for row in rows]
+    truths = [example.target for example in examples]
     rule = pope_scores(list(map(strip_punctuation, answers)), truths, read=exact_yes_no)
-    return pope_scores(answers, truths, [row.group for row in rows]) | _by_lmms_eval(rule)
+    return pope_scores(answers, truths, [example.group for example in examples]) | _by_lmms_eval(
+        rule
+    )
 
 
 def _by_lmms_eval(scores: dict[str, float]) -> dict[str, float]:
     return {f"{name}/lmms_eval": value for name, value in scores.items()}
 
 
-def _score_mme(rows: Sequence[Example], answers: Sequence[str]) -> dict[str, float]:
-    return mme_scores(
-        answers,
-        [row.target for row in rows],
-        [row.group for row in rows],
-        [row.image for row in rows],
-    )
+def _score_mme(examples: Sequence[Example], answers: Sequence[str]) -> dict[str, float]:
+    of = [(example.target, example.group, example.image) for example in examples]
+    return mme_scores(answers, *zip(*of, strict=True))
 
 
 def _score_captions(
-    rows: Sequence[Example], answers: Sequence[str], *, spice_jar: str | None
+    examples: Sequence[Example], answers: Sequence[str], *, spice_jar: str | None
 ) -> dict[str, float]:
-    generated = dict(zip((row.id for row in rows), answers, strict=True))
-    references = {row.id: row.target for row in rows}
+    generated = dict(zip((example.id for example in examples), answers, strict=True))
+    references = {example.id: example.target for example in examples}
     return captions.caption_scores(generated, references, spice_jar=spice_jar)
 
 
@@ -227,17 +229,17 @@ def strip_punctuation(answer: str) -> str:
 
 
 def generation_record(
-    row: Example, answer: str, *, model: str, options: dict[str, Any]
+    example: Example, answer: str, *, model: str, options: dict[str, Any]
 ) -> dict[str, Any]:
     """A line for MLLM-Bench's judge: the fields of its `anchor.json`."""
     return {
-        "unique_idx": row.extra["unique_idx"],
-        "image": row.image,
-        "question": row.question,
-        "meta": row.extra["meta"],
-        "level": row.group,
+        "unique_idx": example.extra["unique_idx"],
+        "image": example.image,
+        "question": example.question,
+        "meta": example.extra["meta"],
+        "level": example.group,
         "gen_model_id": model,
-        "prompt": row.question,
+        "prompt": example.question,
         "answer": answer,
         "gen_kwargs": options,
     }

@@ -206,7 +206,7 @@ def easyvqa_answers(output: Path, own: Path) -> tuple[dict[str, str], dict[str, 
     """Question → answer, of lmms-eval's samples and of being-vl eval's answers."""
     (path,) = output.rglob("*_samples_easyvqa.jsonl")
     samples = [json.loads(line) for line in path.read_text().splitlines()]
-    rows = load_task("easyvqa").rows  # a doc_id is a place in these
+    rows = load_task("easyvqa").examples  # a doc_id is a place in these
     theirs = {rows[sample["doc_id"]].id: sample["filtered_resps"] for sample in samples}
     lines = (own / "evaluation" / "easyvqa.answers.jsonl").read_text().splitlines()
     return theirs, {row["id"]: row["answer"].strip() for row in map(json.loads, lines)}

@@ -53,7 +53,7 @@ def test_captions_file(monkeypatch, tmp_path):
     monkeypatch.setattr(captions, "require", lambda spice_jar: None)
     path = write_captions(tmp_path)
     task = load_task("caption", path)
-    assert [row.target[0] for row in task.rows[:2]] == ["A red square.", "A blue square."]
+    assert [row.target[0] for row in task.examples[:2]] == ["A red square.", "A blue square."]
     path.write_text(path.read_text().replace('"image_id": 0', '"image_id": 9'))
     with pytest.raises(ValueError, match=r"images\[0\]: 'id' 0 has no caption"):
         load_task("caption", path)

@@ -63,11 +63,11 @@ def evaluator(checkpoint, tmp_path) -> Evaluator:
 )
 def test_official_files(name, count, first, tmp_path):
     task = load_task(name, WRITERS[name](tmp_path))
-    assert len(task.rows) == count == len({row.id for row in task.rows})
-    row = task.rows[0]
+    assert len(task.examples) == count == len({row.id for row in task.examples})
+    row = task.examples[0]
     assert (row.question, row.target, row.group) == first
-    assert all(Path(row.image).is_file() for row in task.rows)
-    images = [row.image for row in task.rows]
+    assert all(Path(row.image).is_file() for row in task.examples)
+    images = [row.image for row in task.examples]
     assert sum(a != b for a, b in itertools.pairwise(images)) == len(set(images)) - 1
 
 
@@ -77,7 +77,7 @@ def test_pictures_elsewhere(tmp_path):
     for color in COLORS:
         (tmp_path / "data" / f"{color}.png").rename(tmp_path / "pictures" / f"{color}.png")
     task = load_task("pope", tmp_path / "data", tmp_path / "pictures")
-    assert Path(task.rows[0].image).parent == tmp_path / "pictures"
+    assert Path(task.examples[0].image).parent == tmp_path / "pictures"
     with pytest.raises(FileNotFoundError, match=r"coco_pope_popular.json: line 1: no image .*red"):
         load_task("pope", tmp_path / "data")
 
@@ -146,7 +146,7 @@ def test_tasks_without_their_data(tmp_path):
 
 def test_limit_keeps_what_is_scored_together(tmp_path):
     task = load_task("mme", WRITERS["mme"](tmp_path))
-    assert len(task.limited(5).rows) == 4
+    assert len(task.limited(5).examples) == 4
     with pytest.raises(ValueError, match="2 questions together, got 1"):
         task.limited(1)
 
@@ -258,12 +258,12 @@ def test_a_task_is_answered_scored_and_written(name, evaluator, tmp_path):
     task = load_task(name, WRITERS[name](tmp_path / "data"))
     result = evaluator.run(task, max_new_tokens=3)
     assert load_results(tmp_path / "out") == [result]
-    assert result.num_examples == len(task.rows) and result.task.partition("-")[0] == name
+    assert result.num_examples == len(task.examples) and result.task.partition("-")[0] == name
     assert result.images["codes_per_image"] == 16 >= result.images["tokens_per_image"] > 0
     name = result.task
     lines = (tmp_path / "out" / "evaluation" / f"{name}.answers.jsonl").read_text().splitlines()
     answers = [json.loads(line)["answer"] for line in lines]
-    assert task.score(task.rows, answers) == result.metrics
+    assert task.score(task.examples, answers) == result.metrics
     assert sorted(os.listdir(tmp_path / "out" / "evaluation")) == [
         f"{name}.answers.jsonl",
         f"{name}.json",
@@ -273,8 +273,8 @@ def test_a_task_is_answered_scored_and_written(name, evaluator, tmp_path):
 def test_a_right_answer_scores_100(tmp_path):
     for name in ("pope", "vqav2", "mme", "llava"):
         task = load_task(name, WRITERS[name](tmp_path / name))
-        truths = [row.target if isinstance(row.target, str) else row.target[0] for row in task.rows]
-        metrics = task.score(task.rows, [f"{truth}" for truth in truths])
+        truths = [row.target if isinstance(row.target, str) else row.target[0] for row in task.examples]
+        metrics = task.score(task.examples, [f"{truth}" for truth in truths])
         if name == "mme":
             assert (metrics["perception"], metrics["score/OCR"]) == (400.0, 200.0)
         else:
@@ -303,7 +303,7 @@ def test_a_stopped_run_goes_on(evaluator, tmp_path, monkeypatch):
 
     def stop_after_two(model, processor, prompts, *args, **options):
         for number, batch in enumerate(batches(model, processor, prompts, *args, **options)):
-            if number == 2 and len(prompts) == len(task.rows):
+            if number == 2 and len(prompts) == len(task.examples):
                 raise KeyboardInterrupt
             answered.append(len(batch))
             yield batch
@@ -316,7 +316,7 @@ def test_a_stopped_run_goes_on(evaluator, tmp_path, monkeypatch):
         file.write('{"1": "a line that the kill cut')
     resumed = evaluator.run(task, max_new_tokens=3)
     assert resumed.metrics == whole.metrics
-    assert sum(answered) == len(task.rows)
+    assert sum(answered) == len(task.examples)
     assert not journal.parent.exists()
 
 
@@ -338,7 +338,7 @@ def test_answers_of_other_settings_do_not_count(evaluator, tmp_path, monkeypatch
 
 
 def test_shares_are_disjoint_and_part_no_picture(tmp_path):
-    rows = load_task("pope", WRITERS["pope"](tmp_path)).rows
+    rows = load_task("pope", WRITERS["pope"](tmp_path)).examples
     for count in (1, 2, 3, 5, 40):
         parts = [rows[_share(rows, index, count)] for index in range(count)]
         assert [row for part in parts for row in part] == rows

@@ -57,7 +57,7 @@ def llava_file(folder: Path, answers: list[str]) -> Path:
 
 def test_equal_ids_have_their_own_answers(evaluator, tmp_path, monkeypatch):
     task = load_task("llava", llava_file(tmp_path, ["a", "b", "c"]))
-    assert [row.id for row in task.rows] == ["7/0", "7/0#2", "7/0#3"]
+    assert [row.id for row in task.examples] == ["7/0", "7/0#2", "7/0#3"]
     monkeypatch.setattr(runner, "iter_answers", lambda *_args, **_options: iter([["a", "b", "c"]]))
     assert evaluator.run(task).metrics == {"accuracy": 100.0}
     lines = (tmp_path / "out/evaluation/llava-questions.answers.jsonl").read_text().splitlines()

@@ -27,19 +27,19 @@ class EasyVQA(ConfigurableMessagesTask):
 
     def download(self, dataset_kwargs: Mapping[str, Any] | None = None) -> None:
         """Take the data from the package."""
-        rows = load_task("easyvqa").rows
+        examples = load_task("easyvqa").examples
         columns = {
-            "question_id": [row.id for row in rows],
-            "question": [row.question for row in rows],
-            "answer": [row.target for row in rows],
-            "type": [row.group for row in rows],
+            "question_id": [example.id for example in examples],
+            "question": [example.question for example in examples],
+            "answer": [example.target for example in examples],
+            "type": [example.group for example in examples],
         }
         features = Features({name: Value("string") for name in columns})
         without = Dataset.from_dict(columns, features=features)
         self.dataset_no_image = DatasetDict(test=without)
         self.dataset = DatasetDict(
             test=Dataset.from_dict(
-                {**columns, "image": [row.image for row in rows]},
+                {**columns, "image": [example.image for example in examples]},
                 features=Features({**features, "image": Image()}),
             )
         )

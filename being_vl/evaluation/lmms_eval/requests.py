@@ -11,16 +11,8 @@ from typing import Any
 
 from ...processing.processing_being_vl import BeingVLProcessor
 
-_OPTIONS = (
-    "max_new_tokens",
-    "min_new_tokens",
-    "num_beams",
-    "repetition_penalty",
-    "temperature",
-    "top_k",
-    "top_p",
-)
 _SAMPLING = ("temperature", "top_k", "top_p")
+_OPTIONS = ("max_new_tokens", "min_new_tokens", "num_beams", "repetition_penalty", *_SAMPLING)
 DEFAULT_MAX_NEW_TOKENS = 1024
 
 

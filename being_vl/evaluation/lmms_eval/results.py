@@ -13,15 +13,8 @@ from typing import Any
 from ...files import Result, read_json
 
 # Metrics that lmms-eval gives as shares of 1; others (MME's points, CIDEr, …) are kept as they are.
-_SHARES = (
-    "accuracy",
-    "exact_match",
-    "pope_accuracy",
-    "pope_f1_score",
-    "pope_precision",
-    "pope_recall",
-    "pope_yes_ratio",
-)
+_POPE = ("accuracy", "f1_score", "precision", "recall", "yes_ratio")
+_SHARES = ("accuracy", "exact_match", *(f"pope_{name}" for name in _POPE))
 
 
 def read_lmms_eval(path: Path, *, hardware: str) -> list[Result]:
