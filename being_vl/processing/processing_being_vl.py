@@ -21,8 +21,7 @@ from transformers.processing_utils import MultiModalData, ProcessingKwargs, Text
 from transformers.utils import cached_file
 
 from ..hub.part import VQ_FOLDER, CheckpointPart, Source, absolute_folder, pinned
-from ..quantizers.lazy_vq import LazyVQ
-from ..quantizers.quantizing import quantize
+from ..quantizers.quantizing import LazyVQ, quantize
 from ..vocabulary import VocabularyLayout
 from .chat_messages import checked_messages, require_sanitizing
 from .control_tokens import alone, check_sanitized

@@ -22,8 +22,7 @@ from transformers.utils import ModelOutput
 
 from ..hub.part import QuantizerModelPart, QuantizerPart
 from .finite import require_finite
-from .modeling_being_vl_vq_codebooks import QUANTIZERS
-from .modeling_being_vl_vq_layers import Decoder, Encoder
+from .modeling_being_vl_vq_layers import QUANTIZERS, Decoder, Encoder
 
 # Pixels in one pass of encode or decode: one 512×512 picture on a CPU, whose caches a bigger batch
 # would only spill, 16 of them elsewhere.

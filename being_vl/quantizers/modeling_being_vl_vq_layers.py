@@ -1,13 +1,19 @@
-"""pixels → latents and latents → pixels: the convolutional layers of the VQ-GAN.
+"""pixels → latents → codes, and latents → pixels: the layers of the VQ-GAN.
 
 Source: the encoder and decoder of taming-transformers (Esser et al. 2021), whose parameter names
 Chameleon and Being-VL keep, so these modules keep them too. They differ in being written for memory and
 speed: maps are channels_last but where the codes must equal Chameleon's to the last one, activations are
 overwritten where nobody needs them again, and no intermediate map is kept.
+
+Three quantizers with the same four methods, so that the model need not know which it has: the nearest codebook
+vector (van den Oord et al. 2017; with unit vectors, Yu et al. 2022, as LlamaGen has it), finite scalar
+quantization (Mentzer et al. 2024, whose `levels` and index order it keeps), and lookup-free quantization (Yu et
+al. 2024: the sign of each of D channels is a bit of the code).
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from typing import Any
 
@@ -20,10 +26,9 @@ _NORM_EPS = 1e-6
 # again but not so few that threads wait for each other, elsewhere enough to keep the device busy.
 _CPU_NORM_BLOCK = 2**21
 _NORM_BLOCK = 2**24
-
-
 # More cells than these are attended to by the fused kernel alone, whose memory is linear in them.
 _MAX_CELLS_TO_SPELL_OUT = 4096
+_DISTANCES_PER_CHUNK = 2**23
 
 
 def _rounds_as_chameleon(pixels: torch.Tensor) -> bool:
@@ -313,3 +318,118 @@ class Decoder(nn.Module):
             if index != 0:
                 hidden = self.up[index].upsample(hidden)
         return self.conv_out(_normalize(self.norm_out, hidden, overwrite=True)).contiguous()
+
+
+class VectorQuantizer(nn.Module):
+    """Latents (B, D, h, w) → codes (B, h, w) long: the nearest codebook vector of each cell."""
+
+    def __init__(self, config: Any) -> None:
+        super().__init__()
+        self.unit = config.l2_norm
+        self.embedding = nn.Embedding(config.num_embeddings, config.embed_dim)
+
+    def codebook(self) -> torch.Tensor:
+        """The vectors of the codes, (K, D)."""
+        return F.normalize(self.embedding.weight, dim=-1) if self.unit else self.embedding.weight
+
+    def bound(self, z: torch.Tensor) -> torch.Tensor:
+        """Latents as they are compared with the vectors of the codes, (B, D, h, w)."""
+        return F.normalize(z, dim=1) if self.unit else z
+
+    @torch.no_grad()
+    def forward(self, z: torch.Tensor) -> torch.Tensor:
+        batch, channels, height, width = z.shape
+        with torch.autocast(z.device.type, enabled=False):
+            codebook = self.codebook().float()
+            # Computed at each use: kept, they would outlive changes of the weights that no hook sees.
+            norms = codebook.square().sum(1)
+            vectors = self.bound(z.float()).permute(0, 2, 3, 1).reshape(-1, channels)
+            rows = max(1, _DISTANCES_PER_CHUNK // codebook.shape[0])
+            codes = []
+            for chunk in vectors.split(rows):
+                # ‖z‖² is the same for every code, but with it near-ties round as they do in Chameleon
+                distances = chunk.square().sum(1, keepdim=True) + norms
+                codes.append(distances.sub_(chunk @ codebook.t(), alpha=2).argmin(1))
+        return torch.cat(codes).view(batch, height, width)
+
+    def look_up(self, codes: torch.Tensor) -> torch.Tensor:
+        """Codes (B, h, w) → their vectors, (B, D, h, w)."""
+        vectors = self.embedding(codes)
+        return (F.normalize(vectors, dim=-1) if self.unit else vectors).permute(0, 3, 1, 2)
+
+
+class FiniteScalarQuantizer(nn.Module):
+    """Latents → codes: each channel is bounded and rounded to one of its levels; nothing is learned."""
+
+    def __init__(self, config: Any) -> None:
+        super().__init__()
+        self.levels: list[int] = list(config.levels)
+
+    def _row(self, values: Any, like: torch.Tensor) -> torch.Tensor:  # (1, D, 1, 1)
+        return torch.tensor(values, device=like.device, dtype=like.dtype).view(1, -1, 1, 1)
+
+    def bound(self, z: torch.Tensor) -> torch.Tensor:
+        """The latents in the scale of `look_up`, not rounded yet; the paper's appendix A has the same function."""
+        z = z.float()
+        levels = self._row(self.levels, z)
+        half = (levels - 1) * (1 + 1e-3) / 2  # a bit wider, so that tanh can reach the outer levels
+        offset = (levels % 2 == 0) * 0.5  # of an even number of levels, one more lies below 0
+        return ((z + (offset / half).atanh()).tanh() * half - offset) / (levels // 2)
+
+    @torch.no_grad()
+    def forward(self, z: torch.Tensor) -> torch.Tensor:
+        with torch.autocast(z.device.type, enabled=False):
+            half = self._row([number // 2 for number in self.levels], z.float())
+            digits = ((self.bound(z) * half).round() + half).long()
+            return (digits * self._basis(digits)).sum(1)
+
+    def _basis(self, like: torch.Tensor) -> torch.Tensor:
+        return self._row(
+            [math.prod(self.levels[:index]) for index in range(len(self.levels))], like
+        )
+
+    def look_up(self, codes: torch.Tensor) -> torch.Tensor:
+        """Codes (B, h, w) → levels, scaled to −1 … 1, (B, D, h, w)."""
+        codes = codes.long()[:, None]
+        levels = self._row(self.levels, codes)
+        half = levels // 2
+        return ((codes // self._basis(codes) % levels) - half) / half
+
+    def codebook(self) -> torch.Tensor:
+        """The vectors of the codes, (K, D)."""
+        codes = torch.arange(math.prod(self.levels))
+        return self.look_up(codes[None, None])[0, :, 0].T.contiguous()
+
+
+class LookupFreeQuantizer(nn.Module):
+    """Latents → codes: bit i of a code says whether channel i is positive; nothing is learned."""
+
+    def __init__(self, config: Any) -> None:
+        super().__init__()
+        self.bits: int = config.embed_dim
+
+    def _basis(self, like: torch.Tensor) -> torch.Tensor:
+        return (2 ** torch.arange(self.bits, device=like.device)).view(1, -1, 1, 1)
+
+    def bound(self, z: torch.Tensor) -> torch.Tensor:
+        return z
+
+    @torch.no_grad()
+    def forward(self, z: torch.Tensor) -> torch.Tensor:
+        return ((z > 0) * self._basis(z)).sum(1)
+
+    def look_up(self, codes: torch.Tensor) -> torch.Tensor:
+        """Codes (B, h, w) → −1 or 1, (B, D, h, w) float."""
+        codes = codes.long()[:, None]
+        return (codes // self._basis(codes) % 2).float() * 2 - 1
+
+    def codebook(self) -> torch.Tensor:
+        """The vectors of the codes, (K, D)."""
+        return self.look_up(torch.arange(2**self.bits)[None, None])[0, :, 0].T.contiguous()
+
+
+QUANTIZERS = {
+    "codebook": VectorQuantizer,
+    "fsq": FiniteScalarQuantizer,
+    "lfq": LookupFreeQuantizer,
+}

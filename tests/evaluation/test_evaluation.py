@@ -273,7 +273,9 @@ def test_a_task_is_answered_scored_and_written(name, evaluator, tmp_path):
 def test_a_right_answer_scores_100(tmp_path):
     for name in ("pope", "vqav2", "mme", "llava"):
         task = load_task(name, WRITERS[name](tmp_path / name))
-        truths = [row.target if isinstance(row.target, str) else row.target[0] for row in task.examples]
+        truths = [
+            row.target if isinstance(row.target, str) else row.target[0] for row in task.examples
+        ]
         metrics = task.score(task.examples, [f"{truth}" for truth in truths])
         if name == "mme":
             assert (metrics["perception"], metrics["score/OCR"]) == (400.0, 200.0)

@@ -289,5 +289,5 @@ def test_register_for_auto_class_works_as_everywhere(tmp_path: Path, monkeypatch
     assert {path.name for path in tmp_path.glob("*.py")} >= {
         "image_bpe.py",
         "vocabulary.py",
-        "quantizers_lazy_vq.py",
+        "quantizers_quantizing.py",
     }

@@ -12,7 +12,7 @@ from transformers.models.chameleon.modeling_chameleon import ChameleonVQVAE
 from transformers.models.janus.modeling_janus import JanusVQVAE
 
 from being_vl.quantizers import modeling_being_vl_vq as vq
-from being_vl.quantizers import modeling_being_vl_vq_codebooks as codebooks
+from being_vl.quantizers import modeling_being_vl_vq_layers as codebooks
 from being_vl.quantizers import modeling_being_vl_vq_layers as layers
 from being_vl.quantizers.modeling_being_vl_vq import BeingVLVQConfig, BeingVLVQModel
 
