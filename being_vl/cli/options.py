@@ -209,4 +209,6 @@ def refuse_used(args: Namespace, folder: str | Path, pattern: str = "*") -> None
 def refuse_nonempty(folder: Path) -> None:
     """Refuse an --output that is there with something in it."""
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise ValueError(f"--output {folder} must be a missing or empty folder")
+        raise ValueError(
+            f"--output must be a missing or empty folder; {folder} is not an empty folder"
+        )
