@@ -58,8 +58,12 @@ def make_parser() -> Parser:
 
     parser = Parser(_DESCRIPTION, epilog=_EPILOG, json="print the metrics as JSON")
     add(parser, "resume")
-    for arguments in (*_stage_classes(), BeingVLTrainingArguments):
+    kinds = (*_stage_classes(), BeingVLTrainingArguments)
+    for arguments in kinds:
         parser.add_class_arguments(arguments, help=(arguments.__doc__ or "").splitlines()[0])
+    helps = {f.name: f.metadata.get("help") for kind in kinds for f in dataclasses.fields(kind)}
+    for action in parser._actions:  # jsonargparse reads docstrings, not what stands with a field
+        action.help = action.help or helps.get(action.dest)
     parser.let_switches_stand_alone()
     return parser
 
