@@ -10,8 +10,8 @@ import pytest
 from being_vl import ImageBPE
 from being_vl.bpe import naive
 from being_vl.bpe.rules import MAX_TOKEN_CELLS
+from being_vl.bpe.training import choose, shard
 from being_vl.bpe.training import options as training_options
-from being_vl.bpe.training import shard
 from being_vl.bpe.training.checkpoints import Checkpoint
 from being_vl.bpe.training.grids import open_grids
 from being_vl.bpe.training.team import OneProcess
@@ -85,6 +85,21 @@ def test_rules_are_those_of_the_law(mode, rounds):
             grids, codebook_size=codes, num_threads=1, checkpoint=checkpoint, **options
         )
         assert as_rules(resumed) == expected, (options, grids, rank)
+
+
+def test_how_far_rules_go_ahead_does_not_matter(monkeypatch):
+    """Rules that are merged before their turn: with any limits of how many, and with two threads."""
+    rng = np.random.default_rng(5)
+    for _ in range(150):
+        grids, codes = draw_grids(rng)
+        options = draw_options(rng, "shape")
+        expected = naive.train(grids, codebook_size=codes, **options)
+        monkeypatch.setattr(training_options, "MAX_AHEAD", int(rng.integers(0, 6)))
+        monkeypatch.setattr(choose, "_MOST_PASSED", int(rng.integers(1, 6)))
+        monkeypatch.setattr(choose, "MAX_BATCH", int(rng.integers(1, 6)))
+        threads = int(rng.integers(1, 3))
+        merges = train_merges(grids, codebook_size=codes, num_threads=threads, **options)
+        assert as_rules(merges) == expected, (options, grids)
 
 
 @pytest.mark.parametrize("mode", ["shape", "spatial", "pair"])

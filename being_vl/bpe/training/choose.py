@@ -5,11 +5,16 @@ out of date is too high, and is put back with its true count when it surfaces. A
 `theta` can be forgotten without changing any rule that reaches it: what is chosen is exact until the heap
 runs dry; then everything is counted afresh with a lower theta.
 
-Rules are chosen in batches: the best keys, as long as no two of them share a token. They are what the law
-chooses one by one. A merge changes only the counts of keys that hold one of its two tokens, so the others keep
-their place. And no new key comes before one of them: since shapes are fixed, a neighbour x of c = (a, b) at one
-offset touches a at one offset, or b. So the key of a and x, or of b and x, was listed with at least the count of
-the new one, and it wins a tie, c being the newest id. It came earlier, and ended the batch: it shares a token.
+Rules are merged in batches, most of them before the law comes to them. Let k = (a, b) have n occurrences, and
+let no key that comes before k in the law's order hold a or b. Then the law chooses k with n occurrences, and
+nothing that it chooses earlier holds a or b, so that k may be merged now. For let r be the first such rule, of
+a and x. Shapes are fixed: if x is new, each occurrence of r was one of a and a part of x, at one offset; so on
+down to a token w that exists now. (a, w) has at least the count of r, hence of k, and came before k. Where
+counts are equal, r comes before k only as (b, x) with b < a, since x is newer than a and b; and so does (b, w).
+
+A rule that is merged before its turn waits in the heap with its count. Until then its token has no visual id,
+and a key with that token, which the law does not know yet, keeps those of its other token from being chosen
+ahead, as far as their counts are not higher.
 """
 
 from __future__ import annotations
@@ -17,9 +22,12 @@ from __future__ import annotations
 import numpy as np
 
 from .._jit import inlined, kernel
+from .shapes import Shapes
 
 BIAS = 1 << 16  # offsets lie in ±65535; packed, they are not negative
-MAX_BATCH = 64
+MAX_BATCH = 255  # a rule's number in its batch has 8 bits, see `close_rule`
+_MOST_PASSED = 384  # entries that are looked at for one batch
+_NEVER = 1 << 62
 
 
 @inlined
@@ -116,39 +124,114 @@ def _drop_top(heap, size):
 
 
 @kernel
-def _choose(heap, size, counts, theta, most, budget, room, num_cells, taken, stamp, batch):
-    """Take the best keys off the heap while they share no token; how many, and the heap's size.
+def _choose(
+    heap, size, counts, tokens, theta, most, ahead, waiting, budget, room, num_cells, taken, token,
+    passed, batch,
+):  # fmt: skip
+    """Choose keys that nothing before them can change: how many, -1 if room is short; and the heap's size.
 
-    `taken` marks the tokens of this batch with `stamp`. A batch ends at `most` keys, or at `budget`
-    occurrences, so that what merging them lays aside stays in the processor's cache. `room` is how many
-    cells all tokens together may still have.
+    A key of a token must have more than `taken[token]` occurrences to be chosen before its turn; `ahead` may be.
+    A batch ends at `most` keys, or at `budget` occurrences, so that what merging them lays aside stays in
+    the processor's cache. `room` is how many cells all tokens together may still have. The entry of a chosen
+    key is (count, tokens, offset, -1 - the token made, numbered from `token`), and stays in the heap.
     """
-    n = 0
-    while size > 0 and n < most and budget > 0:
-        key, first, second = heap[0, 3], heap[0, 1] >> 32, heap[0, 1] & 0xFFFFFFFF
-        count = counts[key]
-        if count != heap[0, 0]:
-            tokens, offset = heap[0, 1], heap[0, 2]
-            size = _drop_top(heap, size)
-            if count >= theta:
-                size = _push(heap, size, count, tokens, offset, key)
-            continue
-        if taken[first] == stamp or taken[second] == stamp:
+    n, n_passed, in_turn = 0, 0, True
+    while size > 0 and n < most and budget > 0 and n_passed < passed.shape[0]:
+        if not in_turn and ahead == 0:
             break
+        count, names, offset, key = heap[0, 0], heap[0, 1], heap[0, 2], heap[0, 3]
+        if key >= 0 and counts[key] != count:
+            size = _drop_top(heap, size)
+            if counts[key] >= theta:
+                size = _push(heap, size, counts[key], names, offset, key)
+            continue
+        if key < 0:
+            in_turn = False
+        else:
+            first, second = tokens[key] >> 32, tokens[key] & 0xFFFFFFFF
+            if (n == 0 and in_turn) or (count > taken[first] and count > taken[second]):
+                cells = num_cells[first] + num_cells[second]
+                if cells > room and n > 0:
+                    break
+                if cells > room and waiting > 0:
+                    n = -1
+                    break
+                if cells > room:
+                    size = _drop_top(heap, size)
+                    continue  # for good: the room never grows
+                ahead -= 0 if in_turn else 1
+                room -= cells
+                budget -= count
+                batch[n] = key
+                key = -1 - (token + n)
+                n += 1
+            else:
+                in_turn = False
+            taken[first] = taken[second] = _NEVER
         size = _drop_top(heap, size)
-        if num_cells[first] + num_cells[second] > room:
-            continue  # for good: the room never grows
-        room -= num_cells[first] + num_cells[second]
-        taken[first] = taken[second] = stamp
-        batch[n] = key
-        n += 1
-        budget -= count
+        passed[n_passed, 0], passed[n_passed, 1] = count, names
+        passed[n_passed, 2], passed[n_passed, 3] = offset, key
+        n_passed += 1
+    for i in range(n_passed):
+        size = _push(heap, size, passed[i, 0], passed[i, 1], passed[i, 2], passed[i, 3])
     return n, size
 
 
 @kernel
-def _enter(index, heap, size, counts, tokens, offsets, begin, end):
-    """Enter new keys into the index and the heap."""
+def _rank(
+    heap, size, counts, tokens, offsets, theta, most, visual_ids, next_id, heads, nexts, ranked
+):  # fmt: skip
+    """Number the waiting rules whose turn has come: how many, and the heap's size."""
+    n = 0
+    while size > 0 and n < most:
+        count, names, offset, key = heap[0, 0], heap[0, 1], heap[0, 2], heap[0, 3]
+        if key >= 0 and counts[key] == count:
+            break
+        size = _drop_top(heap, size)
+        if key >= 0:
+            if counts[key] >= theta:
+                size = _push(heap, size, counts[key], names, offset, key)
+            continue
+        ranked[n] = -1 - key
+        visual_ids[-1 - key] = next_id + n
+        n += 1
+        key, heads[ranked[n - 1]] = heads[ranked[n - 1]], -1
+        while key >= 0:
+            following = nexts[key]
+            if counts[key] >= theta:
+                size = _enter_heap(
+                    heap, size, counts, tokens, offsets, visual_ids, heads, nexts, key
+                )
+            key = following
+    return n, size
+
+
+@kernel
+def _enter_heap(heap, size, counts, tokens, offsets, visual_ids, heads, nexts, key):
+    """Push a key, or let it wait with one of its tokens that has no visual id; returns the heap's size."""
+    for token in (tokens[key] >> 32, tokens[key] & 0xFFFFFFFF):
+        if visual_ids[token] < 0:
+            nexts[key], heads[token] = heads[token], key
+            return size
+    names = tokens_of(visual_ids[tokens[key] >> 32], visual_ids[tokens[key] & 0xFFFFFFFF])
+    return _push(heap, size, counts[key], names, offsets[key], key)
+
+
+@kernel
+def _take_waiting(taken, counts, tokens, visual_ids, heads, nexts, begin, end):
+    """Set `taken` to the highest count of each token's keys that wait for one of the tokens [begin, end)."""
+    taken[:] = 0
+    for token in range(begin, end):
+        key = heads[token]
+        while key >= 0:
+            for one in (tokens[key] >> 32, tokens[key] & 0xFFFFFFFF):
+                taken[one] = max(taken[one], counts[key])
+            key = nexts[key]
+
+
+@kernel
+def _index(index, tokens, offsets, begin, end):
+    """Enter keys into the index."""
     mask = index.shape[0] - 1
     for key in range(begin, end):
         h = hash_of(tokens[key], offsets[key])
@@ -156,8 +239,12 @@ def _enter(index, heap, size, counts, tokens, offsets, begin, end):
         while index[i] != 0:
             i = (i + 1) & mask
         index[i] = ((h >> 20) << 32) | (key + 1)
-        if heap.shape[0] > 0:
-            size = _push(heap, size, counts[key], tokens[key], offsets[key], key)
+
+
+@kernel
+def _enter(heap, size, counts, tokens, offsets, visual_ids, heads, nexts, begin, end):
+    for key in range(begin, end):
+        size = _enter_heap(heap, size, counts, tokens, offsets, visual_ids, heads, nexts, key)
     return size
 
 
@@ -195,9 +282,8 @@ class KeyTable:
     """The keys with at least `theta` occurrences, numbered as they came.
 
     Args:
-        vocab_size: how many ids there can be.
+        shapes: of the tokens; a key holds their numbers as they were made.
         theta: keys below this count are not listed.
-        num_cells: of each token.
 
     Attributes:
         tokens, offsets: (capacity,) int64, the keys, packed.
@@ -206,45 +292,76 @@ class KeyTable:
         size: how many keys there are.
     """
 
-    def __init__(self, vocab_size: int, theta: int, num_cells: np.ndarray):
+    def __init__(self, shapes: Shapes, theta: int):
         self.theta = theta
         self.size = 0
         self.tokens = np.empty(1024, np.int64)
         self.offsets = np.empty(1024, np.int64)
         self.counts = np.empty(1024, np.int64)
         self.index = np.zeros(4096, np.int64)
+        self._shapes = shapes
         self._heap = np.empty((1024, 4), np.int64)
         self._heap_size = 0
-        self._num_cells = num_cells
-        self._taken = np.zeros(vocab_size, np.int64)
-        self._stamp = 0
+        self._taken = np.empty(shapes.capacity, np.int64)
+        # the keys that wait for a token's visual id: the first of each token, and the one after each key
+        self._heads = np.full(shapes.capacity, -1, np.int64)
+        self._nexts = np.empty(1024, np.int64)
+        self._first_waiting = shapes.size
+        self._passed = np.empty((_MOST_PASSED, 4), np.int64)
         self._batch = np.empty(MAX_BATCH, np.int64)
 
     def add(self, tokens: np.ndarray, offsets: np.ndarray, counts: np.ndarray) -> None:
         """Append keys, packed, with their counts, (n,) each."""
         begin, end = self.size, self.size + len(tokens)
         if end > len(self.tokens):
-            for name in ("tokens", "offsets", "counts", "_heap"):
+            for name in ("tokens", "offsets", "counts", "_heap", "_nexts"):
                 setattr(self, name, lengthened(getattr(self, name), 2 * end))
         self.tokens[begin:end], self.offsets[begin:end] = tokens, offsets
         self.counts[begin:end] = counts
         self.size = end
+        first = begin
         if 2 * end > len(self.index):
-            self.index = np.zeros(1 << (4 * end).bit_length(), np.int64)
-            nowhere = self._heap[:0]
-            _enter(self.index, nowhere, 0, self.counts, self.tokens, self.offsets, 0, begin)
+            self.index, first = np.zeros(1 << (4 * end).bit_length(), np.int64), 0
+        _index(self.index, self.tokens, self.offsets, first, end)
         self._heap_size = _enter(
-            self.index, self._heap, self._heap_size, self.counts, self.tokens, self.offsets, begin, end
+            self._heap, self._heap_size, self.counts, self.tokens, self.offsets,
+            self._shapes.visual_ids, self._heads, self._nexts, begin, end,
         )  # fmt: skip
 
-    def choose(self, most: int, budget: int, room: int) -> np.ndarray:
-        """The numbers of the keys that the law chooses next, (n,); none if no listed key reaches theta."""
-        self._stamp += 1
-        n, self._heap_size = _choose(
-            self._heap, self._heap_size, self.counts, self.theta, min(most, MAX_BATCH), budget, room,
-            self._num_cells, self._taken, self._stamp, self._batch,
+    def choose(self, most: int, ahead: int, budget: int, room: int) -> np.ndarray | None:
+        """The numbers of keys to merge, (n,); none if no listed key reaches theta.
+
+        Args:
+            most: the most keys.
+            ahead: the most of them that are not the law's next ones.
+            budget: the most occurrences, of all but one.
+            room: the most cells.
+
+        Returns:
+            None if the next rule finds no room because others went ahead.
+        """
+        shapes = self._shapes
+        while self._first_waiting < shapes.size and shapes.visual_ids[self._first_waiting] >= 0:
+            self._first_waiting += 1
+        _take_waiting(
+            self._taken, self.counts, self.tokens, shapes.visual_ids, self._heads, self._nexts,
+            self._first_waiting, shapes.size,
         )  # fmt: skip
-        return self._batch[:n].copy()
+        n, self._heap_size = _choose(
+            self._heap, self._heap_size, self.counts, self.tokens, self.theta, min(most, MAX_BATCH),
+            ahead, shapes.size - self._first_waiting, budget, room, shapes.num_cells, self._taken,
+            shapes.size, self._passed, self._batch,
+        )  # fmt: skip
+        return self._batch[:n].copy() if n >= 0 else None
+
+    def rank(self, most: int, next_id: int) -> np.ndarray:
+        """Give visual ids from `next_id` to the tokens whose turn has come; returns their numbers, (n,)."""
+        ranked = np.empty(most, np.int64)
+        n, self._heap_size = _rank(
+            self._heap, self._heap_size, self.counts, self.tokens, self.offsets, self.theta, most,
+            self._shapes.visual_ids, next_id, self._heads, self._nexts, ranked,
+        )  # fmt: skip
+        return ranked[:n]
 
     def find(self, tokens: int, offset: int) -> int:
         """The number of a packed key, or -1."""

@@ -19,6 +19,7 @@ from .._jit import kernel
 from .apply_and_emit import Limits, are_allowed
 from .choose import KeyTable, packed
 from .options import Options
+from .shapes import Shapes
 from .team import Team
 
 _FOUND_AT_ONCE = 1 << 18
@@ -159,7 +160,7 @@ def can_count_codes(options: Options, team: Team) -> bool:
     )
 
 
-def count_codes(options: Options, team: Team, limits: Limits) -> KeyTable:
+def count_codes(options: Options, shapes: Shapes, team: Team, limits: Limits) -> KeyTable:
     """Count the keys of single cells, and list those with at least a theta that leaves enough of them."""
     room = _LARGEST_SORT
     if options.memory_limit is not None:
@@ -181,7 +182,7 @@ def count_codes(options: Options, team: Team, limits: Limits) -> KeyTable:
     tokens, offsets = packed(np.stack([pairs[:, 0], pairs[:, 1], below, 1 - below], axis=1))
     kept = are_allowed(tokens, offsets, limits)
     counter.list_pairs(pairs[kept])
-    keys = KeyTable(options.vocab_size, theta, limits.num_cells)
+    keys = KeyTable(shapes, theta)
     keys.add(tokens[kept], offsets[kept], totals[kept])
     return keys
 

@@ -12,6 +12,8 @@ from ..rules import MAX_MERGES, MAX_TOKEN_CELLS, MAX_TOTAL_CELLS, MERGE_RULES
 from .checkpoints import Checkpoint
 
 NO_LIMIT = 1 << 62
+NARROW_IDS = 0xFFFF  # with at most so many tokens a cell has 4 bytes
+MAX_AHEAD = 1024  # rules that are merged before their turn
 SCORINGS = ("frequency", "spatial")
 
 
@@ -64,6 +66,12 @@ class Options:
     def vocab_size(self) -> int:
         """K + M, if all merges are found."""
         return self.codebook_size + self.num_merges
+
+    @property
+    def most_ahead(self) -> int:
+        """The most rules that are merged before their turn; none that would make the cells 8 bytes."""
+        narrow = self.vocab_size <= NARROW_IDS
+        return min(MAX_AHEAD, NARROW_IDS - self.vocab_size) if narrow else MAX_AHEAD
 
     @property
     def num_listed(self) -> int:

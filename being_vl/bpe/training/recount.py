@@ -40,7 +40,7 @@ class Recount:
         found, by_shard, totals = self._count_slots(False, slots, num_slots)
         known = set(zip(tokens.tolist(), offsets.tolist(), strict=True))
         kept = np.array([tuple(key) in known for key in found.tolist()], bool)
-        keys = KeyTable(self._options.vocab_size, 1, self._shapes.num_cells)
+        keys = KeyTable(self._shapes, 1)
         keys.add(found[kept, 0], found[kept, 1], totals[kept])
         self._list_keys(False, slots, num_slots, found[kept], by_shard[:, kept])
         return keys
@@ -186,11 +186,10 @@ class Recount:
     def _new_keys(self, theta: int) -> KeyTable:
         options = self._options
         if options.scoring == "frequency":
-            return KeyTable(options.vocab_size, theta, self._shapes.num_cells)
+            return KeyTable(self._shapes, theta)
         return SpatialKeyTable(
-            options.vocab_size,
+            self._shapes,
             theta,
-            self._shapes.num_cells,
             min_count=options.min_count,
             weight=options.spatial_weight,
             sigma=options.spatial_sigma,

@@ -76,27 +76,32 @@ def _surround(token, end, codebook_size, first_cells, starts, offsets, boxes, ar
 
 
 class Shapes:
-    """The shapes of `codebook_size` single cells and of the merges added to them.
+    """The shapes of `codebook_size` single cells and of the merges added to them, numbered as they are made.
 
     With `merge_rule="pair"` a token has a number of cells, but no shape.
 
     Attributes:
         size: how many tokens there are.
-        num_cells: (vocab_size,) int64.
-        boxes: (vocab_size, 4) int64: first and last row, first and last column, relative to the anchor.
+        capacity: how many there can be.
+        visual_ids: (capacity,) int64, the law's number of each token; -1 until it is known.
+        num_cells: (capacity,) int64.
+        boxes: (capacity, 4) int64: first and last row, first and last column, relative to the anchor.
         starts, offsets: the cells of token t, t ≥ codebook_size, are
             `offsets[starts[t - codebook_size]:starts[t - codebook_size + 1]]`.
     """
 
-    def __init__(self, codebook_size: int, vocab_size: int, merge_rule: str):
+    def __init__(self, codebook_size: int, capacity: int, merge_rule: str):
         self.codebook_size = codebook_size
         self.merge_rule = merge_rule
         self.size = codebook_size
-        self.num_cells = np.ones(vocab_size, np.int64)
-        self.boxes = np.zeros((vocab_size, 4), np.int64)
-        self.starts = np.zeros(vocab_size - codebook_size + 1, np.int64)
+        self.capacity = capacity
+        self.visual_ids = np.full(capacity, -1, np.int64)
+        self.visual_ids[:codebook_size] = np.arange(codebook_size)
+        self.num_cells = np.ones(capacity, np.int64)
+        self.boxes = np.zeros((capacity, 4), np.int64)
+        self.starts = np.zeros(capacity - codebook_size + 1, np.int64)
         self.offsets = np.empty((1024, 2), np.int32)
-        self._first_cells = np.zeros(vocab_size, np.int64)
+        self._first_cells = np.zeros(capacity, np.int64)
 
     @property
     def total_cells(self) -> int:

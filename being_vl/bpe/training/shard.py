@@ -25,12 +25,13 @@ from .apply_and_emit import (
 )
 from .choose import KeyTable
 from .grids import GridSource
+from .options import NARROW_IDS
 from .pair import apply_pair
 from .shapes import Shapes
 
 _SPARE_POSITIONS = 1 << 16
 _LAID_AT_ONCE = 1 << 17  # cells
-_NARROW_IDS, _NARROW_SIDE = 0xFFFF, 256
+_NARROW_SIDE = 256
 _LIMIT_SIDE = 1 << 16
 
 
@@ -57,7 +58,6 @@ class Shard:
         source: the grids.
         begin, end: which of them.
         shapes: the tokens so far, all of them codes; `merge_rule` is its.
-        vocab_size: how many ids there can be.
         frugal: keep little room for positions of new keys.
 
     Attributes:
@@ -74,7 +74,6 @@ class Shard:
         begin: int,
         end: int,
         shapes: Shapes,
-        vocab_size: int,
         frugal: bool = False,
     ):
         sizes = source.sizes[begin:end]
@@ -84,7 +83,7 @@ class Shard:
                 f"a grid may have at most {_LIMIT_SIDE - 1} rows and columns, got {side}; cut a longer sequence "
                 "into grids of several rows or into several grids"
             )
-        narrow = vocab_size <= _NARROW_IDS and side <= _NARROW_SIDE
+        narrow = shapes.capacity <= NARROW_IDS and side <= _NARROW_SIDE
         self._shapes = shapes
         # what is never written takes no memory, but moving lists to make room takes time
         self._roominess = 1.125 if frugal else 2.0
@@ -179,10 +178,9 @@ class Shard:
         """(n, 3) of the new keys that may be listed: rule << 55 | view, row in the traces, count."""
         return self.traces.candidates[: self.traces.ends[-1, CANDIDATES]]
 
-    @property
-    def num_merged(self) -> int:
-        """How many occurrences of the last batch's rules were merged."""
-        return int(self.traces.ends[-1, MERGED])
+    def num_merged(self) -> np.ndarray:
+        """How many occurrences of each of the last batch's rules were merged, (n,)."""
+        return np.diff(self.traces.ends[:, MERGED])
 
     def find_rows(self, names: np.ndarray) -> np.ndarray:
         """The rows of candidates of all shards, by (rule << 55 | view), sorted; -1 where there is none."""

@@ -22,6 +22,7 @@ import numpy as np
 
 from .._jit import kernel
 from .choose import BIAS, KeyTable, lengthened
+from .shapes import Shapes
 
 
 @kernel
@@ -97,15 +98,14 @@ class SpatialKeyTable(KeyTable):
 
     def __init__(
         self,
-        vocab_size: int,
+        shapes: Shapes,
         theta: int,
-        num_cells: np.ndarray,
         *,
         min_count: int,
         weight: float,
         sigma: float,
     ):
-        super().__init__(vocab_size, theta, num_cells)
+        super().__init__(shapes, theta)
         self._min_count = min_count
         self._weight = weight
         self._sigma = sigma
@@ -127,10 +127,10 @@ class SpatialKeyTable(KeyTable):
         self._groups[begin : self.size, 0] = begin + np.repeat(starts, lengths)
         self._groups[begin : self.size, 1] = begin + np.repeat(starts + lengths, lengths)
 
-    def choose(self, most: int, budget: int, room: int) -> np.ndarray:
+    def choose(self, most: int, ahead: int, budget: int, room: int) -> np.ndarray:
         """The number of the key that the law chooses, (1,); none if one that is not listed might be it."""
         best = _best(
             self.tokens, self.offsets, self.counts, self._eligible, self._groups, self.size,
-            self._num_cells, room, self.theta, self._min_count, self._weight, self._sigma,
+            self._shapes.num_cells, room, self.theta, self._min_count, self._weight, self._sigma,
         )  # fmt: skip
         return np.array([best] if best >= 0 else [], np.int64)

@@ -113,7 +113,6 @@ class Team:
         self,
         source: GridSource,
         shapes: Shapes,
-        vocab_size: int,
         num_threads: int,
         processes: Processes,
         frugal: bool,
@@ -124,7 +123,7 @@ class Team:
         bounds = [begin + part for part in parts]
         self._executor = ThreadPoolExecutor(len(bounds) - 2) if len(bounds) > 2 else None
         self.shards: list[Shard] = self.each(
-            lambda bound: Shard(source, bound[0], bound[1], shapes, vocab_size, frugal),
+            lambda bound: Shard(source, bound[0], bound[1], shapes, frugal),
             list(itertools.pairwise(bounds)),
         )
         self.processes = processes

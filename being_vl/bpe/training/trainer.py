@@ -106,8 +106,22 @@ def train_merges(
             _available_cpus(), 1 + int(source.sizes.prod(axis=1).sum()) // _CELLS_A_THREAD
         )
     check_integer("num_threads", num_threads, 1)
-    with Run(source, options, num_threads, processes or OneProcess()) as run:
+    processes = processes or OneProcess()
+    try:
+        with Run(source, options, num_threads, processes, ahead=True) as run:
+            return run.to_the_end(checkpoint, progress)
+    except _NoRoom as error:
+        checkpoint = error.checkpoint
+    with Run(source, options, num_threads, processes, ahead=False) as run:
         return run.to_the_end(checkpoint, progress)
+
+
+class _NoRoom(Exception):
+    """Tokens made ahead of their turn may have taken the room of the next one; `checkpoint` is what is sure."""
+
+    def __init__(self, checkpoint: Checkpoint):
+        super().__init__()
+        self.checkpoint = checkpoint
 
 
 def _available_cpus() -> int:
@@ -120,19 +134,30 @@ class Run:
     """One training."""
 
     def __init__(
-        self, source: GridSource, options: Options, num_threads: int, processes: Processes
+        self,
+        source: GridSource,
+        options: Options,
+        num_threads: int,
+        processes: Processes,
+        ahead: bool,
     ):
         self._options = options
-        self._shapes = Shapes(options.codebook_size, options.vocab_size, options.merge_rule)
+        # only what is scored by counts, and keeps its parts' shapes, is merged in batches
+        self._one_by_one = options.scoring == "spatial" or options.merge_rule == "pair"
+        self._ahead = options.most_ahead if ahead and not self._one_by_one else 0
+        capacity = options.vocab_size + self._ahead
+        self._shapes = Shapes(options.codebook_size, capacity, options.merge_rule)
         frugal = options.memory_limit is not None
-        self._team = Team(source, self._shapes, options.vocab_size, num_threads, processes, frugal)
+        self._team = Team(source, self._shapes, num_threads, processes, frugal)
         self._num_grids = len(source.sizes)
         self._num_cells = self._num_tokens = int(source.sizes.prod(axis=1).sum())
         self._limits = Limits(
             self._shapes.num_cells, self._shapes.boxes, options.most_cells, options.most_extent
         )
         self._recount = Recount(options, self._shapes, self._team, self._limits)
-        self._keys = KeyTable(options.vocab_size, 1, self._shapes.num_cells)
+        self._keys = KeyTable(self._shapes, 1)
+        # of each token made: its rule, the rule's count, how many occurrences were merged
+        self._made = np.empty((capacity - options.codebook_size, 6), np.int64)
         self._merges = np.empty((options.num_merges, 4), np.int32)
         self._counts = np.empty(options.num_merges, np.int64)
         self._rank = 0
@@ -154,8 +179,9 @@ class Run:
         if self._rank < options.num_merges:
             self._keys = self._first_count()
         while self._rank < options.num_merges:
-            room = options.most_cells_of_all - self._shapes.total_cells
-            chosen = self._keys.choose(options.num_merges - self._rank, self._budget(), room)
+            chosen = self._choose()
+            if chosen is None:
+                raise _NoRoom(self._done())
             if len(chosen) == 0:
                 if self._keys.theta <= options.min_count:
                     break
@@ -165,20 +191,24 @@ class Run:
             self._tell(progress)
         return self._merges[: self._rank]
 
+    def _choose(self) -> np.ndarray | None:
+        made = self._shapes.size - self._options.codebook_size
+        most = self._options.num_merges - self._rank
+        ahead = min(self._ahead - (made - self._rank), self._options.num_merges - made)
+        room = self._options.most_cells_of_all - self._shapes.total_cells
+        return self._keys.choose(most, max(0, ahead), 1 if self._one_by_one else _BUDGET, room)
+
     def _first_count(self) -> KeyTable:
         if self._rank == 0 and can_count_codes(self._options, self._team):
-            return count_codes(self._options, self._team, self._limits)
+            return count_codes(self._options, self._shapes, self._team, self._limits)
         return self._recount.list_keys(self._num_tokens, None)
 
-    def _budget(self) -> int:
-        """Only what is scored by counts, and keeps its parts' shapes, is merged in batches."""
-        one_by_one = self._options.scoring == "spatial" or self._options.merge_rule == "pair"
-        return 1 if one_by_one else _BUDGET
+    def _done(self) -> Checkpoint:
+        return Checkpoint(self._merges[: self._rank], self._counts[: self._rank])
 
     def _tell(self, progress: Callable[[Progress], None] | None) -> None:
         if progress is not None:
-            done = Checkpoint(self._merges[: self._rank], self._counts[: self._rank])
-            progress(Progress(done, self._num_grids, self._num_cells, self._num_tokens))
+            progress(Progress(self._done(), self._num_grids, self._num_cells, self._num_tokens))
 
     def _replay(self, checkpoint: Checkpoint) -> None:
         """Apply rules that are already known, listing no other keys, and check that their counts agree."""
@@ -207,7 +237,7 @@ class Run:
     def _end_of_batch(self, rules: np.ndarray) -> int:
         """How far known rules go, from the next one, without sharing or using each other's tokens."""
         end, taken = self._rank, set[int]()
-        last = self._rank + 1 if self._budget() == 1 else len(rules)
+        last = self._rank + 1 if self._one_by_one else len(rules)
         while end < last:
             parts = {int(rules[end, 0]), int(rules[end, 1])}
             if parts & taken or max(parts) >= self._shapes.size:
@@ -234,16 +264,27 @@ class Run:
         names, rows, totals = self._candidates()
         rules = names >> 55
         self._book(batch)
+        if everything:  # in turn, and not by the heap
+            self._number(batch.rules[:, 4])
         if len(rules):
             tokens, offsets = keys_of_views(names & ((1 << 55) - 1), batch.rules[rules, 4])
             self._list_new(rules, rows, tokens, offsets, totals, wanted)
-        if processes.size > 1:
-            keys.subtract_by_name(
-                processes.join(np.concatenate([shard.late_losses() for shard in shards]))
-            )
-            return
-        for shard in shards:
-            keys.subtract_by_name(shard.late_losses())
+        late = np.concatenate([shard.late_losses() for shard in shards])
+        keys.subtract_by_name(processes.join(late))
+        if not everything:
+            most = self._options.num_merges - self._rank
+            self._number(keys.rank(most, self._options.codebook_size + self._rank))
+
+    def _number(self, tokens: np.ndarray) -> None:
+        """Enter the rules of tokens whose turn has come."""
+        ranks = np.arange(self._rank, self._rank + len(tokens))
+        self._shapes.visual_ids[tokens] = self._options.codebook_size + ranks
+        made = self._made[tokens - self._options.codebook_size]
+        self._merges[ranks, :2] = self._shapes.visual_ids[made[:, :2]]
+        self._merges[ranks, 2:] = made[:, 2:4]
+        self._counts[ranks] = made[:, 4]
+        self._num_tokens -= int(made[:, 5].sum())
+        self._rank += len(tokens)
 
     def _batch_of(self, chosen: np.ndarray) -> Batch:
         rules = self._keys.rules(chosen, self._shapes.size)
@@ -270,14 +311,13 @@ class Run:
         return names, rows, processes.sum(counts)
 
     def _book(self, batch: Batch) -> None:
-        """Take the losses off the counts of older keys, and enter the rules."""
+        """Take the losses off the counts of older keys, and note what was merged."""
         keys, shards, processes = self._keys, self._team.shards, self._team.processes
-        chosen, end = batch.keys, self._rank + len(batch.keys)
-        self._merges[self._rank : end] = batch.rules[:, :4]
-        self._counts[self._rank : end] = keys.counts[
-            chosen
-        ]  # before a chain a a a takes from itself
-        self._rank = end
+        made = self._made[self._shapes.size - self._options.codebook_size - len(batch.keys) :]
+        made = made[: len(batch.keys)]
+        made[:, :4] = batch.rules[:, :4]
+        made[:, 4] = keys.counts[batch.keys]  # before a chain a a a takes from itself
+        made[:, 5] = processes.sum(sum(shard.num_merged() for shard in shards))
         if processes.size == 1:
             for shard in shards:
                 keys.subtract(shard.losses())
@@ -286,9 +326,7 @@ class Run:
             for shard in shards:
                 np.add.at(lost, shard.losses()[:, 0], shard.losses()[:, 1])
             keys.counts[: keys.size] -= processes.sum(lost)
-        keys.counts[chosen] = 0
-        merged = sum(shard.num_merged for shard in shards)
-        self._num_tokens -= int(processes.sum(np.array([merged]))[0])
+        keys.counts[batch.keys] = 0
 
     def _list_new(
         self,
