@@ -315,11 +315,15 @@ def apply_rules(
         touches = np.empty(size, np.int64)
         begin, end, stride, step = np.int64(0), np.int64(0), np.int64(0), np.int64(0)
         for at in range(start, start + length):
+            # a position's own line first, and of those that are not stale the lines around it
+            if at + 2 * _AHEAD < start + length:
+                prefetch(cells, np.int64(pool[at + 2 * _AHEAD]))
             if at + _AHEAD < start + length:
                 ahead = np.int64(pool[at + _AHEAD])
-                prefetch(cells, ahead)
-                prefetch(cells, ahead - stride)
-                prefetch(cells, ahead + stride)
+                if np.int64(cells[ahead]) >> wide == a:
+                    prefetch(cells, ahead - stride - 1)
+                    prefetch(cells, ahead + stride + 1)
+                    prefetch(cells, ahead + step + row_offset * stride)
             p = np.int64(pool[at])
             v = np.int64(cells[p])
             if v >> wide != a:
