@@ -133,6 +133,23 @@ def new_folder(path: str | os.PathLike) -> Iterator[Path]:
 # Reading
 
 
+def check_regular(path: str | os.PathLike) -> None:
+    """Refuse what is no regular file, links followed: a pipe would block its reader, a device never ends.
+
+    Raises:
+        ValueError: a pipe, a device or a socket.
+        OSError: a folder, or nothing that can be looked at.
+    """
+    _check_mode(os.stat(path).st_mode, path)
+
+
+def _check_mode(mode: int, path: str | os.PathLike) -> None:
+    if stat.S_ISDIR(mode):
+        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
+    if not stat.S_ISREG(mode):
+        raise ValueError(f"{path}: not a regular file")
+
+
 def read_bytes(path: str | os.PathLike, max_bytes: int) -> bytes:
     """The content of a file of bounded size.
 
@@ -143,11 +160,7 @@ def read_bytes(path: str | os.PathLike, max_bytes: int) -> bytes:
     # Without O_NONBLOCK, opening a pipe that nobody writes to waits for ever.
     handle = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
     try:
-        mode = os.fstat(handle).st_mode
-        if stat.S_ISDIR(mode):
-            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
-        if not stat.S_ISREG(mode):
-            raise ValueError(f"{path}: not a regular file")
+        _check_mode(os.fstat(handle).st_mode, path)
         with open(handle, "rb", closefd=False) as file:
             raw = file.read(max_bytes + 1)
     finally:

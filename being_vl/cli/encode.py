@@ -51,7 +51,12 @@ def main(args: Namespace) -> int:
     from accelerate import PartialState
     from tqdm import tqdm
 
-    from ..data.quantizing import quantize_source, quantizer_identity, write_manifest
+    from ..data.quantizing import (
+        quantize_source,
+        quantizer_identity,
+        reasons_of,
+        write_manifest,
+    )
 
     started = time.perf_counter()
     output = Path(args.output)
@@ -65,7 +70,8 @@ def main(args: Namespace) -> int:
     if state.is_main_process:
         write_atomic(output / "encode.yaml", make_parser().dump(args))
         found = "images" if source.num_images is None else f"{source.num_images:,} images"
-        print(f"{found} to quantize on {device}, into {output}", file=sys.stderr)
+        left_out = reasons_of(source.left_out)
+        print(f"{found} to quantize on {device}, into {output}{left_out}", file=sys.stderr)
     total = source.num_images if state.num_processes == 1 else None
     with tqdm(total=total, unit="image", disable=not state.is_main_process) as bar:
         summary = quantize_source(
@@ -88,7 +94,7 @@ def main(args: Namespace) -> int:
         manifest = write_manifest(output, source)
         result = {
             "output": str(output),
-            **{name: manifest[name] for name in ("images", "skipped", "cells")},
+            **{name: manifest[name] for name in ("images", "skipped", "left_out", "cells")},
             "shards": len(manifest["shards"]),
             "shards_found_done": summary.shards_found,
             "seconds": round(time.perf_counter() - started, 3),
@@ -97,7 +103,7 @@ def main(args: Namespace) -> int:
             args,
             result,
             f"{output}: {result['images']} images in {result['shards']} shards, "
-            f"{result['skipped']} skipped",
+            f"{result['skipped']} skipped, {len(source.left_out)} left out (skipped.jsonl names them)",
             sys.stderr,
         )
     return 0

@@ -7,8 +7,11 @@ before a pixel is decoded, and whatever goes wrong becomes one error that names 
 
 from __future__ import annotations
 
+import importlib
+import importlib.util
 import io
 import os
+from functools import lru_cache
 from http.client import HTTPException
 from typing import Any, BinaryIO
 from urllib.request import Request, urlopen
@@ -17,11 +20,19 @@ import numpy as np
 import PIL.Image
 from PIL import ImageCms, ImageOps
 
+from ..files import check_regular
+
 MAX_IMAGE_PIXELS = 2**26  # 8192 × 8192; a picture of that size decodes to 200 MB
 
 _PHOTOMETRIC = 262  # the TIFF tag; 0 says that white is zero
 _TIMEOUT = 60.0  # seconds that a server may be silent
 _NAME_LENGTH = 80  # a path that is none may be a picture in base64, which no message should print
+
+# package, its module, extensions that Pillow alone cannot read
+_PLUGINS = (
+    ("pillow-heif", "pillow_heif", (".heic", ".heif", ".hif")),
+    ("pillow-jxl-plugin", "pillow_jxl", (".jxl",)),
+)
 
 ImageSource = str | os.PathLike | bytes | BinaryIO
 
@@ -51,7 +62,10 @@ def load_image(
         name = name or shown(os.fspath(source))
     else:
         name = name or str(getattr(source, "name", "<file>"))
+    _register_plugins()
     try:
+        if isinstance(source, (str, os.PathLike)):
+            check_regular(source)
         image = PIL.Image.open(source)
     except Exception as error:  # corrupt files make Pillow raise nearly any type
         raise _unreadable(name, error) from error
@@ -76,6 +90,23 @@ def download(url: str, *, max_bytes: int) -> bytes:
     if len(content) > max_bytes:
         raise UnreadableImageError(f"{shown(url)}: more than {max_bytes} bytes (max_image_pixels)")
     return content
+
+
+def plugin_of(extension: str) -> str | None:
+    """The package that Pillow needs for an extension, such as ".heic", and has not; None where it can read it."""
+    for package, module, extensions in _PLUGINS:
+        if extension in extensions:
+            return None if importlib.util.find_spec(module) else package
+    return None
+
+
+@lru_cache(maxsize=1)
+def _register_plugins() -> None:
+    for _, module, _ in _PLUGINS:
+        if importlib.util.find_spec(module):
+            plugin = importlib.import_module(module)
+            if hasattr(plugin, "register_heif_opener"):  # pillow_jxl registers itself
+                plugin.register_heif_opener()
 
 
 def to_rgb(

@@ -4,7 +4,7 @@ from ...quantizers.identity import quantizer_identity
 from .dataset_sources import DatasetSource, StreamSource, load_dataset_source
 from .engine import Summary, quantize_source
 from .manifest import write_manifest
-from .sources import FolderSource, Record, Source, TarSource
+from .sources import FolderSource, Record, Source, TarSource, reasons_of
 
 __all__ = [
     "DatasetSource",
@@ -17,5 +17,6 @@ __all__ = [
     "load_dataset_source",
     "quantize_source",
     "quantizer_identity",
+    "reasons_of",
     "write_manifest",
 ]

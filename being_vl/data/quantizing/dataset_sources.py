@@ -44,6 +44,7 @@ class DatasetSource(IndexedSource):
         self.dataset = _undecoded(dataset, self.image_column)
         self.shard_size = shard_size
         self.num_images = len(dataset)
+        self.left_out: list[tuple[str, str]] = []
         self.num_parts = -(-len(dataset) // shard_size)
 
     def identity(self) -> dict[str, Any]:
@@ -79,6 +80,7 @@ class StreamSource(Source):
         self.dataset = _undecoded(dataset, self.image_column)
         self.num_parts = dataset.num_shards
         self.num_images = None
+        self.left_out: list[tuple[str, str]] = []
 
     def identity(self) -> dict[str, Any]:
         columns = [self.image_column, self.id_column]

@@ -7,6 +7,7 @@ last, from the metadata of the shards, and say that the folder is whole.
 from __future__ import annotations
 
 import json
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -50,7 +51,8 @@ def write_manifest(output: Path, source: Source) -> dict[str, Any]:
     """Check that every shard is there, and write `manifest.json` and `skipped.jsonl`.
 
     Returns:
-        The manifest: totals, and for each shard its file, bytes, sha256, images and skipped images.
+        The manifest: totals, how many files were left out for which reason, and for each shard its file,
+        bytes, sha256, images and skipped images.
 
     Raises:
         ValueError: a shard is missing or not ours.
@@ -65,10 +67,16 @@ def write_manifest(output: Path, source: Source) -> dict[str, Any]:
             {"image_id": image_id, "reason": reason, "shard": path.name}
             for _, image_id, reason in info.skipped
         ]
+    skipped_images = len(skipped)
+    skipped += [
+        {"image_id": name, "reason": f"left out: {reason}", "shard": None}
+        for name, reason in source.left_out
+    ]
     manifest = {
         "version": VERSION,
         "images": sum(shard["images"] for shard in shards),
-        "skipped": len(skipped),
+        "skipped": skipped_images,
+        "left_out": dict(Counter(reason for _, reason in source.left_out)),
         "cells": cells,
         "shards": shards,
     }

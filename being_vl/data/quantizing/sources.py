@@ -11,6 +11,7 @@ import glob
 import hashlib
 import os
 import tarfile
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,9 +19,18 @@ from typing import Any, Protocol
 
 import fsspec
 
+from ...files import read_bytes
+from ...quantizers.image_loading import plugin_of
+
+# What Pillow reads; HEIC and JPEG XL need a plugin. Programs and videos (EPS, WMF, FLI) are no pictures here.
 IMAGE_EXTENSIONS = frozenset(
-    ".avif .bmp .gif .ico .jfif .jp2 .jpeg .jpg .pbm .pgm .png .pnm .ppm .tga .tif .tiff .webp".split()
+    ".apng .avif .avifs .blp .bmp .bw .cur .dcx .dds .dib .ftc .ftu .gif .heic .heif .hif .icb .icns .ico .im .j2c .j2k "
+    ".jfif .jp2 .jpc .jpe .jpeg .jpf .jpg .jpx .jxl .mpo .msp .pbm .pcx .pfm .pgm .png .pnm .ppm .psd .pxr .qoi .ras "
+    ".rgb .rgba .sgi .tga .tif .tiff .vda .vst .webp .xbm .xpm".split()
 )
+_MAX_FILE = (
+    1 << 28
+)  # bytes; a picture of the most pixels that are read takes 201 MB in the plainest format
 
 
 @dataclass(frozen=True)
@@ -29,25 +39,30 @@ class Record:
 
     Attributes:
         image_id: its name in the source.
-        content: the encoded file, or the path or URL of one; None if the sample has no image.
+        content: the encoded file, the path or the URL of one; None if the sample has no image.
     """
 
     image_id: str
-    content: bytes | str | None
+    content: bytes | str | Path | None
 
     def read(self) -> bytes:
         """The encoded file.
 
         Raises:
-            ValueError: the sample has no image.
+            ValueError: the sample has no image, or the file is none, or too large.
             OSError: the file cannot be read.
         """
         if self.content is None:
             raise ValueError("the sample has no image")
         if isinstance(self.content, bytes):
             return self.content
+        if isinstance(self.content, Path) or "://" not in self.content:
+            return read_bytes(self.content, _MAX_FILE)  # fsspec takes "a::b" for a chain of places
         with fsspec.open(self.content, "rb") as file:
-            return file.read()
+            data = file.read(_MAX_FILE + 1)
+        if len(data) > _MAX_FILE:
+            raise ValueError(f"{self.content}: larger than {_MAX_FILE} bytes")
+        return data
 
 
 class Source(Protocol):
@@ -56,10 +71,12 @@ class Source(Protocol):
     Attributes:
         num_parts: ranks share out the parts: rank r takes r, r + world, …
         num_images: how many there are, where that is known without reading them all.
+        left_out: name and reason of each file that is no record.
     """
 
     num_parts: int
     num_images: int | None
+    left_out: list[tuple[str, str]]
 
     def identity(self) -> dict[str, Any]:
         """What must not change between a run and its continuation, as JSON values."""
@@ -92,6 +109,9 @@ class IndexedSource(Source, Protocol):
 class FolderSource(IndexedSource):
     """All image files under a folder, sorted by relative path, which is their id.
 
+    Files that are hidden (also those that macOS leaves, `._*` and `__MACOSX`) or have no extension of a picture,
+    and links to folders, are no records: `left_out` names them with the reason.
+
     Args:
         folder: searched recursively; links to folders are not followed.
         shard_size: images in a part.
@@ -105,16 +125,22 @@ class FolderSource(IndexedSource):
         if not self.folder.is_dir():
             raise ValueError(f"{folder}: not a folder")
         self._files: list[tuple[str, int, float]] = []  # id, bytes, time of last change
-        for root, _, names in os.walk(self.folder):
-            for name in names:
-                if os.path.splitext(name)[1].lower() in IMAGE_EXTENSIONS:
-                    path = Path(root, name)
-                    stat = path.lstat() if not path.exists() else path.stat()
-                    image_id = _utf8(path.relative_to(self.folder).as_posix())
-                    self._files.append((image_id, stat.st_size, stat.st_mtime))
+        self.left_out = []
+        for root, folders, names in os.walk(self.folder):
+            links = [name for name in folders if os.path.islink(os.path.join(root, name))]
+            for name in (*names, *links):
+                path = Path(root, name)
+                image_id = _utf8(path.relative_to(self.folder).as_posix())
+                reason = "a link to a folder" if name in links else _no_picture(image_id)
+                if reason is not None:
+                    self.left_out.append((image_id, reason))
+                    continue
+                stat = path.lstat() if not path.exists() else path.stat()
+                self._files.append((image_id, stat.st_size, stat.st_mtime))
         if not self._files:
-            raise ValueError(f"{folder}: no image file ({' '.join(sorted(IMAGE_EXTENSIONS))})")
+            raise ValueError(f"{folder}: no image file{reasons_of(self.left_out)}")
         self._files.sort()
+        self.left_out.sort()
         self.shard_size = shard_size
         self.num_images = len(self._files)
         self.num_parts = -(-len(self._files) // shard_size)
@@ -125,7 +151,7 @@ class FolderSource(IndexedSource):
 
     def record(self, index: int) -> Record:
         name = self._files[index][0]
-        return Record(name, str(self.folder.absolute() / name))
+        return Record(name, self.folder.absolute() / name)
 
     def modified(self, part: int) -> float:
         files = self._files[part * self.shard_size : (part + 1) * self.shard_size]
@@ -148,6 +174,7 @@ class TarSource(Source):
             raise ValueError(f"{pattern}: no tar file matches")
         self.num_parts = len(self.paths)
         self.num_images = None
+        self.left_out = []
 
     def identity(self) -> dict[str, Any]:
         listing = ((path.name, path.stat().st_size) for path in self.paths)
@@ -186,6 +213,30 @@ class TarSource(Source):
 
     def modified(self, part: int) -> float:
         return self.paths[part].stat().st_mtime
+
+
+def _no_picture(image_id: str) -> str | None:
+    """Why a file is left out by its name; None for a picture."""
+    parts = image_id.split("/")
+    if "__MACOSX" in parts or parts[-1].startswith("._"):
+        return "made by macOS beside a file"
+    if any(part.startswith(".") for part in parts):
+        return "hidden"
+    extension = os.path.splitext(image_id)[1].lower()
+    if extension not in IMAGE_EXTENSIONS:
+        return f"no picture: {extension}" if extension else "no picture: no extension"
+    plugin = plugin_of(extension)
+    return f"{extension} needs pip install {plugin}" if plugin is not None else None
+
+
+def reasons_of(left_out: list[tuple[str, str]]) -> str:
+    """What was left out, in words: how many for which reason; "" for nothing."""
+    if not left_out:
+        return ""
+    counts = Counter(reason for _, reason in left_out).most_common()
+    shown = ", ".join(f"{count:,} × {reason}" for reason, count in counts[:8])
+    more = sum(count for _, count in counts[8:])
+    return f"; left out {len(left_out):,}: {shown}" + (f", {more:,} others" if more else "")
 
 
 def _utf8(name: str) -> str:
