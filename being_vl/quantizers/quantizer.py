@@ -133,7 +133,8 @@ def load_quantizer(source: str | os.PathLike, **options: Any) -> Any:
         source: a folder or a repository of one of this library's models, of transformers' Chameleon, Emu3,
             Janus or GLM-Image (the whole model or its VQ model) or of diffusers' VQModel; or
             `package.module:name` of an object, or of a function or class that makes one.
-        options: of `from_pretrained`, such as `revision`.
+        options: of `from_pretrained`, such as `revision`; `trust_remote_code=True` runs the code that a model of
+            another type brings with it.
 
     Returns:
         A model with `encode`, `decode`, `config.num_embeddings`, `config.downsampling`, `config.resolution`.
@@ -148,7 +149,14 @@ def load_quantizer(source: str | os.PathLike, **options: Any) -> Any:
     options |= pinned(name, options)
     fields = _config_fields(name, options)
     model_type = fields.get("model_type") or fields.get("_class_name")
-    if str(model_type).startswith("being_vl_") or "auto_map" in fields:
+    own = str(model_type).startswith("being_vl_")
+    if "auto_map" in fields and not own and options.get("trust_remote_code") is not True:
+        raise ValueError(
+            f"{name}: a {model_type!r} brings code of its own (auto_map in config.json), which is not run unasked: "
+            "read it, and pass trust_remote_code=True; a command takes package.module:name of a function that "
+            "does (docs/quantizers.md)"
+        )
+    if own or "auto_map" in fields:
         return AutoModel.from_pretrained(name, **options).eval()
     for adapter in ADAPTERS:
         if model_type in adapter.model_types:

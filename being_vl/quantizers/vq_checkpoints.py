@@ -17,7 +17,7 @@ from typing import Any
 
 import torch
 
-from ..files import read_json
+from ..files import read_json, read_yaml
 from .modeling_being_vl_vq import BeingVLVQConfig, BeingVLVQModel
 from .vq_checkpoint_files import fetch, open_weights
 
@@ -46,6 +46,15 @@ _STORED_FIELDS = (
     "channel_multiplier",
     "num_res_blocks",
 )
+# Names in `ddconfig` of taming's YAML files.
+_TAMING_FIELDS = {
+    "resolution": "resolution",
+    "dropout": "dropout",
+    "z_channels": "latent_channels",
+    "ch": "base_channels",
+    "ch_mult": "channel_multiplier",
+    "num_res_blocks": "num_res_blocks",
+}
 _NO_CODEBOOK = "this is an autoencoder with KL (as LDM's AutoencoderKL); it has no codebook"
 _UNSUPPORTED = (
     (
@@ -90,7 +99,7 @@ def load_vq_checkpoint(
             the id of a repository on the Hub, of which only the files with VQ-GAN weights are fetched.
         config: its sizes; by default they are read off the weights.
         resolution: side in pixels that it was trained on, which weights do not tell; by default that of
-            a config.json beside them, else 512. Unused with `config`.
+            a config.json or a YAML file beside them (`NAME.yaml`, `config.yaml`, `model.yaml`), else 512. Unused with `config`.
         dtype: of the weights, but for the codebook, which stays float32.
         ema: take the moving averages of the weights where a checkpoint of a training has both.
 
@@ -209,19 +218,38 @@ def infer_config(
 
 def _stored_fields(source: str) -> dict[str, Any]:
     """Fields of the configuration that lies beside the weights; none if there is none."""
-    folder = str(Path(source).parent) if os.path.isfile(source) else source
-    path = fetch(folder, "config.json")
+    is_file = os.path.isfile(source)
+    folder = str(Path(source).parent) if is_file else source
+    names = [f"{Path(source).stem}.yaml"] if is_file else []
+    found_at = (
+        fetch(folder, name) for name in (*names, "config.json", "config.yaml", "model.yaml")
+    )
+    path = next(filter(None, found_at), None)
     if path is None:
         return {}
     try:
-        stored = read_json(path)
+        stored = read_json(path) if str(path).endswith(".json") else _from_yaml(read_yaml(path))
         stored = stored.get("vq_config", stored)
         found = {name: stored[name] for name in _STORED_FIELDS if stored.get(name) is not None}
-    except (ValueError, AttributeError, TypeError) as error:
+    except (ValueError, AttributeError, KeyError, TypeError) as error:
         raise ValueError(f"{path}: not a configuration: {error}") from error
     if "codebook_l2_norm" in found:  # LlamaGen's name
         found["l2_norm"] = found.pop("codebook_l2_norm")
     return found
+
+
+def _from_yaml(stored: dict[str, Any]) -> dict[str, Any]:
+    """taming's, LDM's and the original Chameleon's configuration of a model, with our names."""
+    params = stored["model"]["params"]
+    params = params.get("first_stage_config", {}).get(
+        "params", params
+    )  # of a latent diffusion model
+    sizes = params["ddconfig"]
+    return {
+        **{ours: sizes.get(theirs) for theirs, ours in _TAMING_FIELDS.items()},
+        "embed_dim": params.get("embed_dim"),
+        "num_embeddings": params.get("n_embed"),
+    }
 
 
 def _averaged(weights: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:

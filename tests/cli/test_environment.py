@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import configparser
 import json
 import os
+import re
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -78,6 +81,20 @@ def test_what_the_environment_lacks_is_named_with_what_brings_it(capsys):
     here = environment.missing_features(environment.describe()["packages"])
     shown = capsys.readouterr().out
     assert all(f"missing: {row['feature']}: {row['brings']}" in shown for row in here)
+
+
+def test_every_extra_is_named_with_its_packages():
+    """What setup.cfg offers is what `env` says brings a feature."""
+    parser = configparser.ConfigParser()
+    parser.read(Path(__file__).parents[2] / "setup.cfg")
+    extras = dict(parser["options.extras_require"])
+    del extras["dev"]
+    nothing = environment.missing_features(dict.fromkeys(environment.PACKAGES))
+    said = " ".join(row["brings"] for row in nothing)
+    for name, packages in extras.items():
+        assert f"being-vl[{name}]" in said
+        for package in packages.split():
+            assert re.split("[<>=]", package)[0] in environment.PACKAGES
 
 
 @pytest.mark.parametrize("package", ["torchaudio", "torchcodec"])

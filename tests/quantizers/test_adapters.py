@@ -2,91 +2,24 @@
 
 from __future__ import annotations
 
-import importlib.util
+import json
+import re
 import sys
 
 import pytest
 import torch
+from PIL import Image
+from quantizer_fixtures import MAKERS, make
+from safetensors.torch import save_file
 from torch import nn
-from transformers import (
-    AutoModel,
-    ChameleonVQVAE,
-    ChameleonVQVAEConfig,
-    Emu3VQVAE,
-    Emu3VQVAEConfig,
-    GlmImageVisionConfig,
-    GlmImageVQVAEConfig,
-    JanusVQVAE,
-    JanusVQVAEConfig,
-)
+from transformers import AutoModel
 
 from being_vl import BeingVLImageProcessor
-from being_vl.quantizers.adapters.glm_image import GlmImageTokenizer
+from being_vl.cli import main as command
 from being_vl.quantizers.finite import NotFiniteError
 from being_vl.quantizers.identity import quantizer_identity
 from being_vl.quantizers.modeling_being_vl_adapted_vq import adapt
 from being_vl.quantizers.quantizer import default_image_processor, load_quantizer
-
-SIZES = {
-    "base_channels": 32,
-    "channel_multiplier": [1, 2],
-    "num_res_blocks": 1,
-    "latent_channels": 16,
-}
-
-
-def chameleon():
-    return ChameleonVQVAE(
-        ChameleonVQVAEConfig(**SIZES, embed_dim=8, num_embeddings=64, resolution=32)
-    )
-
-
-def janus():
-    return JanusVQVAE(JanusVQVAEConfig(**SIZES, embed_dim=8, num_embeddings=64, num_patches=8))
-
-
-def emu3():
-    config = {**SIZES, "latent_channels": 4, "attn_resolutions": [1], "hidden_size": 64}
-    return Emu3VQVAE(
-        Emu3VQVAEConfig(**config, codebook_size=64, embed_dim=4, temporal_downsample_factor=2)
-    )
-
-
-def glm_image():
-    vision = GlmImageVisionConfig(
-        depth=1, hidden_size=32, num_heads=2, intermediate_size=32, patch_size=4, image_size=32
-    )
-    vq = GlmImageVQVAEConfig(embed_dim=16, num_embeddings=64, latent_channels=32)
-    return GlmImageTokenizer(vision, vq)
-
-
-def diffusers_vq():
-    if importlib.util.find_spec("diffusers") is None:
-        pytest.skip("diffusers is not installed")
-    from diffusers import VQModel
-
-    return VQModel(
-        block_out_channels=(32, 32), down_block_types=("DownEncoderBlock2D",) * 2,
-        up_block_types=("UpDecoderBlock2D",) * 2, layers_per_block=1, latent_channels=4,
-        num_vq_embeddings=64, sample_size=32, vq_embed_dim=4,
-    )  # fmt: skip
-
-
-MAKERS = {
-    "chameleon": chameleon,
-    "diffusers": diffusers_vq,
-    "emu3": emu3,
-    "glm_image": glm_image,
-    "janus": janus,
-}
-
-
-def make(name: str) -> nn.Module:
-    torch.manual_seed(0)
-    model = MAKERS[name]().eval()
-    nn.init.normal_(model.quantize.embedding.weight)
-    return model
-
 
 PIXELS = torch.rand(2, 3, 16, 24, generator=torch.Generator().manual_seed(0)) * 2 - 1
 
@@ -234,6 +167,48 @@ def test_a_folder_of_something_else_is_named(tmp_path):
     (tmp_path / "config.json").write_text('{"model_type": "llama"}')
     with pytest.raises(ValueError, match="'llama' is no quantizer"):
         load_quantizer(tmp_path)
+
+
+THEIRS = """
+import torch
+from transformers import PreTrainedConfig, PreTrainedModel
+
+class Config(PreTrainedConfig):
+    model_type = "theirs"
+    num_embeddings, downsampling, resolution = 4, 2, 8
+
+class Model(PreTrainedModel):
+    config_class = Config
+
+    def __init__(self, config):
+        super().__init__(config)
+        self.bias = torch.nn.Parameter(torch.zeros(1))
+        self.post_init()
+
+    def encode(self, pixel_values):
+        means = torch.nn.functional.avg_pool2d(pixel_values.mean(1, keepdim=True), 2)[:, 0] + self.bias
+        return ((means + 1) * 2).long().clamp(0, 3)
+"""
+
+
+def test_code_that_a_model_brings_is_not_run_unasked(tmp_path, capsys):
+    """And with it, a model of one's own travels."""
+    folder = tmp_path / "theirs_vq"
+    folder.mkdir()
+    autos = {"AutoConfig": "theirs.Config", "AutoModel": "theirs.Model"}
+    (folder / "config.json").write_text(json.dumps({"model_type": "theirs", "auto_map": autos}))
+    (folder / "theirs.py").write_text(THEIRS)
+    save_file({"bias": torch.zeros(1)}, folder / "model.safetensors", {"format": "pt"})
+    message = r"theirs_vq: a 'theirs' brings code of its own .*trust_remote_code=True"
+    with pytest.raises(ValueError, match=message):
+        load_quantizer(folder)
+    (tmp_path / "images").mkdir()
+    Image.new("RGB", (8, 8)).save(tmp_path / "images" / "a.png")
+    flags = ["--images", str(tmp_path / "images"), "--output", str(tmp_path / "codes")]
+    assert command(["encode", "--quantizer", str(folder), *flags]) == 2
+    assert re.search(message, capsys.readouterr().err)
+    quantizer = load_quantizer(folder, trust_remote_code=True)
+    assert quantizer.encode(torch.full((1, 3, 4, 2), 0.1)).tolist() == [[[2], [2]]]
 
 
 def test_preprocessing_is_that_of_the_library():

@@ -7,6 +7,7 @@ import re
 
 import pytest
 import torch
+import yaml
 from safetensors.torch import save_file
 from torch.nn import functional as F
 
@@ -172,6 +173,38 @@ def test_fields_beside_the_weights_are_used(pixels, tmp_path):
         ValueError, match="embed_dim is 9 in the configuration, but the weights have 8"
     ):
         load_vq_checkpoint(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["vqgan.yaml", "config.yaml", "model.yaml"])
+def test_the_yaml_beside_a_ckpt_is_used(model, pixels, tmp_path, name):
+    """As taming, LDM and the original Chameleon have it."""
+    torch.save({"state_dict": model.state_dict()}, tmp_path / "vqgan.ckpt")
+    sizes = {
+        "double_z": False,
+        "z_channels": SIZES["latent_channels"],
+        "resolution": SIZES["resolution"],
+        "ch": SIZES["base_channels"],
+        "ch_mult": SIZES["channel_multiplier"],
+        "num_res_blocks": SIZES["num_res_blocks"],
+        "attn_resolutions": SIZES["attn_resolutions"],
+        "dropout": 0.0,
+    }
+    params = {"embed_dim": SIZES["embed_dim"], "n_embed": 64, "ddconfig": sizes}
+    (tmp_path / name).write_text(yaml.safe_dump({"model": {"target": "a.B", "params": params}}))
+    loaded = load_vq_checkpoint(tmp_path / "vqgan.ckpt")
+    whole = {"model": {"params": {"first_stage_config": {"target": "a.B", "params": params}}}}
+    (tmp_path / name).write_text(yaml.safe_dump(whole))
+    assert load_vq_checkpoint(tmp_path / "vqgan.ckpt").config == loaded.config
+    assert loaded.config.resolution == 32
+    assert loaded.config.attn_resolutions == SIZES["attn_resolutions"]
+    assert_same(loaded, model, pixels)
+    params["n_embed"] = 65
+    (tmp_path / name).write_text(yaml.safe_dump({"model": {"target": "a.B", "params": params}}))
+    with pytest.raises(ValueError, match="num_embeddings is 65 in the configuration, but"):
+        load_vq_checkpoint(tmp_path / "vqgan.ckpt")
+    (tmp_path / name).write_text("model: 3\n")
+    with pytest.raises(ValueError, match=rf"{name}: not a configuration"):
+        load_vq_checkpoint(tmp_path / "vqgan.ckpt")
 
 
 ONE = torch.ones(2, 2)
