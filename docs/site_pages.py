@@ -93,6 +93,9 @@ def reference_pages() -> dict[str, str]:
             continue
         if has_public_names(path):
             rooms.setdefault(parts[1] if path.parent != PACKAGE else "index", []).append(module)
+    first = {f"being_vl.{module}" for _, module in top_level_names()}
+    for modules in rooms.values():
+        modules.sort(key=lambda module: (module not in first, module))
     pages = {
         room: f"# being_vl.{room}\n\n" + "\n\n".join(f"::: {module}" for module in modules)
         for room, modules in rooms.items()
