@@ -135,7 +135,28 @@ def init_checkpoint(
         merges=image_bpe.merges,
         generator=generator,
     )
+    _end_with_turn(model, tokenizer)
     return model, processor
+
+
+def _end_with_turn(model: BeingVLLanguageModel, tokenizer: BeingVLTokenizer) -> None:
+    """Let `generate` end where the template ends the assistant's turn, as the model will learn to.
+
+    Bases that were not tuned for chats end at another token (`<|endoftext|>` beside a ChatML template), and
+    answers would run on into turns that the model makes up.
+    """
+    turns = [{"role": role, "content": "x"} for role in ("user", "assistant")]
+    encoded: Any = tokenizer.apply_chat_template(
+        turns, tokenize=True, return_dict=True, return_assistant_tokens_mask=True
+    )
+    learned = [
+        i for i, own in zip(encoded["input_ids"], encoded["assistant_masks"], strict=True) if own
+    ]
+    special = {i for i, token in tokenizer.added_tokens_decoder.items() if token.special}
+    ends = model.generation_config.eos_token_id
+    ends = [] if ends is None else [ends] if isinstance(ends, int) else list(ends)
+    if learned and learned[-1] in special and learned[-1] not in ends:
+        model.generation_config.eos_token_id = [*ends, learned[-1]] if ends else learned[-1]
 
 
 def _grid_size(image_processor: BeingVLImageProcessor, downsampling: int) -> tuple[int, int] | None:

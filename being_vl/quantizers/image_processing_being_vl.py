@@ -161,6 +161,14 @@ class BeingVLImageProcessor(CheckpointPart, PilBackend):
         self, images: ImageInput, *args: Any, **kwargs: Any
     ) -> BatchFeature:
         images = self._fetch(images, kwargs["max_image_pixels"] or MAX_IMAGE_PIXELS)
+        dimensions = getattr(images, "ndim", None)
+        if dimensions == 2:  # one grey picture; transformers would look for pictures in it
+            images = images[None]
+            kwargs["input_data_format"] = "channels_first"
+        elif dimensions == 4 and (kwargs.get("do_rescale", True) or not _is_float(images)):
+            images = eight_bits(
+                images
+            )  # one array has one range, however dark one of its pictures is
         return super()._preprocess_image_like_inputs(images, *args, **kwargs)
 
     def process_image(self, image: ImageInput, **kwargs: Any) -> np.ndarray:
@@ -173,8 +181,7 @@ class BeingVLImageProcessor(CheckpointPart, PilBackend):
                 image = to_rgb(image, max_pixels=limit)
         else:
             # Floats are pixel values already, in a range of their own, where rescaling is off.
-            is_float = "float" in str(getattr(image, "dtype", ""))
-            if kwargs.get("do_rescale", True) or not is_float:
+            if kwargs.get("do_rescale", True) or not _is_float(image):
                 image = eight_bits(image, name)
         processed = super().process_image(image, **kwargs)
         _check_resized(processed.shape[-2:], kwargs, limit, name)
@@ -261,6 +268,10 @@ class BeingVLImageProcessor(CheckpointPart, PilBackend):
             values = values / self.rescale_factor
         pixels = np.rint(values.clip(0, 255)).astype(np.uint8).transpose(0, 2, 3, 1)
         return [PIL.Image.fromarray(picture) for picture in pixels]
+
+
+def _is_float(values: Any) -> bool:
+    return "float" in str(getattr(values, "dtype", ""))
 
 
 def _base64_bytes(text: str) -> bytes | None:

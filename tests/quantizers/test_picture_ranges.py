@@ -45,6 +45,28 @@ def test_arrays_of_every_range_are_the_same_picture(processor, form):
     np.testing.assert_array_equal(pixels(processor, form(PICTURE)), pixels(processor, PICTURE))
 
 
+def test_pictures_of_one_array_have_one_range(processor):
+    """A picture that is nearly black beside a brighter one is nearly black, not nearly white."""
+    batch = np.stack([PICTURE, np.minimum(PICTURE, 1), 0 * PICTURE])
+    wanted = processor(batch, return_tensors="np")["pixel_values"]
+    for form in (batch.astype(np.float32), torch.from_numpy(batch).float(), batch.astype(np.int32)):
+        found = processor(form, return_tensors="np")["pixel_values"]
+        np.testing.assert_array_equal(found, wanted)
+    assert processor(batch / 255.0, do_rescale=False)["pixel_values"][0].max() == 0  # mean is 1
+
+
+def test_a_grey_array_is_a_grey_picture(processor):
+    wanted = pixels(processor, Image.fromarray(RAMP))
+    for form in (
+        RAMP,
+        RAMP[..., None],
+        torch.from_numpy(RAMP),
+        RAMP / 255,
+        RAMP.astype(np.uint16) * 257,
+    ):
+        np.testing.assert_array_equal(pixels(processor, form), wanted)
+
+
 def test_booleans_are_black_and_white(processor):
     mask = PICTURE > 100
     np.testing.assert_array_equal(pixels(processor, mask), pixels(processor, mask * np.uint8(255)))

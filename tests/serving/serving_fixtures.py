@@ -39,11 +39,11 @@ def checkpoint(base_type: str, *, tied: bool = False):
     )
     torch.manual_seed(0)
     base = getattr(transformers, family.stock_class)(config).eval()
-    base.generation_config.eos_token_id = None  # answers of one length
     model, processor = init_checkpoint(
         base, tokenizer, patch_vq(), image_bpe(), image_init="normal",
         generator=torch.Generator().manual_seed(0),
     )  # fmt: skip
+    model.generation_config.eos_token_id = None  # answers of one length
     return model.eval(), processor
 
 

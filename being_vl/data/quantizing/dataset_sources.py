@@ -198,6 +198,8 @@ def _undecoded(dataset: Any, image_column: str) -> Any:
 
 def _record(sample: dict[str, Any], image: str, id_column: str | None, number: str) -> Record:
     image_id = number if id_column is None else str(sample[id_column])
+    if id_column is not None and sample[id_column] is None:
+        raise ValueError(f"row {number}: the id in column {id_column!r} is null")
     value = sample[image]
     if value is None:
         return Record(image_id, None)
