@@ -67,6 +67,7 @@ if TYPE_CHECKING:
     )
     from .quantizers.modeling_being_vl_patch_vq import BeingVLPatchVQConfig, BeingVLPatchVQModel
     from .quantizers.modeling_being_vl_vq import BeingVLVQConfig, BeingVLVQModel
+    from .quantizers.video_processing_being_vl import BeingVLVideoProcessor
     from .vocabulary import VocabularyLayout
 
 

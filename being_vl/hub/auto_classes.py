@@ -26,6 +26,7 @@ _TABLES = {
     "AutoModelForMultimodalLM": ("modeling_auto", "MODEL_FOR_MULTIMODAL_LM_MAPPING"),
     "AutoTokenizer": ("tokenization_auto", "TOKENIZER_MAPPING"),
     "AutoImageProcessor": ("image_processing_auto", "IMAGE_PROCESSOR_MAPPING"),
+    "AutoVideoProcessor": ("video_processing_auto", "VIDEO_PROCESSOR_MAPPING"),
     "AutoProcessor": ("processing_auto", "PROCESSOR_MAPPING"),
 }
 
@@ -74,7 +75,11 @@ def _add_names(auto: ModuleType) -> None:
                     classes[key].rpartition(".")[2] for key in (auto_class, "AutoConfig")
                 )
                 # Image processors have a name for each backend; ours needs Pillow alone.
-                entry = {"pil": name} if auto_class == "AutoImageProcessor" else name
-                getattr(auto, f"{table}_NAMES")[model_type] = entry
+                names = getattr(auto, f"{table}_NAMES")
+                entry: Any = {"pil": name} if auto_class == "AutoImageProcessor" else name
+                if auto_class == "AutoVideoProcessor":  # by backend since transformers 5.22 or so
+                    by_backend = any(isinstance(known, dict) for known in names.values())
+                    entry = {"torchvision": name} if by_backend else name
+                names[model_type] = entry
                 if auto_class != "AutoConfig":
                     getattr(auto, table)._reverse_config_mapping[config] = model_type

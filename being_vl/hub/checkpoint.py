@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ..bpe.image_bpe import ImageBPE
@@ -20,14 +21,12 @@ from ..models.loading import base_config, base_family, extend_text_model, load_b
 from ..processing.base_chat_templates import extended_chat_template
 from ..processing.chat_templates import default_chat_template
 from ..processing.processing_being_vl import BeingVLProcessor
-from ..processing.tokenization_being_vl import BeingVLTokenizer
+from ..processing.tokenization_being_vl import VIDEO_SPECIAL_TOKENS, BeingVLTokenizer
 from ..quantizers.image_processing_being_vl import BeingVLImageProcessor
 from ..quantizers.quantizer import default_image_processor
 from .remote_code import add_remote_code
 
 if TYPE_CHECKING:
-    import torch
-
     from ..models.modeling_being_vl import BeingVLLanguageModel
 
 
@@ -99,10 +98,10 @@ def init_checkpoint(
         ValueError: the base's chat template cannot be extended; the VQ model and the image BPE have different codebook sizes, or the tokenizer has more
             ids than the model has rows.
     """
-    if vq_model is not None and vq_model.config.num_embeddings != image_bpe.codebook_size:
+    if vq_model is not None and vq_model.config.num_embeddings != image_bpe.quantizer_codebook_size:
         raise ValueError(
             f"the VQ model has {vq_model.config.num_embeddings} codes, but the image BPE was trained on "
-            f"{image_bpe.codebook_size}"
+            f"{image_bpe.quantizer_codebook_size}"
         )
     tokenizer = BeingVLTokenizer.from_text_tokenizer(text_tokenizer, image_bpe, special_tokens)
     tokenizer.chat_template = (
@@ -117,24 +116,27 @@ def init_checkpoint(
             else default_image_processor(vq_model.config)
         )
     processor = BeingVLProcessor(image_processor, tokenizer, vq_model=vq_model)
+    videos = {f"{name}_id": getattr(tokenizer, f"{name}_id", None) for name in VIDEO_SPECIAL_TOKENS}
     model = extend_text_model(
         text_model,
         tokenizer.layout,
         boi_token_id=tokenizer.boi_token_id,
         eoi_token_id=tokenizer.eoi_token_id,
         image_token_id=tokenizer.image_token_id,
+        **videos,
         pad_token_id=tokenizer.pad_token_id,
         image_grid_size=None
         if vq_model is None
         else _grid_size(image_processor, vq_model.config.downsampling),
         image_init=image_init,
         image_init_std=image_init_std,
-        codebook=vq_model.get_codebook()
+        codebook=_code_vectors(vq_model, image_bpe)
         if vq_model is not None and image_init == "codebook"
         else None,
         merges=image_bpe.merges,
         generator=generator,
     )
+    model.image_bpe = image_bpe  # the rules alone do not say which code repeats
     _end_with_turn(model, tokenizer)
     return model, processor
 
@@ -157,6 +159,14 @@ def _end_with_turn(model: BeingVLLanguageModel, tokenizer: BeingVLTokenizer) -> 
     ends = [] if ends is None else [ends] if isinstance(ends, int) else list(ends)
     if learned and learned[-1] in special and learned[-1] not in ends:
         model.generation_config.eos_token_id = [*ends, learned[-1]] if ends else learned[-1]
+
+
+def _code_vectors(vq_model: Any, image_bpe: ImageBPE) -> torch.Tensor:
+    """A vector for each code; the repeat code, which looks like nothing, has the mean of the others."""
+    vectors = vq_model.get_codebook().detach()
+    if image_bpe.repeat_code is None:
+        return vectors
+    return torch.cat([vectors, vectors.mean(dim=0, keepdim=True)])
 
 
 def _grid_size(image_processor: BeingVLImageProcessor, downsampling: int) -> tuple[int, int] | None:

@@ -7,6 +7,7 @@ from ..models.families import FAMILIES, auto_classes
 PROCESSING = {
     "AutoTokenizer": "processing.tokenization_being_vl.BeingVLTokenizer",
     "AutoImageProcessor": "quantizers.image_processing_being_vl.BeingVLImageProcessor",
+    "AutoVideoProcessor": "quantizers.video_processing_being_vl.BeingVLVideoProcessor",
     "AutoProcessor": "processing.processing_being_vl.BeingVLProcessor",
 }
 

@@ -22,6 +22,7 @@ from .part import VQ_FOLDER
 _FILES = {
     "AutoTokenizer": "tokenizer_config.json",
     "AutoImageProcessor": "preprocessor_config.json",
+    "AutoVideoProcessor": "video_preprocessor_config.json",
     "AutoProcessor": "processor_config.json",
 }
 _CONFIG = "config.json"
@@ -130,6 +131,10 @@ def _carry(
     if file == _FILES["AutoProcessor"] and "AutoImageProcessor" in classes:
         inside = {"AutoImageProcessor": classes["AutoImageProcessor"]}
         _add_auto_map(content["image_processor"], inside)
+        here |= inside
+    if file == _FILES["AutoProcessor"] and "video_processor" in content:
+        inside = {"AutoVideoProcessor": classes["AutoVideoProcessor"]}
+        _add_auto_map(content["video_processor"], inside)
         here |= inside
     write_json(folder / file, content)
     return _write_modules(folder, here.values(), root)

@@ -23,6 +23,14 @@ from ..hub.part import CheckpointPart
 from ..vocabulary import VocabularyLayout
 from .families import MODEL_TYPES
 
+_TOKEN_IDS = (
+    "boi_token_id",
+    "eoi_token_id",
+    "image_token_id",
+    "bov_token_id",
+    "eov_token_id",
+    "video_token_id",
+)
 _SIZES = ("vocab_size", "text_vocab_size", "num_special_tokens", "codebook_size", "num_merges")
 
 
@@ -35,10 +43,13 @@ class ImageVocabularyConfig(CheckpointPart):
             padding (rows that no token has), a smaller one an error.
         text_vocab_size: T, the size of the base tokenizer, its own special tokens included.
         num_special_tokens: S, the special tokens added for images.
-        codebook_size: K, the codes of the VQ-GAN.
+        codebook_size: K, the codes of the VQ-GAN; one more where the image BPE has a repeat code.
         num_merges: M, the rules of the image BPE.
         boi_token_id, eoi_token_id: the tokens that open and close an image, in [0, T + S).
         image_token_id: the placeholder of an image in chat text, in [0, T + S); never generated.
+        bov_token_id, eov_token_id, video_token_id: the same for videos, where the vocabulary knows them.
+        key_frame_interval: one in so many frames of the videos that the model generates holds no repeat code; the
+            first alone by default.
         image_grid_size: (height, width), the cells of the images that the model generates when
             `generate` is not told otherwise.
         image_positions: `"grid"` adds learned row and column vectors to the embeddings of image tokens.
@@ -58,6 +69,10 @@ class ImageVocabularyConfig(CheckpointPart):
     boi_token_id: int | None = None
     eoi_token_id: int | None = None
     image_token_id: int | None = None
+    bov_token_id: int | None = None
+    eov_token_id: int | None = None
+    video_token_id: int | None = None
+    key_frame_interval: int | None = None
     image_grid_size: list[int] | tuple[int, int] | None = None
     image_positions: Literal["grid"] | None = None
     max_grid_size: int = 64
@@ -116,7 +131,7 @@ class ImageVocabularyConfig(CheckpointPart):
                 f"vocab_size must be at least text_vocab_size + num_special_tokens + codebook_size + "
                 f"num_merges = {layout.size}, got {self.vocab_size}"
             )
-        for name in ("boi_token_id", "eoi_token_id", "image_token_id"):
+        for name in _TOKEN_IDS:
             token_id = getattr(self, name)
             if token_id is not None and not 0 <= token_id < layout.first_code_id:
                 raise ValueError(
@@ -125,6 +140,9 @@ class ImageVocabularyConfig(CheckpointPart):
 
     def validate_image_grid(self) -> None:
         """Part of the `@strict` validation: the grid sizes are positive and fit each other."""
+        interval = self.key_frame_interval
+        if interval is not None and interval < 1:
+            raise ValueError(f"key_frame_interval must be at least 1, got {interval}")
         size = self.image_grid_size
         if size is not None and (len(size) != 2 or any(side < 1 for side in size)):
             raise ValueError(f"image_grid_size must be (height, width), both positive, got {size}")

@@ -257,6 +257,9 @@ class BeingVLLanguageModel(BeingVLGenerationMixin, VocabularyRows, ModelPart):
         boi_token_id: int,
         eoi_token_id: int,
         image_token_id: int,
+        bov_token_id: int | None = None,
+        eov_token_id: int | None = None,
+        video_token_id: int | None = None,
         pad_token_id: int | None = None,
         image_grid_size: tuple[int, int] | None = None,
         image_positions: Literal["grid"] | None = None,
@@ -274,7 +277,8 @@ class BeingVLLanguageModel(BeingVLGenerationMixin, VocabularyRows, ModelPart):
         Args:
             text_model: a model of the family's stock class, with a tied or an untied head.
             layout: the vocabulary; `layout.text_size` is the size of the text tokenizer.
-            boi_token_id, eoi_token_id, image_token_id: see [`ImageVocabularyConfig`].
+            boi_token_id, eoi_token_id, image_token_id, bov_token_id, eov_token_id, video_token_id: see
+                [`ImageVocabularyConfig`].
             pad_token_id: replaces the text model's.
             image_grid_size: (height, width) of the images to generate by default.
             image_positions: see [`ImageVocabularyConfig`].
@@ -307,6 +311,9 @@ class BeingVLLanguageModel(BeingVLGenerationMixin, VocabularyRows, ModelPart):
             boi_token_id=boi_token_id,
             eoi_token_id=eoi_token_id,
             image_token_id=image_token_id,
+            bov_token_id=bov_token_id,
+            eov_token_id=eov_token_id,
+            video_token_id=video_token_id,
             image_grid_size=image_grid_size,
             image_positions=image_positions,
             **({} if pad_token_id is None else {"pad_token_id": pad_token_id}),

@@ -19,10 +19,13 @@ _KEYS = {
     "text": {"type", "text"},
     "image": {"type", "image", "url", "path", "base64"},
     "image_url": {"type", "image_url"},
+    "video": {"type", "video", "url", "path"},
 }
 
 
-def checked_messages(conversation: Any, template: str, *, join_texts: bool = False) -> Any:
+def checked_messages(
+    conversation: Any, template: str, *, join_texts: bool = False, videos: bool = True
+) -> Any:
     """A conversation, or a list of them, as it is but for keys that hold None.
 
     Args:
@@ -30,16 +33,20 @@ def checked_messages(conversation: Any, template: str, *, join_texts: bool = Fal
         template: Jinja source; what a message may hold beside its content depends on it.
         join_texts: texts that stand side by side in a message become one part, so that whoever looks for
             control tokens in it sees what the tokenizer will see.
+        videos: whether the vocabulary has a token for them.
 
     Raises:
         ValueError: a message or part that would not be rendered; its place and the reason are named.
     """
     if isinstance(conversation, (list, tuple)) and conversation:
         if isinstance(conversation[0], (list, tuple)):
-            return [checked_messages(c, template, join_texts=join_texts) for c in conversation]
+            return [
+                checked_messages(c, template, join_texts=join_texts, videos=videos)
+                for c in conversation
+            ]
         if isinstance(conversation[0], Mapping):
             return [
-                _message(message, f"messages[{index}]", template, join_texts)
+                _message(message, f"messages[{index}]", template, join_texts, videos)
                 for index, message in enumerate(conversation)
             ]
     return conversation  # transformers says what is wrong with it
@@ -57,7 +64,9 @@ def require_sanitizing() -> None:
         )
 
 
-def _message(message: Any, where: str, template: str, join_texts: bool) -> dict[str, Any]:
+def _message(
+    message: Any, where: str, template: str, join_texts: bool, videos: bool
+) -> dict[str, Any]:
     if not isinstance(message, Mapping) or not isinstance(message.get("role"), str):
         raise ValueError(f"{where} must have a role, got {_shown(message)}")
     kept = {key: value for key, value in message.items() if value is not None}
@@ -69,6 +78,12 @@ def _message(message: Any, where: str, template: str, join_texts: bool) -> dict[
         raise ValueError(f"{where}.content is None; an empty turn has the content ''")
     if isinstance(content, Sequence) and not isinstance(content, (str, bytes)):
         parts = [_part(part, f"{where}.content[{index}]") for index, part in enumerate(content)]
+        for index, part in enumerate(parts):
+            if part["type"] == "video" and not (videos and "video_token" in template):
+                lacks = "chat template" if videos else "vocabulary"
+                raise ValueError(
+                    f"{where}.content[{index}]: a video, but the {lacks} has no video_token"
+                )
         kept["content"] = _joined(parts) if join_texts else parts
     elif content is not None and not isinstance(content, str):
         raise ValueError(
@@ -93,8 +108,8 @@ def _part(part: Any, where: str) -> dict[str, Any]:
         raise ValueError(f"{where}.text must be a text, got {_shown(kept.get('text'))}")
     if kind == "image_url" and "image_url" not in kept:
         raise ValueError(f"{where}.image_url is missing")
-    if kind == "image" and len(kept) > 2:
-        raise ValueError(f"{where}: an image is named once, got {sorted(kept.keys() - {'type'})}")
+    if kind in ("image", "video") and len(kept) > 2:
+        raise ValueError(f"{where}: an {kind} is named once, got {sorted(kept.keys() - {'type'})}")
     return kept
 
 

@@ -1,7 +1,7 @@
 """messages → text: the chat templates that a new checkpoint can start with.
 
 Source: the turn markers of Llama 3 and of ChatML (SmolLM2), as their own templates write them. They differ
-in that content is a string or a list of text and image parts, and that what the assistant says stands in
+in that content is a string or a list of text, image and video parts, and that what the assistant says stands in
 `{% generation %}`, so that `return_assistant_tokens_mask` works.
 """
 
@@ -17,6 +17,8 @@ _RENDER_CONTENT = """\
         {%- for part in content -%}
             {%- if part.type == 'image' -%}
                 {{- image_token -}}
+            {%- elif part.type == 'video' -%}
+                {{- video_token -}}
             {%- elif part.type == 'text' -%}
                 {{- part.text -}}
             {%- endif -%}

@@ -36,6 +36,8 @@ class ControlTokens:
         self._encode = encode
         self._layout = tokenizer.layout
         self._boi, self._eoi = tokenizer.boi_token_id, tokenizer.eoi_token_id
+        self._bov = getattr(tokenizer, "bov_token_id", None)  # no video without it
+        self._eov = getattr(tokenizer, "eov_token_id", None)
         self._names = {i: t.content for i, t in tokenizer.added_tokens_decoder.items() if t.special}
         self._special = np.zeros(max(len(tokenizer), *self._names, 0) + 1, bool)
         self._special[list(self._names)] = True
@@ -49,12 +51,15 @@ class ControlTokens:
             ids: (n,) of the chat, without padding.
         """
         found = self._special_ids(self._outside_images(ids))
-        images = sum(
-            isinstance(part, Mapping) and part["type"] != "text"
+        kinds = Counter(
+            part["type"]
             for message in messages
             for part in message.get("content") or ()
+            if isinstance(part, Mapping)
         )
+        images = kinds["image"] + kinds["image_url"]
         expected = self._expected(messages) + Counter(dict.fromkeys((self._boi, self._eoi), images))
+        expected += Counter(dict.fromkeys((self._bov, self._eov), kinds["video"]))
         more = Counter(found) - expected
         return self._names[next(i for i in found if i in more)] if more else None
 
@@ -62,7 +67,10 @@ class ControlTokens:
         return ids[self._special[ids]].tolist()
 
     def _outside_images(self, ids: np.ndarray) -> np.ndarray:
-        """The ids that stand in no image: a text's image token would stand outside of one."""
+        """The ids that stand in no image or video: a text's image token would stand outside of one."""
+        if self._bov is not None:  # what stands between these is all the processor's
+            opened = np.cumsum(ids == self._bov) - np.cumsum(ids == self._eov)
+            ids = ids[(opened <= 0) | (ids == self._bov)]
         depth = np.cumsum(ids == self._boi)
         depth -= np.cumsum(ids == self._eoi)
         image = (ids >= self._layout.first_code_id) & (ids < self._layout.size)

@@ -20,13 +20,16 @@ from transformers import BatchFeature, PreTrainedModel, ProcessorMixin
 from transformers.processing_utils import MultiModalData, ProcessingKwargs, TextKwargs
 from transformers.utils import cached_file
 
+from ..bpe.grids import check_codes
 from ..hub.part import VQ_FOLDER, CheckpointPart, Source, absolute_folder, pinned
 from ..quantizers.quantizing import LazyVQ, quantize
+from ..quantizers.video_processing_being_vl import BeingVLVideosKwargs
 from ..vocabulary import VocabularyLayout
 from .chat_messages import checked_messages, require_sanitizing
 from .control_tokens import alone, check_sanitized
 from .grid_inputs import flatten, is_nested, nested_grids
 from .tokenization_being_vl import visual_token
+from .videos import Clips, VideoMixin, nested_clips
 
 _HUB_OPTIONS = (
     "cache_dir",
@@ -50,6 +53,7 @@ class BeingVLTextKwargs(TextKwargs, total=False):
 
 class BeingVLProcessorKwargs(ProcessingKwargs, total=False):
     text_kwargs: BeingVLTextKwargs
+    videos_kwargs: BeingVLVideosKwargs
     _defaults = {}  # noqa: RUF012 (transformers before 5.23 reads it of the class itself)
 
 
@@ -80,12 +84,13 @@ def _has_vq_model(where: str, options: dict[str, Any]) -> bool:
         return True
 
 
-class BeingVLProcessor(CheckpointPart, ProcessorMixin):
+class BeingVLProcessor(VideoMixin, CheckpointPart, ProcessorMixin):
     """Image processor, VQ model, image BPE and tokenizer behind one call.
 
     Each `<image>` of a text becomes `boi_token`, the image's tokens, `eoi_token`. Images come as `images`
     (anything that transformers accepts), which the VQ model quantizes, or as `image_codes`, grids of codes
-    computed before, for which no VQ model is needed or loaded.
+    computed before, for which no VQ model is needed or loaded. `videos` and `video_codes` likewise stand for
+    each `<video>`, where the vocabulary has that token; see `videos.py`.
 
     Args:
         image_processor: image → pixel values.
@@ -94,12 +99,19 @@ class BeingVLProcessor(CheckpointPart, ProcessorMixin):
         vq_model: any model with `encode`, `decode`, a config and `save_pretrained`. `from_pretrained` finds
             it in `vq_model/` and loads it on first use.
         vq_device: where the VQ model runs; the CPU, or where the given model already is, by default.
+        video_processor: video → pixel values; by default as the image processor does, all frames.
     """
 
     valid_processor_kwargs = BeingVLProcessorKwargs
 
     def __init__(
-        self, image_processor, tokenizer, chat_template=None, vq_model=None, vq_device=None
+        self,
+        image_processor,
+        tokenizer,
+        chat_template=None,
+        vq_model=None,
+        vq_device=None,
+        video_processor=None,
     ):
         self.image_token = tokenizer.image_token
         self.image_token_id = tokenizer.image_token_id
@@ -108,6 +120,7 @@ class BeingVLProcessor(CheckpointPart, ProcessorMixin):
         self.eoi_token = tokenizer.eoi_token
         self.eoi_token_id = tokenizer.eoi_token_id
         self._vq = LazyVQ(vq_model, vq_device)
+        self._init_videos(image_processor, tokenizer, video_processor)
         super().__init__(
             image_processor, tokenizer, chat_template=chat_template or tokenizer.chat_template
         )
@@ -150,21 +163,32 @@ class BeingVLProcessor(CheckpointPart, ProcessorMixin):
     # ---- text and images → ids: transformers' call, and its hooks
 
     def __call__(
-        self, images: Any = None, text: Any = None, image_codes: Any = None, **kwargs: Any
+        self,
+        images: Any = None,
+        text: Any = None,
+        videos: Any = None,
+        *,
+        image_codes: Any = None,
+        video_codes: Any = None,
+        **kwargs: Any,
     ) -> BatchFeature:
-        """Tokenize texts and replace each `<image>` by its image.
+        """Tokenize texts and replace each `<image>` by its image, each `<video>` by its video.
 
         Args:
             images: one image, a list, or a list of lists (one list for each text).
-            text: one text or a list. Without text the images are only quantized.
+            text: one text or a list. Without text the images, or videos, are only quantized.
+            videos: one video or a (nested) list, as `flat_videos` has them.
             image_codes: grids of codes in place of `images`: one array (h, w), an array (n, h, w), or
                 a (nested) list of grids of any sizes.
-            kwargs: what the tokenizer and the image processor take: `padding`, `return_tensors`, …
+            video_codes: clips of codes in place of `videos`: one array (T, h, w), or a (nested) list of them.
+            kwargs: what the tokenizer and the image and video processors take: `padding`, `return_tensors`,
+                `fps`, `num_frames`, `timestamps`, `video_metadata`, …
                 `split_special_tokens=True` keeps text that spells a special or image token as text, for
                 texts without images; a chat with images has `sanitize_control_tokens` for that.
 
         Returns:
-            `input_ids` and `attention_mask`; `image_codes`, a list of int32 arrays (h, w), without text.
+            `input_ids` and `attention_mask`; without text `image_codes`, a list of int32 arrays (h, w), or
+            `video_codes`, one of (T, h, w). With `return_metadata`, `video_metadata` too.
 
         Raises:
             ValueError: images and placeholders differ in number, truncation would cut an image, codes are
@@ -172,19 +196,28 @@ class BeingVLProcessor(CheckpointPart, ProcessorMixin):
         """
         if images is not None and image_codes is not None:
             raise ValueError("pass images or image_codes, not both")
-        if text is None and images is None:
-            raise ValueError("pass text, images or both")
+        if videos is not None and video_codes is not None:
+            raise ValueError("pass videos or video_codes, not both")
+        if text is None and (images is None) == (videos is None):
+            raise ValueError("pass text, images or both; without text, images or videos alone")
         if text is not None:
             given = images if image_codes is None else _Grids(nested_grids(image_codes))
+            clips = videos if video_codes is None else Clips(nested_clips(video_codes))
             # Tensors are made here, from arrays: transformers' tokenizers walk over every id twice for that.
             return_tensors = kwargs.pop("return_tensors", None)
-            inputs = super().__call__(images=given, text=text, **kwargs)
+            inputs = super().__call__(images=given, text=text, videos=clips, **kwargs)
             if return_tensors is None:
                 return inputs
-            return BatchFeature(_as_arrays(inputs), tensor_type=return_tensors)
+            return BatchFeature(
+                _as_arrays(inputs),
+                tensor_type=return_tensors,
+                skip_tensor_conversion=self.skip_tensor_conversion,
+            )
         options = self._merge_kwargs(
             BeingVLProcessorKwargs, tokenizer_init_kwargs=self.tokenizer.init_kwargs, **kwargs
         )
+        if videos is not None:
+            return self._only_quantize_videos(videos, **options["videos_kwargs"])
         options = options["images_kwargs"]
         return_tensors = options.pop("return_tensors", None)
         codes = self.quantize(images, **options)
@@ -224,7 +257,10 @@ class BeingVLProcessor(CheckpointPart, ProcessorMixin):
             require_sanitizing()
             kwargs["sanitize_control_tokens"] = True
         conversation = checked_messages(
-            conversation, str(template), join_texts=sanitize_control_tokens
+            conversation,
+            str(template),
+            join_texts=sanitize_control_tokens,
+            videos=self._has_videos,
         )
         apply = super().apply_chat_template
         rendered = apply(conversation, chat_template, **kwargs)
@@ -241,35 +277,44 @@ class BeingVLProcessor(CheckpointPart, ProcessorMixin):
         audio: Any = None,
         **kwargs: Any,
     ) -> None:
-        """Refuse images that are not those of the texts.
+        """Refuse images and videos that are not those of the texts.
 
         The base class compares totals, and knows images alone: here grids count as well, and where they
         come as a list for each text, each text is compared with its own.
         """
-        if videos is not None or audio is not None:
-            raise ValueError("this processor takes text and images, but neither videos nor audio")
+        if audio is not None:
+            raise ValueError("this processor takes text, images and videos, but no audio")
+        if videos is not None:
+            self._require_videos()
         if not all(isinstance(sample, str) for sample in text):
             raise ValueError("text must be a string or a list of strings")
-        counts = [sample.count(self.image_token) for sample in text]
-        if images is None:
-            expected = [0] * len(text)
-        elif isinstance(images, (list, tuple)) and len(images) == len(text) and is_nested(images):
-            expected = [len(sample) for sample in images]
+        if isinstance(images, (list, tuple)) and len(images) == len(text) and is_nested(images):
+            given: Any = [len(sample) for sample in images]
         else:
-            total = len(flatten(images))
-            expected = counts if sum(counts) == total else [total]
-        if counts != expected:
-            raise ValueError(  # begins as the base class's message does
-                "The number of image tokens in the prompts should be the same as the number of images: text "
-                f"has {counts} {self.image_token!r} placeholders (one number for each text), but the images "
-                f"or grids given are {expected}"
-            )
+            given = 0 if images is None else len(flatten(images))
+        found = self._check_counts("image", self.image_token, text, given)
+        if self._has_videos:
+            given = 0 if videos is None else self._count_videos(videos, len(text))
+            found += self._check_counts("video", self.video_token, text, given)
         splits = {**kwargs, **kwargs.get("text_kwargs", {})}.get("split_special_tokens")
-        if sum(counts) and (splits or self.tokenizer.split_special_tokens):
+        if found and (splits or self.tokenizer.split_special_tokens):
             raise ValueError(
                 "split_special_tokens=True splits the image placeholders too; for text that is not trusted "
                 "use apply_chat_template(..., sanitize_control_tokens=True)"
             )
+
+    def _check_counts(self, name: str, token: str, text: list[str], given: list[int] | int) -> int:
+        """Compare the placeholders of each text with what is given, for each text or in all; returns their number."""
+        counts = [sample.count(token) for sample in text]
+        expected = given if isinstance(given, list) else counts if sum(counts) == given else [given]
+        if counts != expected:
+            things = "images or grids" if name == "image" else f"{name}s or clips"
+            raise ValueError(  # begins as the base class's message does
+                f"The number of {name} tokens in the prompts should be the same as the number of {name}s: text "
+                f"has {counts} {token!r} placeholders (one number for each text), but the {things} given are "
+                f"{expected}"
+            )
+        return sum(counts)
 
     def _process_images(self, images: Any, **kwargs: Any) -> tuple[dict[str, Any], list[str]]:
         """Images or grids → nothing for the model, which sees ids alone, and a text for each of them."""
@@ -277,7 +322,11 @@ class BeingVLProcessor(CheckpointPart, ProcessorMixin):
         grids = flatten(images)
         if grids and not isinstance(images, _Grids):
             grids = self.quantize(images, **kwargs)
-        inputs = {"visual_ids": self.tokenizer.image_bpe.encode_batch(grids) if grids else []}
+        bpe = self.tokenizer.image_bpe
+        if bpe.repeat_code is not None:
+            for number, grid in enumerate(grids):
+                check_codes(np.asarray(grid), bpe.repeat_code, f"image_codes[{number}]")
+        inputs = {"visual_ids": bpe.encode_batch(grids) if grids else []}
         return {}, [self.replace_image_token(inputs, index) for index in range(len(grids))]
 
     def replace_image_token(self, image_inputs: dict, image_idx: int, **kwargs: Any) -> str:
@@ -298,7 +347,8 @@ class BeingVLProcessor(CheckpointPart, ProcessorMixin):
         if not isinstance(text, _WithImages):
             return  # what spells an image token here is text
         try:
-            super()._check_special_mm_tokens(text, text_inputs, ["boi", "eoi"])
+            marks = ["boi", "eoi", *(("bov", "eov") if self._has_videos else ())]
+            super()._check_special_mm_tokens(text, text_inputs, marks)
         except ValueError as error:
             raise ValueError(
                 f"truncation cuts an image; raise max_length or turn truncation off ({error})"
@@ -320,16 +370,20 @@ class BeingVLProcessor(CheckpointPart, ProcessorMixin):
         return list(self.tokenizer.model_input_names)
 
     def _get_num_multimodal_tokens(
-        self, image_sizes: Sequence[Sequence[int]] | None = None, **kwargs: Any
+        self,
+        image_sizes: Sequence[Sequence[int]] | None = None,
+        video_sizes: Sequence[Sequence[int]] | None = None,
+        **kwargs: Any,
     ) -> MultiModalData:
-        """The most tokens that images of these (height, width) can take, begin and end tokens included.
+        """The most tokens that images of these (height, width), and videos of (frames, height, width), can take.
 
-        The image BPE decides how many they take, by content, so this is an upper bound.
+        Begin and end tokens count. The image BPE decides how many they take, by content, so this is an upper bound.
         """
-        if image_sizes is None:
-            return MultiModalData()
-        tokens = [math.prod(self.grid_size(height, width)) + 2 for height, width in image_sizes]
-        return MultiModalData(num_image_tokens=tokens, num_image_patches=[1] * len(tokens))
+        found = MultiModalData() if video_sizes is None else self._num_video_tokens(video_sizes)
+        if image_sizes is not None:
+            tokens = [math.prod(self.grid_size(height, width)) + 2 for height, width in image_sizes]
+            found.num_image_tokens, found.num_image_patches = tokens, [1] * len(tokens)
+        return found
 
     def grid_size(self, height: int, width: int) -> tuple[int, int]:
         """The size (h, w) of the grid of codes of an image of height × width pixels."""
@@ -361,7 +415,13 @@ class BeingVLProcessor(CheckpointPart, ProcessorMixin):
         """
         if not self.has_vq_model:
             self.vq_model  # noqa: B018  (says what is missing)
-        return self.reconstruct(self.decode_codes(ids, height, width, visual=visual))
+        codes = self.decode_codes(ids, height, width, visual=visual)
+        repeat_code = self.tokenizer.image_bpe.repeat_code
+        if repeat_code is not None and (codes == repeat_code).any():
+            raise ValueError(
+                "the ids repeat a frame before, which is no image by itself: decode_video takes all frames"
+            )
+        return self.reconstruct(codes)
 
     def decode_codes(
         self,
@@ -420,17 +480,19 @@ class BeingVLProcessor(CheckpointPart, ProcessorMixin):
         generation_mode: str | None = None,
         height: int | None = None,
         width: int | None = None,
+        num_frames: int | None = None,
         **kwargs: Any,
     ) -> list[Any]:
-        """What `generate` returned → texts, images, or both.
+        """What `generate` returned → texts, images, both, or videos.
 
         Args:
             generated_outputs: ids (batch, length) or (length,), or a list of such rows.
             skip_special_tokens: leave special tokens out of texts.
             generation_mode: `"text"` (default) gives a text for each row; `"image"` the last image of each
                 row; `"interleaved"` a list of `{"type": "text", "text": …}` and
-                `{"type": "image", "image": …}` for each row.
+                `{"type": "image", "image": …}` for each row; `"video"` the frames of the last video of each row.
             height, width: the size of the images' grids, in cells; by default as for [`decode_image`].
+            num_frames: of the videos, see [`decode_video`].
 
         Raises:
             ValueError: another mode; a row without an image in mode `"image"`; ids that are no image.
@@ -439,9 +501,10 @@ class BeingVLProcessor(CheckpointPart, ProcessorMixin):
             return self.post_process_image_text_to_text(
                 generated_outputs, skip_special_tokens=skip_special_tokens, **kwargs
             )
-        if generation_mode not in ("image", "interleaved"):
+        if generation_mode not in ("image", "interleaved", "video"):
             raise ValueError(
-                f"generation_mode must be 'text', 'image' or 'interleaved', got {generation_mode!r}"
+                "generation_mode must be 'text', 'image', 'interleaved' or 'video', got "
+                f"{generation_mode!r}"
             )
         if (
             isinstance(generated_outputs, (torch.Tensor, np.ndarray))
@@ -450,6 +513,13 @@ class BeingVLProcessor(CheckpointPart, ProcessorMixin):
             generated_outputs = generated_outputs[None]
         results = []
         for index, row in enumerate(generated_outputs):
+            if generation_mode == "video":
+                self._require_videos()
+                ids = self._last_video(row)
+                if ids is None:
+                    raise ValueError(f"row {index} of generated_outputs has no video")
+                results.append(self.decode_video(ids, num_frames, height, width))
+                continue
             runs = self._split_images(row)
             if generation_mode == "image":
                 images = [ids for is_image, ids in runs if is_image]

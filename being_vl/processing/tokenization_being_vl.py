@@ -34,6 +34,13 @@ DEFAULT_SPECIAL_TOKENS: dict[str, str] = {
 }
 """The tokens that every being_vl tokenizer has; a `<pad>` precedes them where the base has none."""
 
+VIDEO_SPECIAL_TOKENS: dict[str, str] = {
+    "bov_token": "<|bov|>",
+    "eov_token": "<|eov|>",
+    "video_token": "<video>",
+}
+"""Further tokens of vocabularies that know videos, by default of those whose image BPE has a repeat code."""
+
 LLAMA_31_SPECIAL_TOKENS: dict[str, str] = {
     "pad_token": "<pad>",
     "sep_token": "<reserved08706>",
@@ -92,8 +99,10 @@ class BeingVLTokenizer(CheckpointPart, PreTrainedTokenizerFast):
             text_tokenizer: any fast tokenizer (Llama 3, Llama 2, TinyLlama, SmolLM …).
             image_bpe: the trained image BPE; it is saved with the tokenizer.
             special_tokens: names (`boi_token`, `eoi_token`, `image_token`, and any other name that ends in
-                `_token`) to texts, in the order of their ids. By default `DEFAULT_SPECIAL_TOKENS`, after a
-                `<pad>` where the text tokenizer has no padding token. A text that the vocabulary already
+                `_token`) to texts, in the order of their ids. Without a repeat code, `bov_token`, `eov_token`
+                and `video_token` make a vocabulary of videos too. By default `DEFAULT_SPECIAL_TOKENS`, after a
+                `<pad>` where the text tokenizer has no padding token, and `VIDEO_SPECIAL_TOKENS` after them where
+                `image_bpe` has a repeat code. A text that the vocabulary already
                 has keeps its id and takes no new one. `LLAMA_31_SPECIAL_TOKENS` gives the authors' layout.
 
         Raises:
@@ -115,7 +124,8 @@ class BeingVLTokenizer(CheckpointPart, PreTrainedTokenizerFast):
                 f"text_tokenizer has {text_size} tokens but its largest id is {max(vocabulary.values())}: "
                 "ids with gaps leave no place to append image tokens"
             )
-        named = _resolve_special_tokens(text_tokenizer, special_tokens)
+        has_videos = image_bpe.repeat_code is not None
+        named = _resolve_special_tokens(text_tokenizer, special_tokens, has_videos)
         image_tokens = [visual_token(visual_id) for visual_id in range(image_bpe.vocab_size)]
         clash = next((token for token in image_tokens if token in vocabulary), None)
         if clash is not None:
@@ -179,7 +189,12 @@ class BeingVLTokenizer(CheckpointPart, PreTrainedTokenizerFast):
         join = bool(kwargs.get("sanitize_control_tokens"))
         if join:
             require_sanitizing()
-        conversation = checked_messages(conversation, str(template), join_texts=join)
+        conversation = checked_messages(
+            conversation,
+            str(template),
+            join_texts=join,
+            videos="video_token" in self.special_tokens_map,
+        )
         apply = super().apply_chat_template
         rendered = apply(conversation, *args, **kwargs)
         if join:
@@ -254,16 +269,23 @@ class BeingVLTokenizer(CheckpointPart, PreTrainedTokenizerFast):
 
 
 def _resolve_special_tokens(
-    text_tokenizer: PreTrainedTokenizerBase, special_tokens: Mapping[str, str] | None
+    text_tokenizer: PreTrainedTokenizerBase,
+    special_tokens: Mapping[str, str] | None,
+    has_videos: bool,
 ) -> dict[str, str]:
     """The named special tokens in the order of their ids, checked."""
     if special_tokens is None:
         named = dict(DEFAULT_SPECIAL_TOKENS)
         if text_tokenizer.special_tokens_map.get("pad_token") is None:
             named = {"pad_token": "<pad>", **named}
+        if has_videos:
+            named |= VIDEO_SPECIAL_TOKENS
     else:
         named = dict(special_tokens)
-    for name in DEFAULT_SPECIAL_TOKENS:
+    wanted = [*DEFAULT_SPECIAL_TOKENS]
+    if has_videos or named.keys() & VIDEO_SPECIAL_TOKENS:
+        wanted += VIDEO_SPECIAL_TOKENS
+    for name in wanted:
         if name not in named:
             raise ValueError(f"special_tokens lacks {name!r}, got {sorted(named)}")
     for name, token in named.items():
