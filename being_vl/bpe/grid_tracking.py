@@ -24,6 +24,8 @@ class OpenImageTracker:
         image_bpe: the merge rules.
         grid_size: (height, width) of the images, in cells.
         boi_token_id, eoi_token_id: the tokens that open and close an image.
+        bov_token_id, eov_token_id: the same for a video, whose frames are images; None where there are none.
+        key_frame_interval: one in so many frames of a video holds no repeat code, the first in any case.
 
     Raises:
         ValueError: a side is below 1, or the rules' tokens have no shape.
@@ -36,14 +38,22 @@ class OpenImageTracker:
         grid_size: tuple[int, int],
         boi_token_id: int,
         eoi_token_id: int,
+        *,
+        bov_token_id: int | None = None,
+        eov_token_id: int | None = None,
+        key_frame_interval: int | None = None,
     ):
         self.grid_size = grid_size
         self.image_bpe = image_bpe
         self._layout = layout
-        self._empty = GridState(image_bpe, *grid_size)
+        self._empty = [
+            GridState(image_bpe, *grid_size, may_repeat=may_repeat) for may_repeat in (False, True)
+        ]
         self._boi_token_id = boi_token_id
         self._eoi_token_id = eoi_token_id
-        self._known: dict[bytes, GridState] = {}
+        self._bov_token_id, self._eov_token_id = bov_token_id, eov_token_id
+        self.key_frame_interval = key_frame_interval
+        self._known: dict[tuple[bytes, bool], GridState] = {}
 
     def open_at(self, ids: np.ndarray) -> int | None:
         """Index behind the last boi of a sequence, (length,) int64; None where no image is open."""
@@ -52,13 +62,32 @@ class OpenImageTracker:
             return None
         return int(marks[-1]) + 1
 
+    def video_at(self, ids: np.ndarray) -> int | None:
+        """Index behind the last bov of a sequence, (length,) int64; None where no video is open."""
+        if self._bov_token_id is None:
+            return None
+        marks = np.flatnonzero((ids == self._bov_token_id) | (ids == self._eov_token_id))
+        if len(marks) == 0 or ids[marks[-1]] == self._eov_token_id:
+            return None
+        return int(marks[-1]) + 1
+
+    def num_frames(self, ids: np.ndarray) -> int:
+        """Frames of the open video of a sequence, the open one included; -1 where no video is open."""
+        start = self.video_at(ids)
+        return -1 if start is None else int((ids[start:] == self._boi_token_id).sum())
+
+    def may_repeat(self, num_frames: int) -> bool:
+        """Whether the last of so many frames (-1: an image outside of videos) may hold the repeat code."""
+        interval = self.key_frame_interval
+        return num_frames > 1 and (interval is None or (num_frames - 1) % interval != 0)
+
     def states(self, input_ids: np.ndarray) -> list[GridState | ValueError | None]:
         """The open grid of each sequence, (batch, length) int64.
 
         None where no image is open; the error, not raised, where the ids since boi are no legal image.
         A returned state must not be changed.
         """
-        now: dict[bytes, GridState] = {}
+        now: dict[tuple[bytes, bool], GridState] = {}
         found: list[GridState | ValueError | None] = []
         for ids in input_ids:
             start = self.open_at(ids)
@@ -66,19 +95,22 @@ class OpenImageTracker:
                 found.append(None)
                 continue
             try:
-                found.append(self._state(np.ascontiguousarray(ids[start:]), now))
+                may_repeat = self.may_repeat(self.num_frames(ids))
+                found.append(self._state(np.ascontiguousarray(ids[start:]), may_repeat, now))
             except ValueError as error:
                 found.append(error)
         self._known = now
         return found
 
-    def _state(self, ids: np.ndarray, now: dict[bytes, GridState]) -> GridState:
-        key = ids.tobytes()
+    def _state(
+        self, ids: np.ndarray, may_repeat: bool, now: dict[tuple[bytes, bool], GridState]
+    ) -> GridState:
+        key = ids.tobytes(), may_repeat
         state = now.get(key) or self._known.get(key)
         if state is None:
-            parent = self._known.get(ids[:-1].tobytes()) if len(ids) else None
+            parent = self._known.get((ids[:-1].tobytes(), may_repeat)) if len(ids) else None
             if parent is None:
-                parent = self._empty
+                parent = self._empty[may_repeat]
             else:
                 ids = ids[-1:]
             state = copy.copy(parent)

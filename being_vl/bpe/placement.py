@@ -57,6 +57,7 @@ class GridState:
     Args:
         bpe: the vocabulary (merge_rule "shape").
         height, width: of the grid, in cells.
+        may_repeat: False for images and for first and key frames of a video, which hold no repeat code.
 
     Attributes:
         codes: int32 (height, width), -1 where no token lies yet.
@@ -66,10 +67,11 @@ class GridState:
         ValueError: the vocabulary cannot decode, or a side is below 1.
     """
 
-    def __init__(self, bpe: ImageBPE, height: int, width: int):
+    def __init__(self, bpe: ImageBPE, height: int, width: int, *, may_repeat: bool = True):
         height, width = check_side(height, "height"), check_side(width, "width")
         self._bpe = bpe
         self._shapes = bpe.shape_table()
+        self._refused = None if may_repeat or bpe.repeat_code is None else bpe.repeating_ids()
         self.codes = np.full((height, width), -1, dtype=np.int32)
         self.num_tokens = 0
         self._anchor = 0
@@ -93,7 +95,8 @@ class GridState:
         anchor = self.next_anchor
         if anchor is None:
             return np.zeros(self._bpe.vocab_size, dtype=bool)
-        return self._shapes.fitting(self.covered, *anchor)
+        fitting = self._shapes.fitting(self.covered, *anchor)
+        return fitting if self._refused is None else fitting & ~self._refused
 
     def append(self, visual_id: int) -> None:
         """Place a token at the next anchor.
@@ -110,6 +113,8 @@ class GridState:
             raise ValueError(
                 f"{name}, but the {height}x{width} grid is full after {self.num_tokens} ids"
             )
+        if self._refused is not None and self._refused[visual_id]:
+            raise ValueError(f"{name}, which repeats a frame before, but there is none to repeat")
         row, col = anchor
         cells = self._bpe.cells(visual_id)
         for cell_row, cell_col, _ in cells:

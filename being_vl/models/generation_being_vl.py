@@ -11,113 +11,24 @@ import warnings
 from typing import Any, Literal, get_args
 
 import torch
-from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList
+from transformers import GenerationConfig, LogitsProcessorList
 from transformers.utils import cached_file
 
 from ..bpe.grid_tracking import OpenImageTracker
 from ..bpe.image_bpe import ImageBPE
-from ..vocabulary import VocabularyLayout
-from .grid_mask import GridMask
+from .legal_logits import ImageGridLogitsProcessor, TextOnlyLogitsProcessor, image_token_bound
 
-GenerationTarget = Literal["text", "image", "interleaved"]
+GenerationTarget = Literal["text", "image", "interleaved", "video"]
 
 _IMAGE_BPE_FILE = "image_bpe.json"
 _HUB_OPTIONS = ("cache_dir", "token", "local_files_only", "force_download")
 _DEFAULT_NEW_TOKENS = 20  # what `generate` does when told no length
 
 
-class TextOnlyLogitsProcessor(LogitsProcessor):
-    """Masks codes, merges, boi, eoi and the image placeholder."""
-
-    def __init__(self, layout: VocabularyLayout, image_special_ids: list[int]):
-        self._image_ids = slice(layout.first_code_id, layout.size)
-        self._special_ids = image_special_ids
-
-    def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
-        scores = scores.clone()
-        scores[:, self._image_ids] = -torch.inf
-        scores[:, self._special_ids] = -torch.inf
-        return scores
-
-
-class ImageGridLogitsProcessor(LogitsProcessor):
-    """Leaves only what keeps each image a legal cover of its grid.
-
-    Outside an image it leaves text, and boi if a whole image still fits into the budget (interleaved), or
-    boi alone (image only). Inside it leaves the tokens that fit at the first uncovered cell, and once
-    none is uncovered, eoi alone.
-
-    Args:
-        tracker: follows the images of the batch.
-        layout: the vocabulary.
-        boi_token_id, eoi_token_id, image_token_id: see [`BeingVLConfig`].
-        prompt_length: ids given, not generated.
-        max_new_tokens: None for one image and nothing else; else the budget for interleaved text.
-    """
-
-    def __init__(
-        self,
-        tracker: OpenImageTracker,
-        layout: VocabularyLayout,
-        *,
-        boi_token_id: int,
-        eoi_token_id: int,
-        image_token_id: int | None,
-        prompt_length: int,
-        max_new_tokens: int | None,
-    ):
-        self._tracker = tracker
-        self._mask = GridMask(tracker, layout, boi_token_id, eoi_token_id)
-        self._layout = layout
-        self._boi_token_id = boi_token_id
-        self._eoi_token_id = eoi_token_id
-        self._image_token_id = image_token_id
-        self._prompt_length = prompt_length
-        self._max_new_tokens = max_new_tokens
-
-    def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
-        mask, layout = self._mask, self._layout
-        mask.advance(input_ids)
-        is_outside = ~mask.is_open
-        # Beam search fills up with beams of score -inf, whose ids mean nothing and never win.
-        is_free = mask.is_illegal
-        if self._max_new_tokens is None:  # one image, behind which nothing matters
-            generated = input_ids[:, self._prompt_length :]
-            is_free = is_free | is_outside & (generated == self._eoi_token_id).any(dim=1)
-            text, boi = is_free, is_free | is_outside
-        else:
-            left = self._max_new_tokens - (input_ids.shape[1] - self._prompt_length)
-            fits = left >= image_token_bound(*self._tracker.grid_size)
-            text, boi = is_free | is_outside, is_free | is_outside & fits
-        special = {self._boi_token_id: boi, self._eoi_token_id: is_free | mask.is_full}
-        if self._image_token_id is not None:
-            special[self._image_token_id] = is_free
-        goes_on = (mask.is_open & ~mask.is_full)[:, None]
-        visual = is_free[:, None] | goes_on & mask.legal_visual_ids()
-
-        # The passes over the whole vocabulary are what a step costs: one fill, one maximum.
-        codes = slice(layout.first_code_id, layout.size)
-        filled = scores.masked_fill(~text[:, None], -torch.inf)
-        filled[:, codes] = scores[:, codes].masked_fill(~visual, -torch.inf)
-        for token_id, rows in special.items():
-            filled[:, token_id] = scores[:, token_id].masked_fill(~rows, -torch.inf)
-        # Another processor may have ruled out all that is legal here; the grid comes first.
-        is_stuck = filled.amax(dim=1) == -torch.inf
-        filled[:, codes].masked_fill_(is_stuck[:, None] & visual, 0)
-        for token_id, rows in special.items():
-            filled[:, token_id].masked_fill_(is_stuck & rows, 0)
-        return filled
-
-
-def image_token_bound(height: int, width: int) -> int:
-    """The most tokens that an image of this size takes: one a cell, boi and eoi."""
-    return height * width + 2
-
-
 class BeingVLGenerationMixin:
     """`generate` with a mode, for a model with a `config` of [`BeingVLConfig`]."""
 
-    output_modalities = ("text", "image")
+    output_modalities = ("text", "image", "video")
     _image_bpe: ImageBPE | None = None
     _hub_options: dict[str, Any] = {}  # noqa: RUF012
 
@@ -198,6 +109,7 @@ class BeingVLGenerationMixin:
         *args: Any,
         generation_mode: GenerationTarget | None = None,
         image_grid_size: tuple[int, int] | None = None,
+        num_frames: int | None = None,
         **kwargs: Any,
     ) -> Any:
         """transformers' generate, told what to generate.
@@ -207,18 +119,23 @@ class BeingVLGenerationMixin:
                 image: boi unless the prompt ends in it, tokens that cover the grid, eoi; its length
                 follows from the grid, so `max_new_tokens` and `eos_token_id` are not consulted; a prompt
                 that ends inside an image is continued. `"interleaved"` emits text and images, and begins
-                an image only where `max_new_tokens` leaves room to finish it.
+                an image only where `max_new_tokens` leaves room to finish it. `"video"` emits one video of
+                `num_frames` frames, as `"image"` does one image; a prompt that ends in a video is continued. Tokens
+                that repeat the frame before come in no image and no first or key frame
+                (`config.key_frame_interval`).
+            num_frames: of the video, those in the prompt included.
             image_grid_size: (height, width) of the images in cells; by default
                 `config.image_grid_size`.
             guidance_scale: in images, classifier-free guidance; without `negative_prompt_ids` the
-                unconditional sequence is bos, and the image as far as the prompt has it.
+                unconditional sequence is bos, and the image or video as far as the prompt has it.
 
         Returns:
             As transformers' generate: the ids of prompt and continuation, (batch, length), or a
             ModelOutput.
 
         Raises:
-            ValueError: an unknown mode, no grid size, boi or eoi unknown, the prompt ends in an image
+            ValueError: an unknown mode, no grid size, boi or eoi (or bov or eov) unknown, `num_frames` missing or
+                out of place, the prompt ends in an image
                 that does not fit the grid, or guidance together with beam search.
         """
         if generation_mode is not None and generation_mode not in get_args(GenerationTarget):
@@ -237,10 +154,20 @@ class BeingVLGenerationMixin:
         prompt = inputs if inputs is not None else kwargs.get("input_ids")
         if prompt is not None:
             _check_prompt(tracker, prompt)
-        if generation_mode == "image":
-            settings.set("max_new_tokens", image_token_bound(*tracker.grid_size))
+        if (num_frames is None) == (generation_mode == "video"):
+            raise ValueError(
+                f'generation_mode "video", and it alone, needs num_frames, got {num_frames}'
+            )
+        if generation_mode in ("image", "video"):
+            tokens, end = image_token_bound(*tracker.grid_size), self.config.eoi_token_id
+            if num_frames is not None:
+                tokens, end = (
+                    self._check_num_frames(num_frames) * tokens + 2,
+                    self.config.eov_token_id,
+                )
+            settings.set("max_new_tokens", tokens)
             settings.kwargs.pop("max_length", None)
-            settings.set("eos_token_id", self.config.eoi_token_id)
+            settings.set("eos_token_id", end)
             budget = None
         else:
             budget = settings.max_new_tokens(prompt, kwargs.get("inputs_embeds"))
@@ -250,22 +177,24 @@ class BeingVLGenerationMixin:
         processors.append(
             ImageGridLogitsProcessor(
                 tracker,
-                self.config.layout,
-                boi_token_id=self.config.boi_token_id,
-                eoi_token_id=self.config.eoi_token_id,
-                image_token_id=self.config.image_token_id,
+                self.config,
                 prompt_length=0 if prompt is None else prompt.shape[1],
                 max_new_tokens=budget,
+                num_frames=num_frames,
             )
         )
         return super().generate(inputs, settings.config, processors, *args, **settings.kwargs)
 
     def _text_only(self) -> TextOnlyLogitsProcessor:
-        config = self.config
-        special = (config.boi_token_id, config.eoi_token_id, config.image_token_id)
-        return TextOnlyLogitsProcessor(
-            config.layout, [token_id for token_id in special if token_id is not None]
-        )
+        return TextOnlyLogitsProcessor(self.config)
+
+    def _check_num_frames(self, num_frames: int) -> int:
+        if num_frames < 1:
+            raise ValueError(f"num_frames must be at least 1, got {num_frames}")
+        for name in ("bov_token_id", "eov_token_id"):
+            if getattr(self.config, name) is None:
+                raise ValueError(f"config.{name} must be set to generate videos, got None")
+        return num_frames
 
     def _tracker(self, image_grid_size: tuple[int, int] | None) -> OpenImageTracker:
         config = self.config
@@ -278,8 +207,10 @@ class BeingVLGenerationMixin:
             if getattr(config, name) is None:
                 raise ValueError(f"config.{name} must be set to generate images, got None")
         return OpenImageTracker(
-            config.layout, self.image_bpe, tuple(size), config.boi_token_id, config.eoi_token_id
-        )
+            config.layout, self.image_bpe, tuple(size), config.boi_token_id, config.eoi_token_id,
+            bov_token_id=config.bov_token_id, eov_token_id=config.eov_token_id,
+            key_frame_interval=config.key_frame_interval,
+        )  # fmt: skip
 
     def _prepare_guidance(
         self,
@@ -324,7 +255,10 @@ class BeingVLGenerationMixin:
         bos = torch.full((given.shape[0], 1), bos_token_id, dtype=torch.long, device=given.device)
         if prompt is None:
             return bos
-        starts = {tracker.open_at(ids) for ids in prompt.cpu().numpy()}
+        starts = set()
+        for ids in prompt.cpu().numpy():
+            video = tracker.video_at(ids)
+            starts.add(tracker.open_at(ids) if video is None else video)
         if len(starts) > 1:
             raise ValueError(
                 "guidance_scale needs negative_prompt_ids where the prompts' images are unequally far"
@@ -379,4 +313,4 @@ def _check_prompt(tracker: OpenImageTracker, prompt: torch.Tensor) -> None:
             )
 
 
-__all__ = ["BeingVLGenerationMixin", "ImageGridLogitsProcessor", "TextOnlyLogitsProcessor"]
+__all__ = ["BeingVLGenerationMixin"]

@@ -19,6 +19,11 @@ class GridMask:
         tracker: the reference, asked where the sequences are not those of the last step plus one token.
         layout: the vocabulary.
         boi_token_id, eoi_token_id: the tokens that open and close an image.
+        bov_token_id, eov_token_id: the same for a video, whose frames are images; None where there are none.
+
+    Attributes:
+        is_open, is_illegal: bool (batch,): is an image open, and are the ids since boi no legal image?
+        num_frames: long (batch,): frames of the open video, the open one included; -1 where no video is open.
     """
 
     def __init__(
@@ -27,11 +32,16 @@ class GridMask:
         layout: VocabularyLayout,
         boi_token_id: int,
         eoi_token_id: int,
+        bov_token_id: int | None = None,
+        eov_token_id: int | None = None,
     ):
         self._tracker = tracker
         self._layout = layout
         self._boi_token_id = boi_token_id
         self._eoi_token_id = eoi_token_id
+        self._bov_token_id = -1 if bov_token_id is None else bov_token_id
+        self._eov_token_id = -1 if eov_token_id is None else eov_token_id
+        self._has_repeats = tracker.image_bpe.repeat_code is not None
         self._tables: tuple[torch.Tensor, ...] | None = None
         self._ids: torch.Tensor | None = None  # (batch, length) of the last step
 
@@ -49,6 +59,7 @@ class GridMask:
         parents = same.to(torch.uint8).argmax(dim=1)
         self._covered = self._covered[parents]
         self.is_open, self.is_illegal = self.is_open[parents], self.is_illegal[parents]
+        self.num_frames = self.num_frames[parents]
         self._place(input_ids[:, -1])
 
     def _start_anew(self, input_ids: torch.Tensor) -> None:
@@ -65,10 +76,15 @@ class GridMask:
         device = input_ids.device
         self._covered = torch.from_numpy(covered).to(device)
         self.is_open, self.is_illegal = torch.from_numpy(flags).to(device)
+        frames = [self._tracker.num_frames(row) for row in ids]
+        self.num_frames = torch.tensor(frames, dtype=torch.long, device=device)
         if self._tables is None:
             shapes = self._tracker.image_bpe.shape_table()
             starts = np.append(shapes.starts, len(shapes.rows))
-            arrays = (shapes.rows, shapes.cols, starts, shapes.shape_of)
+            # Tokens with the repeat code are judged as shapes of their own: see `legal_visual_ids`.
+            repeats = self._tracker.image_bpe.repeating_ids()
+            judged_as = shapes.shape_of + len(shapes.starts) * repeats
+            arrays = (shapes.rows, shapes.cols, starts, shapes.shape_of, judged_as, repeats)
             self._tables = tuple(torch.from_numpy(array).to(device) for array in arrays)
 
     @property
@@ -78,12 +94,20 @@ class GridMask:
 
     def legal_visual_ids(self) -> torch.Tensor:
         """bool (batch, K + M): the visual ids that fit at the first uncovered cell; undefined for full grids."""
-        starts, shape_of = self._tables[2:]
+        starts, judged_as = self._tables[2], self._tables[4]
         blocked = self._blocked_cells()
         # Exact sums of each shape's cells: differences of one running sum, without atomic additions.
         sums = torch.nn.functional.pad(blocked.cumsum(dim=1, dtype=torch.int32), (1, 0))
         fits = sums[:, starts[1:]] == sums[:, starts[:-1]]
-        return fits[:, shape_of]
+        if self._has_repeats:
+            fits = torch.cat([fits, fits & self._may_repeat()[:, None]], dim=1)
+        return fits[:, judged_as]
+
+    def _may_repeat(self) -> torch.Tensor:
+        """bool (batch,): may the open frame hold the repeat code? As `OpenImageTracker.may_repeat`."""
+        interval = self._tracker.key_frame_interval
+        may = self.num_frames > 1
+        return may if interval is None else may & ((self.num_frames - 1) % interval != 0)
 
     def _positions(self) -> tuple[torch.Tensor, torch.Tensor]:
         """Of each cell of each shape, anchored where the next token goes: flat position, and whether inside."""
@@ -102,7 +126,7 @@ class GridMask:
 
     def _place(self, token_ids: torch.Tensor) -> None:
         """Put one token (batch,) at the end of each sequence."""
-        _, _, starts, shape_of = self._tables
+        _, _, starts, shape_of, _, repeats = self._tables
         is_boi, is_eoi = token_ids == self._boi_token_id, token_ids == self._eoi_token_id
         is_visual = (token_ids >= self._layout.first_code_id) & (token_ids < self._layout.size)
         was_open, was_full = self.is_open, self.is_full
@@ -112,6 +136,8 @@ class GridMask:
         cell = torch.arange(position.shape[1], device=position.device)
         is_cell = (cell >= starts[shape, None]) & (cell < starts[shape + 1, None])
         is_blocked = (is_cell & (~is_inside | self._covered.gather(1, position))).any(dim=1)
+        if self._has_repeats:
+            is_blocked |= repeats[visual_ids] & ~self._may_repeat()
         is_placed = was_open & is_visual & ~was_full & ~is_blocked
         touched = torch.zeros_like(self._covered, dtype=torch.uint8)
         touched.scatter_reduce_(1, position, (is_cell & is_inside).to(torch.uint8), "amax")
@@ -120,3 +146,7 @@ class GridMask:
         inside_broken = self.is_illegal & ~is_boi & ~is_eoi
         self.is_illegal = inside_broken | (was_open & ~is_placed & ~is_boi & ~is_eoi)
         self.is_open = is_boi | (was_open & is_placed)
+        is_bov, is_eov = token_ids == self._bov_token_id, token_ids == self._eov_token_id
+        in_video = (self.num_frames >= 0) & ~is_eov
+        frames = torch.where(in_video, self.num_frames + is_boi, -1)
+        self.num_frames = torch.where(is_bov, 0, frames)

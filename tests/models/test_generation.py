@@ -26,8 +26,8 @@ from transformers import (
 
 from being_vl import ImageBPE
 from being_vl.bpe.grid_tracking import OpenImageTracker
-from being_vl.models.generation_being_vl import ImageGridLogitsProcessor, image_token_bound
 from being_vl.models.image_grid_positions import image_token_positions
+from being_vl.models.legal_logits import ImageGridLogitsProcessor, image_token_bound
 
 NUM_SOAK_IMAGES = int(os.environ.get("BEING_VL_SOAK_IMAGES", "5000"))
 PROMPT = random_ids(3, 7, high=TEXT_SIZE)
@@ -310,16 +310,14 @@ def test_image_bpe_is_found_beside_the_weights(tmp_path):
 def test_random_logits_always_give_a_legal_grid():
     """The processor alone, under random scores, on grids and vocabularies of many kinds."""
     rng = np.random.default_rng(0)
+    config = being_vl_model().config
     batch, made = 250, 0
     while made < NUM_SOAK_IMAGES:
         height, width = rng.integers(1, 9, size=2)
         bpe = ImageBPE(MERGES, LAYOUT.codebook_size)
         processor = ImageGridLogitsProcessor(
             OpenImageTracker(LAYOUT, bpe, (height, width), BOI, EOI),
-            LAYOUT,
-            boi_token_id=BOI,
-            eoi_token_id=EOI,
-            image_token_id=IMAGE,
+            config,
             prompt_length=1,
             max_new_tokens=None,
         )
