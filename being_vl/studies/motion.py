@@ -30,7 +30,7 @@ from ..models.configuration_being_vl import BeingVLConfig
 from ..models.modeling_being_vl import BeingVLForCausalLM
 from ..quantizers.modeling_being_vl_patch_vq import BeingVLPatchVQConfig, BeingVLPatchVQModel
 
-FRAMES, SIDE, PATCH, CODES, MERGES = 6, 32, 4, 48, 256
+FRAMES, SIDE, PATCH, CODES, MERGES = 5, 24, 4, 48, 256
 SHAPES = ("circle", "square", "triangle")
 WAYS = {"left": (-1, 0), "right": (1, 0), "up": (0, -1), "down": (0, 1)}
 COLOURS = ((200, 30, 30), (30, 60, 200), (20, 130, 40))
@@ -65,7 +65,7 @@ def draw_clip(rng: np.random.Generator) -> Clip:
     moving, still = rng.permutation(len(SHAPES))[:2]
     colours = rng.permutation(len(COLOURS))[:2]
     size = int(rng.integers(3, 5))
-    travelled = np.cumsum([0, *speeds[:-1]])
+    travelled = np.cumsum([0, *speeds])[:FRAMES]
     low, high = size, SIDE - 1 - size
     span = int(travelled[-1])
     along = int(rng.integers(low, max(low + 1, high - span + 1)))

@@ -34,7 +34,7 @@ def test_a_tiny_run(tmp_path, monkeypatch) -> None:
     rows = json.loads(output.read_text())["runs"]
     assert [row["arm"] for row in rows] == list(motion.ARMS)
     tokens = {row["arm"]: row["tokens"] for row in rows}
-    assert tokens["raw"] == 3 + motion.FRAMES * (2 + 64)
+    assert tokens["raw"] == 3 + motion.FRAMES * (2 + 36)
     assert tokens["repeats"] < tokens["frames"] < tokens["raw"]
     assert all(len(row["at_steps"]) == len(row["at_time"]) == 3 for row in rows)
     assert len(motion.table(rows)) == 2 + len(motion.ARMS)
@@ -47,4 +47,4 @@ def test_every_arm_writes_the_clip_down_exactly() -> None:
         ids = arm.encode(codes[3])
         frames = np.split(ids, np.flatnonzero(ids == len(motion.WORDS)))[1:]
         visual = [frame[frame >= arm.first_code] - arm.first_code for frame in frames]
-        np.testing.assert_array_equal(decode_frames(arm.bpe, visual, 8, 8), codes[3])
+        np.testing.assert_array_equal(decode_frames(arm.bpe, visual, 6, 6), codes[3])
