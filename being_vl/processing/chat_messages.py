@@ -109,7 +109,7 @@ def _part(part: Any, where: str) -> dict[str, Any]:
     if kind == "image_url" and "image_url" not in kept:
         raise ValueError(f"{where}.image_url is missing")
     if kind in ("image", "video") and len(kept) > 2:
-        raise ValueError(f"{where}: an {kind} is named once, got {sorted(kept.keys() - {'type'})}")
+        raise ValueError(f"{where}: one {kind} is named once, got {sorted(kept.keys() - {'type'})}")
     return kept
 
 

@@ -24,7 +24,7 @@ TEXT = {"type": "text", "text": "Hi"}
 BAD = [
     (
         user([TEXT, {"type": "video", "video": "a.mp4"}]),
-        r"messages\[0\]\.content\[1\]\.type .* got 'video'",
+        r"messages\[0\]\.content\[1\]: a video, but the vocabulary has no video_token",
     ),
     (user([{"type": "audio", "audio": "a.wav"}]), "got 'audio'"),
     (user([{"type": "imgae", "image": "a.png"}]), "got 'imgae'"),
