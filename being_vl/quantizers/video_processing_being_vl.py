@@ -19,7 +19,6 @@ from transformers.processing_utils import Unpack, VideosKwargs
 from transformers.video_processing_utils import BaseVideoProcessor
 from transformers.video_utils import VideoMetadata
 
-from ..bpe.repeats import check_key_frame_interval
 from ..hub.part import CheckpointPart
 from .image_loading import MAX_IMAGE_PIXELS
 from .image_processing_being_vl import BeingVLImageProcessor
@@ -82,7 +81,9 @@ class BeingVLVideoProcessor(CheckpointPart, BaseVideoProcessor):
 
     def __init__(self, **kwargs: Unpack[BeingVLVideosKwargs]) -> None:
         super().__init__(**kwargs)
-        check_key_frame_interval(self.key_frame_interval)
+        interval = self.key_frame_interval
+        if interval is not None and interval < 1:
+            raise ValueError(f"key_frame_interval must be at least 1, got {interval}")
 
     @classmethod
     def like(cls, image_processor: Any, **options: Any) -> BeingVLVideoProcessor:
