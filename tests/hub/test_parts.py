@@ -84,6 +84,15 @@ def test_each_column_of_families_is_shown_by_tests_over_all_of_them(column):
         assert re.search(r"\bEACH\b|\bFAMILIES\b", parametrised_over(found)), name
 
 
+def test_the_tests_that_the_page_of_families_names_exist():
+    said = re.findall(r"`(test_\w+)(…?)`", (ROOT / "docs/families.md").read_text())
+    assert len(said) > 12
+    sources = [path.read_text() for path in (ROOT / "tests").rglob("test_*.py")]
+    for name, more in said:
+        pattern = rf"^def {name}" + ("" if more else r"\(")
+        assert any(re.search(pattern, source, re.MULTILINE) for source in sources), name
+
+
 def test_the_rows_of_families_are_those_that_can_be_extended():
     header, rows = table("family")
     assert header[:3] == ["family", "base", "class"] and set(header[3:]) == set(SHOWN_BY)
