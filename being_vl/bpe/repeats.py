@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Sequence
+from threading import Lock
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -142,6 +143,54 @@ def decode_frames(bpe: ImageBPE, ids: Sequence[Any], height: int, width: int) ->
     frames = bpe.decode_batch(ids, height, width, num_threads=1)
     stacked = np.stack(frames) if frames else np.empty((0, height, width), np.int32)
     return stacked if bpe.repeat_code is None else restore_repeats(stacked, bpe.repeat_code)
+
+
+class MarkedFrames(Sequence):
+    """The frames of many videos, each marked when it is asked for: what a vocabulary is trained on.
+
+    Args:
+        frames: codes (h, w), those of a video one after another, all of one size.
+        starts: index of the first frame of each video, ascending, the first of them 0.
+        codebook_size: K, which is the repeat code.
+        key_frame_interval: see `mark_repeats`.
+    """
+
+    def __init__(
+        self,
+        frames: Sequence[np.ndarray],
+        starts: Any,
+        codebook_size: int,
+        *,
+        key_frame_interval: int | None = None,
+    ):
+        check_key_frame_interval(key_frame_interval)
+        self._frames = frames
+        self._starts = np.asarray(starts, dtype=np.int64)
+        self._codebook_size = check_codebook_size(codebook_size)
+        self._interval = key_frame_interval
+        self._lock = Lock()  # shards in memory are shared by all threads
+
+    def __len__(self) -> int:
+        return len(self._frames)
+
+    def __getitem__(self, index: Any) -> Any:
+        """Frame `index`, (h, w); a slice gives a list."""
+        if isinstance(index, slice):
+            return [self[i] for i in range(*index.indices(len(self)))]
+        if not 0 <= index < len(self):
+            raise IndexError(f"frame {index} of {len(self)}")
+        video = int(np.searchsorted(self._starts, index, side="right")) - 1
+        number = index - int(self._starts[video])
+        with self._lock:
+            frame = self._frames[index]
+            before = self._frames[index - 1] if number else None
+        return mark_repeats(
+            frame[None],
+            self._codebook_size,
+            key_frame_interval=self._interval,
+            before=before,
+            num_before=number,
+        )[0]
 
 
 def check_key_frame_interval(value: Any) -> None:

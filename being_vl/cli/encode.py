@@ -1,4 +1,4 @@
-"""`being-vl encode`: images → parquet shards of codes.
+"""`being-vl encode`: images or videos → parquet shards of codes.
 
 From a folder, a data set or WebDataset shards, on one device or, under `accelerate launch`, on many. What
 interrupts it costs the unfinished shards alone: the same command continues.
@@ -21,7 +21,7 @@ from .parsing import Parser
 
 def make_parser() -> Parser:
     parser = Parser(
-        "Quantize images into parquet shards of codes: OUTPUT/codes-*.parquet, manifest.json and skipped.jsonl.",
+        "Quantize images, or frames of videos, into parquet shards of codes: OUTPUT/codes-*.parquet, manifest.json and skipped.jsonl.",
         epilog="Many devices: accelerate launch -m being_vl encode …",
         json="print a summary as JSON",
     )
@@ -32,7 +32,7 @@ def make_parser() -> Parser:
         parser,
         "on-error",
         Literal["raise", "skip"],
-        "stop at an unreadable image, or name it in skipped.jsonl",
+        "stop at an unreadable image or video, or name it in skipped.jsonl",
         default="raise",
     )
     add_source(parser, streams=True)
@@ -41,7 +41,7 @@ def make_parser() -> Parser:
     add(work, "dtype", default="float32", help="of the encoder's weights")
     add(work, "batch-size", default=16)
     add(work, "workers", default=2, help="processes that decode images, per device")
-    add(work, "shard-size", default=4096, help="images in a shard")
+    add(work, "shard-size", help="images, or videos, in a shard; default: 4096, or 64")
     add(parser.rare("processor"), "image-processor")
     return parser
 
@@ -61,7 +61,10 @@ def main(args: Namespace) -> int:
     started = time.perf_counter()
     output = Path(args.output)
     refuse_used(args, output, "codes-*")
+    if args.shard_size is None:
+        args.shard_size = 4096 if args.videos is None else 64
     source = open_source(args, shard_size=args.shard_size)
+    things = "images" if source.sampling is None else "videos"
     state = PartialState(cpu=args.device == "cpu")
     device = state.device if args.device is None else torch.device(args.device)
     model, processor = load_quantizer(args.quantizer, args.image_processor)
@@ -69,11 +72,11 @@ def main(args: Namespace) -> int:
     dtype = model.dtype if args.dtype == "auto" else getattr(torch, args.dtype)
     if state.is_main_process:
         write_atomic(output / "encode.yaml", make_parser().dump(args))
-        found = "images" if source.num_images is None else f"{source.num_images:,} images"
+        found = things if source.num_images is None else f"{source.num_images:,} {things}"
         left_out = reasons_of(source.left_out)
         print(f"{found} to quantize on {device}, into {output}{left_out}", file=sys.stderr)
     total = source.num_images if state.num_processes == 1 else None
-    with tqdm(total=total, unit="image", disable=not state.is_main_process) as bar:
+    with tqdm(total=total, unit=things[:-1], disable=not state.is_main_process) as bar:
         summary = quantize_source(
             source,
             model,
@@ -95,6 +98,7 @@ def main(args: Namespace) -> int:
         result = {
             "output": str(output),
             **{name: manifest[name] for name in ("images", "skipped", "left_out", "cells")},
+            **({"videos": manifest["videos"]} if things == "videos" else {}),
             "shards": len(manifest["shards"]),
             "shards_found_done": summary.shards_found,
             "seconds": round(time.perf_counter() - started, 3),
@@ -102,7 +106,7 @@ def main(args: Namespace) -> int:
         answer(
             args,
             result,
-            f"{output}: {result['images']} images in {result['shards']} shards, "
+            f"{output}: {manifest[things]} {things} in {result['shards']} shards, "
             f"{result['skipped']} skipped, {len(source.left_out)} left out (skipped.jsonl names them)",
             sys.stderr,
         )

@@ -78,3 +78,11 @@ def check_array(path: str) -> None:
     except ValueError as error:
         kind = "an array of Python objects" if "object" in str(error).lower() else "no .npy array"
         raise ValueError(f"{path}: {kind} ({error}); {expected}") from None
+
+
+def marked_frames(shards: Any, *, key_frame_interval: int | None = None) -> Any:
+    """The grids of `CodeShards` of videos, marked with repeat codes, to train or measure a vocabulary on."""
+    from ..bpe.repeats import MarkedFrames
+
+    starts = [video.start for video in shards.videos()]
+    return MarkedFrames(shards, starts, shards.codebook_size, key_frame_interval=key_frame_interval)

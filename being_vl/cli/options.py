@@ -14,7 +14,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TextIO, get_type_hints
 
 from jsonargparse import Namespace
-from jsonargparse.typing import ClosedUnitInterval, NonNegativeFloat, NonNegativeInt, PositiveInt
+from jsonargparse.typing import (
+    ClosedUnitInterval,
+    NonNegativeFloat,
+    NonNegativeInt,
+    PositiveFloat,
+    PositiveInt,
+)
 
 if TYPE_CHECKING:
     from ..data.quantizing import Source
@@ -48,6 +54,12 @@ SHARED: dict[str, dict[str, Any]] = {
     },
     "images": {"type": str, "metavar": "FOLDER", "help": "folder of images, searched recursively"},
     "image": {"type": str, "metavar": "FILE", "help": "an image"},
+    "videos": {"type": str, "metavar": "FOLDER", "help": "folder of videos, searched recursively"},
+    "fps": {"type": PositiveFloat, "help": "frames to keep a second; default: all"},
+    "num-frames": {
+        "type": PositiveInt,
+        "help": "frames to keep of each video, at most; default: all",
+    },
     "data": {
         "type": str,
         "metavar": "PATH",
@@ -159,10 +171,11 @@ def flag(container: Any, name: str, help: str, default: bool = False) -> None:
 def add_source(parser: Any, *, streams: bool) -> None:
     """Add --images, --data and what goes with them; with `streams`, those that are read in order."""
     group = parser.add_argument_group(
-        "source", "one of --images, --data" + ", --webdataset" * streams
+        "source", "one of --images, --data" + ", --webdataset, --videos" * streams
     )
     add(group, "images", "data")
     if streams:
+        add(group, "videos", "fps", "num-frames")
         group.add_argument("--webdataset", type=str, metavar="GLOB", help="tar files; quote it")
     rare = parser.rare("columns of --data")
     add(rare, "data-config", "split", "image-column", "id-column")
@@ -172,14 +185,21 @@ def add_source(parser: Any, *, streams: bool) -> None:
 
 def open_source(args: Namespace, *, shard_size: int) -> Source:
     """The source that the options name."""
-    from ..data.quantizing import FolderSource, TarSource, load_dataset_source
+    from ..data.quantizing import FolderSource, Sampling, TarSource, load_dataset_source
 
-    allowed = [name for name in ("images", "data", "webdataset") if name in args]
+    allowed = [name for name in ("images", "data", "webdataset", "videos") if name in args]
     given = [name for name in allowed if args[name] is not None]
     if len(given) != 1:
         options = ", ".join(f"--{name}" for name in allowed)
         named = ", ".join(f"--{name}" for name in given) or "none"
         raise ValueError(f"name one of {options}; got {named}")
+    if given == ["videos"]:
+        sampling = Sampling(args.fps, args.num_frames)
+        if None not in (args.fps, args.num_frames):
+            raise ValueError("name --fps or --num-frames, not both")
+        return FolderSource(args.videos, shard_size=shard_size, sampling=sampling)
+    if "videos" in args and (args.fps or args.num_frames):
+        raise ValueError("--fps and --num-frames are of --videos")
     if args.images is not None:
         return FolderSource(args.images, shard_size=shard_size)
     if given == ["webdataset"]:

@@ -7,9 +7,10 @@ from pathlib import Path
 from typing import Any, Literal
 
 from jsonargparse import Namespace
+from jsonargparse.typing import PositiveInt
 
 from ..files import write_atomic
-from .loading import check_array, load_vocabulary
+from .loading import check_array, load_vocabulary, marked_frames
 from .options import add, add_about, answer, option
 from .parsing import Parser
 
@@ -31,6 +32,12 @@ def make_parser() -> Parser:
         "encode by merges in rank order, or look for coverings of fewer tokens",
         default="merges",
     )
+    option(
+        parser,
+        "key-frame-interval",
+        PositiveInt | None,
+        "of codes of videos: one in so many frames repeats nothing; default: the first alone",
+    )
     add(parser, "num-threads")
     add(parser, "output", help="folder of stats.json and stats.yaml")
     return parser
@@ -42,7 +49,9 @@ def main(args: Namespace) -> int:
     from ..studies.analysis.vocabulary_stats import default_curve, vocabulary_stats
 
     bpe = load_vocabulary("bpe", args.bpe)
-    grids = read_codes(args.codes, bpe.codebook_size, verify=args.verify)
+    grids = read_codes(args.codes, bpe.quantizer_codebook_size, verify=args.verify)
+    if bpe.repeat_code is not None and getattr(grids, "has_videos", False):  # an array has none
+        grids = marked_frames(grids, key_frame_interval=args.key_frame_interval)
     count = len(grids) if args.limit is None else min(len(grids), args.limit)
     rounds = 1 + len(default_curve(bpe.num_merges))
     with tqdm(total=count * rounds, unit="grid", disable=None) as bar:

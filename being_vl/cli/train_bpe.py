@@ -18,7 +18,7 @@ from jsonargparse import Namespace
 from jsonargparse.typing import NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 
 from ..files import write_atomic
-from .loading import check_array
+from .loading import check_array, marked_frames
 from .options import add, answer, option, refuse_used
 from .parsing import Parser
 
@@ -63,6 +63,19 @@ def make_parser() -> Parser:
         default="shape",
     )
     add(parser, "num-threads")
+    videos = parser.rare("codes of videos")
+    option(
+        videos,
+        "repeat-code",
+        bool | None,
+        "mark what a frame repeats of the one before; default: where the codes are of videos",
+    )
+    option(
+        videos,
+        "key-frame-interval",
+        PositiveInt | None,
+        "one in so many frames repeats nothing; default: the first alone",
+    )
     rare = parser.rare("spatial scoring, memory, checkpoints")
     option(rare, "spatial-weight", NonNegativeFloat, "weight of the consistency", default=0.3)
     option(rare, "spatial-sigma", PositiveFloat, "in cells", default=1.0)
@@ -90,11 +103,16 @@ def _train(args: Namespace, output: Path, processes: Processes) -> None:
 
     started = time.perf_counter()
     codes, args.codebook_size = _open_codes(args)
+    codes, repeat_code = _with_repeats(args, codes)
     options = {name: args[name] for name in _OPTIONS}
-    checkpoint = _common_checkpoint(output, options, processes)
+    stored = options
+    if repeat_code is not None:
+        options["codebook_size"] = repeat_code + 1
+        stored = {**options, "key_frame_interval": args.key_frame_interval}
+    checkpoint = _common_checkpoint(output, stored, processes)
     if processes.rank == 0:
         write_atomic(output / "train-bpe.yaml", make_parser().dump(args))
-    with _Report(output, options, args, checkpoint, silent=processes.rank > 0) as report:
+    with _Report(output, stored, args, checkpoint, silent=processes.rank > 0) as report:
         merges = train_merges(
             codes,
             num_merges=args.num_merges,
@@ -107,7 +125,10 @@ def _train(args: Namespace, output: Path, processes: Processes) -> None:
         )
     if processes.rank > 0:
         return
-    ImageBPE(merges, args.codebook_size, merge_rule=args.merge_rule).save_pretrained(output)
+    bpe = ImageBPE(
+        merges, options["codebook_size"], merge_rule=args.merge_rule, repeat_code=repeat_code
+    )
+    bpe.save_pretrained(output)
     summary = {
         "output": str(output),
         "num_merges": len(merges),
@@ -149,6 +170,20 @@ def _open_codes(args: Namespace) -> tuple[Any, int]:
         return CodeShards(codes), args.codebook_size
     shards = CodeShards(args.codes, codebook_size=args.codebook_size, verify=args.verify)
     return shards, shards.codebook_size
+
+
+def _with_repeats(args: Namespace, codes: Any) -> tuple[Any, int | None]:
+    """The codes, marked where they are of videos, and the repeat code."""
+    has_videos = getattr(codes, "has_videos", False)  # a path has none
+    if args.repeat_code and not has_videos:
+        raise ValueError(
+            f"--repeat-code: {args.codes} does not say which grids are frames of one video"
+        )
+    if not has_videos or args.repeat_code is False:
+        if args.key_frame_interval is not None:
+            raise ValueError("--key-frame-interval is for codes of videos, with repeat codes")
+        return codes, None
+    return marked_frames(codes, key_frame_interval=args.key_frame_interval), args.codebook_size
 
 
 def _common_checkpoint(

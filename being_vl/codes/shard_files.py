@@ -23,6 +23,21 @@ _ROW_GROUP = 4096
 
 
 @dataclass(frozen=True)
+class Frame:
+    """Where a grid stands in a video.
+
+    Attributes:
+        video_id: the video's name in the source.
+        number: of the frame among those that were kept, from 0.
+        time: seconds from the beginning of the video; NaN where unknown.
+    """
+
+    video_id: str
+    number: int
+    time: float
+
+
+@dataclass(frozen=True)
 class ShardInfo:
     """What a shard's metadata says of it.
 
@@ -51,7 +66,11 @@ def code_type(codebook_size: int) -> pa.DataType:
 
 
 def write_shard(
-    path: str | os.PathLike, image_ids: Sequence[str], grids: Sequence[np.ndarray], info: ShardInfo
+    path: str | os.PathLike,
+    image_ids: Sequence[str],
+    grids: Sequence[np.ndarray],
+    info: ShardInfo,
+    frames: Sequence[Frame] | None = None,
 ) -> None:
     """Write one shard atomically; equal input gives equal bytes.
 
@@ -60,6 +79,7 @@ def write_shard(
         image_ids: one id a grid.
         grids: (h, w) integer arrays, of mixed sizes if need be.
         info: the metadata; its `codebook_size` chooses the type of the codes.
+        frames: for grids of videos, one a grid, those of a video together and in order.
 
     Raises:
         ValueError: lengths differ, a grid has not two dimensions, or a code is outside [0, K).
@@ -67,6 +87,8 @@ def write_shard(
     """
     if len(image_ids) != len(grids):
         raise ValueError(f"{path}: {len(image_ids)} image ids for {len(grids)} grids")
+    if frames is not None and len(frames) != len(grids):
+        raise ValueError(f"{path}: {len(frames)} frames for {len(grids)} grids")
     for image_id, grid in zip(image_ids, grids, strict=True):
         if grid.ndim != 2:
             raise ValueError(f"{path}: the grid of {image_id!r} must be (h, w), got {grid.shape}")
@@ -76,6 +98,13 @@ def write_shard(
     flat = [grid.reshape(-1) for grid in grids]
     values = np.concatenate(flat) if flat else np.empty(0, np.int64)
     offsets = np.concatenate([[0], np.cumsum(sizes)]).astype(np.int32)
+    of_videos = {}
+    if frames is not None:
+        of_videos = {
+            "video_id": pa.array([frame.video_id for frame in frames], pa.string()),
+            "frame": pa.array([frame.number for frame in frames], pa.int32()),
+            "time": pa.array([frame.time for frame in frames], pa.float64()),
+        }
     table = pa.table(
         {
             "image_id": pa.array(image_ids, pa.string()),
@@ -84,6 +113,7 @@ def write_shard(
             "codes": pa.ListArray.from_arrays(
                 pa.array(offsets), pa.array(values.astype(kind.to_pandas_dtype()))
             ),
+            **of_videos,
         }
     ).replace_schema_metadata({_METADATA_KEY: json.dumps(asdict(info)).encode()})
     sink = pa.BufferOutputStream()

@@ -2,18 +2,20 @@
 
 A plain parquet table, so that pandas, polars, DuckDB and `datasets` read it
 too. One row is one image: `image_id` string, `height` and `width` int32 in cells, `codes` list<int16>
-(uint16 or int32 where the codebook needs it) in row-major order. The file's metadata says which quantizer
+(uint16 or int32 where the codebook needs it) in row-major order. Frames of videos also have `video_id`, `frame`
+(int32, from 0) and `time` (float64, seconds); those of a video lie together, in order. The file's metadata says which quantizer
 made the codes; readers check it once, at the boundary.
 """
 
 from __future__ import annotations
 
 import hashlib
+import itertools
 import os
-from collections import OrderedDict
+from collections import Counter, OrderedDict
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -33,6 +35,16 @@ MANIFEST = "manifest.json"
 RUN_FILE = "encode.json"
 _CODE_TYPES = (pa.int16(), pa.uint16(), pa.int32())
 _COLUMNS = ("image_id", "height", "width", "codes")
+_VIDEO_COLUMNS = ("video_id", "frame", "time")
+
+
+class Video(NamedTuple):
+    """The rows of a video in `CodeShards`, and the time of each frame (float64, seconds)."""
+
+    video_id: str
+    start: int
+    stop: int
+    times: np.ndarray
 
 
 class CodeShards(Sequence[np.ndarray]):
@@ -117,6 +129,41 @@ class CodeShards(Sequence[np.ndarray]):
         """The ids of all images, in order."""
         columns = (pq.read_table(file, columns=["image_id"])["image_id"] for file in self.files)
         return [name for column in columns for name in column.to_pylist()]
+
+    @property
+    def has_videos(self) -> bool:
+        """Whether the grids are frames of videos."""
+        return all("video_id" in pq.read_schema(file).names for file in self.files)
+
+    def videos(self) -> list[Video]:
+        """The videos, in order; empty where the grids are images.
+
+        Raises:
+            ValueError: frames of a video do not count from 0, or the video comes twice.
+        """
+        if not self.has_videos:
+            return []
+        columns = [pq.read_table(file, columns=list(_VIDEO_COLUMNS)) for file in self.files]
+        table = pa.concat_tables(columns)
+        names, numbers = table["video_id"].to_pylist(), table["frame"].to_numpy()
+        starts = np.flatnonzero(numbers == 0).tolist()
+        times = table["time"].to_numpy()
+        found = []
+        for start, stop in itertools.pairwise([*starts, len(names)]):
+            is_one = len(set(names[start:stop])) == 1
+            if not is_one or (numbers[start:stop] != np.arange(stop - start)).any():
+                raise ValueError(
+                    f"{self.files[0].parent}: the frames of video {names[start]!r} must count from 0, one after another"
+                )
+            found.append(Video(names[start], start, stop, times[start:stop]))
+        if (starts and starts[0]) or (names and not starts):
+            raise ValueError(f"{self.files[0]}: the frames of video {names[0]!r} must count from 0")
+        twice = [name for name, n in Counter(video.video_id for video in found).items() if n > 1]
+        if twice:
+            raise ValueError(
+                f"{self.files[0].parent}: video ids must differ, got {twice[0]!r} twice"
+            )
+        return found
 
     def to_npy(self, path: str | os.PathLike) -> None:
         """Write all codes as one (images, h, w) array, to be opened with `np.load(mmap_mode="r")`.

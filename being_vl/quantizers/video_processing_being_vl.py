@@ -233,4 +233,36 @@ def _frames_of(
     return [video[index] for index in indices.tolist()], kept
 
 
-__all__ = ["BeingVLVideoProcessor", "flat_videos"]
+def read_frames(
+    source: Any, processor: BeingVLVideoProcessor, *, downsampling: int, name: str
+) -> tuple[np.ndarray, tuple[float, ...]]:
+    """A video file → pixel values of its frames, float32 (T, 3, height, width), and their times in seconds.
+
+    Args:
+        source: a path, the bytes of a file, or an open binary file.
+        processor: its `fps` and `num_frames` say which frames.
+        downsampling: of the quantizer, which must divide both sides.
+        name: what errors call the video.
+
+    Raises:
+        UnreadableVideoError: as of `load_video`.
+        ValueError: a size after preprocessing that the quantizer cannot encode.
+    """
+    frames, metadata = load_video(
+        source,
+        fps=processor.fps,
+        num_frames=processor.num_frames,
+        max_pixels=processor.max_image_pixels or MAX_IMAGE_PIXELS,
+        name=name,
+    )
+    pixels = np.stack(processor.frame_processor()(list(frames))["pixel_values"])
+    height, width = pixels.shape[2:]
+    if height % downsampling or width % downsampling:
+        raise ValueError(
+            f"{name}: height × width must be multiples of {downsampling} after preprocessing, got "
+            f"{height} × {width}"
+        )
+    return pixels, tuple(metadata.timestamps)
+
+
+__all__ = ["BeingVLVideoProcessor", "as_metadata", "flat_videos", "read_frames"]

@@ -4,12 +4,13 @@ from ...quantizers.identity import quantizer_identity
 from .dataset_sources import DatasetSource, StreamSource, load_dataset_source
 from .engine import Summary, quantize_source
 from .manifest import write_manifest
-from .sources import FolderSource, Record, Source, TarSource, reasons_of
+from .sources import FolderSource, Record, Sampling, Source, TarSource, reasons_of
 
 __all__ = [
     "DatasetSource",
     "FolderSource",
     "Record",
+    "Sampling",
     "Source",
     "StreamSource",
     "Summary",

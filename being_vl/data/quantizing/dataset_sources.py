@@ -31,6 +31,8 @@ class DatasetSource(IndexedSource):
         ValueError: a column is missing, or there are several of type Image and none was named.
     """
 
+    sampling = None
+
     def __init__(
         self,
         dataset: datasets.Dataset,
@@ -68,6 +70,8 @@ class StreamSource(Source):
     of the part, a slash, and the number of the sample. A part whose last shard is written counts as finished
     without being read again, since a stream has no fingerprint.
     """
+
+    sampling = None
 
     def __init__(
         self,

@@ -1,4 +1,4 @@
-"""encoded image files → pixels, in worker processes.
+"""encoded image and video files → pixels, in worker processes.
 
 An item travels to a worker with its bytes or path, and comes back, in order, as pixels or as the reason why
 there are none. Pixels come through a pipe as numpy arrays: torch's way, shared memory, loses an item for
@@ -12,14 +12,15 @@ import multiprocessing
 import os
 import threading
 import time
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 
 import numpy as np
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from ...quantizers.image_processing_being_vl import BeingVLImageProcessor
 from ...quantizers.quantizing import read_pixels
-from .sources import Record
+from ...quantizers.video_processing_being_vl import BeingVLVideoProcessor, read_frames
+from .sources import Record, Sampling
 
 _PREFETCH = 8  # decoded images that wait, for each worker
 
@@ -37,12 +38,16 @@ class Item:
 
 @dataclass(frozen=True)
 class Decoded:
-    """The outcome of an item: pixels (3, height, width) float32, or None and the reason."""
+    """The outcome of an item: pixels float32, or None and the reason.
+
+    Pixels are (3, height, width) of an image, (T, 3, height, width) of a video, with the time of each frame.
+    """
 
     item: Item
     digest: bytes  # of the encoded file; empty if it could not be read
     pixels: np.ndarray | None
     reason: str = ""
+    times: tuple[float, ...] = ()
 
 
 def make_loader(
@@ -51,16 +56,26 @@ def make_loader(
     *,
     downsampling: int,
     num_workers: int,
+    sampling: Sampling | None = None,
 ) -> DataLoader:
-    """A loader whose "indices" are the items themselves, so that their order and any source will do."""
+    """A loader whose "indices" are the items themselves, so that their order and any source will do.
+
+    With `sampling` the records are videos, of which these frames are read.
+    """
+    decoder = (
+        _Decoder(processor, downsampling)
+        if sampling is None
+        else _VideoDecoder(processor, downsampling, sampling)
+    )
+    waiting = _PREFETCH if sampling is None else 1  # a video is many pictures
     return DataLoader(
-        _Decoder(processor, downsampling),
+        decoder,
         batch_size=None,
         sampler=items,
         num_workers=num_workers,
         collate_fn=_as_it_is,  # type: ignore[arg-type]
         worker_init_fn=end_with_parent,
-        prefetch_factor=_PREFETCH if num_workers else None,
+        prefetch_factor=waiting if num_workers else None,
     )
 
 
@@ -75,13 +90,23 @@ class _Decoder(Dataset):
         try:
             data = item.record.read()
             digest = hashlib.sha256(data).digest()
-            pixels = read_pixels(
-                data, self._processor, downsampling=self._downsampling, name=image_id
-            )
+            pixels, times = self._read(data, image_id)
         except (OSError, ValueError) as error:
             reason = " ".join(str(error).split()) or type(error).__name__
             return Decoded(item, digest, None, reason.removeprefix(f"{image_id}: "))
-        return Decoded(item, digest, pixels)
+        return Decoded(item, digest, pixels, times=times)
+
+    def _read(self, data: bytes, name: str) -> tuple[np.ndarray, tuple[float, ...]]:
+        return read_pixels(data, self._processor, downsampling=self._downsampling, name=name), ()
+
+
+class _VideoDecoder(_Decoder):
+    def __init__(self, processor: BeingVLImageProcessor, downsampling: int, sampling: Sampling):
+        super().__init__(processor, downsampling)
+        self._videos = BeingVLVideoProcessor.like(processor, **asdict(sampling))
+
+    def _read(self, data: bytes, name: str) -> tuple[np.ndarray, tuple[float, ...]]:
+        return read_frames(data, self._videos, downsampling=self._downsampling, name=name)
 
 
 def end_with_parent(worker_id: int = 0) -> None:

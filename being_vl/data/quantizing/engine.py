@@ -21,7 +21,7 @@ import pyarrow.parquet as pq
 import torch
 from torch.utils.data import Sampler
 
-from ...codes.shards import ShardInfo, code_type, write_shard
+from ...codes.shard_files import Frame, ShardInfo, code_type, write_shard
 from ...files import locked
 from ...quantizers.image_processing_being_vl import BeingVLImageProcessor
 from ...quantizers.quantizing import encode_by_size
@@ -88,7 +88,11 @@ def quantize_source(
         )
         items = _Items(run, range(rank, source.num_parts, world))
         loader = make_loader(
-            items, processor, downsampling=model.config.downsampling, num_workers=num_workers
+            items,
+            processor,
+            downsampling=model.config.downsampling,
+            num_workers=num_workers,
+            sampling=source.sampling,
         )
         for _, images in groupby(loader, key=lambda done: (done.item.part, done.item.chunk)):
             shard = _Shard(run)
@@ -177,7 +181,9 @@ class _Shard:
     def __init__(self, run: _Run):
         self._run = run
         self._ids: list[str] = []
-        self._grids: dict[int, np.ndarray] = {}  # by the image's place in the shard
+        # By the image's place in the shard, and the number of the frame, which is 0 of an image.
+        self._grids: dict[tuple[int, int], np.ndarray] = {}
+        self._times: dict[int, tuple[float, ...]] = {}  # of videos
         self._skipped: list[tuple[int, str, str]] = []
         self._digest = hashlib.sha256()
 
@@ -185,31 +191,53 @@ class _Shard:
         """Encode the images of the shard; never more of them are in memory than wait for a batch."""
         run = self._run
         codes_dtype = code_type(run.model.config.num_embeddings).to_pandas_dtype()
-        for items, _, codes in encode_by_size(
+        for keys, _, codes in encode_by_size(
             self._readable(images),
             run.model,
             batch_size=run.batch_size,
             dtype=run.dtype,
-            name=lambda item: item.record.image_id,
+            name=lambda key: self._row_id(key[0].record.image_id, key[1]),
         ):
-            for item, grid in zip(items, codes.cpu().numpy().astype(codes_dtype), strict=True):
-                self._grids[item.position] = grid
-            run.progress(len(items))
+            for (item, number), grid in zip(
+                keys, codes.cpu().numpy().astype(codes_dtype), strict=True
+            ):
+                self._grids[item.position, number] = grid
+            run.progress(sum(not number for _, number in keys))
 
-    def _readable(self, images: Iterable[Decoded]) -> Iterator[tuple[Item, np.ndarray]]:
-        """Account for every image, and pass on those that have pixels."""
+    def _row_id(self, image_id: str, number: int) -> str:
+        return image_id if self._run.source.sampling is None else f"{image_id}#{number}"
+
+    def _readable(self, images: Iterable[Decoded]) -> Iterator[tuple[tuple[Item, int], np.ndarray]]:
+        """Account for every image or video, and pass on the pixels of those that have them, frame by frame."""
         for decoded in images:
             self._last = item = decoded.item
             image_id = item.record.image_id
             _add_to_digest(self._digest, image_id, decoded.digest)
             self._ids.append(image_id)
-            if decoded.pixels is not None:
-                yield item, decoded.pixels
-            elif self._run.on_error == "raise":
-                raise ValueError(f"{image_id}: {decoded.reason}")
-            else:
+            if decoded.pixels is None:
+                if self._run.on_error == "raise":
+                    raise ValueError(f"{image_id}: {decoded.reason}")
                 self._skipped.append((item.position, image_id, decoded.reason))
                 self._run.progress(1)
+            elif decoded.pixels.ndim == 3:
+                yield (item, 0), decoded.pixels
+            else:
+                yield from self._frames(item, decoded)
+
+    def _frames(self, item: Item, video: Decoded) -> Iterator[tuple[tuple[Item, int], np.ndarray]]:
+        """The frames of a video; a quantizer that takes several to a grid is given them here, all at once."""
+        model = self._run.model
+        step = getattr(model.config, "temporal_downsampling", 1)
+        self._times[item.position] = video.times[::step]
+        if step == 1:
+            yield from (((item, number), frame) for number, frame in enumerate(video.pixels))
+            return
+        with torch.inference_mode():
+            grids = model.encode_video(torch.from_numpy(video.pixels).to(model.device, model.dtype))
+        kind = code_type(model.config.num_embeddings).to_pandas_dtype()
+        for number, grid in enumerate(grids.cpu().numpy().astype(kind)):
+            self._grids[item.position, number] = grid
+        self._run.progress(1)
 
     def write(self) -> None:
         run = self._run
@@ -223,7 +251,13 @@ class _Shard:
         places = sorted(self._grids)
         grids = [self._grids[place] for place in places]
         path = shard_path(run.output, self._last.part, self._last.chunk)
-        write_shard(path, [self._ids[place] for place in places], grids, info)
+        ids = [self._row_id(self._ids[at], number) for at, number in places]
+        frames = None
+        if run.source.sampling is not None:
+            frames = [
+                Frame(self._ids[at], number, self._times[at][number]) for at, number in places
+            ]
+        write_shard(path, ids, grids, info, frames)
         run.summary.shards += 1
         run.summary.images += len(grids)
         run.summary.skipped += len(self._skipped)

@@ -52,7 +52,7 @@ def write_manifest(output: Path, source: Source) -> dict[str, Any]:
 
     Returns:
         The manifest: totals, how many files were left out for which reason, and for each shard its file,
-        bytes, sha256, images and skipped images.
+        bytes, sha256, images and skipped images; of videos, how many there are, and their frames as images.
 
     Raises:
         ValueError: a shard is missing or not ours.
@@ -62,6 +62,9 @@ def write_manifest(output: Path, source: Source) -> dict[str, Any]:
         sizes = pq.read_table(path, columns=["height", "width"])
         cells += int(np.dot(sizes["height"].to_numpy().astype(np.int64), sizes["width"].to_numpy()))
         counts = {"images": sizes.num_rows, "skipped": len(info.skipped)}
+        if source.sampling is not None:
+            numbers = pq.read_table(path, columns=["frame"])["frame"].to_numpy()
+            counts["videos"] = int((numbers == 0).sum())
         shards.append(manifest_entry(path) | counts)
         skipped += [
             {"image_id": image_id, "reason": reason, "shard": path.name}
@@ -76,6 +79,7 @@ def write_manifest(output: Path, source: Source) -> dict[str, Any]:
         "version": VERSION,
         "images": sum(shard["images"] for shard in shards),
         "skipped": skipped_images,
+        **({} if source.sampling is None else {"videos": sum(s["videos"] for s in shards)}),
         "left_out": dict(Counter(reason for _, reason in source.left_out)),
         "cells": cells,
         "shards": shards,

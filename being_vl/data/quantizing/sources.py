@@ -13,7 +13,7 @@ import os
 import tarfile
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -28,22 +28,34 @@ IMAGE_EXTENSIONS = frozenset(
     ".jfif .jp2 .jpc .jpe .jpeg .jpf .jpg .jpx .jxl .mpo .msp .pbm .pcx .pfm .pgm .png .pnm .ppm .psd .pxr .qoi .ras "
     ".rgb .rgba .sgi .tga .tif .tiff .vda .vst .webp .xbm .xpm".split()
 )
-_MAX_FILE = (
-    1 << 28
-)  # bytes; a picture of the most pixels that are read takes 201 MB in the plainest format
+VIDEO_EXTENSIONS = frozenset(
+    ".3gp .avi .flv .gif .m4v .mkv .mov .mp4 .mpeg .mpg .ogv .ts .webm .webp .wmv".split()
+)
+# Bytes: a picture of the most pixels that are read takes 201 MB in the plainest format.
+_MAX_FILE, _MAX_VIDEO_FILE = 1 << 28, 1 << 31
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """Which frames of a video are kept; all by default. See `quantizers.video_loading.sample_indices`."""
+
+    fps: float | None = None
+    num_frames: int | None = None
 
 
 @dataclass(frozen=True)
 class Record:
-    """One image, not yet decoded.
+    """One image or video, not yet decoded.
 
     Attributes:
         image_id: its name in the source.
         content: the encoded file, the path or the URL of one; None if the sample has no image.
+        max_bytes: of the file.
     """
 
     image_id: str
     content: bytes | str | Path | None
+    max_bytes: int = _MAX_FILE
 
     def read(self) -> bytes:
         """The encoded file.
@@ -57,11 +69,13 @@ class Record:
         if isinstance(self.content, bytes):
             return self.content
         if isinstance(self.content, Path) or "://" not in self.content:
-            return read_bytes(self.content, _MAX_FILE)  # fsspec takes "a::b" for a chain of places
+            return read_bytes(
+                self.content, self.max_bytes
+            )  # fsspec takes "a::b" for a chain of places
         with fsspec.open(self.content, "rb") as file:
-            data = file.read(_MAX_FILE + 1)
-        if len(data) > _MAX_FILE:
-            raise ValueError(f"{self.content}: larger than {_MAX_FILE} bytes")
+            data = file.read(self.max_bytes + 1)
+        if len(data) > self.max_bytes:
+            raise ValueError(f"{self.content}: larger than {self.max_bytes} bytes")
         return data
 
 
@@ -72,11 +86,13 @@ class Source(Protocol):
         num_parts: ranks share out the parts: rank r takes r, r + world, …
         num_images: how many there are, where that is known without reading them all.
         left_out: name and reason of each file that is no record.
+        sampling: where the records are videos, which frames of them are wanted; None where they are images.
     """
 
     num_parts: int
     num_images: int | None
     left_out: list[tuple[str, str]]
+    sampling: Sampling | None = None
 
     def identity(self) -> dict[str, Any]:
         """What must not change between a run and its continuation, as JSON values."""
@@ -107,38 +123,43 @@ class IndexedSource(Source, Protocol):
 
 
 class FolderSource(IndexedSource):
-    """All image files under a folder, sorted by relative path, which is their id.
+    """All image files, or video files, under a folder, sorted by relative path, which is their id.
 
     Files that are hidden (also those that macOS leaves, `._*` and `__MACOSX`) or have no extension of a picture,
     and links to folders, are no records: `left_out` names them with the reason.
 
     Args:
         folder: searched recursively; links to folders are not followed.
-        shard_size: images in a part.
+        shard_size: images, or videos, in a part.
+        sampling: the files are videos, and these frames of them are wanted.
 
     Raises:
         ValueError: not a folder, no image file in it, or a name that is not UTF-8.
     """
 
-    def __init__(self, folder: str | os.PathLike, *, shard_size: int):
+    def __init__(
+        self, folder: str | os.PathLike, *, shard_size: int, sampling: Sampling | None = None
+    ):
         self.folder = Path(folder)
         if not self.folder.is_dir():
             raise ValueError(f"{folder}: not a folder")
         self._files: list[tuple[str, int, float]] = []  # id, bytes, time of last change
+        self.sampling = sampling
         self.left_out = []
         for root, folders, names in os.walk(self.folder):
             links = [name for name in folders if os.path.islink(os.path.join(root, name))]
             for name in (*names, *links):
                 path = Path(root, name)
                 image_id = _utf8(path.relative_to(self.folder).as_posix())
-                reason = "a link to a folder" if name in links else _no_picture(image_id)
+                reason = "a link to a folder" if name in links else self._unfit(image_id)
                 if reason is not None:
                     self.left_out.append((image_id, reason))
                     continue
                 stat = path.lstat() if not path.exists() else path.stat()
                 self._files.append((image_id, stat.st_size, stat.st_mtime))
         if not self._files:
-            raise ValueError(f"{folder}: no image file{reasons_of(self.left_out)}")
+            kind = "image" if sampling is None else "video"
+            raise ValueError(f"{folder}: no {kind} file{reasons_of(self.left_out)}")
         self._files.sort()
         self.left_out.sort()
         self.shard_size = shard_size
@@ -147,11 +168,24 @@ class FolderSource(IndexedSource):
 
     def identity(self) -> dict[str, Any]:
         listing = ((name, size) for name, size, _ in self._files)
-        return {"kind": "folder", "images": len(self._files), "listing": _digest(listing)}
+        found = {"images": len(self._files), "listing": _digest(listing)}
+        if self.sampling is None:
+            return {"kind": "folder", **found}
+        return {"kind": "videos", **found, "sampling": asdict(self.sampling)}
+
+    def _unfit(self, name: str) -> str | None:
+        """Why a file is left out by its name; None for an image, or a video where those are wanted."""
+        if self.sampling is None:
+            return _no_picture(name)
+        extension = os.path.splitext(name)[1].lower()
+        return _hidden(name) or (
+            None if extension in VIDEO_EXTENSIONS else f"no video: {extension}"
+        )
 
     def record(self, index: int) -> Record:
         name = self._files[index][0]
-        return Record(name, self.folder.absolute() / name)
+        limit = _MAX_FILE if self.sampling is None else _MAX_VIDEO_FILE
+        return Record(name, self.folder.absolute() / name, limit)
 
     def modified(self, part: int) -> float:
         files = self._files[part * self.shard_size : (part + 1) * self.shard_size]
@@ -215,13 +249,19 @@ class TarSource(Source):
         return self.paths[part].stat().st_mtime
 
 
-def _no_picture(image_id: str) -> str | None:
-    """Why a file is left out by its name; None for a picture."""
-    parts = image_id.split("/")
+def _hidden(name: str) -> str | None:
+    parts = name.split("/")
     if "__MACOSX" in parts or parts[-1].startswith("._"):
         return "made by macOS beside a file"
     if any(part.startswith(".") for part in parts):
         return "hidden"
+    return None
+
+
+def _no_picture(image_id: str) -> str | None:
+    """Why a file is left out by its name; None for a picture."""
+    if (reason := _hidden(image_id)) is not None:
+        return reason
     extension = os.path.splitext(image_id)[1].lower()
     if extension not in IMAGE_EXTENSIONS:
         return f"no picture: {extension}" if extension else "no picture: no extension"
