@@ -10,6 +10,7 @@ import difflib
 import hashlib
 import posixpath
 from collections.abc import Iterable, Sequence
+from functools import cached_property
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -17,7 +18,7 @@ import numpy as np
 import pyarrow.parquet as pq
 
 from ..codes.imported import holds_arrays, import_codes
-from ..codes.shards import RUN_FILE, CodeShards, read_info
+from ..codes.shards import RUN_FILE, CodeShards, Video, read_info
 from ..files import read_json
 
 _KEY = np.dtype([("hash", np.uint64), ("place", np.int64)])
@@ -67,6 +68,24 @@ class CodeIndex:
                     grids[image_id] = opened[place].copy()
         return grids
 
+    @cached_property
+    def _videos(self) -> tuple[CodeShards | None, dict[str, Video]]:
+        """The shards of videos, and the videos by id; few beside images, so their rows are kept in memory."""
+        files = [file for file in self.files if "video_id" in pq.read_schema(file).names]
+        if not files:
+            return None, {}
+        shards = CodeShards(files)
+        return shards, {video.video_id: video for video in shards.videos()}
+
+    def lookup_videos(self, video_ids: Iterable[str]) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+        """Video id → codes (T, h, w) and times (T,), for those of the ids that are there."""
+        shards, videos = self._videos
+        found = {}
+        for name in set(video_ids) & videos.keys():
+            video = videos[name]
+            found[name] = np.stack(shards[video.start : video.stop]), video.times  # type: ignore[index]
+        return found
+
 
 def build_index(
     folders: Sequence[str],
@@ -99,7 +118,9 @@ def build_index(
     keys.sort(order="hash", kind="stable")
     keys = keys[_distinct(keys, shards, ", ".join(map(str, folders)))]
     np.save(path, keys)
-    return CodeIndex(shards.files, path), shards
+    index = CodeIndex(shards.files, path)
+    _ = index._videos  # says what is wrong with them
+    return index, shards
 
 
 def _distinct(keys: np.ndarray, shards: CodeShards, where: str) -> np.ndarray:
@@ -136,7 +157,7 @@ def positions_of(shards: CodeShards) -> dict[str, dict[str, Any]]:
 
 def nearest_id(shards: CodeShards, image_id: str) -> str | None:
     """The id that is most like one that is not there: of the same file name, else alike."""
-    ids = shards.image_ids()
+    ids = [*shards.image_ids(), *(video.video_id for video in shards.videos())]
     stem = PurePosixPath(normal_id(image_id)).stem
     same = [known for known in ids if PurePosixPath(known).stem == stem]
     close = same or difflib.get_close_matches(image_id, ids[:20_000], n=1, cutoff=0.6)

@@ -1,9 +1,9 @@
-"""samples as people write them → conversations: messages of the chat template, and the ids of their images.
+"""samples as people write them → conversations: messages of the chat template, the ids of their images and videos.
 
-Forms that are read: LLaVA's and ShareGPT's (`conversations` of `from` and `value` with `<image>`), the
+Forms that are read: LLaVA's and ShareGPT's (`conversations` of `from` and `value` with `<image>`, `<video>`), the
 `messages` of TRL, OpenAI and the Hub (`role`, `content` as text or as parts), and ms-swift's `query`,
 `response`, `history`. A sample is checked before it is used: what would change what is learned is honoured
-(`weight`, `train`, `loss` of a turn) or refused by name (`video`, `tool_calls`), never dropped.
+(`weight`, `train`, `loss` of a turn) or refused by name (`audio`, `tool_calls`), never dropped.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-PLACEHOLDER = "<image>"
+MEDIA = ("image", "video")
 ROLES = {
     "human": "user", "user": "user",
     "gpt": "assistant", "assistant": "assistant", "chatgpt": "assistant", "bing": "assistant",
@@ -22,14 +22,19 @@ ROLES = {
     "tool": "tool", "function": "tool", "observation": "tool",
 }  # fmt: skip
 _FORMS = ("conversations", "messages", "query")
-_UNREAD = ("video", "videos", "audio", "audios")  # columns, and <video>, <audio> in texts
+_UNREAD = ("audio", "audios")  # columns, and <audio> in texts
 _UNREAD_IN_TURNS = ("tool_calls", "function_call", "reasoning_content", "audio")
 _LEARNED = ("weight", "train", "loss")  # OpenAI's, axolotl's and ms-swift's names
-_NAMES_OF_IMAGE = ("image", "url", "path", "image_url")
+_PART_TYPES = {
+    "image": "image", "image_url": "image", "input_image": "image",
+    "video": "video", "video_url": "video", "input_video": "video",
+}  # fmt: skip
 
-# LLaVA writes a newline between an image and its question. A chat message of an image part and a text part
+# LLaVA writes a newline between an image or video and its question. A chat message of an image part and a text part
 # has none, so it goes: what is asked after training is then spelled as it was in training.
-_PLACEHOLDER_AND_NEWLINE = re.compile(rf"\n?{PLACEHOLDER}\n?")
+_PLACEHOLDER_AND_NEWLINE = re.compile(r"\n?<(image|video)>\n?")
+
+Names = list[tuple[str, str | None]]  # "image" or "video", and the id
 
 
 @dataclass(frozen=True)
@@ -42,6 +47,7 @@ class Conversation:
         messages: `[{"role": …, "content": [{"type": "image"} or {"type": "text", "text": …}, …]}, …]`.
         learned: for each message of the assistant, whether it is learned.
         fixed: what was put right, in words; "" if nothing was.
+        video_ids: one for each video part of the messages, in order.
     """
 
     id: str
@@ -49,24 +55,28 @@ class Conversation:
     messages: list[dict[str, Any]]
     learned: tuple[bool, ...] = ()
     fixed: str = ""
+    video_ids: tuple[str, ...] = ()
 
-    def without_images(self, missing: Iterable[str]) -> Conversation:
-        """The same conversation without the images of these ids."""
-        missing = set(missing)
-        ids = iter(self.image_ids)
+    def without(self, missing: Iterable[tuple[str, str]]) -> Conversation:
+        """The same conversation without the images and videos of these kinds and ids."""
+        gone = set(missing)
+        own = {"image": self.image_ids, "video": self.video_ids}
+        ids = {kind: iter(names) for kind, names in own.items()}
         messages = [
             {
                 **message,
                 "content": [
                     part
                     for part in message["content"]
-                    if part["type"] != "image" or next(ids) not in missing
+                    if part["type"] == "text" or (part["type"], next(ids[part["type"]])) not in gone
                 ],
             }
             for message in self.messages
         ]
-        kept = tuple(image_id for image_id in self.image_ids if image_id not in missing)
-        return Conversation(self.id, kept, messages, self.learned, self.fixed)
+        images, videos = (
+            tuple(name for name in names if (kind, name) not in gone) for kind, names in own.items()
+        )
+        return Conversation(self.id, images, messages, self.learned, self.fixed, videos)
 
 
 def parse_sample(sample: Any, *, where: str, number: int, fix: bool = False) -> Conversation:
@@ -83,21 +93,26 @@ def parse_sample(sample: Any, *, where: str, number: int, fix: bool = False) -> 
         if sample.get(name) not in (None, "", []):
             raise ValueError(f"{where}: {name} is not read here, got {_shown(sample[name])}")
     field, turns = _turns(sample, where)
-    messages, named, learned = [], [], []
+    messages, learned = [], []
+    named: dict[str, list[str | None]] = {kind: [] for kind in MEDIA}
     for i, turn in enumerate(turns):
         message, names, weight = _message(turn, f"{where}: {field}[{i}]")
         messages.append(message)
-        named += names
+        for kind, own in names:
+            named[kind].append(own)
         if message["role"] == "assistant":
             learned.append(weight)
     if not learned:
         raise ValueError(f"{where}: {field} must have a turn of the assistant, got none")
     if not any(learned):
         raise ValueError(f"{where}: {field} must have a turn of the assistant that is learned")
-    image_ids, fixed = _image_ids(sample, named, messages if fix else None, where)
+    fixable = messages if fix else None
+    image_ids, fixed = _ids_of("image", sample, named["image"], fixable, where)
+    video_ids, also = _ids_of("video", sample, named["video"], fixable, where)
+    fixed = "; ".join(filter(None, (fixed, also)))
     name = str(number if sample_id is None else sample_id)
     _check_text(name, f"{where}: id")
-    return Conversation(name, image_ids, messages, tuple(learned), fixed)
+    return Conversation(name, image_ids, messages, tuple(learned), fixed, video_ids)
 
 
 def spoken_text(sample: Any) -> str:
@@ -156,8 +171,8 @@ def _swift_turns(sample: Mapping[str, Any], where: str) -> list[dict[str, Any]]:
     return turns
 
 
-def _message(turn: Any, where: str) -> tuple[dict[str, Any], list[str | None], bool]:
-    """A turn as a message, the images that its parts name, and whether it is learned."""
+def _message(turn: Any, where: str) -> tuple[dict[str, Any], Names, bool]:
+    """A turn as a message, the images and videos that its parts name, and whether it is learned."""
     if not isinstance(turn, Mapping):
         raise ValueError(f"{where}: must be an object with from and value, got {_shown(turn)}")
     for name in _UNREAD_IN_TURNS:
@@ -173,7 +188,7 @@ def _message(turn: Any, where: str) -> tuple[dict[str, Any], list[str | None], b
     role = ROLES[value.lower()]
     if isinstance(content, str):
         parts = _text_parts(content, f"{where}.{content_field}")
-        named: list[str | None] = [None for part in parts if part["type"] == "image"]
+        named: Names = [(part["type"], None) for part in parts if part["type"] != "text"]
     elif isinstance(content, Sequence) and not isinstance(content, bytes):
         parts, named = _parts(content, f"{where}.{content_field}")
     else:
@@ -184,7 +199,7 @@ def _message(turn: Any, where: str) -> tuple[dict[str, Any], list[str | None], b
     if (
         role == "assistant"
         and learned
-        and not any(part["type"] == "image" or part["text"].strip() for part in parts)
+        and not any(part["type"] != "text" or part["text"].strip() for part in parts)
     ):
         raise ValueError(
             f"{where}.{content_field} is empty: its end alone would be learned; weight: 0 leaves it out"
@@ -200,34 +215,39 @@ def _is_learned(turn: Mapping[str, Any], where: str) -> bool:
     return all(given.values())
 
 
-def _parts(content: Sequence[Any], where: str) -> tuple[list[dict[str, Any]], list[str | None]]:
-    """The parts of a message; images by the names that they bear, None where they bear none."""
+def _parts(content: Sequence[Any], where: str) -> tuple[list[dict[str, Any]], Names]:
+    """The parts of a message; images and videos by the names that they bear, None where they bear none."""
     parts: list[dict[str, Any]] = []
-    named: list[str | None] = []
+    named: Names = []
     for i, part in enumerate(content):
         kind = part.get("type") if isinstance(part, Mapping) else None
-        if kind in ("image", "image_url", "input_image"):
-            named.append(_image_name(part, f"{where}[{i}]"))
-            parts.append({"type": "image"})
+        if kind in _PART_TYPES:
+            medium = _PART_TYPES[kind]
+            named.append((medium, _name_in_part(part, medium, f"{where}[{i}]")))
+            parts.append({"type": medium})
         elif kind in ("text", "input_text", "output_text") and isinstance(part.get("text"), str):
             _check_text(part["text"], f"{where}[{i}].text")
             parts.append({"type": "text", "text": part["text"]})
         else:
             raise ValueError(
-                f"{where}[{i}] must be a part of type text or image, got {_shown(part)}"
+                f"{where}[{i}] must be a part of type text, image or video, got {_shown(part)}"
             )
     # Parts of text stand side by side in the rendered chat, where two halves make one placeholder.
-    text = "".join("\0" if part["type"] == "image" else part["text"] for part in parts)
-    if PLACEHOLDER in text:
-        raise ValueError(
-            f"{where}: text must not spell {PLACEHOLDER}: an image is a part of its own, got {_shown(text)}"
-        )
+    text = "".join("\0" if part["type"] != "text" else part["text"] for part in parts)
+    for medium in MEDIA:
+        if f"<{medium}>" in text:
+            article = "an" if medium == "image" else "a"
+            raise ValueError(
+                f"{where}: text must not spell <{medium}>: {article} {medium} is a part of its own, got "
+                f"{_shown(text)}"
+            )
     return parts, named
 
 
-def _image_name(part: Mapping[str, Any], where: str) -> str | None:
-    """The id that an image part bears: transformers' image, url, path, or OpenAI's image_url."""
-    for name in _NAMES_OF_IMAGE:
+def _name_in_part(part: Mapping[str, Any], medium: str, where: str) -> str | None:
+    """The id that a part bears: transformers' image (or video), url, path, or OpenAI's image_url."""
+    names = (medium, "url", "path", f"{medium}_url")
+    for name in names:
         value = part.get(name)
         if isinstance(value, Mapping):  # OpenAI's {"url": …}, an Image of datasets {"path": …}
             value = value.get("url") or value.get("path")
@@ -236,34 +256,33 @@ def _image_name(part: Mapping[str, Any], where: str) -> str | None:
                 break
             _check_text(value, f"{where}.{name}")
             return value
-    if part.get("base64") or any(part.get(name) for name in _NAMES_OF_IMAGE):
+    if part.get("base64") or any(part.get(name) for name in names):
         raise ValueError(
-            f"{where}: the image itself stands in the sample; encode it first, and name it by its id"
+            f"{where}: the {medium} itself stands in the sample; encode it first, and name it by its id"
         )
     return None
 
 
-def _image_ids(
+def _ids_of(
+    medium: str,
     sample: Mapping[str, Any],
     named: list[str | None],
     fixable: list[dict[str, Any]] | None,
     where: str,
 ) -> tuple[tuple[str, ...], str]:
-    """The images of the sample's own column, or those that its parts name; and what was put right."""
-    given = [
-        (name, sample[name])
-        for name in ("image", "images")
-        if sample.get(name) not in (None, [], "")
-    ]
+    """The images (or videos) of the sample's own column, or those that its parts name; and what was put right."""
+    columns = (medium, f"{medium}s")
+    given = [(name, sample[name]) for name in columns if sample.get(name) not in (None, [], "")]
     if len(given) > 1:
-        raise ValueError(f"{where}: give image or images, not both")
+        raise ValueError(f"{where}: give {medium} or {medium}s, not both")
     if not given and None not in named:
         return tuple(named), ""  # type: ignore[arg-type]
-    column, value = given[0] if given else ("image", [])
+    column, value = given[0] if given else (medium, [])
     ids = _ids_of_column(value)
     if ids is None:
         raise ValueError(
-            f"{where}: {column} must be an image id or a list of them, got {_shown(value)}"
+            f"{where}: {column} must be {'an image' if medium == 'image' else 'a video'} id or a list of them, got "
+            f"{_shown(value)}"
         )
     for image_id in ids:
         _check_text(image_id, f"{where}: {column}")
@@ -271,22 +290,24 @@ def _image_ids(
     fixed = ""
     if missing > 0 and fixable is not None:
         first = next((m for m in fixable if m["role"] == "user"), fixable[0])
-        first["content"] = [{"type": "image"}] * missing + first["content"]
+        first["content"] = [{"type": medium}] * missing + first["content"]
         before = sum(
-            part["type"] == "image"
+            part["type"] == medium
             for message in fixable[: fixable.index(first)]
             for part in message["content"]
         )
         named = [*named[:before], *[None] * missing, *named[before:]]
-        fixed = f"{missing} missing {PLACEHOLDER} put in front of the first question"
+        fixed = f"{missing} missing <{medium}> put in front of the first question"
     if len(ids) != len(named):
         raise ValueError(
-            f"{where}: {column} has {len(ids)} image(s), but the turns have {len(named)} {PLACEHOLDER} "
+            f"{where}: {column} has {len(ids)} {medium}(s), but the turns have {len(named)} <{medium}> "
             f"placeholder(s); got {_shown(value)}"
         )
     for own, name in zip(ids, named, strict=True):
         if name is not None and name != own:
-            raise ValueError(f"{where}: {column} says {own!r}, but the image's part says {name!r}")
+            raise ValueError(
+                f"{where}: {column} says {own!r}, but the {medium}'s part says {name!r}"
+            )
     return tuple(ids), fixed
 
 
@@ -306,18 +327,17 @@ def _text_parts(text: str, where: str) -> list[dict[str, Any]]:
     _check_text(text, where)
     parts: list[dict[str, Any]] = []
     for i, piece in enumerate(_PLACEHOLDER_AND_NEWLINE.split(text)):
-        if i:
-            parts.append({"type": "image"})
-        if piece:
+        if i % 2:  # which placeholder stood between two texts
+            parts.append({"type": piece})
+        elif piece:
             parts.append({"type": "text", "text": piece})
     return parts
 
 
 def _check_text(text: str, where: str) -> None:
     """Raises ValueError for a placeholder of what is not read, and for text that is no Unicode."""
-    for name in ("video", "audio"):
-        if f"<{name}>" in text:
-            raise ValueError(f"{where} must not spell <{name}>: {name} is not read here")
+    if "<audio>" in text:
+        raise ValueError(f"{where} must not spell <audio>: audio is not read here")
     try:
         text.encode()
     except UnicodeEncodeError as error:

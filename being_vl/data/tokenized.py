@@ -30,7 +30,7 @@ from ..processing.tokenization_being_vl import BeingVLTokenizer
 from .identity import compare, processor_identity, tokenizer_identity
 from .mixtures import load_mixture
 
-VERSION = 2
+VERSION = 3
 RUN_FILE = "tokenize.json"
 MANIFEST = "tokenized.json"
 SKIPPED = "skipped.jsonl"
@@ -39,6 +39,7 @@ FEATURES = Features(
         "id": Value("string"),
         "source": Value("string"),
         "image_ids": List(Value("string")),
+        "video_ids": List(Value("string")),
         "input_ids": List(Value("int32")),
         "assistant_masks": List(Value("int8")),
         "length": Value("int32"),
@@ -51,6 +52,7 @@ COUNTS = (
     "tokens",
     "assistant_tokens",
     "images",
+    "videos",
     "image_tokens",
     "cells",
 )
@@ -100,7 +102,7 @@ def load_training_data(
         seed: decides which samples of a source are taken, and the order of a mixture.
 
     Returns:
-        a map-style data set with the columns `id`, `source`, `image_ids`, `input_ids`, `assistant_masks`,
+        a map-style data set with the columns `id`, `source`, `image_ids`, `video_ids`, `input_ids`, `assistant_masks`,
         `length`. A folder keeps its order; a mixture is shuffled. Equal arguments give equal samples.
 
     Raises:

@@ -24,6 +24,7 @@ from ..codes.shards import CodeShards
 from ..files import locked, write_atomic
 from ..processing.control_tokens import ControlTokens
 from ..processing.processing_being_vl import BeingVLProcessor
+from ..quantizers.video_loading import FrameMetadata
 from .codes import CodeIndex, build_index, codes_identity, nearest_id, normal_id, positions_of
 from .conversations import Conversation, parse_sample
 from .identity import compare, processor_identity
@@ -31,6 +32,8 @@ from .quantizing.decoding import end_with_parent
 from .sources import SampleSource, decode_sample
 from .tokenized import COUNTS, check_finished, claim, finish, read_report, shard_bytes, shard_path
 
+# Codes by kind and id: of an image (h, w); of a video (T, h, w) and the time of each frame.
+Grids = dict[tuple[str, str], Any]
 _BATCH = 64  # samples through the processor at once
 _INDEX_FILE = ".code-index.npy"
 _GENERATION = re.compile(r"{%-?\s*generation\b")
@@ -107,7 +110,7 @@ class ChunkTokenizer:
         self._counts = dict.fromkeys(COUNTS, 0)
         columns: dict[str, Any] = defaultdict(list)
         read = self._read(chunk)
-        grids = self._grids(c for c, _ in read)
+        grids = self._grids([c for c, _ in read])
         kept = []
         for conversation, where in read:
             whole = self._attempt(conversation, where, self._with_codes, conversation, where, grids)
@@ -124,6 +127,7 @@ class ChunkTokenizer:
                 columns["id"].append(conversation.id)
                 columns["source"].append(self._settings.source)
                 columns["image_ids"].append(conversation.image_ids)
+                columns["video_ids"].append(conversation.video_ids)
                 columns["input_ids"].append(ids)
                 columns["assistant_masks"].append(mask)
                 columns["length"].append(len(ids))
@@ -164,40 +168,48 @@ class ChunkTokenizer:
                 kept.append((conversation, where))
         return kept
 
-    def _grids(self, conversations: Iterable[Conversation]) -> dict[str, np.ndarray]:
+    def _grids(self, conversations: Sequence[Conversation]) -> Grids:
         """Codes by the ids that the samples use; a name that is not known is looked up in its normal form."""
         if self._index is None:
             return {}
-        names = {name for conversation in conversations for name in conversation.image_ids}
-        found = self._index.lookup(names)
+        images = {name for conversation in conversations for name in conversation.image_ids}
+        videos = {name for conversation in conversations for name in conversation.video_ids}
+        return self._looked_up("image", images, self._index.lookup) | self._looked_up(
+            "video", videos, self._index.lookup_videos
+        )
+
+    def _looked_up(
+        self, medium: str, names: set[str], lookup: Callable[[Iterable[str]], dict[str, Any]]
+    ) -> Grids:
+        found = lookup(names)
         normal = {
             name: normal_id(name, self._settings.image_root)
             for name in sorted(names - found.keys())
         }
-        others = self._index.lookup(normal.values())
-        return found | {name: others[other] for name, other in normal.items() if other in others}
+        others = lookup(normal.values())
+        found |= {name: others[other] for name, other in normal.items() if other in others}
+        return {(medium, name): codes for name, codes in found.items()}
 
-    def _with_codes(
-        self, conversation: Conversation, where: str, grids: dict[str, np.ndarray]
-    ) -> Conversation:
-        """The sample, if its images are there, after what the settings do with the others."""
-        missing = [i for i in dict.fromkeys(conversation.image_ids) if i not in grids]
+    def _with_codes(self, conversation: Conversation, where: str, grids: Grids) -> Conversation:
+        """The sample, if its images and videos are there, after what the settings do with the others."""
+        missing = [key for key in dict.fromkeys(_keys(conversation)) if key not in grids]
         if not missing:
             return conversation
-        why = "no --codes given" if self._index is None else "no codes for this image"
+        medium, name = missing[0]
+        why = "no --codes given" if self._index is None else f"no codes for this {medium}"
         if self._settings.on_missing == "raise":
-            hint = self._nearest(missing[0]) if self._settings.on_bad_row == "raise" else ""
+            hint = self._nearest(name) if self._settings.on_bad_row == "raise" else ""
             raise _Refused(
-                f"{where}: image {missing[0]!r}: {why}{hint}; --on-missing skip leaves such samples out, "
-                "--on-missing text keeps them without the image"
+                f"{where}: {medium} {name!r}: {why}{hint}; --on-missing skip leaves such samples out, "
+                f"--on-missing text keeps them without the {medium}"
             )
         if self._settings.on_missing == "skip":
-            raise _LeftOut(why, missing[0])
-        rest = conversation.without_images(missing)
+            raise _LeftOut(why, name)
+        rest = conversation.without(missing)
         if any(m["role"] == "assistant" and not m["content"] for m in rest.messages):
-            raise _LeftOut(f"{why}, and it is all that the assistant says", missing[0])
-        for image_id in missing:
-            self._write_down(where, conversation.id, image_id, why)
+            raise _LeftOut(f"{why}, and it is all that the assistant says", name)
+        for _, name in missing:
+            self._write_down(where, conversation.id, name, why)
         return rest
 
     def _nearest(self, image_id: str) -> str:
@@ -208,17 +220,22 @@ class ChunkTokenizer:
         return "" if near is None else hint
 
     def _encode(
-        self, batch: list[Conversation], grids: dict[str, np.ndarray]
+        self, batch: list[Conversation], grids: Grids
     ) -> list[tuple[np.ndarray, np.ndarray] | ValueError]:
         """Ids int32 and assistant masks int8 of each sample, or why there are none."""
-        images = [[grids[i] for i in conversation.image_ids] for conversation in batch]
+        images = [[grids["image", i] for i in conversation.image_ids] for conversation in batch]
+        videos = [[grids["video", i] for i in conversation.video_ids] for conversation in batch]
+        given: dict[str, Any] = {"image_codes": images} if any(images) else {}
+        if any(videos):
+            given["video_codes"] = [[codes for codes, _ in own] for own in videos]
+            given["video_metadata"] = [_metadata(*clip) for own in videos for clip in own]
         try:
             encoded: Any = self._processor.apply_chat_template(
                 [conversation.messages for conversation in batch],
                 tokenize=True,
                 return_dict=True,
                 return_assistant_tokens_mask=True,
-                processor_kwargs={"image_codes": images} if any(images) else {},
+                processor_kwargs=given,
             )
         except (ValueError, TemplateError) as error:
             if len(batch) == 1:
@@ -270,7 +287,7 @@ class ChunkTokenizer:
         where: str,
         ids: np.ndarray,
         mask: np.ndarray,
-        grids: dict[str, np.ndarray],
+        grids: Grids,
     ) -> None:
         layout = self._processor.tokenizer.layout
         counts = self._counts
@@ -278,11 +295,33 @@ class ChunkTokenizer:
         counts["tokens"] += len(ids)
         counts["assistant_tokens"] += int(mask.sum())
         counts["images"] += len(conversation.image_ids)
+        counts["videos"] += len(conversation.video_ids)
         counts["image_tokens"] += int(((ids >= layout.first_code_id) & (ids < layout.size)).sum())
-        counts["cells"] += sum(grids[i].size for i in conversation.image_ids)
+        counts["cells"] += sum(grids["image", i].size for i in conversation.image_ids)
+        counts["cells"] += sum(grids["video", i][0].size for i in conversation.video_ids)
         if conversation.fixed:
             counts["fixed_samples"] += 1
             self._write_down(where, conversation.id, None, f"kept: {conversation.fixed}")
+
+
+def _keys(conversation: Conversation) -> list[tuple[str, str]]:
+    """Its images and videos, by kind and id."""
+    return [("image", name) for name in conversation.image_ids] + [
+        ("video", name) for name in conversation.video_ids
+    ]
+
+
+def _metadata(codes: np.ndarray, times: np.ndarray) -> FrameMetadata:
+    known = None if np.isnan(times).any() else times.tolist()
+    return FrameMetadata(
+        total_num_frames=len(codes), frames_indices=list(range(len(codes))), frame_times=known
+    )
+
+
+def _leave_out(setting: str, where: str, reason: str, hint: str) -> NoReturn:
+    if setting == "raise":
+        raise _Refused(f"{where}: {reason}; {hint}")
+    raise _LeftOut(reason)
 
 
 def _learned_mask(conversation: Conversation, mask: np.ndarray, where: str) -> np.ndarray:
@@ -387,7 +426,7 @@ def _open_codes(
 ) -> tuple[CodeIndex | None, dict[str, Any] | None]:
     if not codes:
         return None, None
-    expected = processor.tokenizer.image_bpe.codebook_size
+    expected = processor.tokenizer.image_bpe.quantizer_codebook_size
     index, shards = build_index(codes, output / _INDEX_FILE, codebook_size=expected, verify=verify)
     if shards.codebook_size != expected:
         raise ValueError(
