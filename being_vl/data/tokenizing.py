@@ -318,12 +318,6 @@ def _metadata(codes: np.ndarray, times: np.ndarray) -> FrameMetadata:
     )
 
 
-def _leave_out(setting: str, where: str, reason: str, hint: str) -> NoReturn:
-    if setting == "raise":
-        raise _Refused(f"{where}: {reason}; {hint}")
-    raise _LeftOut(reason)
-
-
 def _learned_mask(conversation: Conversation, mask: np.ndarray, where: str) -> np.ndarray:
     """The assistant mask without the turns that are not to be learned."""
     if all(conversation.learned):

@@ -49,9 +49,9 @@ def test_a_turn_of_weight_0_is_read_and_not_learned(off):
     [
         (chat(("gpt", "a", {"weight": 0.5})), r"conversations\[0\].weight must be 0 or 1, got 0.5"),
         (chat(("gpt", "a", {"weight": 0})), "must have a turn of the assistant that is learned"),
-        (chat(("gpt", "a", {}), video="x.mp4"), "row: video is not read here, got 'x.mp4'"),
+        (chat(("gpt", "a", {}), audio="x.wav"), "row: audio is not read here, got 'x.wav'"),
         (chat(("gpt", "a", {}), audios=["x"]), "row: audios is not read here"),
-        (chat(("human", "<video>\nWhat?", {}), ("gpt", "a", {})), "must not spell <video>"),
+        (chat(("human", "<audio>\nWhat?", {}), ("gpt", "a", {})), "must not spell <audio>"),
         (chat(("human", "q", {}), ("gpt", "", {})), r"conversations\[1\].value is empty: its end alone"),
         (chat(("human", "q", {}), ("gpt", " \n", {})), "is empty"),
         ({"messages": [{"role": "assistant", "content": "a", "tool_calls": [{"id": 1}]}]}, "tool_calls is not read"),

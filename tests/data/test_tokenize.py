@@ -242,7 +242,7 @@ GOOD = [{"from": "human", "value": "<image>?"}, {"from": "gpt", "value": "!"}]
         ({"image": "a", "conversations": GOOD[1:]}, "image has 1 image(s), but the turns have 0"),
         ({"image": 4, "conversations": GOOD}, "image must be an image id or a list of them, got 4"),
         ({"image": "a", "images": ["a"], "conversations": GOOD}, "give image or images, not both"),
-        ({"messages": [{"role": "assistant", "content": [{"type": "video"}]}]}, "messages[0].content[0] must be a part"),
+        ({"messages": [{"role": "assistant", "content": [{"type": "audio"}]}]}, "messages[0].content[0] must be a part"),
         ({"messages": [{"role": "assistant", "content": [{"type": "text", "text": "<image>"}]}]}, "must not spell <image>"),
     ],
 )  # fmt: skip
