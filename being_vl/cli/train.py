@@ -28,7 +28,7 @@ COMMON_TRAINING_ARGUMENTS: dict[str, tuple[Any, Any, str]] = {
     "output_dir": (str, None, "folder of the trained checkpoint"),
     "num_train_epochs": (float, 3.0, "epochs"),
     "max_steps": (int, -1, "instead of epochs, if positive"),
-    "per_device_train_batch_size": (int, 8, "rows in a batch"),
+    "per_device_train_batch_size": (int, 8, "sequences in a batch"),
     "gradient_accumulation_steps": (int, 1, "batches in a step"),
     "learning_rate": (float, 5e-5, "peak learning rate"),
     "warmup_steps": (float, 0.03, "below 1: a share of all steps"),

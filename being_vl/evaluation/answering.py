@@ -129,7 +129,7 @@ def _generate(
         [row[split:] for row, split in zip(rows, splits, strict=True)], pad, model.device
     )
     positions = (prefix_mask.cumsum(1) - 1).clamp(min=0)
-    past = model(
+    past = model(  # type: ignore[operator]
         input_ids=prefix,
         attention_mask=prefix_mask,
         position_ids=positions,

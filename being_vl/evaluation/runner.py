@@ -51,7 +51,7 @@ def load_checkpoint(
             f"{checkpoint}: its processor is a {type(processor).__name__}, not Being-VL's"
         )
     model = AutoModelForImageTextToText.from_pretrained(checkpoint, dtype=dtype, **commit)
-    return model.to(place).eval(), processor
+    return model.to(place).eval(), processor  # type: ignore[arg-type]
 
 
 @dataclass

@@ -125,8 +125,8 @@ class ImageVocabularyConfig(CheckpointPart):
 
     def validate_layout(self) -> None:
         """Part of the `@strict` validation: the vocabulary's sizes and ids agree."""
-        layout = self.layout
-        if self.vocab_size < layout.size:
+        layout, vocab_size = self.layout, self.vocab_size
+        if vocab_size is None or vocab_size < layout.size:
             raise ValueError(
                 f"vocab_size must be at least text_vocab_size + num_special_tokens + codebook_size + "
                 f"num_merges = {layout.size}, got {self.vocab_size}"

@@ -29,7 +29,7 @@ class BeingVLGenerationMixin:
     """`generate` with a mode, for a model with a `config` of [`BeingVLConfig`]."""
 
     output_modalities = ("text", "image", "video")
-    _image_bpe: ImageBPE | None = None
+    _image_bpe: Any = None  # ImageBPE, once it is known
     _hub_options: dict[str, Any] = {}  # noqa: RUF012
 
     @property

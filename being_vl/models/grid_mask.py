@@ -5,6 +5,8 @@ advances together and nothing leaves the device: the mask of a step takes a hand
 that of the distinct shapes of the vocabulary (some hundreds for 8,192 merges), not of the vocabulary.
 """
 
+from typing import Any
+
 import numpy as np
 import torch
 
@@ -42,7 +44,10 @@ class GridMask:
         self._bov_token_id = -1 if bov_token_id is None else bov_token_id
         self._eov_token_id = -1 if eov_token_id is None else eov_token_id
         self._has_repeats = tracker.image_bpe.repeat_code is not None
-        self._tables: tuple[torch.Tensor, ...] | None = None
+        self._tables: Any = None
+        self._covered: torch.Tensor
+        self.is_open: torch.Tensor
+        self.is_illegal: torch.Tensor
         self._ids: torch.Tensor | None = None  # (batch, length) of the last step
 
     def advance(self, input_ids: torch.Tensor) -> None:

@@ -71,7 +71,8 @@ class BeingVLDecoder(ModelPart):
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
         if "stock_class" in vars(cls):
-            cls.forward = _after_those_of(cls.stock_class.forward, cls.forward)
+            forward = _after_those_of(cls.stock_class.forward, cls.forward)
+            cls.forward = forward  # type: ignore[method-assign]
 
     def __init__(self, config: Any):
         super().__init__(config)  # type: ignore[call-arg]
@@ -135,10 +136,8 @@ class BeingVLLanguageModel(BeingVLGenerationMixin, VocabularyRows, ModelPart):
         super().__init_subclass__(**kwargs)
         if "stock_class" in vars(cls):
             stock = cls.stock_class
-            cls.forward = _after_those_of(stock.forward, cls.forward)
-            cls.prepare_inputs_for_generation = _after_those_of(
-                stock.prepare_inputs_for_generation, cls.prepare_inputs_for_generation
-            )
+            for name in ("forward", "prepare_inputs_for_generation"):
+                setattr(cls, name, _after_those_of(getattr(stock, name), getattr(cls, name)))
 
     def __init__(self, config: Any):
         # The stock class would allocate a decoder only for it to be replaced.
@@ -298,7 +297,8 @@ class BeingVLLanguageModel(BeingVLGenerationMixin, VocabularyRows, ModelPart):
             raise TypeError(
                 f"text_model must be a {cls.stock_class.__name__}, got {type(text_model).__name__}"
             )
-        num_text_rows = text_model.get_input_embeddings().weight.shape[0]
+        embeddings: Any = text_model.get_input_embeddings()
+        num_text_rows = embeddings.weight.shape[0]
         if layout.text_size > num_text_rows:
             raise ValueError(
                 f"layout.text_size is {layout.text_size}, but the text model has {num_text_rows} rows"

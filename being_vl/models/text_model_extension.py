@@ -99,8 +99,9 @@ def extended_state(
         for name, tensor in text_model.state_dict().items()
         if name not in ("model.embed_tokens.weight", "lm_head.weight")
     }
+    embeddings: Any = text_model.get_input_embeddings()
     state["model.embed_tokens.weight"] = extended(
-        text_model.get_input_embeddings().weight, is_head=config.tie_word_embeddings
+        embeddings.weight, is_head=config.tie_word_embeddings
     )
     state["lm_head.weight"] = (
         state["model.embed_tokens.weight"]

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import torch
 from PIL import Image
-from transformers import BatchFeature, PreTrainedModel, ProcessorMixin
+from transformers import BatchFeature, ProcessorMixin
 from transformers.processing_utils import MultiModalData, ProcessingKwargs, TextKwargs
 from transformers.utils import cached_file
 
@@ -102,7 +102,7 @@ class BeingVLProcessor(VideoMixin, CheckpointPart, ProcessorMixin):
         video_processor: video → pixel values; by default as the image processor does, all frames.
     """
 
-    valid_processor_kwargs = BeingVLProcessorKwargs
+    valid_processor_kwargs: Any = BeingVLProcessorKwargs
 
     def __init__(
         self,
@@ -128,7 +128,7 @@ class BeingVLProcessor(VideoMixin, CheckpointPart, ProcessorMixin):
     # ---- the VQ model
 
     @property
-    def vq_model(self) -> PreTrainedModel:
+    def vq_model(self) -> Any:
         """The VQ model, loaded on first use.
 
         Raises:
@@ -213,14 +213,16 @@ class BeingVLProcessor(VideoMixin, CheckpointPart, ProcessorMixin):
                 tensor_type=return_tensors,
                 skip_tensor_conversion=self.skip_tensor_conversion,
             )
+        kinds: Any = BeingVLProcessorKwargs
         options = self._merge_kwargs(
-            BeingVLProcessorKwargs, tokenizer_init_kwargs=self.tokenizer.init_kwargs, **kwargs
+            kinds, tokenizer_init_kwargs=self.tokenizer.init_kwargs, **kwargs
         )
         if videos is not None:
-            return self._only_quantize_videos(videos, **options["videos_kwargs"])
-        options = options["images_kwargs"]
-        return_tensors = options.pop("return_tensors", None)
-        codes = self.quantize(images, **options)
+            videos_kwargs: Any = options["videos_kwargs"]
+            return self._only_quantize_videos(videos, **videos_kwargs)
+        images_kwargs: Any = options["images_kwargs"]
+        return_tensors = images_kwargs.pop("return_tensors", None)
+        codes = self.quantize(images, **images_kwargs)
         return BatchFeature({"image_codes": codes}, tensor_type=return_tensors)
 
     def prepare_inputs_layout(self, images: Any = None, **inputs: Any) -> tuple[Any, ...]:
@@ -511,7 +513,7 @@ class BeingVLProcessor(VideoMixin, CheckpointPart, ProcessorMixin):
             and generated_outputs.ndim == 1
         ):
             generated_outputs = generated_outputs[None]
-        results = []
+        results: list[Any] = []
         for index, row in enumerate(generated_outputs):
             if generation_mode == "video":
                 self._require_videos()

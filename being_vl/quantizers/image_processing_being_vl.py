@@ -229,7 +229,8 @@ class BeingVLImageProcessor(CheckpointPart, PilBackend):
             processed.append(image)
         if options["do_pad"]:
             pad_size = options["pad_size"] or _common_size(processed, options["size_divisor"] or 1)
-            processed = self.pad(processed, pad_size=pad_size)
+            padded: Any = self.pad(processed, pad_size=pad_size)
+            processed = padded
         sizes = {image.shape[-2:] for image in processed}
         if return_tensors is not None and len(sizes) > 1:
             listed = ", ".join(f"{height}×{width}" for height, width in sorted(sizes))
@@ -288,7 +289,7 @@ def _base64_bytes(text: str) -> bytes | None:
 
 def _check_resized(shape: tuple[int, int], options: dict[str, Any], limit: int, name: str) -> None:
     """A picture one pixel high is small until its shortest edge is resized."""
-    size = options.get("size")
+    size: Any = options.get("size")
     if options.get("aspect_ratio_buckets"):
         size = _cover(shape, _nearest_bucket(shape, options["aspect_ratio_buckets"]))
     elif not options.get("do_resize") or size is None or size.longest_edge or size.max_height:
@@ -305,7 +306,7 @@ def _check_resized(shape: tuple[int, int], options: dict[str, Any], limit: int, 
         )
 
 
-def _round_size(shape: tuple[int, int], size: SizeDict, divisor: int) -> SizeDict:
+def _round_size(shape: tuple[int, int], size: Any, divisor: int) -> SizeDict:
     height, width = shape
     if size.shortest_edge:
         scale = size.shortest_edge / min(shape)
@@ -327,7 +328,7 @@ def _nearest_bucket(shape: tuple[int, int], buckets: Any) -> SizeDict:
     return SizeDict(height=height, width=width)
 
 
-def _cover(shape: tuple[int, int], bucket: SizeDict) -> SizeDict:
+def _cover(shape: tuple[int, int], bucket: Any) -> SizeDict:
     """The smallest size of the picture's aspect ratio that is nowhere smaller than the bucket."""
     scale = max(bucket.height / shape[0], bucket.width / shape[1])
     return SizeDict(

@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import nn
@@ -123,7 +124,7 @@ class ReconstructionMetrics:
 
 
 def evaluate_reconstruction(
-    model: nn.Module, batches: Iterable[torch.Tensor], metrics: ReconstructionMetrics
+    model: Any, batches: Iterable[torch.Tensor], metrics: ReconstructionMetrics
 ) -> dict[str, float]:
     """Quantize and reconstruct batches of pixels (B, 3, H, W), which lie on the model's device."""
     with torch.inference_mode():

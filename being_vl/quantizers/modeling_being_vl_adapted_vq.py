@@ -72,7 +72,7 @@ class BeingVLAdaptedVQModel(QuantizerModelPart, PreTrainedModel):
     config_class = BeingVLAdaptedVQConfig
     config: BeingVLAdaptedVQConfig
     main_input_name = "pixel_values"
-    input_modalities = ("image",)
+    input_modalities: Any = ("image",)
 
     def __init__(self, config: BeingVLAdaptedVQConfig, model: nn.Module | None = None) -> None:
         super().__init__(config)

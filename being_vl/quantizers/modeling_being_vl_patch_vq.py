@@ -8,6 +8,8 @@ weighs kilobytes; it suits drawings, charts and small experiments rather than ph
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import nn
 from transformers import PreTrainedConfig, PreTrainedModel
@@ -65,7 +67,7 @@ class BeingVLPatchVQModel(QuantizerModelPart, PreTrainedModel):
 
     config_class = BeingVLPatchVQConfig
     main_input_name = "pixel_values"
-    input_modalities = ("image",)
+    input_modalities: Any = ("image",)
     _chunk_rows = 1 << 14  # bounds the distance matrix to _chunk_rows × K floats
 
     def __init__(self, config: BeingVLPatchVQConfig):

@@ -202,17 +202,17 @@ class BeingVLVQModel(QuantizerModelPart, PreTrainedModel):
     config: BeingVLVQConfig
     base_model_prefix = "vq_model"
     main_input_name = "pixel_values"
-    input_modalities = ("image",)
-    _no_split_modules = ("ResnetBlock", "AttnBlock", "VectorQuantizer")
+    input_modalities: Any = ("image",)
+    _no_split_modules: Any = ("ResnetBlock", "AttnBlock", "VectorQuantizer")
     # Half-precision codebooks change codes; K × D numbers in float32 cost nothing beside the rest.
-    _keep_in_fp32_modules_strict = frozenset({"quantize"})
+    _keep_in_fp32_modules_strict: Any = frozenset({"quantize"})
     # The language model around the VQ-GAN of a Chameleon checkpoint
-    _keys_to_ignore_on_load_unexpected = (r"^model\.(?!vqmodel\.)", r"^lm_head\.")
+    _keys_to_ignore_on_load_unexpected: Any = (r"^model\.(?!vqmodel\.)", r"^lm_head\.")
 
     def __init__(self, config: BeingVLVQConfig) -> None:
         super().__init__(config)
         self.encoder = Encoder(config)
-        self.quantize = QUANTIZERS[config.quantizer](config)
+        self.quantize: Any = QUANTIZERS[config.quantizer](config)
         self.quant_conv = nn.Conv2d(config.latent_channels, config.embed_dim, 1)
         self.post_quant_conv = nn.Conv2d(config.embed_dim, config.latent_channels, 1)
         self.decoder = Decoder(config) if config.has_decoder else None
@@ -224,7 +224,8 @@ class BeingVLVQModel(QuantizerModelPart, PreTrainedModel):
         if isinstance(module, nn.Conv2d):
             init.kaiming_uniform_(module.weight, a=math.sqrt(5))
             bound = 1 / math.sqrt(module.weight[0].numel())
-            init.uniform_(module.bias, -bound, bound)
+            bias: Any = module.bias
+            init.uniform_(bias, -bound, bound)
         elif isinstance(module, nn.GroupNorm):
             init.ones_(module.weight)
             init.zeros_(module.bias)
@@ -251,9 +252,10 @@ class BeingVLVQModel(QuantizerModelPart, PreTrainedModel):
         if "torch_dtype" not in kwargs:
             kwargs.setdefault("dtype", torch.float32)
         kwargs.setdefault("key_mapping", {r"^model\.vqmodel\.": ""})
-        model, info = super().from_pretrained(
+        loaded: Any = super().from_pretrained(
             pretrained_model_name_or_path, *args, output_loading_info=True, **kwargs
         )
+        model, info = loaded
         missing = set(info["missing_keys"])
         decoder = {key for key in model.state_dict() if key.startswith("decoder.")}
         if decoder and decoder <= missing:

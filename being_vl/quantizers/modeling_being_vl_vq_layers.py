@@ -241,7 +241,7 @@ class Encoder(nn.Module):
         shared = {"num_groups": config.norm_num_groups, "dropout": config.dropout}
         channels = config.base_channels
         self.conv_in = nn.Conv2d(config.in_channels, channels, 3, padding=1)
-        self.down = nn.ModuleList()
+        self.down: Any = nn.ModuleList()
         last = len(config.channel_multiplier) - 1
         for index, multiplier in enumerate(config.channel_multiplier):
             out_channels = config.base_channels * multiplier
@@ -301,12 +301,12 @@ class Decoder(nn.Module):
             if index != 0:
                 level.upsample = Upsample(channels)
             levels.append(level)
-        self.up = nn.ModuleList(reversed(levels))
+        self.up: Any = nn.ModuleList(reversed(levels))
         self.norm_out = _group_norm(channels, config.norm_num_groups)
         self.conv_out = nn.Conv2d(channels, config.out_channels, 3, padding=1)
 
     @property
-    def last_layer(self) -> nn.Parameter:
+    def last_layer(self) -> torch.Tensor:
         """The weight that the adaptive weight of an adversarial loss is measured at."""
         return self.conv_out.weight
 

@@ -214,7 +214,7 @@ def _imported(name: str) -> Any:
 
 def _config_fields(name: str, options: dict[str, Any]) -> dict[str, Any]:
     hub = {key: options[key] for key in _HUB_OPTIONS if key in options}
-    path = cached_file(name, "config.json", **hub)
+    path = str(cached_file(name, "config.json", **hub))
     fields = read_json(path)
     if not isinstance(fields, dict):
         raise ValueError(f"{path}: must hold an object, got {type(fields).__name__}")

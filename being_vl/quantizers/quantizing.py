@@ -153,7 +153,7 @@ class LazyVQ:
         device: str | torch.device | None = None,
         source: tuple[str, dict[str, Any]] | None = None,
     ):
-        self._model = model
+        self._model: Any = model
         self._device = device
         if source is not None and os.path.isdir(
             source[0]
@@ -174,7 +174,7 @@ class LazyVQ:
         return self._model is not None
 
     @property
-    def model(self) -> PreTrainedModel:
+    def model(self) -> Any:
         """The model, loaded on first use.
 
         Raises:
@@ -244,7 +244,7 @@ class LazyVQ:
 
 def _checksum(tensor: torch.Tensor) -> int:
     values = tensor.detach().cpu().contiguous().view(-1)
-    return zlib.crc32(values.view(torch.uint8).numpy())
+    return zlib.crc32(memoryview(values.view(torch.uint8).numpy()))
 
 
 @contextmanager

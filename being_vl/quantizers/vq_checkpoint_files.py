@@ -33,7 +33,7 @@ class _Ignored:
 
 
 # taming's own files hold these classes as dictionary keys; they are never run.
-_LIGHTNING_CLASSES = [
+_LIGHTNING_CLASSES: Any = [
     (_Ignored, f"pytorch_lightning.callbacks.{module}.{name}")
     for module, name in (
         ("model_checkpoint", "ModelCheckpoint"),
@@ -50,11 +50,12 @@ def open_weights(source: str) -> tuple[list[str], Reader]:
     if os.path.isfile(source):
         path = Path(source)
     else:
-        path = next(filter(None, (fetch(source, file) for file in _WEIGHT_FILES)), None)
-        if path is None:
+        found = next(filter(None, (fetch(source, file) for file in _WEIGHT_FILES)), None)
+        if found is None:
             raise FileNotFoundError(
                 f"{source}: no weights there, looked for {', '.join(_WEIGHT_FILES)}"
             )
+        path = found
     if path.name.endswith(".index.json"):
         return _open_shards(source, path)
     if path.suffix == ".safetensors":

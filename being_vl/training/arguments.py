@@ -13,7 +13,7 @@ __all__ = ["BeingVLTrainingArguments", "DataArguments", "ModelArguments", "Stage
 
 # What these would do elsewhere does not happen here: the value that they must have, and why.
 _REFUSED: dict[str, tuple[bool | None, str]] = {
-    "remove_unused_columns": (False, "the rows hold what no forward takes"),
+    "remove_unused_columns": (False, "the samples hold what no forward takes"),
     "resume_from_checkpoint": (None, "a run goes on from its newest whole checkpoint"),
     "push_to_hub": (False, "being-vl push uploads a finished checkpoint"),
     "logging_nan_inf_filter": (False, "it counts a loss of NaN as 0; here training stops"),
@@ -31,7 +31,7 @@ class BeingVLTrainingArguments(TrainingArguments):
 
     These are: a cosine schedule, 0.03 of the steps as warm-up, no weight decay, AdamW. What differs between
     the stages (learning rate, accumulation, epochs) stands in the recipes under hub_configs/training.
-    `remove_unused_columns` is False, because rows are made from columns that no forward takes.
+    `remove_unused_columns` is False, because samples are made from columns that no forward takes.
     """
 
     lr_scheduler_type: str = option("schedule of the rate", "cosine")

@@ -29,14 +29,14 @@ SHARED_SEGMENT = 0
 _READ_AT_ONCE = 1000
 
 
-class _Rows(Dataset):
-    """Rows of several samples each: `_bins` says which, `_row` makes one of what was read."""
+class _Sequences(Dataset):
+    """Sequences of several samples each: `_bins` says which, `_sequence` makes one of what was read."""
 
     samples: TokenizedSamples
     lengths: np.ndarray
     _bins: list[np.ndarray]
 
-    def _row(self, members: np.ndarray, samples: list[dict[str, Any]]) -> dict[str, Any]:
+    def _sequence(self, members: np.ndarray, samples: list[dict[str, Any]]) -> dict[str, Any]:
         raise NotImplementedError
 
     def __len__(self) -> int:
@@ -46,51 +46,51 @@ class _Rows(Dataset):
         return self.__getitems__([index])[0]
 
     def __getitems__(self, indices: Sequence[int]) -> list[dict[str, Any]]:
-        """Several rows in one read; `DataLoader` calls it."""
+        """Several sequences in one read; `DataLoader` calls it."""
         bins = [self._bins[index] for index in indices]
-        read = iter(self.samples.__getitems__(np.concatenate(bins)))
-        return [self._row(bin_, [next(read) for _ in bin_]) for bin_ in bins]
+        read = iter(self.samples.__getitems__(np.concatenate(bins).tolist()))
+        return [self._sequence(bin_, [next(read) for _ in bin_]) for bin_ in bins]
 
 
-class PackedSamples(_Rows):
-    """Several samples a row, each as if it stood alone; see `pack_samples`.
+class PackedSamples(_Sequences):
+    """Several samples a sequence, each as if it stood alone; see `pack_samples`.
 
     Args:
-        rows: the samples.
-        max_length: the most tokens of a row.
+        samples: the samples.
+        max_length: the most tokens of a sequence.
     """
 
-    def __init__(self, rows: TokenizedSamples, max_length: int):
-        self.samples = rows
-        self._bins = best_fit(rows.lengths, max_length)
-        self.lengths = np.array([rows.lengths[bin_].sum() for bin_ in self._bins], np.int32)
+    def __init__(self, samples: TokenizedSamples, max_length: int):
+        self.samples = samples
+        self._bins = best_fit(samples.lengths, max_length)
+        self.lengths = np.array([samples.lengths[bin_].sum() for bin_ in self._bins], np.int32)
 
-    def _row(self, members: np.ndarray, samples: list[dict[str, Any]]) -> dict[str, Any]:
+    def _sequence(self, members: np.ndarray, samples: list[dict[str, Any]]) -> dict[str, Any]:
         return pack_samples(samples)
 
 
-class SharedImageSamples(_Rows):
-    """Samples about the same image in one row, the image once; see `packing.pack_shared_image`.
+class SharedImageSamples(_Sequences):
+    """Samples about the same image in one sequence, the image once; see `packing.pack_shared_image`.
 
-    Samples share a row when they agree on every token up to the end of their first image. Samples without
+    Samples share a sequence when they agree on every token up to the end of their first image. Samples without
     an image share their first token.
 
     Args:
-        rows: the samples, with labels on what the assistant says.
+        samples: the samples, with labels on what the assistant says.
         eoi_token_id: the end of an image.
-        max_length: the most tokens of a row. What does not fit begins another row with the image again.
+        max_length: the most tokens of a sequence. What does not fit begins another sequence with the image again.
     """
 
-    def __init__(self, rows: TokenizedSamples, *, eoi_token_id: int, max_length: int):
-        if rows.labels != "assistant":
+    def __init__(self, samples: TokenizedSamples, *, eoi_token_id: int, max_length: int):
+        if samples.labels != "assistant":
             raise ValueError(
-                f"packing=shared_image needs labels=assistant, got {rows.labels!r}: a label before the end of "
+                f"packing=shared_image needs labels=assistant, got {samples.labels!r}: a label before the end of "
                 "the image would count once for all questions"
             )
-        self.samples = rows
+        self.samples = samples
         groups: dict[bytes, list[int]] = {}
-        prefixes = np.empty(len(rows), np.int32)
-        for index, ids in enumerate(_all_ids(rows)):
+        prefixes = np.empty(len(samples), np.int32)
+        for index, ids in enumerate(_all_ids(samples)):
             prefixes[index] = shared_prefix(ids, eoi_token_id)
             key = blake2b(ids[: prefixes[index]].tobytes(), digest_size=16).digest()
             groups.setdefault(key, []).append(index)
@@ -99,28 +99,28 @@ class SharedImageSamples(_Rows):
         lengths = []
         for group in groups.values():
             members, prefix = np.array(group), int(prefixes[group[0]])
-            turns = rows.lengths[members] - prefix
+            turns = samples.lengths[members] - prefix
             for bin_ in best_fit(turns, max_length - prefix):
                 self._bins.append(members[np.sort(bin_)])
                 lengths.append(prefix + turns[bin_].sum())
         self.lengths = np.array(lengths, np.int32)
 
-    def _row(self, members: np.ndarray, samples: list[dict[str, Any]]) -> dict[str, Any]:
+    def _sequence(self, members: np.ndarray, samples: list[dict[str, Any]]) -> dict[str, Any]:
         start = int(self._prefixes[members[0]])
         if any((sample["labels"][:start] != IGNORE_INDEX).any() for sample in samples):
             raise ValueError(
                 "packing=shared_image needs labels after the first image alone, but the assistant speaks before "
-                f"its end in one of the rows {members.tolist()}; take packing=samples"
+                f"its end in one of the samples {members.tolist()}; take packing=samples"
             )
         turns = [(sample["input_ids"][start:], sample["labels"][start:]) for sample in samples]
         return pack_shared_image(samples[0]["input_ids"][:start], turns)
 
 
-def _all_ids(rows: TokenizedSamples) -> Iterable[np.ndarray]:
-    starts = range(0, len(rows), _READ_AT_ONCE)
-    for start in tqdm(starts, desc="finding shared images", unit="k rows", leave=False):
-        indices = range(start, min(start + _READ_AT_ONCE, len(rows)))
-        yield from rows.ids_of(indices)
+def _all_ids(samples: TokenizedSamples) -> Iterable[np.ndarray]:
+    starts = range(0, len(samples), _READ_AT_ONCE)
+    for start in tqdm(starts, desc="finding shared images", unit="k samples", leave=False):
+        indices = range(start, min(start + _READ_AT_ONCE, len(samples)))
+        yield from samples.ids_of(indices)
 
 
 def shared_prefix(input_ids: np.ndarray, eoi_token_id: int) -> int:
@@ -164,7 +164,7 @@ def best_fit(lengths: Sequence[int] | np.ndarray, capacity: int) -> list[np.ndar
 
 
 def pack_samples(samples: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """One row of samples that do not see each other.
+    """One sequence of samples that do not see each other.
 
     transformers keeps them apart by their positions, on sdpa, eager and flash attention, when there is no
     attention mask and no cache.
@@ -176,25 +176,25 @@ def pack_samples(samples: Sequence[dict[str, Any]]) -> dict[str, Any]:
         `input_ids`, `labels` and `position_ids`, int32 (total length,), and `length`.
     """
     if not samples:
-        raise ValueError("a row needs at least one sample, got none")
+        raise ValueError("a sequence needs at least one sample, got none")
     for number, sample in enumerate(samples):
         if sample["labels"][0] != IGNORE_INDEX:
             raise ValueError(
                 f"sample {number}: its first token cannot be a label, nothing stands before it"
             )
-    row = {
+    sequence = {
         name: np.concatenate([sample[name] for sample in samples]).astype(np.int32)
         for name in ("input_ids", "labels")
     }
     positions = [np.arange(len(sample["input_ids"]), dtype=np.int32) for sample in samples]
-    row["position_ids"] = np.concatenate(positions)
-    return {**row, "length": len(row["input_ids"])}
+    sequence["position_ids"] = np.concatenate(positions)
+    return {**sequence, "length": len(sequence["input_ids"])}
 
 
 def pack_shared_image(
     prefix_ids: Sequence[int], turns: Sequence[tuple[Sequence[int], Sequence[int]]]
 ) -> dict[str, Any]:
-    """One row of an image and its questions.
+    """One sequence of an image and its questions.
 
     Returns:
         `input_ids`, `labels`, `position_ids`, `segment_ids` (0 for the prefix, then 1, 2, … for the
@@ -212,19 +212,19 @@ def pack_shared_image(
         labels.append(np.asarray(turn_labels, np.int32))
         positions.append(np.arange(start, start + len(turn_ids), dtype=np.int32))
         segments.append(np.full(len(turn_ids), number, np.int32))
-    row = {
+    sequence = {
         "input_ids": np.concatenate(ids),
         "labels": np.concatenate(labels),
         "position_ids": np.concatenate(positions),
         "segment_ids": np.concatenate(segments),
     }
     # A turn's first token would otherwise be predicted from the end of the turn before it.
-    starts = np.flatnonzero(np.diff(row["segment_ids"]) > 0) + 1
-    if np.any(row["labels"][starts] != IGNORE_INDEX):
+    starts = np.flatnonzero(np.diff(sequence["segment_ids"]) > 0) + 1
+    if np.any(sequence["labels"][starts] != IGNORE_INDEX):
         raise ValueError(
             "the first token of a turn cannot be a label: it has no turn of its own before it"
         )
-    return {**row, "length": len(row["input_ids"])}
+    return {**sequence, "length": len(sequence["input_ids"])}
 
 
 def block_mask(segment_ids: torch.Tensor) -> torch.Tensor:
@@ -252,10 +252,10 @@ def flex_block_mask(segment_ids: torch.Tensor) -> BlockMask:
 
 @dataclass
 class SharedImageCollator:
-    """Rows of `packing.pack_shared_image` → a padded batch with its block mask.
+    """Sequences of `packing.pack_shared_image` → a padded batch with its block mask.
 
     Args:
-        pad_token_id: the id that fills a row on the right.
+        pad_token_id: the id that fills a sequence on the right.
         attention: `"dense"` for sdpa and eager attention: the mask is bool (batch, 1, length, length).
             `"flex"` for FlexAttention: the batch holds `segment_ids`, long (batch, length), from which
             [`BeingVLTrainer`] makes a block-sparse mask where the model is.
@@ -267,13 +267,13 @@ class SharedImageCollator:
     pad_token_id: int
     attention: Literal["dense", "flex"] = "dense"
 
-    def __call__(self, rows: Sequence[dict[str, Any]]) -> dict[str, torch.Tensor]:
+    def __call__(self, sequences: Sequence[dict[str, Any]]) -> dict[str, torch.Tensor]:
         batch = {
-            "input_ids": padded(rows, "input_ids", self.pad_token_id),
-            "labels": padded(rows, "labels", IGNORE_INDEX),
-            "position_ids": padded(rows, "position_ids", 0),
+            "input_ids": padded(sequences, "input_ids", self.pad_token_id),
+            "labels": padded(sequences, "labels", IGNORE_INDEX),
+            "position_ids": padded(sequences, "position_ids", 0),
         }
-        segments = padded(rows, "segment_ids", PAD_SEGMENT)
+        segments = padded(sequences, "segment_ids", PAD_SEGMENT)
         if self.attention == "flex":
             batch["segment_ids"] = segments
         else:
@@ -283,7 +283,7 @@ class SharedImageCollator:
 
 @dataclass
 class FlatCollator:
-    """Rows of `packing.pack_samples` → one row without padding, for FlashAttention's kernels.
+    """Sequences of `packing.pack_samples` → one sequence without padding, for FlashAttention's kernels.
 
     FlashAttention keeps the samples of a batch apart only when it is given their borders, and transformers
     passes these on for a batch of one row.
@@ -293,10 +293,10 @@ class FlatCollator:
         `cu_seq_lens_k` int32 (samples + 1,), and the longest sample `max_length_q` and `max_length_k`.
     """
 
-    def __call__(self, rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    def __call__(self, sequences: Sequence[dict[str, Any]]) -> dict[str, Any]:
         batch: dict[str, Any] = {}
         for name in ("input_ids", "labels", "position_ids"):
-            joined = np.concatenate([row[name] for row in rows]).astype(np.int64)
+            joined = np.concatenate([sequence[name] for sequence in sequences]).astype(np.int64)
             batch[name] = torch.from_numpy(joined)[None]
         starts = np.flatnonzero(batch["position_ids"][0].numpy() == 0)
         borders = np.append(starts, batch["position_ids"].shape[1]).astype(np.int32)

@@ -16,7 +16,7 @@ import dataclasses
 import json
 import warnings
 import zlib
-from collections.abc import Mapping, Sequence, Sized
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -51,6 +51,11 @@ class ExactResumeMixin(Trainer):
         ValueError: DeepSpeed or FSDP are set to what `distributed` refuses.
     """
 
+    # Which of the alternatives that `Trainer` allows these are, type checkers cannot tell.
+    args: Any
+    model: Any
+    train_dataset: Any
+    processing_class: Any
     _identity: dict[str, Any]
     _best: str | None = None  # name of the best checkpoint, until training goes on
     _partial: Path | None = None  # `Trainer`'s folder while it writes a checkpoint
@@ -135,7 +140,7 @@ class ExactResumeMixin(Trainer):
             )
         return str(checkpoint), manifest["log_window"], manifest.get("best")
 
-    def _run_epoch(
+    def _run_epoch(  # type: ignore[override]
         self,
         *,
         epoch: int,
@@ -158,7 +163,7 @@ class ExactResumeMixin(Trainer):
             return
         # The loop sets a sampler's epoch through one wrapper. Sharing batches out among processes and
         # skipping those of a resumed epoch are two, and the order would be that of epoch 0.
-        part = train_dataloader
+        part: Any = train_dataloader
         while part is not None:
             part = getattr(part, "batch_sampler", None) or getattr(part, "sampler", None)
             if hasattr(part, "set_epoch"):
@@ -237,16 +242,16 @@ DECISIVE_ARGUMENTS = (
     "dataloader_drop_last", "train_sampling_strategy", "ignore_data_skip",
     "load_best_model_at_end", "metric_for_best_model", "greater_is_better",
 )  # fmt: skip
-_SAMPLED_ROWS = 128
+_SAMPLED_ITEMS = 128
 _SAMPLED_VALUES = 64
 
 
-def run_identity(trainer: Trainer, extra: Mapping[str, Any]) -> dict[str, Any]:
+def run_identity(trainer: Any, extra: Mapping[str, Any]) -> dict[str, Any]:
     """What a run is made of, as JSON; to be called before training has changed the model.
 
     Returns:
-        `{"settings": …, "model": …, "data": …}`. Weights and rows are compared by samples: 64 values of
-        each parameter, and 128 rows, evenly spaced.
+        `{"settings": …, "model": …, "data": …}`. Weights and data are compared by samples: 64 values of
+        each parameter, and 128 samples, evenly spaced.
     """
     identity = {
         "settings": {**_settings(trainer), **extra},
@@ -313,20 +318,20 @@ def _sample(parameter: torch.Tensor) -> bytes:
 
 
 def _data_identity(dataset: Any) -> dict[str, Any]:
-    if not isinstance(dataset, Sized):
-        return {"rows": None}
-    identity: dict[str, Any] = {"rows": len(dataset)}
-    # Rows that are another at each reading, of a random augmentation, have no digest.
+    if not hasattr(dataset, "__len__"):
+        return {"samples": None}
+    identity: dict[str, Any] = {"samples": len(dataset)}
+    # Samples that are another at each reading, of a random augmentation, have no digest.
     if len(dataset) and _digest(dataset[0]) == _digest(dataset[0]):
         digest = 0
-        for i in np.unique(np.linspace(0, len(dataset) - 1, _SAMPLED_ROWS).astype(int)).tolist():
+        for i in np.unique(np.linspace(0, len(dataset) - 1, _SAMPLED_ITEMS).astype(int)).tolist():
             digest = _digest(dataset[i], digest)
         identity["digest"] = f"{digest:08x}"
     return identity
 
 
 def _digest(value: Any, start: int = 0) -> int:
-    """CRC-32 of a row: of its names, arrays and plain values."""
+    """CRC-32 of a sample: of its names, arrays and plain values."""
     if isinstance(value, torch.Tensor):
         value = value.detach().cpu().numpy()
     if isinstance(value, np.ndarray) and value.dtype != object:

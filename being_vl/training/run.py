@@ -83,7 +83,7 @@ def run_stage(
 
     Args:
         model_args, data_args, stage_args, training_args: see the classes.
-        train_dataset, eval_dataset: tokenized rows, instead of those that `data_args` names.
+        train_dataset, eval_dataset: tokenized samples, instead of those that `data_args` names.
         callbacks: of the `Trainer`.
 
     Raises:
@@ -293,12 +293,12 @@ def make_trainer(
     training_args: BeingVLTrainingArguments,
     callbacks: Sequence[TrainerCallback] = (),
 ) -> BeingVLTrainer:
-    """A trainer over tokenized rows, packed and labelled as the arguments say.
+    """A trainer over tokenized samples, packed and labelled as the arguments say.
 
     Args:
         model: prepared for its stage.
         processor: saved with every checkpoint.
-        train_dataset, eval_dataset: tokenized rows, see `rows.TokenizedSamples`.
+        train_dataset, eval_dataset: tokenized samples, see `TokenizedSamples`.
         data_args, stage_args, training_args, callbacks: see `run_stage`.
     """
     attention = model.config._attn_implementation
@@ -308,7 +308,7 @@ def make_trainer(
             "sdpa or flex_attention"
         )
 
-    def rows(dataset: datasets.Dataset) -> TokenizedSamples | PackedSamples | SharedImageSamples:
+    def packed(dataset: datasets.Dataset) -> TokenizedSamples | PackedSamples | SharedImageSamples:
         longest = data_args.max_length or model.config.max_position_embeddings
         samples = TokenizedSamples(
             dataset,
@@ -337,8 +337,8 @@ def make_trainer(
     return BeingVLTrainer(
         model=model,
         args=training_args,
-        train_dataset=rows(train_dataset),
-        eval_dataset=None if eval_dataset is None else rows(eval_dataset),
+        train_dataset=packed(train_dataset),
+        eval_dataset=None if eval_dataset is None else packed(eval_dataset),
         data_collator=collator,
         processing_class=processor,
         callbacks=list(callbacks),

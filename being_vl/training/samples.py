@@ -1,6 +1,6 @@
 """tokenized samples → batches: labels, padding, order.
 
-LLaVA trains on what the assistant says, Chameleon and the released Being-VL code on every token. Rows of a
+LLaVA trains on what the assistant says, Chameleon and the released Being-VL code on every token. Samples of a
 batch are padded on the right, where a causal model's labelled positions cannot look, so no attention mask
 is made. `packing` puts several samples into one sequence.
 """
@@ -34,7 +34,7 @@ _COLUMNS = ("input_ids", "assistant_masks", "length")
 
 
 class TokenizedSamples(Dataset):
-    """The samples of a tokenized data set with their labels, one sample a row.
+    """The samples of a tokenized data set with their labels.
 
     Args:
         dataset: has the columns `id`, `input_ids`, `assistant_masks` and `length` of `being-vl tokenize`.
@@ -71,8 +71,8 @@ class TokenizedSamples(Dataset):
                 first = int(np.argmax(too_long))
                 name = dataset[first].get("id", first)
                 raise ValueError(
-                    f"row {first} (id {name!r}) has {lengths[first]} tokens, but max_length is {max_length}; "
-                    "drop_long leaves such rows out"
+                    f"sample {first} (id {name!r}) has {lengths[first]} tokens, but max_length is {max_length}; "
+                    "drop_long leaves such samples out"
                 )
             warnings.warn(
                 f"drop_long leaves out {self.num_too_long} of {len(lengths)} samples, which are longer than "
@@ -82,7 +82,7 @@ class TokenizedSamples(Dataset):
             kept = np.flatnonzero(~too_long)
             dataset, lengths, label_counts = dataset.select(kept), lengths[kept], label_counts[kept]
         if not len(lengths):
-            raise ValueError("the data set has no rows to train on")
+            raise ValueError("the data set has no samples to train on")
         self.num_without_labels = int((label_counts == 0).sum())
         if self.num_without_labels == len(lengths):
             raise ValueError(
@@ -113,7 +113,7 @@ class TokenizedSamples(Dataset):
         return _lists(self._ids[[int(i) for i in indices]]["input_ids"])
 
     def __getitems__(self, indices: Sequence[int]) -> list[dict[str, Any]]:
-        """Several rows in one read; `DataLoader` calls it."""
+        """Several samples in one read; `DataLoader` calls it."""
         table = self._dataset[[int(i) for i in indices]]
         columns = {name: _lists(table[name]) for name in ("input_ids", "assistant_masks")}
         return [
@@ -127,7 +127,7 @@ class TokenizedSamples(Dataset):
 
 
 def _lists(column: pa.ChunkedArray) -> list[np.ndarray]:
-    """A column of lists of integers → int32 arrays, one a row."""
+    """A column of lists of integers → int32 arrays, one a sample."""
     lists = column.combine_chunks()
     values = lists.flatten().to_numpy(zero_copy_only=False).astype(np.int32, copy=False)
     ends = np.cumsum(lists.value_lengths().to_numpy(zero_copy_only=False))
@@ -151,9 +151,9 @@ def _inspect(
             ("length", table["length"].to_numpy()),
         ):
             if wrong := np.flatnonzero(sizes != other)[:1].tolist():
-                row = start + wrong[0]
+                sample = start + wrong[0]
                 raise ValueError(
-                    f"row {row} (id {dataset[row].get('id', row)!r}): input_ids has {sizes[wrong[0]]} values, "
+                    f"sample {sample} (id {dataset[sample].get('id', sample)!r}): input_ids has {sizes[wrong[0]]} values, "
                     f"but {name} says {other[wrong[0]]}"
                 )
         values = ids.flatten().to_numpy(zero_copy_only=False)
@@ -161,9 +161,9 @@ def _inspect(
         outside = np.flatnonzero((values < 0) | (values >= layout.size))
         ends = np.cumsum(sizes)
         if len(outside):
-            row = start + int(np.searchsorted(ends, outside[0], side="right"))
+            sample = start + int(np.searchsorted(ends, outside[0], side="right"))
             raise ValueError(
-                f"row {row} (id {dataset[row].get('id', row)!r}): input_ids must be in [0, {layout.size}), got "
+                f"sample {sample} (id {dataset[sample].get('id', sample)!r}): input_ids must be in [0, {layout.size}), got "
                 f"{values[outside[0]]}"
             )
         predicted = _predicted(values, spoken, layout, labels)
@@ -222,39 +222,39 @@ def kinds_of(token_ids: torch.Tensor, layout: VocabularyLayout) -> torch.Tensor:
 
 @dataclass
 class PaddingCollator:
-    """Rows of one sample, or of `packing.pack_samples` → a batch padded on the right.
+    """Samples, or sequences of `packing.pack_samples` → a batch padded on the right.
 
     Args:
-        pad_token_id: the id that fills a row on the right.
+        pad_token_id: the id that fills a sample on the right.
 
     Returns:
-        `input_ids` and `labels` long (batch, length), and `position_ids` where the rows have them; those of
+        `input_ids` and `labels` long (batch, length), and `position_ids` where the samples have them; those of
         the padding begin anew, so that it is a sample of its own.
     """
 
     pad_token_id: int
 
-    def __call__(self, rows: Sequence[dict[str, Any]]) -> dict[str, torch.Tensor]:
+    def __call__(self, samples: Sequence[dict[str, Any]]) -> dict[str, torch.Tensor]:
         batch = {
-            "input_ids": padded(rows, "input_ids", self.pad_token_id),
-            "labels": padded(rows, "labels", IGNORE_INDEX),
+            "input_ids": padded(samples, "input_ids", self.pad_token_id),
+            "labels": padded(samples, "labels", IGNORE_INDEX),
         }
-        if "position_ids" in rows[0]:
+        if "position_ids" in samples[0]:
             length = batch["input_ids"].shape[1]
-            positions = np.zeros((len(rows), length), np.int64)
-            for i, row in enumerate(rows):
-                used = len(row["position_ids"])
-                positions[i, :used] = row["position_ids"]
+            positions = np.zeros((len(samples), length), np.int64)
+            for i, sample in enumerate(samples):
+                used = len(sample["position_ids"])
+                positions[i, :used] = sample["position_ids"]
                 positions[i, used:] = np.arange(length - used)
             batch["position_ids"] = torch.from_numpy(positions)
         return batch
 
 
-def padded(rows: Sequence[dict[str, Any]], name: str, value: int) -> torch.Tensor:
-    """A column of rows as long (batch, length of the longest), filled with `value` on the right."""
-    padded = np.full((len(rows), max(len(row[name]) for row in rows)), value, np.int64)
-    for i, row in enumerate(rows):
-        padded[i, : len(row[name])] = row[name]
+def padded(samples: Sequence[dict[str, Any]], name: str, value: int) -> torch.Tensor:
+    """A column of samples as long (batch, length of the longest), filled with `value` on the right."""
+    padded = np.full((len(samples), max(len(sample[name]) for sample in samples)), value, np.int64)
+    for i, sample in enumerate(samples):
+        padded[i, : len(sample[name])] = sample[name]
     return torch.from_numpy(padded)
 
 
@@ -299,9 +299,9 @@ class CountingCollator:
     layout: VocabularyLayout
     boi_token_id: int | None
 
-    def __call__(self, rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
-        batch = self.collate(rows)
-        ids = np.concatenate([row["input_ids"] for row in rows])
+    def __call__(self, samples: Sequence[dict[str, Any]]) -> dict[str, Any]:
+        batch = self.collate(samples)
+        ids = np.concatenate([sample["input_ids"] for sample in samples])
         code, merge = self.layout.first_code_id, self.layout.first_merge_id
         merges, image_tokens = int((ids >= merge).sum()), int((ids >= code).sum())
         text_labels, code_labels, merge_labels = count_labels(batch["labels"], self.layout)
@@ -327,20 +327,25 @@ def count_labels(labels: torch.Tensor, layout: VocabularyLayout) -> tuple[int, i
 
 
 class LengthGroupedSampler(Sampler[int]):
-    """Indices of rows, such that each run of `batch_size` has rows of similar length.
+    """Indices of samples, such that each run of `batch_size` has samples of similar length.
 
     Args:
-        lengths: of the rows.
-        batch_size: rows a step, gradient accumulation included.
+        lengths: of the samples.
+        batch_size: samples a step, gradient accumulation included.
         seed: with the epoch, decides the order.
-        batches_per_chunk: rows are sorted by length within random chunks of so many batches.
+        batches_per_chunk: samples are sorted by length within random chunks of so many batches.
     """
 
     def __init__(
-        self, lengths: Sequence[int], batch_size: int, *, seed: int, batches_per_chunk: int = 50
+        self,
+        lengths: Sequence[int] | np.ndarray,
+        batch_size: int,
+        *,
+        seed: int,
+        batches_per_chunk: int = 50,
     ):
         for name, value in (
-            ("the number of rows", len(lengths)),
+            ("the number of samples", len(lengths)),
             ("batch_size", batch_size),
             ("batches_per_chunk", batches_per_chunk),
         ):

@@ -39,15 +39,17 @@ class ModelArguments:
 
 @dataclass
 class DataArguments:
-    """The rows, and how they are put into batches."""
+    """The samples, and how they are put into batches."""
 
     data: str = option("folder of being-vl tokenize, or a mixture")
     eval_data: str | None = option("the same, held out", None)
     mixture_stage: str | None = option("which stage of a mixture that has several", None)
-    # none: a sample a row, padded; samples: several a row, none sees another; shared_image: the questions
-    # about one image in one row, the image once.
-    packing: Literal["none", "samples", "shared_image"] = option("how samples share rows", "none")
-    max_length: int | None = option("tokens of a row; default: the model's longest", None)
+    # none: a sample a sequence, padded; samples: several, none sees another; shared_image: the questions
+    # about one image in one sequence, the image once.
+    packing: Literal["none", "samples", "shared_image"] = option(
+        "how samples share sequences", "none"
+    )
+    max_length: int | None = option("tokens of a sequence; default: the model's longest", None)
     drop_long: bool = option("drop longer samples instead of raising", False)
     accept_mismatch: list[str] | None = option(
         "chat_template, quantizer: may differ from the data's", None

@@ -9,7 +9,7 @@ model; text rows stay, bit for bit.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from peft import PeftModel
@@ -84,9 +84,7 @@ def _chosen_layers(model: BeingVLLanguageModel, train_layers: Sequence[int] | No
     return [layers[number] for number in train_layers]
 
 
-def add_lora(
-    model: BeingVLLanguageModel, model_args: ModelArguments, stage_args: StageArguments
-) -> PeftModel:
+def add_lora(model: Any, model_args: ModelArguments, stage_args: StageArguments) -> PeftModel:
     """Wrap a model for training; `merge_lora` undoes it."""
     from peft import LoraConfig, TaskType, get_peft_model
 

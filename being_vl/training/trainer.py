@@ -1,9 +1,9 @@
-"""rows → weights: `Trainer` with what image tokens need of it.
+"""sequences → weights: `Trainer` with what image tokens need of it.
 
 Differs from transformers' `Trainer` in five things: the embeddings take no weight decay (decay would move
 frozen rows, and drains the rows of rare tokens); logits are computed only where there is a label; labels
 may be weighted by their kind; logs tell the kinds apart; and at every save frozen rows are compared with
-what they were. The order of rows grouped by length is that of `sampling`, which a resumed run repeats.
+what they were. The order of sequences grouped by length is that of `samples`, which a resumed run repeats.
 """
 
 from __future__ import annotations
@@ -71,9 +71,8 @@ class BeingVLTrainer(ExactResumeMixin, Trainer):
             self.label_names = ["labels"]
         config = self.model.config
         self.layout = config.layout
-        self.data_collator = CountingCollator(
-            self.data_collator, config.layout, config.boi_token_id
-        )
+        collate: Any = self.data_collator
+        self.data_collator = CountingCollator(collate, config.layout, config.boi_token_id)
         self.label_weights = label_weights
         # It would count a loss of NaN as 0; here the run stops instead.
         self.args.logging_nan_inf_filter = False
@@ -88,7 +87,7 @@ class BeingVLTrainer(ExactResumeMixin, Trainer):
         """What decides the weights beside the arguments: see `ExactResumeMixin`."""
         return {**super().settings_of_the_run(), "label_weights": list(self.label_weights)}
 
-    def get_decay_parameter_names(self, model: nn.Module) -> list[str]:
+    def get_decay_parameter_names(self, model: Any) -> list[str]:
         """The names that weight decay applies to: `Trainer`'s, without both embedding matrices."""
         embeddings = {
             id(parameter)
@@ -121,10 +120,10 @@ class BeingVLTrainer(ExactResumeMixin, Trainer):
         return batches, num_items
 
     def _forget_repeats(self, batch: dict[str, Any]) -> None:
-        """Take the labels off the rows that the last batch repeats, so that every process has as many rows.
+        """Take the labels off the sequences that the last batch repeats, so that all processes have as many.
 
-        accelerate fills the last global batch with rows from the beginning of the epoch; in the order of
-        the processes, `remainder` rows of it are new.
+        accelerate fills the last global batch with sequences from the beginning of the epoch; in the order of
+        the processes, `remainder` of them are new.
         """
         state = self.accelerator.gradient_state
         if self.args.world_size == 1 or not state.end_of_dataloader or state.remainder <= 0:
@@ -210,11 +209,11 @@ class BeingVLTrainer(ExactResumeMixin, Trainer):
             ValueError: as it does; or there is no step to take.
             TrainingDiverged: the loss or a weight is not finite.
         """
-        rows = len(self.train_dataset) if isinstance(self.train_dataset, Sized) else None
+        count = len(self.train_dataset) if isinstance(self.train_dataset, Sized) else None
         step = self.args.train_batch_size * self.args.world_size
-        if rows is not None and self.args.dataloader_drop_last and rows < step:
+        if count is not None and self.args.dataloader_drop_last and count < step:
             raise ValueError(
-                f"dataloader_drop_last leaves 0 steps: {rows} rows are fewer than a batch of {step}"
+                f"dataloader_drop_last leaves 0 steps: {count} sequences are fewer than a batch of {step}"
             )
         output = super().train(*args, **kwargs)
         if self.state.global_step == 0:
@@ -281,8 +280,8 @@ class BeingVLTrainer(ExactResumeMixin, Trainer):
             raise TrainingDiverged(
                 f"step {self.state.global_step}: the loss of the evaluation is not finite. {self._what_is_left()}"
             )
-        output.metrics.update({f"{prefix}_{name}": value for name, value in figures.items()})
-        return output
+        named = {f"{prefix}_{name}": value for name, value in figures.items()}
+        return output._replace(metrics={**(output.metrics or {}), **named})
 
     @contextmanager
     def _full_eval_by_autocast(self) -> Iterator[None]:
@@ -300,7 +299,7 @@ class BeingVLTrainer(ExactResumeMixin, Trainer):
     def prediction_step(
         self, model: nn.Module, inputs: dict[str, Any], *args: Any, **kwargs: Any
     ) -> Any:
-        """`Trainer.prediction_step`; rows that the last batch repeats have no labels."""
+        """`Trainer.prediction_step`; sequences that the last batch repeats have no labels."""
         if COUNTS in inputs:
             self._forget_repeats(inputs)
         return super().prediction_step(model, inputs, *args, **kwargs)

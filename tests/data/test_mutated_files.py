@@ -162,7 +162,7 @@ def test_manifests_mixtures_and_records_of_runs(world, tmp_path):
                 tmp_path / "mix.yaml", processor.tokenizer, stage="st"[number % 2]
             )
         )
-    identity = {"model": {"a": "b"}, "data": {"rows": 3}}
+    identity = {"model": {"a": "b"}, "data": {"samples": 3}}
     record = {"version": 1, "run": identity, "metrics": {}, "files": {"x": {"size": 1, "crc32": 2}}}
     (tmp_path / "x").write_text("x")
     for _ in range(150):

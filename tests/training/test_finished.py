@@ -51,7 +51,9 @@ def test_the_same_run_has_nothing_to_do(run):
 
 
 def test_other_data_of_the_same_name_is_another_run(run, start):
-    with pytest.raises(ValueError, match=r"another run has finished here: data\.(rows|digest) is"):
+    with pytest.raises(
+        ValueError, match=r"another run has finished here: data\.(samples|digest) is"
+    ):
         run[1](data=tokenized(start[1], seed=1))
 
 

@@ -81,7 +81,7 @@ def test_no_step_is_no_run(tmp_path, options, words):
 @pytest.mark.parametrize("value", [-1, LAYOUT.size, 2**31 - 1])
 def test_ids_out_of_range_are_named_before_training(value):
     bad = {"id": "bad one", "input_ids": [1, 5, value], "spoken": 1}
-    words = rf"row 1 \(id 'bad one'\): input_ids must be in \[0, {LAYOUT.size}\), got {value}"
+    words = rf"sample 1 \(id 'bad one'\): input_ids must be in \[0, {LAYOUT.size}\), got {value}"
     with pytest.raises(ValueError, match=words):
         samples(SPOKEN, bad, SPOKEN)
 
@@ -92,7 +92,7 @@ def test_columns_that_disagree_are_named_before_training(column, value):
     kind = data.features
     rows = [{**row, column: value} if i else row for i, row in enumerate(data)]
     with pytest.raises(
-        ValueError, match=rf"row 1 \(id 'spoken'\): input_ids has 4 values, but {column} says"
+        ValueError, match=rf"sample 1 \(id 'spoken'\): input_ids has 4 values, but {column} says"
     ):
         TokenizedSamples(type(data).from_list(rows, features=kind), LAYOUT)
 

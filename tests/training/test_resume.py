@@ -128,7 +128,7 @@ def test_damage_is_named_and_the_checkpoint_before_is_used(tmp_path, whole_run, 
         ({"learning_rate": 2e-2}, "settings.learning_rate is 0.01, now 0.02"),
         ({"seed": 4}, "settings.seed is 3, now 4"),
         ({"gradient_accumulation_steps": 1}, "settings.gradient_accumulation_steps is 2, now 1"),
-        ({"rows": make_rows(21)}, "data.rows is 22, now 21"),
+        ({"rows": make_rows(21)}, "data.samples is 22, now 21"),
         ({"rows": make_rows(seed=1)}, "data.digest is"),
         ({"stage": "pretrain"}, "model.names_shapes_and_freezing is"),
         ({"make_model": partial(being_vl_model, tied=True)}, "model.num_parameters is"),
@@ -270,7 +270,7 @@ def test_the_identity_of_rows():
         {"ids": torch.arange(3), "text": "b", "list": [1, 2], "nested": []},
     ]
     wanted = _data_identity(rows)
-    assert wanted == _data_identity(tuple(copy.deepcopy(rows))) and wanted["rows"] == 2
+    assert wanted == _data_identity(tuple(copy.deepcopy(rows))) and wanted["samples"] == 2
     for name, value in (
         ("ids", np.arange(3, dtype=np.int32)),
         ("text", "c"),
@@ -289,5 +289,5 @@ def test_rows_that_are_others_at_each_reading_have_no_digest():
         def __getitem__(self, index):
             return {"pixels": torch.rand(2)}
 
-    assert _data_identity(Random(range(3))) == {"rows": 3}
-    assert _data_identity(iter([])) == {"rows": None}
+    assert _data_identity(Random(range(3))) == {"samples": 3}
+    assert _data_identity(iter([])) == {"samples": None}

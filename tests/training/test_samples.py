@@ -125,11 +125,13 @@ def test_many_items_are_quick():
 def test_long_samples_are_named_or_dropped():
     data = rows_of([{"id": "short", "input_ids": [1, 2], "spoken": 1},
                     {"id": "long", "input_ids": [1] * 9, "spoken": 1}])  # fmt: skip
-    with pytest.raises(ValueError, match=r"row 1 \(id 'long'\) has 9 tokens, but max_length is 8"):
+    with pytest.raises(
+        ValueError, match=r"sample 1 \(id 'long'\) has 9 tokens, but max_length is 8"
+    ):
         TokenizedSamples(data, LAYOUT, max_length=8)
     rows = TokenizedSamples(data, LAYOUT, max_length=8, drop_long=True)
     assert len(rows) == 1 and rows[0]["input_ids"].tolist() == [1, 2]
-    with pytest.raises(ValueError, match="no rows to train on"):
+    with pytest.raises(ValueError, match="no samples to train on"):
         TokenizedSamples(data, LAYOUT, max_length=1, drop_long=True)
     with pytest.raises(ValueError, match="no column 'assistant_masks'"):
         TokenizedSamples(data.remove_columns("assistant_masks"), LAYOUT)
@@ -172,7 +174,7 @@ def test_shared_rows_need_labels_behind_the_image():
         )
     rows = SharedImageSamples(TokenizedSamples(data, LAYOUT), eoi_token_id=EOI, max_length=9)
     with pytest.raises(
-        ValueError, match=r"the assistant speaks before its end in one of the rows \[0\]"
+        ValueError, match=r"the assistant speaks before its end in one of the samples \[0\]"
     ):
         rows[0]
 

@@ -67,7 +67,7 @@ class BeingVL(lmms):
         return self._model.device
 
     @property
-    def model(self) -> torch.nn.Module:
+    def model(self) -> Any:
         return self._model
 
     @property

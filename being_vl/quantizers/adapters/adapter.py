@@ -30,7 +30,7 @@ class Adapter:
     preprocessing: ClassVar[dict[str, Any]] = CENTRED
 
     def __init__(self, model: nn.Module):
-        self.model = model
+        self.model: Any = model  # of a class whose attributes type checkers do not know
 
     @classmethod
     def build(cls, config: dict[str, Any]) -> nn.Module:

@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import mean, stdev
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -168,7 +168,7 @@ def draw_figures(rows: Sequence[CellResult], folder: Path) -> list[Path]:
     return drawn
 
 
-def _new_figure(title: str, x: str, y: str) -> tuple[Figure, object]:
+def _new_figure(title: str, x: str, y: str) -> tuple[Figure, Any]:
     try:
         from matplotlib.figure import Figure
     except ImportError as error:

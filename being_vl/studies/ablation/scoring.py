@@ -63,7 +63,8 @@ class TestRows:
     ) -> dict[str, Any]:
         """Greedy answers of a saved checkpoint: `metrics` in percent, and `tokens_per_image`."""
         processor = AutoProcessor.from_pretrained(checkpoint, vq=False)
-        model = AutoModelForImageTextToText.from_pretrained(checkpoint).to(device).eval()
+        model: Any = AutoModelForImageTextToText.from_pretrained(checkpoint)
+        model.to(device).eval()
         prompts = [
             processor.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
             for messages in self.prompts
@@ -90,5 +91,6 @@ def image_row_weights(checkpoint: str) -> np.ndarray:
     model = AutoModelForImageTextToText.from_pretrained(checkpoint)
     layout = model.config.layout
     with torch.inference_mode():
-        rows = model.get_input_embeddings().weight[layout.first_code_id : layout.size]
+        weight: Any = model.get_input_embeddings().weight
+        rows = weight[layout.first_code_id : layout.size]
         return rows.float().abs().mean(1).cpu().numpy()

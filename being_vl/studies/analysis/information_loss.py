@@ -134,7 +134,7 @@ def shapes_of(bpe: ImageBPE) -> list[set[Shape]]:
 
 
 def decodings(
-    bpe: ImageBPE, ids: Sequence[int], height: int, width: int, *, limit: int = 100_000
+    bpe: ImageBPE, ids: Sequence[int] | np.ndarray, height: int, width: int, *, limit: int = 100_000
 ) -> list[np.ndarray]:
     """Every grid that has these ids in paper mode, int64 (height, width) each.
 

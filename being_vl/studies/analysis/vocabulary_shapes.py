@@ -16,7 +16,7 @@ from ...bpe.image_bpe import ImageBPE
 DIRECTIONS = ("horizontal", "vertical", "both")
 
 
-def rank_frequency(counts: Sequence[int], points: int = 64) -> dict[str, Any]:
+def rank_frequency(counts: Sequence[int] | np.ndarray, points: int = 64) -> dict[str, Any]:
     """The exponent a of count ≈ c · rank^−a (Zipf's law), by least squares on logarithmic scales.
 
     Fitted at up to `points` ranks that lie evenly on the logarithmic scale, so that the many rare tokens do

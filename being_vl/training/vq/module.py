@@ -8,12 +8,12 @@ adversaries take their steps at the same time (their gradients never mix), as da
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import nn
 
-from ...quantizers.modeling_being_vl_vq import BeingVLVQModel, BeingVLVQOutput
+from ...quantizers.modeling_being_vl_vq import BeingVLVQModel
 from ...quantizers.modeling_being_vl_vq_layers import Decoder
 from .codebook import CodebookTracker
 from .losses import (
@@ -101,7 +101,7 @@ class VQTrainingModule(nn.Module):
                 f"perceptual_weight is {config.perceptual_weight}, but perceptual_backbone is "
                 f"{'not ' if perceptual is None else ''}given: give both or neither"
             )
-        self.model = model
+        self.model: Any = model  # whose modules are attributes that type checkers do not know
         self.loss_config = config
         self.codebook: CodebookTracker | None = (
             None  # finite scalars and signs have nothing to learn
@@ -181,9 +181,7 @@ class VQTrainingModule(nn.Module):
             )
         return {"loss": loss, **{name: value.detach() for name, value in terms.items()}}
 
-    def _quantizer_loss(
-        self, output: BeingVLVQOutput, terms: dict[str, torch.Tensor]
-    ) -> torch.Tensor:
+    def _quantizer_loss(self, output: Any, terms: dict[str, torch.Tensor]) -> torch.Tensor:
         config, kind = self.loss_config, self.model.config.quantizer
         if kind == "fsq":  # bounded latents stay near their levels by themselves
             return output.commitment_loss.new_zeros(())

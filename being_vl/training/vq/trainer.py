@@ -78,8 +78,6 @@ class VQTrainer(ExactResumeMixin, Trainer):
         metrics: makes an empty `ReconstructionMetrics`; by default PSNR and use of the codebook.
     """
 
-    args: VQTrainingArguments
-
     def __init__(
         self,
         model: VQTrainingModule,
@@ -230,8 +228,9 @@ class VQTrainer(ExactResumeMixin, Trainer):
         if self.args.max_seconds is None:
             return super().create_scheduler(num_training_steps, optimizer)
         warmup = max(1, self.args.get_warmup_steps(num_training_steps))
+        schedule: Any = optimizer or self.optimizer
         self.lr_scheduler = LambdaLR(
-            optimizer or self.optimizer,
+            schedule,
             lambda step: min(1.0, (step + 1) / warmup) * _cosine(self.progress()),
         )
         self._created_lr_scheduler = True
