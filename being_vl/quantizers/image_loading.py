@@ -177,9 +177,9 @@ def _convert(image: PIL.Image.Image, name: str, white_is_zero: bool) -> PIL.Imag
         grey = eight_bits(values, name)
         return PIL.Image.fromarray(255 - grey if white_is_zero else grey).convert("RGB")
     if image.mode == "LAB":
-        profiles: Any = map(ImageCms.createProfile, ("LAB", "sRGB"))
-        converted: Any = ImageCms.profileToProfile(image, *profiles, outputMode="RGB")
-        return converted
+        lab, srgb = ImageCms.createProfile("LAB"), ImageCms.createProfile("sRGB")
+        converted: Any = ImageCms.profileToProfile(image, lab, srgb, outputMode="RGB")
+        return converted  # None only where it works in place
     if image.has_transparency_data:
         if image.mode == "La":
             image = image.convert("LA")
