@@ -416,12 +416,12 @@ class Result:
         task: name of the task, and of the file.
         dataset: `name`, Hub `id` (or None), `split`, and perhaps `digest`, of the questions.
         metrics: name → number; percentages are 0 to 100.
-        num_examples: questions or pictures.
+        num_examples: questions or images.
         decoding: options of `generate`; empty where nothing is generated.
         harness: `name` ("being_vl" or "lmms-eval") and `version`.
         seconds: wall clock.
         hardware: in words.
-        images: `codes_per_image` and `tokens_per_image`, means over the pictures.
+        images: `codes_per_image` and `tokens_per_image`, means over the images.
     """
 
     task: str

@@ -8,7 +8,7 @@ import torch
 
 
 class NotFiniteError(ValueError):
-    """Pictures whose latents are NaN or infinite.
+    """Images whose latents are NaN or infinite.
 
     Attributes:
         indices: their places in the batch.
@@ -16,7 +16,7 @@ class NotFiniteError(ValueError):
 
     def __init__(self, indices: Sequence[int], names: Sequence[str] = ()):
         self.indices = list(indices)
-        named = list(names) or [f"picture {index} of the batch" for index in self.indices]
+        named = list(names) or [f"image {index} of the batch" for index in self.indices]
         more = f" and {len(named) - 3} more" if len(named) > 3 else ""
         super().__init__(
             f"{', '.join(named[:3])}{more}: the quantizer's latents are NaN or infinite, so there are no "

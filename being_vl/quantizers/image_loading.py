@@ -1,7 +1,7 @@
-"""files → RGB pictures: what the image processor and the commands share.
+"""files → RGB images: what the image processor and the commands share.
 
 Source: Pillow's conventions, and transformers' `convert_to_rgb` for transparency (laid over white). It
-differs in that 16-bit pictures are scaled rather than saturated, the size is checked from the header
+differs in that 16-bit images are scaled rather than saturated, the size is checked from the header
 before a pixel is decoded, and whatever goes wrong becomes one error that names the file.
 """
 
@@ -22,11 +22,11 @@ from PIL import ImageCms, ImageOps
 
 from ..files import check_regular
 
-MAX_IMAGE_PIXELS = 2**26  # 8192 × 8192; a picture of that size decodes to 200 MB
+MAX_IMAGE_PIXELS = 2**26  # 8192 × 8192; an image of that size decodes to 200 MB
 
 _PHOTOMETRIC = 262  # the TIFF tag; 0 says that white is zero
 _TIMEOUT = 60.0  # seconds that a server may be silent
-_NAME_LENGTH = 80  # a path that is none may be a picture in base64, which no message should print
+_NAME_LENGTH = 80  # a path that is none may be an image in base64, which no message should print
 
 # package, its module, extensions that Pillow alone cannot read
 _PLUGINS = (
@@ -38,21 +38,21 @@ ImageSource = str | os.PathLike | bytes | BinaryIO
 
 
 class UnreadableImageError(ValueError):
-    """A picture that cannot be turned into RGB; the message names it and says why."""
+    """An image that cannot be turned into RGB; the message names it and says why."""
 
 
 def load_image(
     source: ImageSource, *, max_pixels: int = MAX_IMAGE_PIXELS, name: str | None = None
 ) -> PIL.Image.Image:
-    """Read the first frame of a picture as upright RGB.
+    """Read the first frame of an image as upright RGB.
 
     Args:
         source: a path, the bytes of a file, or an open binary file.
-        max_pixels: pictures of more pixels than this are refused before anything is decoded.
-        name: what errors call the picture; by default its path.
+        max_pixels: images of more pixels than this are refused before anything is decoded.
+        name: what errors call the image; by default its path.
 
     Raises:
-        UnreadableImageError: missing, not a picture, truncated, corrupt, too large, or of an unknown
+        UnreadableImageError: missing, not an image, truncated, corrupt, too large, or of an unknown
             range of values.
     """
     if isinstance(source, bytes):
@@ -112,28 +112,28 @@ def _register_plugins() -> None:
 def to_rgb(
     image: PIL.Image.Image, *, max_pixels: int = MAX_IMAGE_PIXELS, name: str | None = None
 ) -> PIL.Image.Image:
-    """Make a picture of any mode upright RGB, decoding it if that has not happened yet.
+    """Make an image of any mode upright RGB, decoding it if that has not happened yet.
 
     Transparency is laid over white. 16-bit values are divided by 257. The range of the modes I and F is
     not written in them: [`eight_bits`] has the table. TIFFs whose zero is white are inverted.
 
     Args:
-        image: the picture; a multi-frame one gives its current frame.
+        image: the image; a multi-frame one gives its current frame.
         max_pixels, name: as for `load_image`.
 
     Raises:
         UnreadableImageError: as for `load_image`.
     """
-    name = name or picture_name(image)
+    name = name or image_name(image)
     width, height = image.size
     if width < 1 or height < 1:
-        raise UnreadableImageError(f"{name}: the picture is empty, {width}×{height} pixels")
+        raise UnreadableImageError(f"{name}: the image is empty, {width}×{height} pixels")
     if width * height > max_pixels:
         raise UnreadableImageError(
             f"{name}: {width}×{height} pixels, more than the limit of {max_pixels} (max_image_pixels)"
         )
     if getattr(image, "format", None) == "EPS":
-        raise UnreadableImageError(f"{name}: EPS is a program, not a picture; it is not run")
+        raise UnreadableImageError(f"{name}: EPS is a program, not an image; it is not run")
     # Pillow inverts such TIFFs of up to 8 bits by itself, and leaves those of 16 bits and more as they are.
     white_is_zero = getattr(image, "tag_v2", {}).get(_PHOTOMETRIC) == 0
     try:
@@ -155,9 +155,9 @@ def shown(text: str) -> str:
     )
 
 
-def picture_name(image: PIL.Image.Image) -> str:
-    """What errors call a picture: its path where it has one."""
-    return str(getattr(image, "filename", "")) or f"<{image.mode} picture>"
+def image_name(image: PIL.Image.Image) -> str:
+    """What errors call an image: its path where it has one."""
+    return str(getattr(image, "filename", "")) or f"<{image.mode} image>"
 
 
 def _unreadable(name: str, error: Exception) -> UnreadableImageError:
@@ -166,7 +166,7 @@ def _unreadable(name: str, error: Exception) -> UnreadableImageError:
     if isinstance(error, PIL.UnidentifiedImageError):
         text = "its format is not known"
     reason = " ".join(text.split())[:200] or type(error).__name__
-    return UnreadableImageError(f"{name}: not a readable picture: {reason}")
+    return UnreadableImageError(f"{name}: not a readable image: {reason}")
 
 
 def _convert(image: PIL.Image.Image, name: str, white_is_zero: bool) -> PIL.Image.Image:

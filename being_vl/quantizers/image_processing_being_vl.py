@@ -31,8 +31,8 @@ from .image_loading import (
     UnreadableImageError,
     download,
     eight_bits,
+    image_name,
     load_image,
-    picture_name,
     to_rgb,
 )
 
@@ -139,7 +139,7 @@ class BeingVLImageProcessor(CheckpointPart, PilBackend):
             found = source.get("bytes")
             source = source.get("path") if found is None else found
             if source is None:
-                raise UnreadableImageError("a row with neither bytes nor path has no picture")
+                raise UnreadableImageError("a row with neither bytes nor path has no image")
         if isinstance(source, (bytes, bytearray, memoryview)):
             return load_image(bytes(source), max_pixels=max_pixels)
         if isinstance(source, os.PathLike) or hasattr(source, "read"):
@@ -176,7 +176,7 @@ class BeingVLImageProcessor(CheckpointPart, PilBackend):
         limit = kwargs.get("max_image_pixels") or MAX_IMAGE_PIXELS
         name = "<array>"
         if isinstance(image, PIL.Image.Image):
-            name = picture_name(image)
+            name = image_name(image)
             if kwargs.get("do_convert_rgb"):
                 image = to_rgb(image, max_pixels=limit)
         else:
@@ -235,7 +235,7 @@ class BeingVLImageProcessor(CheckpointPart, PilBackend):
         if return_tensors is not None and len(sizes) > 1:
             listed = ", ".join(f"{height}×{width}" for height, width in sorted(sizes))
             raise ValueError(
-                f"pictures of different sizes do not fit one tensor, got {listed}: crop or pad them, or "
+                f"images of different sizes do not fit one tensor, got {listed}: crop or pad them, or "
                 "process each size by itself"
             )
         return BatchFeature(data={"pixel_values": processed}, tensor_type=return_tensors)
@@ -268,7 +268,7 @@ class BeingVLImageProcessor(CheckpointPart, PilBackend):
         if self.do_rescale:
             values = values / self.rescale_factor
         pixels = np.rint(values.clip(0, 255)).astype(np.uint8).transpose(0, 2, 3, 1)
-        return [PIL.Image.fromarray(picture) for picture in pixels]
+        return [PIL.Image.fromarray(values) for values in pixels]
 
 
 def _is_float(values: Any) -> bool:

@@ -2,7 +2,7 @@
 
 Source: PSNR of 8-bit RGB; SSIM (Wang et al. 2004) and the Fréchet distance of Inception features (Heusel
 et al. 2017) by torchmetrics; perplexity is the exponential of the entropy of the codes (van den Oord et
-al. 2017). Pictures are compared as the 8-bit RGB that a user would see.
+al. 2017). Images are compared as the 8-bit RGB that a user would see.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ _PEAK = 255.0
 
 @dataclass(frozen=True)
 class PixelScale:
-    """pixel_values · std + mean, divided by rescale_factor, is a picture in 0…255."""
+    """pixel_values · std + mean, divided by rescale_factor, is an image in 0…255."""
 
     rescale_factor: float
     mean: tuple[float, ...]

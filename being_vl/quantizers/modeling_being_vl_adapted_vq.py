@@ -38,7 +38,7 @@ class BeingVLAdaptedVQConfig(QuantizerPart, PreTrainedConfig):
         model_config: the adapted model's own configuration.
         num_embeddings: number of codes, K.
         downsampling: pixels of a cell, along a side.
-        resolution: side in pixels to which pictures are resized by default.
+        resolution: side in pixels to which images are resized by default.
         preprocessing: options of the image processor that the model was trained with.
 
     Raises:

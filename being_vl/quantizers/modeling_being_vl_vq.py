@@ -3,7 +3,7 @@
 Source: taming-transformers' VQModel (Esser et al. 2021) with the sizes of Chameleon's image tokenizer,
 which Being-VL uses; configuration fields are named as in transformers' `ChameleonVQVAEConfig`. It
 differs in that it decodes, takes any size that the downsampling divides, searches the codebook in
-float32 whatever the precision of the rest, and needs memory for one pass of pictures, not for the batch.
+float32 whatever the precision of the rest, and needs memory for one pass of images, not for the batch.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from ..hub.part import QuantizerModelPart, QuantizerPart
 from .finite import require_finite
 from .modeling_being_vl_vq_layers import QUANTIZERS, Decoder, Encoder
 
-# Pixels in one pass of encode or decode: one 512×512 picture on a CPU, whose caches a bigger batch
+# Pixels in one pass of encode or decode: one 512×512 image on a CPU, whose caches a bigger batch
 # would only spill, 16 of them elsewhere.
 _CPU_PIXELS_PER_PASS = 512 * 512
 _PIXELS_PER_PASS = 16 * 512 * 512
@@ -39,7 +39,7 @@ class BeingVLVQConfig(QuantizerPart, PreTrainedConfig):
         num_embeddings: number of codes, K.
         double_latent: kept because published configurations have it; only False makes a VQ-GAN.
         latent_channels: channels between the convolutions and the codebook's projection.
-        resolution: side in pixels of the pictures that it was trained on. Other sizes encode too; this
+        resolution: side in pixels of the images that it was trained on. Other sizes encode too; this
             one only decides which levels `attn_resolutions` names.
         in_channels: channels of the input.
         out_channels: channels of the decoder's output.
@@ -327,7 +327,7 @@ class BeingVLVQModel(QuantizerModelPart, PreTrainedModel):
 
     @torch.no_grad()
     def encode(self, pixel_values: torch.Tensor) -> torch.Tensor:
-        """Quantize pictures.
+        """Quantize images.
 
         Args:
             pixel_values: (B, in_channels, H, W) floating point, as `BeingVLImageProcessor` makes them
@@ -350,7 +350,7 @@ class BeingVLVQModel(QuantizerModelPart, PreTrainedModel):
         return torch.cat(codes)
 
     def decode(self, codes: torch.Tensor) -> torch.Tensor:
-        """Reconstruct pictures.
+        """Reconstruct images.
 
         Args:
             codes: (B, h, w) int64 or int32, in [0, K).

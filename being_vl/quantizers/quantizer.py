@@ -30,10 +30,10 @@ class Quantizer(Protocol):
 
     Attributes:
         num_embeddings: number of codes, K.
-        downsampling: pixels of a cell along a side: a picture of (height, width) has height / downsampling ×
+        downsampling: pixels of a cell along a side: an image of (height, width) has height / downsampling ×
             width / downsampling cells.
 
-    It may also have `decode` (codes (B, h, w) → pixels (B, 3, H, W)), `resolution` (the side that pictures are
+    It may also have `decode` (codes (B, h, w) → pixels (B, 3, H, W)), `resolution` (the side that images are
     resized to, 256 by default), `preprocessing` (options of the image processor; by default pixels are −1 … 1),
     `get_codebook` (vectors (K, D)), and, unless it is an `nn.Module`, whose weights identify it, must have
     `identity`: a text that changes whenever codes could.

@@ -1,7 +1,7 @@
-"""pictures → codes: the one way, whether for a single picture or for a million.
+"""images → codes: the one way, whether for a single image or for a million.
 
 Read and preprocess (the image processor), gather by size, encode under autocast. Codes do not depend on the
-company that a picture is encoded in beyond the rounding of its batch.
+company that an image is encoded in beyond the rounding of its batch.
 """
 
 from __future__ import annotations
@@ -24,35 +24,35 @@ from .image_processing_being_vl import BeingVLImageProcessor
 
 Key = TypeVar("Key")
 
-_BATCH_SIZE = 8  # a 512-pixel encoder needs about 1 GB for each picture
+_BATCH_SIZE = 8  # a 512-pixel encoder needs about 1 GB for each image
 
 
 def quantize(
-    pictures: Any,
+    images: Any,
     model: Any,
     processor: BeingVLImageProcessor,
     *,
     batch_size: int = _BATCH_SIZE,
     **options: Any,
 ) -> list[np.ndarray]:
-    """Pictures → grids of codes, int32 (h, w), in order.
+    """Images → grids of codes, int32 (h, w), in order.
 
     Args:
-        pictures: what the image processor takes: one, a list or nested lists.
+        images: what the image processor takes: one, a list or nested lists.
         model: any quantizer, in evaluation mode.
         processor: gives the pixel values.
-        batch_size: pictures of one size that are encoded at once.
+        batch_size: images of one size that are encoded at once.
         options: of the image processor's call.
 
     Raises:
-        UnreadableImageError: a picture cannot be read; the message names it.
+        UnreadableImageError: an image cannot be read; the message names it.
         NotFiniteError: NaN or infinite latents.
     """
-    pictures = make_flat_list_of_images(processor.fetch_images(pictures))
-    pixels = processor(pictures, **options)["pixel_values"]
+    images = make_flat_list_of_images(processor.fetch_images(images))
+    pixels = processor(images, **options)["pixel_values"]
     grids: dict[int, np.ndarray] = {}
     for indices, _, codes in encode_by_size(
-        enumerate(pixels), model, batch_size=batch_size, name=lambda index: f"picture {index}"
+        enumerate(pixels), model, batch_size=batch_size, name=lambda index: f"image {index}"
     ):
         grids.update(zip(indices, codes.cpu().numpy().astype(np.int32), strict=True))
     return [grids[index] for index in range(len(pixels))]
@@ -61,12 +61,12 @@ def quantize(
 def read_pixels(
     source: ImageSource, processor: BeingVLImageProcessor, *, downsampling: int, name: str
 ) -> np.ndarray:
-    """An encoded picture → its pixel values, float32 (3, height, width).
+    """An encoded image → its pixel values, float32 (3, height, width).
 
     Args:
         source: a path, the bytes of a file, or an open binary file.
         downsampling: of the quantizer, which must divide both sides.
-        name: what errors call the picture.
+        name: what errors call the image.
 
     Raises:
         UnreadableImageError: as of `load_image`.
@@ -86,7 +86,7 @@ def read_pixels(
 
 @torch.inference_mode()
 def encode_by_size(
-    pictures: Iterable[tuple[Key, Any]],
+    images: Iterable[tuple[Key, Any]],
     model: Any,
     *,
     batch_size: int,
@@ -95,21 +95,21 @@ def encode_by_size(
 ) -> Iterator[tuple[list[Key], torch.Tensor, torch.Tensor]]:
     """Pixel values as they come → batches of one size, and their codes.
 
-    What a batch holds depends on the order of the pictures alone: it is full, or the pictures have ended.
+    What a batch holds depends on the order of the images alone: it is full, or the images have ended.
 
     Args:
-        pictures: keys with pixel values (3, height, width), of any sizes; never more than `batch_size` of
+        images: keys with pixel values (3, height, width), of any sizes; never more than `batch_size` of
             each size wait.
         model: any quantizer, in evaluation mode.
-        batch_size: pictures in a batch, at most.
+        batch_size: images in a batch, at most.
         dtype: float32, or a type to autocast to.
-        name: what errors call the picture of a key.
+        name: what errors call the image of a key.
 
     Yields:
         Keys, their pixels (B, 3, height, width) and codes (B, h, w) long, both on the model's device.
 
     Raises:
-        NotFiniteError: NaN or infinite latents; the message names the pictures.
+        NotFiniteError: NaN or infinite latents; the message names the images.
     """
     device, low = model.device, dtype != torch.float32
 
@@ -128,7 +128,7 @@ def encode_by_size(
             raise NotFiniteError(error.indices, names) from None
 
     by_size: dict[tuple[int, ...], list[tuple[Key, Any]]] = {}
-    for key, values in pictures:
+    for key, values in images:
         waiting = by_size.setdefault(tuple(values.shape), [])
         waiting.append((key, values))
         if len(waiting) == batch_size:

@@ -125,7 +125,7 @@ def test_unreadable_images_are_named_and_never_replaced(images, tmp_path):
     (images / "b" / "001.png").write_bytes(b"not a picture")
     (images / "c" / "999.jpg").symlink_to("nowhere")
     source = folder_source(images)
-    with pytest.raises(ValueError, match=r"b/001\.png: not a readable picture"):
+    with pytest.raises(ValueError, match=r"b/001\.png: not a readable image"):
         encode(source, tmp_path / "raise", on_error="raise")
     summary = encode(source, tmp_path / "skip", on_error="skip")
     assert (summary.images, summary.skipped) == (9, 2)
@@ -134,7 +134,7 @@ def test_unreadable_images_are_named_and_never_replaced(images, tmp_path):
     assert "b/001.png" not in read.image_ids()
     lines = [json.loads(line) for line in (tmp_path / "skip" / "skipped.jsonl").open()]
     assert [line["image_id"] for line in lines] == ["b/001.png", "c/999.jpg"]
-    assert lines[0]["reason"].startswith("not a readable picture")
+    assert lines[0]["reason"].startswith("not a readable image")
     assert "No such file" in lines[1]["reason"]
 
 

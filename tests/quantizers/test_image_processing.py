@@ -225,13 +225,13 @@ def test_unreadable_files_are_named(tmp_path, content):
     path = tmp_path / "broken.png"
     path.write_bytes(content)
     for read in (load_image, BeingVLImageProcessor()):
-        with pytest.raises(UnreadableImageError, match=r"broken\.png: not a readable picture"):
+        with pytest.raises(UnreadableImageError, match=r"broken\.png: not a readable image"):
             read(path)
 
 
 def test_missing_files_and_folders_are_named(tmp_path):
     for path in (tmp_path / "none.png", tmp_path, tmp_path / "abcd"):
-        with pytest.raises(UnreadableImageError, match=f"{path.name}: not a readable picture"):
+        with pytest.raises(UnreadableImageError, match=f"{path.name}: not a readable image"):
             BeingVLImageProcessor()(str(path))
 
 

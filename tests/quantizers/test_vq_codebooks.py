@@ -112,7 +112,7 @@ def test_latents_that_are_not_finite_have_no_codes(kind, bad):
     model = make_model(kind)
     pixels = torch.zeros(3, 3, 8, 8)
     pixels[1, 0, 0, 0] = bad
-    with pytest.raises(NotFiniteError, match="picture 1 of the batch") as caught:
+    with pytest.raises(NotFiniteError, match="image 1 of the batch") as caught:
         model.encode(pixels)
     assert caught.value.indices == [1]
     with torch.no_grad():

@@ -515,7 +515,7 @@ def test_the_command_says_what_is_wrong_with_the_images(tmp_path, capsys):
     flags = ["train-vq", "--config", str(tmp_path / "config.yaml"), "--device", "cpu"]
     images = ["--images", str(tmp_path / "images")]
     assert being_vl_command([*flags, *images, "--output", str(tmp_path / "one")]) == 2
-    assert "a.png: not a readable picture" in capsys.readouterr().err
+    assert "a.png: not a readable image" in capsys.readouterr().err
     more = ["--output", str(tmp_path / "two"), "--eval-count", "2"]
     assert being_vl_command([*flags, *images, *more]) == 2
     assert "--eval-count must be less than the 2 images, got 2" in capsys.readouterr().err

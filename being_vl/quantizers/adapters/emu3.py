@@ -1,4 +1,4 @@
-"""transformers' `Emu3VQVAE`: a video model, given single pictures."""
+"""transformers' `Emu3VQVAE`: a video model, given single images."""
 
 from __future__ import annotations
 
