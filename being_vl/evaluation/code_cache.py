@@ -39,7 +39,7 @@ def default_cache_folder() -> Path:
 class CodeCache:
     """Codes of images, from the folder or else from the processor's quantizer.
 
-    A file each, `codes/QUANTIZER/xx/PICTURE.npy`, written aside and renamed, so that processes can share the
+    A file each, `codes/QUANTIZER/xx/IMAGE.npy`, written aside and renamed, so that processes can share the
     folder and one that is killed leaves no half file. A file that cannot be read is made again.
 
     Args:

@@ -160,7 +160,7 @@ def test_errors_are_one_line_and_the_session_goes_on(
 def test_a_file_that_is_no_picture(session: Session, tmp_path: Path) -> None:
     (tmp_path / "text.png").write_text("no picture")
     session.handle(f"/image {tmp_path / 'text.png'}")
-    assert "not a readable picture" in session.errors.getvalue()
+    assert "not a readable image" in session.errors.getvalue()
     assert session.conversation.waiting == []
 
 

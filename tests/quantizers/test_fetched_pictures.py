@@ -121,7 +121,7 @@ def test_the_header_is_read_before_a_pixel(server, processor, monkeypatch, form)
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        ("page.html", r"/page\.html: not a readable picture: its format is not known"),
+        ("page.html", r"/page\.html: not a readable image: its format is not known"),
         ("missing", "/missing: cannot be fetched: HTTP Error 404"),
         ("endless", "/endless: more than 524288 bytes"),
     ],
