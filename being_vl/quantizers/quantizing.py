@@ -243,8 +243,8 @@ class LazyVQ:
 
 
 def _checksum(tensor: torch.Tensor) -> int:
-    values = tensor.detach().cpu().contiguous().view(-1)
-    return zlib.crc32(memoryview(values.view(torch.uint8).numpy()))
+    values: Any = tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy()
+    return zlib.crc32(values)
 
 
 @contextmanager
