@@ -10,14 +10,12 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
-
-from huggingface_hub import CommitInfo
 
 from ..files import RESULTS_FOLDER
 from .card import write_card
-from .commit import CARD, PATTERNS, Target, commit_files, folder_files
+from .commit import CARD, PATTERNS, folder_files
 from .folder import check_whole, folder_kind
 from .results import ENTRIES_FOLDER
 
@@ -84,9 +82,3 @@ def _made_card(folder: Path, made: Path) -> dict[str, Path]:
         if path.name != ENTRIES_FOLDER:
             (view / path.name).symlink_to(path.resolve())
     return {name: view / name for name in write_card(view)}
-
-
-def push_folder(folder: Path, target: Target, include: Sequence[str] = ()) -> CommitInfo:
-    """Push a folder; a model repository, or a data set repository for code shards."""
-    with planned(folder, include) as plan:
-        return commit_files(plan.files, replace(target, repo_type=plan.repo_type))

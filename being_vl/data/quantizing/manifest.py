@@ -57,7 +57,9 @@ def write_manifest(output: Path, source: Source) -> dict[str, Any]:
     Raises:
         ValueError: a shard is missing or not ours.
     """
-    shards, skipped, cells = [], [], 0
+    shards: list[dict[str, Any]] = []
+    skipped: list[dict[str, Any]] = []
+    cells = 0
     for path, info in _all_shards(output, source):
         sizes = pq.read_table(path, columns=["height", "width"])
         cells += int(np.dot(sizes["height"].to_numpy().astype(np.int64), sizes["width"].to_numpy()))

@@ -119,9 +119,7 @@ def run_cells(
             test = TestRows(inputs.test, inputs.codes, work / "test-index.npy", settings.test_limit)
             for cell in missing:
                 result = run_cell(command, cell, inputs, settings, work, test)
-                write_atomic(
-                    result_path(output, cell), (json.dumps(asdict(result)) + "\n").encode()
-                )
+                write_atomic(result_path(output, cell), json.dumps(asdict(result)) + "\n")
             shutil.rmtree(work)
         return [read_result(result_path(output, cell)) for cell in cells]
 
@@ -169,12 +167,7 @@ def run_cell(
         metrics = read_json(folder / "metrics.json")
         steps[name], losses[name] = int(metrics["steps"]), float(metrics["train_loss"])
         checkpoint = folder
-    scores = test.score(
-        str(checkpoint),
-        max_new_tokens=settings.max_new_tokens,
-        device=settings.device,
-        name=cell.name,
-    )
+    scores = test.score(str(checkpoint), settings.max_new_tokens, settings.device, cell.name)
     weights = image_row_weights(str(checkpoint))
     shutil.rmtree(checkpoint)  # the last stage is no other cell's first
     return CellResult(
@@ -194,12 +187,8 @@ def _start(
 ) -> Path:
     """The checkpoint before any training: the text model with the first merges of the vocabulary."""
     folder = work / f"m{cell.merges}-s{cell.seed}"
-    bpe = make_part(
-        folder / "image_bpe",
-        lambda target: (
-            ImageBPE.from_pretrained(inputs.bpe).first(cell.merges).save_pretrained(target)
-        ),
-    )
+    cut = ImageBPE.from_pretrained(inputs.bpe).first(cell.merges)
+    bpe = make_part(folder / "image_bpe", cut.save_pretrained)
     template = cached_file(
         inputs.base, "chat_template.jinja", _raise_exceptions_for_missing_entries=False
     )
@@ -237,8 +226,7 @@ def _claim(output: Path, inputs: Inputs, settings: AblationSettings) -> None:
     wanted = {"version": 1, "settings": asdict(settings)}
     for name in ("pretrain", "sft", "test"):
         wanted[name] = open_samples(getattr(inputs, name)).identity()
-    wanted["bpe"] = hashlib.sha256(
-        ImageBPE.from_pretrained(inputs.bpe).merges.tobytes()
-    ).hexdigest()
+    merges = ImageBPE.from_pretrained(inputs.bpe).merges
+    wanted["bpe"] = hashlib.sha256(merges.tobytes()).hexdigest()
     wanted["base"], wanted["vq"] = inputs.base, inputs.vq
     claim(output / RUN_FILE, wanted, "rows of both do not compare; choose another output folder")

@@ -58,9 +58,7 @@ class TestRows:
     def __len__(self) -> int:
         return len(self.answers)
 
-    def score(
-        self, checkpoint: str, *, max_new_tokens: int, device: str, name: str
-    ) -> dict[str, Any]:
+    def score(self, checkpoint: str, max_new_tokens: int, device: str, name: str) -> dict[str, Any]:
         """Greedy answers of a saved checkpoint: `metrics` in percent, and `tokens_per_image`."""
         processor = AutoProcessor.from_pretrained(checkpoint, vq=False)
         model: Any = AutoModelForImageTextToText.from_pretrained(checkpoint)

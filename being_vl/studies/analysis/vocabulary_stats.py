@@ -49,26 +49,36 @@ def vocabulary_stats(
     count = len(grids) if max_grids is None else min(max_grids, len(grids))
     if not count:
         raise ValueError("there are no grids to count over")
-    uses = np.zeros(bpe.vocab_size, dtype=np.int64)
     codes = np.zeros(bpe.codebook_size, dtype=np.int64)
     for part in _slices(grids, count):
-        ids = np.concatenate(bpe.encode_batch(part, num_threads, segmentation=segmentation))
-        uses += np.bincount(ids, minlength=len(uses))
         flat = np.concatenate([np.asarray(grid).reshape(-1) for grid in part])
         codes += np.bincount(flat, minlength=len(codes))
-        if progress:
-            progress(len(part))
-    cells, tokens = int(codes.sum()), int(uses.sum())
+    cells = int(codes.sum())
+
+    def encoded(vocabulary: ImageBPE) -> tuple[np.ndarray, dict[str, Any]]:
+        """How often each token occurs, and the figures of its number and entropy."""
+        uses = np.zeros(vocabulary.vocab_size, dtype=np.int64)
+        for part in _slices(grids, count):
+            ids = vocabulary.encode_batch(part, num_threads, segmentation=segmentation)
+            uses += np.bincount(np.concatenate(ids), minlength=len(uses))
+            if progress:
+                progress(len(part))
+        tokens = int(uses.sum())
+        return uses, {
+            "tokens_per_grid": tokens / count,
+            "compression_ratio": cells / tokens,
+            "bits_per_token": _entropy(uses),
+            "bits_per_cell": _entropy(uses) * tokens / cells,
+        }
+
+    uses, figures = encoded(bpe)
     in_codes = int(uses[: bpe.codebook_size].sum())
     stats: dict[str, Any] = {
         "grids": count,
         "segmentation": segmentation,
         "cells": cells,
-        "tokens": tokens,
-        "tokens_per_grid": tokens / count,
-        "compression_ratio": cells / tokens,
-        "bits_per_token": _entropy(uses),
-        "bits_per_cell": _entropy(uses) * tokens / cells,
+        "tokens": int(uses.sum()),
+        **figures,
         "code_bits_per_cell": _entropy(codes),
         "rank_exponent": rank_frequency(uses)["exponent"] if (uses > 0).sum() > 2 else None,
         "codes_used": float((codes > 0).mean()),
@@ -80,7 +90,7 @@ def vocabulary_stats(
         directions = np.bincount(merge_directions(bpe), minlength=len(DIRECTIONS))
         stats["merge_directions"] = dict(zip(DIRECTIONS, directions.tolist(), strict=True))
     stats["compression_by_rank"] = [
-        _point(bpe, merges, grids, count, cells, segmentation, num_threads, progress)
+        {"merges": merges, **encoded(bpe.first(merges))[1]}
         for merges in (default_curve(bpe.num_merges) if curve is None else curve)
     ]
     stats["merge_uses"] = uses[bpe.codebook_size :].tolist()
@@ -98,33 +108,6 @@ def default_curve(num_merges: int) -> list[int]:
 def _slices(grids: Any, count: int) -> Iterator[Any]:
     for begin in range(0, count, _SLICE):
         yield grids[begin : min(begin + _SLICE, count)]
-
-
-def _point(
-    bpe: ImageBPE,
-    merges: int,
-    grids: Any,
-    count: int,
-    cells: int,
-    segmentation: str,
-    num_threads: int | None,
-    progress: Callable[[int], Any] | None,
-) -> dict[str, Any]:
-    shorter = bpe.first(merges)
-    uses = np.zeros(shorter.vocab_size, dtype=np.int64)
-    for part in _slices(grids, count):
-        ids = np.concatenate(shorter.encode_batch(part, num_threads, segmentation=segmentation))
-        uses += np.bincount(ids, minlength=len(uses))
-        if progress:
-            progress(len(part))
-    tokens = int(uses.sum())
-    return {
-        "merges": merges,
-        "tokens_per_grid": tokens / count,
-        "compression_ratio": cells / tokens,
-        "bits_per_token": _entropy(uses),
-        "bits_per_cell": _entropy(uses) * tokens / cells,
-    }
 
 
 def _by_cells(bpe: ImageBPE, uses: np.ndarray) -> list[dict[str, int]]:
