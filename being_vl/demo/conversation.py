@@ -23,7 +23,7 @@ from ..processing.processing_being_vl import BeingVLProcessor
 
 
 @dataclass
-class Conversation:
+class Chat:
     """What has been said, and the codes of the images in it, in order.
 
     Args:
@@ -96,7 +96,7 @@ class Speaker:
             image = self.processor.image_processor.fetch_images(image)
         return self.processor.quantize([image])[0]
 
-    def _inputs(self, conversation: Conversation, text: str) -> dict[str, torch.Tensor]:
+    def _inputs(self, conversation: Chat, text: str) -> dict[str, torch.Tensor]:
         messages, codes = conversation.with_question(text)
         prompt = self.processor.apply_chat_template(
             messages, tokenize=False, add_generation_prompt=True
@@ -109,7 +109,7 @@ class Speaker:
         )
         return {name: values.to(self.model.device) for name, values in inputs.items()}
 
-    def ask(self, conversation: Conversation, text: str) -> Generator[str, None, None]:
+    def ask(self, conversation: Chat, text: str) -> Generator[str, None, None]:
         """Pieces of the answer, as they come; the turn is kept when the last has come.
 
         A caller that stops early (closes the iterator) ends the generation, and the turn is kept with what
@@ -158,7 +158,7 @@ class Speaker:
             raise failures[0]
 
     @torch.inference_mode()
-    def draw(self, conversation: Conversation, text: str) -> Image.Image:
+    def draw(self, conversation: Chat, text: str) -> Image.Image:
         """An image, as the model goes on after `text`; the conversation stays as it was."""
         inputs = self._inputs(conversation, text)
         ids = self.model.generate(**inputs, **self._decoding, generation_mode="image")

@@ -22,7 +22,7 @@ except ImportError as missing:
 
 from ..processing.processing_being_vl import BeingVLProcessor
 from ..quantizers.image_loading import load_image
-from .conversation import Conversation, Speaker
+from .conversation import Chat, Speaker
 from .tokens import LABELS, enlarged, view_tokens
 
 # Of growing tokens: from grey to red. Fixed, so that a size has one colour whatever the image.
@@ -116,10 +116,10 @@ def _tokens_tab(processor: BeingVLProcessor) -> None:
 
 def _chat_tab(speaker: Speaker) -> None:
     def answer(
-        message: dict[str, Any], shown: list[dict[str, Any]], talk: Conversation | None
+        message: dict[str, Any], shown: list[dict[str, Any]], talk: Chat | None
     ) -> Iterator[tuple[Any, ...]]:
         """One turn: the answer grows in the chat as it comes."""
-        talk = talk or Conversation()
+        talk = talk or Chat()
         text = message["text"].strip() or "What is in the image?"
         said = ""
         try:

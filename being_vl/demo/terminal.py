@@ -11,7 +11,7 @@ from typing import TextIO
 
 from rich.console import Console
 
-from .conversation import Conversation, Speaker
+from .conversation import Chat, Speaker
 
 HELP = """\
 /image PATH        show it an image (or the URL of one), which the next question is about
@@ -43,7 +43,7 @@ class Session:
         show_tracebacks: bool = False,
     ):
         self.speaker = speaker
-        self.conversation = Conversation(system)
+        self.conversation = Chat(system)
         self.console = console or Console(highlight=False)
         self.errors = errors or sys.stderr
         self.failures = 0

@@ -17,7 +17,7 @@ from checkpoint_fixtures import tiny_checkpoint
 from PIL import Image
 from rich.console import Console
 
-from being_vl.demo.conversation import Conversation, Speaker
+from being_vl.demo.conversation import Chat, Speaker
 from being_vl.demo.terminal import Session, typed_lines
 from being_vl.hub.checkpoint import save_checkpoint
 
@@ -61,7 +61,7 @@ def whole_answer(speaker: Speaker, messages: list, codes: list) -> str:
 
 
 def test_turns_are_those_of_generate(speaker: Speaker, image: Path) -> None:
-    talk = Conversation()
+    talk = Chat()
     codes = speaker.look(image)
     talk.waiting.append(codes)
     first = list(speaker.ask(talk, "What is in the picture?"))
@@ -82,14 +82,14 @@ def test_turns_are_those_of_generate(speaker: Speaker, image: Path) -> None:
 
 
 def test_system_message_comes_first(speaker: Speaker) -> None:
-    talk = Conversation("Be brief.")
+    talk = Chat("Be brief.")
     list(speaker.ask(talk, "Hello"))
     messages, _ = talk.with_question("Again")
     assert [message["role"] for message in messages] == ["system", "user", "assistant", "user"]
 
 
 def test_an_answer_that_is_stopped_is_kept_as_far_as_it_came(speaker: Speaker) -> None:
-    talk = Conversation()
+    talk = Chat()
     pieces = speaker.ask(talk, "Hello")
     said = next(pieces)
     pieces.close()
@@ -101,7 +101,7 @@ def test_a_failure_leaves_the_conversation_as_it_was(speaker: Speaker, monkeypat
     def broken(*args, **kwargs):
         raise RuntimeError("out of memory")
 
-    talk = Conversation()
+    talk = Chat()
     monkeypatch.setattr(speaker.model, "generate", broken)
     with pytest.raises(RuntimeError, match="out of memory"):
         list(speaker.ask(talk, "Hello"))
@@ -110,7 +110,7 @@ def test_a_failure_leaves_the_conversation_as_it_was(speaker: Speaker, monkeypat
 
 def test_too_long_a_conversation_is_refused(speaker: Speaker) -> None:
     with pytest.raises(ValueError, match=r"the model takes 256: reset it"):
-        list(speaker.ask(Conversation(), "word " * 300))
+        list(speaker.ask(Chat(), "word " * 300))
 
 
 def test_commands(session: Session, image: Path, tmp_path: Path) -> None:
