@@ -1,7 +1,7 @@
 """image ids → grids of codes, from the shards of `being-vl encode`.
 
-An image costs 16 bytes of memory, memory-mapped and shared by all processes; the shards
-are read where a chunk of samples needs them, each at most once a chunk.
+The index takes 16 bytes an image, memory-mapped and shared by all processes. A chunk of samples reads each
+shard that it needs once.
 """
 
 from __future__ import annotations

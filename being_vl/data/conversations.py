@@ -1,9 +1,9 @@
-"""samples as people write them → conversations: messages of the chat template, the ids of their images and videos.
+"""samples in the usual formats → conversations: messages for the chat template, ids of their images and videos.
 
-Forms that are read: LLaVA's and ShareGPT's (`conversations` of `from` and `value` with `<image>`, `<video>`), the
+Formats: LLaVA's and ShareGPT's (`conversations` of `from` and `value` with `<image>`, `<video>`), the
 `messages` of TRL, OpenAI and the Hub (`role`, `content` as text or as parts), and ms-swift's `query`,
-`response`, `history`. A sample is checked before it is used: what would change what is learned is honoured
-(`weight`, `train`, `loss` of a turn) or refused by name (`audio`, `tool_calls`), never dropped.
+`response`, `history`. A sample is checked before it is used: a field that changes what is learned is
+applied (`weight`, `train`, `loss` of a turn) or refused by name (`audio`, `tool_calls`), never ignored.
 """
 
 from __future__ import annotations

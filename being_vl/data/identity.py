@@ -1,7 +1,7 @@
 """parts → what tells them from others, and the one comparison of what two parts say of each other.
 
 Ids mean something only beside the tokenizer, the merges and the quantizer that made them, and labels only
-beside the chat template. Whoever writes a folder records these; whoever joins it with a checkpoint compares.
+beside the chat template. They are recorded in each folder that is written, and compared when it is used with a checkpoint.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""files of conversations → samples as they stand there, in chunks that processes can share out.
+"""files of conversations → raw samples, by number.
 
 LLaVA's JSON (one list), JSON Lines, both also compressed, and `datasets`. A JSON list is held in memory, as
 its form demands; JSON Lines and data sets are read piece by piece.

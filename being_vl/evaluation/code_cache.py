@@ -1,7 +1,7 @@
-"""pixels → codes, once: a folder that remembers the codes of every image it has seen.
+"""pixels → codes, cached in a folder.
 
-The key is what the codes depend on and nothing else: the quantizer's identity and the
-image's pixels. So tasks, harnesses and checkpoints that share a quantizer share the codes.
+The key is what the codes depend on: the quantizer's identity and the image's pixels. Tasks, harnesses and
+checkpoints with the same quantizer therefore share the codes.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
-"""batches of answers → lines on disk, so that a run that was stopped goes on where it was.
+"""batches of answers → lines on disk, from which a stopped run continues.
 
-A file for each process, of which a kill can spoil the last line alone.
+Each process appends to a file of its own; a kill can damage only its last line.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ class Journal:
 
     Args:
         folder: of the files.
-        settings: answers found under others are thrown away.
+        settings: answers saved under other settings are discarded.
         state: of accelerate.
     """
 
@@ -63,5 +63,5 @@ class Journal:
         self._file.close()
 
     def remove(self) -> None:
-        """The run is over."""
+        """Delete the files of a finished run."""
         shutil.rmtree(self._folder)

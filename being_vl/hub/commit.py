@@ -71,7 +71,7 @@ def matches(path: str, patterns: Iterable[str]) -> bool:
 
 
 def folder_files(folder: str | os.PathLike, patterns: Iterable[str] = PATTERNS) -> dict[str, Path]:
-    """Path in the repository → file, of what a folder has of a checkpoint; the rest stays at home."""
+    """Path in the repository → file, of the files of a checkpoint in a folder; nothing else is uploaded."""
     root = Path(folder)
     home = root.resolve()
     # A snapshot in the Hub's cache is a folder of links to the blobs beside it.

@@ -1,4 +1,4 @@
-"""`card.yaml` → what a person knows of a checkpoint and its files do not say.
+"""`card.yaml` → what is known of a checkpoint beyond its files.
 
 Source: the metadata of huggingface_hub's `ModelCardData`, and the sections of its model card template.
 It differs in that what is not given is left out of the card, never filled in.

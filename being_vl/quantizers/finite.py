@@ -1,4 +1,4 @@
-"""The check that stands between latents and codes: a NaN has no nearest code, yet `argmin` gives it one."""
+"""A check of latents before they are quantized: `argmin` returns a code even for NaN."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class NotFiniteError(ValueError):
 
 
 def require_finite(latents: torch.Tensor, *, first: int = 0) -> torch.Tensor:
-    """The latents (batch, …) as they are.
+    """Return the latents (batch, …) unchanged if all are finite.
 
     Args:
         first: place in the batch of the first of them.

@@ -3,7 +3,7 @@
 Source: the encoder and decoder of taming-transformers (Esser et al. 2021), whose parameter names
 Chameleon and Being-VL keep, so these modules keep them too. They differ in being written for memory and
 speed: maps are channels_last but where the codes must equal Chameleon's to the last one, activations are
-overwritten where nobody needs them again, and no intermediate map is kept.
+overwritten once they are no longer needed, and no intermediate map is kept.
 
 Three quantizers with the same four methods, so that the model need not know which it has: the nearest codebook
 vector (van den Oord et al. 2017; with unit vectors, Yu et al. 2022, as LlamaGen has it), finite scalar

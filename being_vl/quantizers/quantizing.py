@@ -1,7 +1,7 @@
 """images → codes: the one way, whether for a single image or for a million.
 
-Read and preprocess (the image processor), gather by size, encode under autocast. Codes do not depend on the
-company that an image is encoded in beyond the rounding of its batch.
+Read and preprocess (the image processor), gather by size, encode under autocast. The other images
+of a batch change codes only through floating-point rounding.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """The parts of easy-VQA's studies that no command makes: a k-means quantizer and a small text model.
 
-Whoever has a quantizer and a Llama starts with `being-vl encode` instead.
+If you have a quantizer and a Llama, start with `being-vl encode`.
 """
 
 from __future__ import annotations

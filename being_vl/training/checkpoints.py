@@ -1,9 +1,8 @@
-"""a training's state → folders on disk that are whole or are not there, and back.
+"""a training's state ↔ checkpoint folders that are complete or absent.
 
-Source: the folders `checkpoint-N` of transformers' `Trainer`. They differ in how they come to be: a
-checkpoint is written under another name, gets a manifest with the size and the CRC-32 of every file, is
-flushed to the disk, and only then takes its name. So what bears the name was once whole, and what has
-happened to it since can be told, file by file, before anything is loaded.
+The folders are the `checkpoint-N` of transformers' `Trainer`. Each is written under another name, gets a manifest
+with the size and the CRC-32 of every file, is flushed to disk, and only then renamed. A folder of that name was
+therefore complete once, and damage since then is found, file by file, before anything is loaded.
 """
 
 from __future__ import annotations

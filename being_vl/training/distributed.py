@@ -22,7 +22,7 @@ from ..files import read_json
 def prepare_deepspeed(args: TrainingArguments) -> None:
     """What must be done before the model is loaded: refuse settings, and let DeepSpeed know of the processes.
 
-    Without the latter ZeRO-3 loads a model as if there were one process. transformers sees to it on GPUs.
+    Without the latter ZeRO-3 loads a model as if there were one process. On GPUs transformers does it.
 
     Args:
         args: of this process; without `deepspeed` nothing is done.

@@ -1,13 +1,12 @@
-"""a stopped training → the same training, going on.
+"""Exact resuming of a stopped training.
 
-`Trainer`'s own resuming, made strict. A plain `Trainer` does without a word: go on with a new optimizer, a
-new schedule or other random numbers where their file is missing; go on from the checkpoint of another run;
-leave half a checkpoint under a whole one's name; take one more step when it resumes at its last; and, on
-several processes and with a sampler of one's own, follow the order of the first epoch for the rest of the
-epoch in which it resumes.
+A plain `Trainer` silently continues with a new optimizer, a new schedule or other random numbers where their
+file is missing; continues from the checkpoint of another run; may leave an incomplete checkpoint under its final
+name; takes one more step when it resumes at its last; and, with several processes and a custom sampler, follows
+the order of the first epoch for the rest of the epoch in which it resumes.
 
-A checkpoint keeps its run's identity (settings, model, data), and a run that goes on from it must have the
-same: otherwise it would go on to weights that neither run would have had.
+A checkpoint here records the identity of its run (settings, model, data), and only the same run may continue from
+it: otherwise the result would be weights that neither run would have had.
 """
 
 from __future__ import annotations

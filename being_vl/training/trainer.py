@@ -334,7 +334,7 @@ def _is_finite(parameter: torch.Tensor) -> bool:
 
 
 class _TakeFingerprints(TrainerCallback):
-    """When training begins: after DeepSpeed or autocast have given the rows the type they keep."""
+    """Takes fingerprints when training begins, after DeepSpeed or autocast have set the dtype of the rows."""
 
     def __init__(self, trainer: BeingVLTrainer):
         self._trainer = trainer
