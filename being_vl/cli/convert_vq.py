@@ -11,7 +11,7 @@ from jsonargparse.typing import PositiveFloat, PositiveInt
 
 from ..files import new_folder, write_atomic
 from .loading import check_part
-from .options import add, answer, option, refuse_nonempty
+from .options import add, answer, options, refuse_nonempty
 from .parsing import Parser
 
 if TYPE_CHECKING:
@@ -28,18 +28,13 @@ def make_parser() -> Parser:
         "source", type=str, help="file, folder (sharded or not) or Hub id; only the VQ-GAN is read"
     )
     add(parser, "output", help="folder to write; must be missing or empty", required=True)
-    option(
+    options(
         parser,
-        "resolution",
-        PositiveInt,
-        "pixels a side in training; default: that of a config.json there, else 512",
-    )
-    option(
-        parser,
-        "rescale-factor",
-        PositiveFloat,
-        "of the image processor; default: 1/127.5 for LlamaGen, else 0.0078 (Chameleon, Being-VL)",
-    )
+        ("resolution", PositiveInt, None,
+         "pixels a side in training; default: that of a config.json there, else 512"),
+        ("rescale-factor", PositiveFloat, None,
+         "of the image processor; default: 1/127.5 for LlamaGen, else 0.0078 (Chameleon, Being-VL)"),
+    )  # fmt: skip
     add(
         parser,
         "dtype",

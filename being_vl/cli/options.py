@@ -122,6 +122,12 @@ def option(container: Any, name: str, type: Any, help: str, **more: Any) -> None
     container.add_argument(f"--{name}", type=type, help=help, **more)
 
 
+def options(container: Any, *table: tuple[str, Any, Any, str]) -> None:
+    """Add several: name, type, default, help."""
+    for name, type, default, help in table:
+        option(container, name, type, help, default=default)
+
+
 def add_about(parser: Any, name: str, help: str | None = None) -> None:
     """Add what the command is about, as its first positional argument."""
     shared = SHARED[name]

@@ -17,7 +17,7 @@ from jsonargparse.typing import PositiveInt
 
 from ..files import write_atomic
 from .loading import check_part
-from .options import add, answer, option, refuse_used
+from .options import add, answer, option, options, refuse_used
 from .parsing import Parser
 
 _FILTERS = (
@@ -46,30 +46,17 @@ def make_parser() -> Parser:
     add(parser, "output", help="folder of the data set", required=True)
     add(parser, "resume")
     samples = parser.add_argument_group("samples")
-    option(
+    options(
         samples,
-        "on-missing",
-        Literal["raise", "skip", "text"],
-        "an image without codes: stop, skip the sample, or keep it without the image",
-        default="raise",
-    )
-    option(samples, "on-too-long", Literal["raise", "skip"], "see --max-length", default="raise")
-    option(
-        samples,
-        "on-control-token",
-        Literal["raise", "skip"],
-        "text that spells a special token of the tokenizer",
-        default="raise",
-    )
-    option(
-        samples,
-        "on-bad-row",
-        Literal["raise", "skip", "fix"],
-        "anything else that is wrong; fix puts missing placeholders in front",
-        default="raise",
-    )
-    option(samples, "max-length", PositiveInt, "most tokens of a sample; none is ever cut")
-    option(samples, "source", str, "name in a mixture; default: the file's name")
+        ("on-missing", Literal["raise", "skip", "text"], "raise",
+         "an image without codes: stop, skip the sample, or keep it without the image"),
+        ("on-too-long", Literal["raise", "skip"], "raise", "see --max-length"),
+        ("on-control-token", Literal["raise", "skip"], "raise", "text that spells a special token of the tokenizer"),
+        ("on-bad-row", Literal["raise", "skip", "fix"], "raise",
+         "anything else that is wrong; fix puts missing placeholders in front"),
+        ("max-length", PositiveInt, None, "most tokens of a sample; none is ever cut"),
+        ("source", str, None, "name in a mixture; default: the file's name"),
+    )  # fmt: skip
     work = parser.add_argument_group("work")
     add(work, "workers", help="processes; default: one for each core")
     add(work, "shard-size", default=2048, help="samples in a shard")
@@ -93,12 +80,15 @@ def make_parser() -> Parser:
         default=[],
     )
     filters = parser.rare("filters for many concepts", "docs/data.md says how they choose")
-    option(filters, "label-field", str, "field of a class label")
-    option(filters, "max-per-label", PositiveInt, "most samples of a label")
-    option(filters, "phrase-field", str, "field that lists noun phrases")
-    option(filters, "spacy-model", str, "find noun phrases with this spaCy model")
-    option(filters, "max-per-phrase", PositiveInt, "most samples that a phrase brings", default=100)
-    option(filters, "min-phrase-count", PositiveInt, "rarer phrases bring no sample", default=3)
+    options(
+        filters,
+        ("label-field", str, None, "field of a class label"),
+        ("max-per-label", PositiveInt, None, "most samples of a label"),
+        ("phrase-field", str, None, "field that lists noun phrases"),
+        ("spacy-model", str, None, "find noun phrases with this spaCy model"),
+        ("max-per-phrase", PositiveInt, 100, "most samples that a phrase brings"),
+        ("min-phrase-count", PositiveInt, 3, "rarer phrases bring no sample"),
+    )
     add(filters, "seed", help="decides which samples a cap keeps")
     return parser
 

@@ -19,7 +19,7 @@ from jsonargparse.typing import NonNegativeFloat, NonNegativeInt, PositiveFloat,
 
 from ..files import write_atomic
 from .loading import check_array, marked_frames
-from .options import add, answer, option, refuse_used
+from .options import add, answer, option, options, refuse_used
 from .parsing import Parser
 
 if TYPE_CHECKING:
@@ -43,25 +43,16 @@ def make_parser() -> Parser:
     add(parser, "verify")
     add(parser, "output", help="folder of image_bpe.json", required=True)
     add(parser, "resume")
-    option(parser, "num-merges", NonNegativeInt, "rules to learn", default=8192)
-    option(parser, "codebook-size", PositiveInt | None, "K; default: what the shards say")
-    option(parser, "min-count", PositiveInt, "stop below this count", default=2)
-    option(parser, "max-cells", PositiveInt | None, "most cells of a token")
-    option(parser, "max-token-extent", PositiveInt | None, "most rows and columns of a token")
-    option(
+    options(
         parser,
-        "scoring",
-        Literal["frequency", "spatial"],
-        "what chooses the next rule",
-        default="frequency",
-    )
-    option(
-        parser,
-        "merge-rule",
-        Literal["shape", "pair"],
-        "pair is the paper's; its tokens cannot be decoded",
-        default="shape",
-    )
+        ("num-merges", NonNegativeInt, 8192, "rules to learn"),
+        ("codebook-size", PositiveInt | None, None, "K; default: what the shards say"),
+        ("min-count", PositiveInt, 2, "stop below this count"),
+        ("max-cells", PositiveInt | None, None, "most cells of a token"),
+        ("max-token-extent", PositiveInt | None, None, "most rows and columns of a token"),
+        ("scoring", Literal["frequency", "spatial"], "frequency", "what chooses the next rule"),
+        ("merge-rule", Literal["shape", "pair"], "shape", "pair is the paper's; its tokens cannot be decoded"),
+    )  # fmt: skip
     add(parser, "num-threads")
     videos = parser.rare("codes of videos")
     option(

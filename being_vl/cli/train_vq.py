@@ -18,7 +18,7 @@ from jsonargparse import Namespace
 from jsonargparse.typing import NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 
 from ..files import locked, read_yaml, refuse_others, write_atomic
-from .options import add, add_source, answer, flag, open_source, option
+from .options import add, add_source, answer, flag, open_source, option, options
 from .parsing import Parser
 
 if TYPE_CHECKING:
@@ -69,14 +69,11 @@ def make_help_parser() -> Parser:
     kind = parser.add_argument_group(
         "quantizer", "with defaults by --resolution, but for --model.X"
     )
-    option(
+    options(
         kind,
-        "kind",
-        Literal["patch", "vqgan", "fsq", "lfq"],
-        "patch (k-means) takes a minute",
-        default="vqgan",
-    )
-    option(kind, "resolution", PositiveInt, "pixels a side; default: 256")
+        ("kind", Literal["patch", "vqgan", "fsq", "lfq"], "vqgan", "patch (k-means) takes a minute"),
+        ("resolution", PositiveInt, None, "pixels a side; default: 256"),
+    )  # fmt: skip
     training = parser.add_argument_group("training")
     option(training, "steps", PositiveInt, "default: by --resolution")
     option(training, "batch-size", PositiveInt, "images, per device")
@@ -93,7 +90,8 @@ def _add_rare(parser: Parser) -> None:
     flag(data, "cache-images", "keep all pixels in memory")
     optimizer = parser.rare("optimizer")
     schedules = Literal["cosine", "constant_with_warmup", "linear"]
-    for name, kind, default, text in (
+    options(
+        optimizer,
         ("learning-rate", PositiveFloat, None, "peak; default: by --resolution"),
         ("gradient-accumulation", PositiveInt, 1, "batches in a step"),
         ("discriminator-learning-rate", PositiveFloat, None, "default: the same"),
@@ -109,8 +107,7 @@ def _add_rare(parser: Parser) -> None:
         ("save-limit", PositiveInt, 2, "checkpoints kept"),
         ("log-every", PositiveInt, 50, "steps between logs"),
         ("report-to", str, "none", "tensorboard, wandb, trackio …"),
-    ):  # fmt: skip
-        option(optimizer, name, kind, text, default=default)
+    )  # fmt: skip
     metrics = parser.rare("metrics and judges")
     flag(metrics, "ssim", "measure SSIM (torchmetrics)", default=True)
     add(metrics, "rfid-weights")
