@@ -69,7 +69,7 @@ def test_a_step_without_labels_is_counted_aloud(tmp_path):
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        ({"dataloader_drop_last": True, "per_device_train_batch_size": 3}, "dataloader_drop_last leaves 0 steps: 2 rows"),
+        ({"dataloader_drop_last": True, "per_device_train_batch_size": 3}, "dataloader_drop_last leaves 0 steps: 2 sequences"),
         ({"num_train_epochs": 0}, "0 steps: num_train_epochs is 0"),
     ],
 )  # fmt: skip
