@@ -102,7 +102,7 @@ def _answered(args: Namespace, tasks: list[Any], output: Path) -> list[Result | 
     """The results of tasks with questions; None on all processes but the first."""
     from ..evaluation.runner import Evaluator
 
-    evaluator = Evaluator.from_pretrained(
+    evaluator = Evaluator(
         args.checkpoint,
         output=output,
         device=args.device,

@@ -11,7 +11,6 @@ import json
 import os
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -54,33 +53,22 @@ def load_checkpoint(
     return model.to(place).eval(), processor  # type: ignore[arg-type]
 
 
-@dataclass
 class Evaluator:
     """A checkpoint, ready to answer.
 
     Args:
-        model: in evaluation mode, on its device.
-        processor: of the same checkpoint.
-        name: what exports call the model.
-        identity: names the weights; answers of another identity are not gone on with.
+        checkpoint: folder, or repository on the Hub.
         output: results go into `evaluation/` below it.
+        device, dtype: see [`load_checkpoint`].
         cache: folder of the codes; see [`CodeCache`].
         batch_size: questions at a time.
-        state: of accelerate.
+
+    Raises:
+        OSError, ValueError: the checkpoint does not load, or is no Being-VL checkpoint.
     """
 
-    model: BeingVLLanguageModel
-    processor: BeingVLProcessor
-    name: str
-    identity: str
-    output: Path
-    cache: str | None
-    batch_size: int
-    state: PartialState
-
-    @classmethod
-    def from_pretrained(
-        cls,
+    def __init__(
+        self,
         checkpoint: str,
         *,
         output: str | os.PathLike,
@@ -88,23 +76,12 @@ class Evaluator:
         dtype: str = "auto",
         cache: str | None = None,
         batch_size: int = 64,
-    ) -> Evaluator:
-        """Load a folder or a repository on the Hub; see [`load_checkpoint`] for device and dtype.
-
-        Raises:
-            OSError, ValueError: see [`load_checkpoint`].
-        """
-        model, processor = load_checkpoint(checkpoint, device=device, dtype=dtype)
-        return cls(
-            model=model,
-            processor=processor,
-            name=Path(checkpoint).resolve().name if os.path.isdir(checkpoint) else checkpoint,
-            identity=_identity(checkpoint),
-            output=Path(output),
-            cache=cache,
-            batch_size=batch_size,
-            state=PartialState(),
-        )
+    ):
+        self.model, self.processor = load_checkpoint(checkpoint, device=device, dtype=dtype)
+        self.name = Path(checkpoint).resolve().name if os.path.isdir(checkpoint) else checkpoint
+        self.identity = _identity(checkpoint)
+        self.output, self.cache, self.batch_size = Path(output), cache, batch_size
+        self.state = PartialState()
 
     def run(self, task: Task, *, max_new_tokens: int | None = None) -> Result | None:
         """Answer and score a task; files are written by the first process, which alone gets the result.

@@ -43,7 +43,7 @@ def checkpoint(tmp_path_factory) -> Path:
 
 @pytest.fixture
 def evaluator(checkpoint, tmp_path) -> Evaluator:
-    return Evaluator.from_pretrained(
+    return Evaluator(
         str(checkpoint), output=tmp_path / "out", device="cpu", cache=str(tmp_path / "cache")
     )
 

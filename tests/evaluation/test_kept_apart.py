@@ -29,7 +29,7 @@ def checkpoint(tmp_path_factory) -> Path:
 
 @pytest.fixture
 def evaluator(checkpoint, tmp_path):
-    return runner.Evaluator.from_pretrained(
+    return runner.Evaluator(
         str(checkpoint), output=tmp_path / "out", device="cpu", cache=str(tmp_path / "cache")
     )
 
