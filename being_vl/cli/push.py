@@ -14,7 +14,7 @@ from .options import flag, option
 from .parsing import Parser
 
 if TYPE_CHECKING:
-    from ..hub.push import Plan
+    from ..hub.folder import Plan
 
 
 def make_parser() -> Parser:
@@ -39,7 +39,7 @@ def main(args: Namespace) -> int:
     import being_vl  # noqa: F401  (the Auto classes know our models)
 
     from ..hub.commit import Target, commit_files
-    from ..hub.push import planned
+    from ..hub.folder import planned
 
     target = Target(
         args.repo,

@@ -6,34 +6,38 @@ read from a file of the folder, and that what is not known is left out.
 
 from __future__ import annotations
 
+import html
+import re
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from huggingface_hub import DatasetCard, DatasetCardData, ModelCard, ModelCardData
+import yaml
+from huggingface_hub import (
+    DatasetCard,
+    DatasetCardData,
+    EvalResult,
+    EvalResultEntry,
+    ModelCard,
+    ModelCardData,
+    eval_result_entries_to_yaml,
+)
 from transformers import AutoConfig
 
 from .. import __version__
 from ..bpe.image_bpe import ImageBPE
 from ..codes.shards import CodeShards
 from ..files import Result, read_json, write_atomic
+from ..files import load_results as load_saved
 from ..models.configuration_being_vl import ImageVocabularyConfig
 from ..models.families import family_of_checkpoint
 from ..processing.tokenization_being_vl import BeingVLTokenizer
 from .commit import CARD, CARD_MARK
-from .escaping import cell, code, fenced, is_repository, plain
 from .example import DRAWING, EXAMPLE
 from .facts import FACTS_FILE, CardFacts, read_facts, read_mapping
-from .folder import folder_kind, read_weights
+from .folder import ENTRIES_FOLDER, folder_kind, read_weights
 from .part import VQ_FOLDER
-from .results import (
-    ENTRIES_FOLDER,
-    eval_result_files,
-    eval_results,
-    load_results,
-    metric_type,
-    slug,
-)
 
 _TEMPLATES = Path(__file__).parent / "templates"
 _PAPERS = ("2410.02155", "2506.23639")
@@ -46,6 +50,11 @@ _RECIPE = (
     "steps", "train_runtime", "train_loss", "eval_loss",
 )  # fmt: skip
 
+_TASK_TYPES = {
+    "flickr30k": "image-to-text",
+    "nocaps": "image-to-text",
+    "reconstruction": "image-to-image",
+}
 _LABELS = {
     "pretrain": "steps of pretrain",
     "sft": "steps of sft",
@@ -258,3 +267,93 @@ def _size_category(count: int) -> str:
     names = ["1K", "10K", "100K", "1M", "10M", "100M", "1B", "10B", "100B", "1T"]
     power = min(len(str(count)) - 4, len(names) - 2)
     return f"{names[power]}<n<{names[power + 1]}"
+
+
+def load_results(folder: Path) -> list[Result]:
+    """The results of a checkpoint, by name of task; those without a number are left out."""
+    return [result for result in load_saved(folder) if result.metrics]
+
+
+def eval_results(results: Sequence[Result]) -> list[EvalResult]:
+    """The entries of the card's `model-index`, one for each metric."""
+    return [
+        EvalResult(
+            task_type=_TASK_TYPES.get(result.task, "image-text-to-text"),
+            dataset_type=result.dataset.get("id") or slug(str(result.dataset["name"])),
+            dataset_name=str(result.dataset["name"]),
+            dataset_split=result.dataset.get("split"),
+            metric_type=metric_type(name),
+            metric_name=name.replace("/", ", ", 1).replace("_", " "),
+            metric_value=value,
+        )
+        for result in results
+        for name, value in result.metrics.items()
+    ]
+
+
+def metric_type(name: str) -> str:
+    """The metric without the part of the data that it is of: "accuracy/shape" → "accuracy"."""
+    return slug(name.split("/")[0])
+
+
+def slug(text: str) -> str:
+    """Lower case, with "-" for what identifiers have not."""
+    return re.sub(r"[^\w.-]+", "-", text.lower()).strip("-")
+
+
+def eval_result_files(results: Sequence[Result]) -> dict[str, str]:
+    """Path → YAML of `.eval_results/`: the first metric of each result on a data set of the Hub.
+
+    The format names the data set by its id on the Hub, so results on other data are in the card alone.
+    """
+    files = {}
+    for result in results:
+        if not result.dataset.get("id"):
+            continue
+        name, value = next(iter(result.metrics.items()))
+        entry = EvalResultEntry(
+            dataset_id=str(result.dataset["id"]),
+            task_id=result.task,
+            value=value,
+            notes="; ".join(
+                [name, result.decoding_text, result.harness_text, f"{result.num_examples} examples"]
+            ),
+        )
+        text = yaml.safe_dump(
+            eval_result_entries_to_yaml([entry]), sort_keys=False, allow_unicode=True
+        )
+        files[f"{ENTRIES_FOLDER}/{result.task}.yaml"] = text
+    return files
+
+
+# Text of a file as Markdown that says it and nothing more: no structure, no HTML.
+
+
+def plain(value: Any) -> str:
+    """One line of text: characters that Markdown or HTML would read as structure are escaped."""
+    text = re.sub(r"([\\`*\[\]|~#])", r"\\\1", html.escape(_line(value), quote=False))
+    return re.sub(r"(?<!\w)_|_(?!\w)", r"\\_", text)  # inside a word it is one
+
+
+def code(value: Any) -> str:
+    """A code span; it has no escapes, so what would end it is left out."""
+    return f"`{re.sub(r'[`|]', ' ', _line(value)).strip() or ' '}`"
+
+
+def cell(value: Any) -> str:
+    """Markdown of one line, for a cell of a table."""
+    return re.sub(r"(?<!\\)\|", r"\\|", _line(value))
+
+
+def fenced(value: Any) -> str:
+    """Lines for a block between fences, with no fence among them."""
+    return re.sub(r"^(\s*)(?:`{3,}|~{3,})", r"\1'''", str(value), flags=re.MULTILINE)
+
+
+def is_repository(value: Any) -> bool:
+    """Whether a text is an id of the Hub, as links are made of."""
+    return re.fullmatch(r"[\w.-]+(/[\w.-]+)?", str(value)) is not None
+
+
+def _line(value: Any) -> str:
+    return " ".join(str(value).split())

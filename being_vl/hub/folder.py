@@ -1,12 +1,16 @@
-"""folder → what it is, whether it is whole, and the sizes that its files state.
+"""folder → what it is, whether it is whole, and what of it goes to a repository.
 
-Source: the layout of checkpoints in `being_vl.hub.checkpoint`, and of code shards in `being_vl.codes.shards`.
-Nothing is loaded but headers: a checkpoint of any size is checked in a moment.
+The layouts are those of checkpoints (`being_vl.hub.checkpoint`) and of code shards (`being_vl.codes.shards`). Only
+headers are read: a checkpoint of any size is checked in a moment. What is pushed is what the kind of folder is made
+of: checkpoints of a trainer, its optimizer states and settings with paths of this machine are not uploaded.
 """
 
 from __future__ import annotations
 
 import math
+import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -16,10 +20,20 @@ from transformers import AutoConfig
 
 from ..bpe.image_bpe import ImageBPE
 from ..codes.shards import CodeShards
-from ..files import read_json, read_weight_map
+from ..files import RESULTS_FOLDER, read_json, read_weight_map
 from ..models.families import MODEL_TYPES
+from .commit import CARD, PATTERNS, folder_files
 from .part import VQ_FOLDER, variant_of, weight_names
 
+CODES_PATTERNS = (
+    "codes-*.parquet",
+    "manifest.json",
+    "skipped.jsonl",
+    CARD,
+    "card.yaml",
+    "LICENSE*",
+)
+ENTRIES_FOLDER = ".eval_results"
 Kind = Literal["checkpoint", "vq_model", "image_bpe", "parts", "codes"]
 _VQ_TYPES = ("being_vl_vq", "being_vl_patch_vq")
 _MAX_TOKENIZER_VALUES = 5 << 19  # 262,144 ids and 514,906 merges (Gemma 3), image tokens beside
@@ -164,3 +178,60 @@ def _check_checkpoint(folder: Path) -> None:
     ):
         if found != expected:
             raise ValueError(f"{folder}: {what} is {found}, but config.json says {expected}")
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a push would do.
+
+    Args:
+        files: path in the repository → file.
+        left_out: paths below the folder that stay.
+        repo_type: "model" or "dataset".
+        outdated_card: results newer than the card that goes with them.
+    """
+
+    files: dict[str, Path]
+    left_out: list[str]
+    repo_type: str
+    outdated_card: list[str]
+
+    @property
+    def num_bytes(self) -> int:
+        return sum(path.stat().st_size for path in self.files.values())
+
+
+@contextmanager
+def planned(folder: Path, include: Sequence[str] = ()) -> Iterator[Plan]:
+    """Check a folder, and list what of it goes; a card that is missing is made, outside of the folder."""
+    kind = folder_kind(folder)
+    check_whole(folder)
+    patterns = CODES_PATTERNS if kind == "codes" else PATTERNS
+    files = folder_files(folder, (*patterns, *include))
+    for pattern in include:
+        if not folder_files(folder, [pattern]):
+            raise ValueError(f"--include {pattern}: no such file in {folder}")
+    everything = (path for path in folder.rglob("*") if path.is_file())
+    left_out = sorted({path.relative_to(folder).as_posix() for path in everything} - files.keys())
+    with tempfile.TemporaryDirectory() as made:
+        outdated = []
+        if CARD in files:
+            written = files[CARD].stat().st_mtime
+            results = (name for name in files if name.startswith(f"{RESULTS_FOLDER}/"))
+            outdated = [name for name in results if files[name].stat().st_mtime > written]
+        else:
+            files |= _made_card(folder, Path(made))
+        repo_type = "dataset" if kind == "codes" else "model"
+        yield Plan(dict(sorted(files.items())), left_out, repo_type, outdated)
+
+
+def _made_card(folder: Path, made: Path) -> dict[str, Path]:
+    """The files of a card, written beside links to the folder's own."""
+    from .card import write_card
+
+    view = made / folder.resolve().name
+    view.mkdir()
+    for path in folder.iterdir():
+        if path.name != ENTRIES_FOLDER:
+            (view / path.name).symlink_to(path.resolve())
+    return {name: view / name for name in write_card(view)}

@@ -133,7 +133,7 @@ def push_here(checkpoint: Path, repo: str) -> None:
 
 def start_push(checkpoint: Path, repo: str) -> int:
     """`being-vl push` in a process of its own; its number."""
-    import being_vl.hub.push  # noqa: F401  (imported once, before the process splits)
+    import being_vl.hub.folder  # noqa: F401  (imported once, before the process splits)
 
     child = os.fork()
     if child == 0:
