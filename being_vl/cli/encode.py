@@ -1,7 +1,7 @@
 """`being-vl encode`: images or videos → parquet shards of codes.
 
-From a folder, a data set or WebDataset shards, on one device or, under `accelerate launch`, on many. What
-interrupts it costs the unfinished shards alone: the same command continues.
+From a folder, a data set or WebDataset shards, on one device or, under `accelerate launch`, on many. After an
+interruption the same command continues; only unfinished shards are made again.
 """
 
 from __future__ import annotations

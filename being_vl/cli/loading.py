@@ -1,4 +1,4 @@
-"""Parts that options name → loaded parts, with errors that say which option, which name and why."""
+"""Loading of the parts that options name; errors give the option, the name and the reason."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """`being-vl tokenize`: conversations and codes → a data set of ids.
 
 LLaVA's JSON, JSON Lines or a `datasets` data set, joined with the shards of `being-vl encode` by image id.
-What interrupts it costs the unfinished shards alone: the same command continues.
+After an interruption the same command continues; only unfinished shards are made again.
 """
 
 from __future__ import annotations

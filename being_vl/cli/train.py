@@ -1,4 +1,4 @@
-"""`being-vl train`: a checkpoint and tokenized rows → the checkpoint after one stage.
+"""`being-vl train`: a checkpoint and tokenized samples → the checkpoint after one stage.
 
 The recipes under hub_configs/training/ are configurations of this command; docs/training.md says what the
 stages, labels and kinds of packing are. For several processes start it by `torchrun` or `accelerate launch`:

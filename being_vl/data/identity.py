@@ -1,4 +1,4 @@
-"""parts → what tells them from others, and the one comparison of what two parts say of each other.
+"""Identities of the parts of a checkpoint, and their comparison.
 
 Ids mean something only beside the tokenizer, the merges and the quantizer that made them, and labels only
 beside the chat template. They are recorded in each folder that is written, and compared when it is used with a checkpoint.

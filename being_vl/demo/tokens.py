@@ -1,4 +1,4 @@
-"""codes and the first merges → what a page shows of them: tokens over an image, and numbers."""
+"""The tokens of an image after the first merges, drawn and counted for the demo's page."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""questions about images → answers, with the image of many questions read once.
+"""questions about images → answers; an image that questions share passes through the model once.
 
 Generation from a cache: each image's part of the prompt goes through the model once, its keys and values are
 copied to its questions, and `generate` goes on from there. The answers are those of `generate`

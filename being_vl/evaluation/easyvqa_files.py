@@ -1,8 +1,8 @@
 """easy-VQA → files of the pipeline: LLaVA JSON and a folder of images.
 
-Source: LLaVA's form of data, with captions to pretrain on besides questions. One row a question, so that
-rows about one image share their beginning; `being-vl encode --images FOLDER/images` gives the images the
-ids that the rows name. easy-VQA has no captions: they are composed from its answers.
+Source: LLaVA's form of data, with captions to pretrain on besides questions. One sample a question, so that
+samples about one image share their beginning; `being-vl encode --images FOLDER/images` gives the images the
+ids that the samples name. easy-VQA has no captions: they are composed from its answers.
 """
 
 from __future__ import annotations

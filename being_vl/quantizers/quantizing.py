@@ -1,4 +1,4 @@
-"""images → codes: the one way, whether for a single image or for a million.
+"""images → codes, for one image or for millions.
 
 Read and preprocess (the image processor), gather by size, encode under autocast. The other images
 of a batch change codes only through floating-point rounding.

@@ -1,4 +1,4 @@
-"""Frozen rows must not have moved: a fingerprint of each, taken when training begins and compared at saves.
+"""Checks that frozen rows have not moved, by a fingerprint of each, taken at the start and compared at saves.
 
 A row's fingerprint is its bits in 64-bit arithmetic, so any change of a single number is found, and
 others with a probability of 1 − 2⁻⁶⁴; it takes 8 bytes a row instead of a copy of the matrix.

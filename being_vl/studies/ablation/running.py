@@ -1,7 +1,7 @@
 """cells → results: each trained by the commands of `being-vl`, scored, written down, and not done again.
 
 Stages that cells share (the pretraining of PT(freeze)+SFT and of PT(freeze)+SFT(freeze visual)) are trained
-once. A result is a file; what stopped the command costs the stage it was in.
+once. A result is a file. After an interruption only the current stage is repeated.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""grids → ids → bits lost: what cannot be told any more from the ids of paper mode.
+"""grids → ids → bits lost: the information that the ids of paper mode lose.
 
 Source: appendix A.1 of "From Pixels to Tokens", which bounds the loss, in (14) and (15), by natural
 logarithms called bits. Here it is H(grid | ids) itself where the law of the grids is known, in bits of two
