@@ -7,7 +7,7 @@ downloaded. What is malformed is an error that names the file, the example, the 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -72,23 +72,19 @@ def read_vqav2(data: Path, images: Path | None) -> tuple[list[Example], str]:
     questions, annotations = map(_json, paths)
     subtype = str(questions.get("data_subtype", "val2014"))
     folder = images or (data / subtype if (data / subtype).is_dir() else data)
-    by_id: dict[int, tuple[int, Any]] = {}
-    for n, entry in enumerate(_get(annotations, "annotations", list, str(paths[1]))):
-        where = f"{paths[1]}: annotations[{n}]"
+    by_id: dict[int, tuple[str, Any]] = {}
+    for where, entry in _entries(annotations, "annotations", paths[1]):
         question_id = _get(entry, "question_id", int, where)
         if question_id in by_id:
-            raise ValueError(
-                f"{where}: question_id {question_id} stands at annotations[{by_id[question_id][0]}] already"
-            )
-        by_id[question_id] = n, entry
+            there = by_id[question_id][0].rpartition(" ")[2]
+            raise ValueError(f"{where}: question_id {question_id} stands at {there} already")
+        by_id[question_id] = where, entry
     examples = []
-    for number, entry in enumerate(_get(questions, "questions", list, str(paths[0]))):
-        where = f"{paths[0]}: questions[{number}]"
+    for where, entry in _entries(questions, "questions", paths[0]):
         question_id = _get(entry, "question_id", int, where)
         if question_id not in by_id:
             raise ValueError(f"{where}: question_id {question_id} is not in {paths[1]}")
-        place, annotation = by_id[question_id]
-        there = f"{paths[1]}: annotations[{place}]"
+        there, annotation = by_id[question_id]
         answers = _get(annotation, "answers", list, there)
         truths = [_get(answer, "answer", str, there) for answer in answers]
         name = f"COCO_{subtype}_{_get(entry, 'image_id', int, where):012d}.jpg"
@@ -159,13 +155,11 @@ def read_captions(data: Path, images: Path | None, prompt: str) -> list[Example]
     """COCO's format: `images` with `id` and `file_name`, `annotations` with `image_id` and `caption`."""
     content = _json(data)
     captions: dict[Any, list[str]] = {}
-    for number, entry in enumerate(_get(content, "annotations", list, str(data))):
-        where = f"{data}: annotations[{number}]"
+    for where, entry in _entries(content, "annotations", data):
         image_id = _get(entry, "image_id", (int, str), where)
         captions.setdefault(image_id, []).append(_get(entry, "caption", str, where))
     examples = []
-    for number, entry in enumerate(_get(content, "images", list, str(data))):
-        where = f"{data}: images[{number}]"
+    for where, entry in _entries(content, "images", data):
         image_id = _get(entry, "id", (int, str), where)
         if image_id not in captions:
             raise ValueError(f"{where}: 'id' {image_id!r} has no caption in 'annotations'")
@@ -234,6 +228,12 @@ def _get(entry: Any, name: str, kind: type | tuple[type, ...], where: str) -> An
         names = " or ".join(k.__name__ for k in (kind if isinstance(kind, tuple) else (kind,)))
         raise ValueError(f"{where}: {name!r} must be {names}, got {value!r}")
     return value
+
+
+def _entries(content: Any, name: str, path: Path) -> Iterator[tuple[str, Any]]:
+    """The entries of a list in a file, each with its name in errors."""
+    for number, entry in enumerate(_get(content, name, list, str(path))):
+        yield f"{path}: {name}[{number}]", entry
 
 
 def _text(path: Path) -> str:
