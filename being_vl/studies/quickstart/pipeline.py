@@ -8,7 +8,11 @@ from __future__ import annotations
 
 import json
 import shutil
+import subprocess
+import sys
 from collections import Counter, defaultdict
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -72,7 +76,23 @@ def run(settings: Settings, run_command: RunCommand, console: Console | None = N
     with locked(folder, "another quickstart is running in it"):
         fixed = {k: v for k, v in asdict(settings).items() if k not in ("output", "rows")}
         claim(folder / SETTINGS_FILE, fixed, "choose another folder, or delete it to start anew")
-        _Quickstart(settings, folder, run_command, console or Console()).run()
+        with compiling():
+            _Quickstart(settings, folder, run_command, console or Console()).run()
+
+
+@contextmanager
+def compiling() -> Iterator[None]:
+    """Let another process compile the kernels of the image BPE, 15 seconds on a new machine, in the meantime."""
+    few = "np.arange(512).reshape(2, 16, 16) % 3"
+    code = f"import numpy as np; from being_vl.bpe import ImageBPE; few = {few}; "
+    code += "ImageBPE.train(few, num_merges=2, codebook_size=3).encode_batch(few)"
+    nothing = subprocess.DEVNULL
+    compiler = subprocess.Popen([sys.executable, "-c", code], stdout=nothing, stderr=nothing)
+    try:
+        yield
+    finally:
+        compiler.kill()
+        compiler.wait()
 
 
 class _Quickstart:
