@@ -205,7 +205,10 @@ def compare(args: argparse.Namespace, folder: Path) -> None:
         np.save(folder / f"{name}.npy", grids)
         (folder / f"{name}.txt").write_text("\n".join(as_text(grids)) + "\n", "utf-8")
     for encode, names in ((False, TRAINERS), (True, ENCODERS)):
-        names = tuple(name for name in names if _is_installed(name))
+        names = tuple(
+            name for name in names
+            if name.startswith("ours") or (_is_installed(name) and name in args.peers)
+        )  # fmt: skip
         found: dict[str, list[dict[str, Any]]] = {name: [] for name in names}
         for _ in range(args.repeats):
             for name in names:
@@ -220,7 +223,7 @@ def compare(args: argparse.Namespace, folder: Path) -> None:
 
 
 def _is_installed(name: str) -> bool:
-    return name.startswith("ours") or importlib.util.find_spec(name) is not None
+    return importlib.util.find_spec(name) is not None
 
 
 def _title(name: str) -> str:
@@ -233,6 +236,8 @@ def main() -> None:
     parser.add_argument("--codes", type=int, default=8192)
     parser.add_argument("--merges", type=int, default=8192)
     parser.add_argument("--repeats", type=int, default=5)
+    peers = sorted({*TRAINERS, *ENCODERS} - {"ours", "ours, 2 threads"})
+    parser.add_argument("--peers", nargs="*", choices=peers, default=peers)
     parser.add_argument("--train-file", type=Path, help=".npy of grids; photographs by default")
     parser.add_argument("--held-out-file", type=Path)
     parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)

@@ -232,11 +232,16 @@ def check_threads(num_threads: int | None) -> int:
 
 
 def map_in_order(work: Callable[..., Any], items: Iterator[Any], num_threads: int) -> Iterator[Any]:
-    """work(*item) for every item, in order, on threads, with a bounded number of items in flight."""
-    if num_threads == 1:
-        for item in items:
+    """work(*item) for every item, in order, on threads, with a bounded number of items in flight.
+
+    A single item is worked on at once: to start a thread takes longer than to encode some grids.
+    """
+    first = list(itertools.islice(items, 2))
+    if num_threads == 1 or len(first) < 2:
+        for item in itertools.chain(first, items):
             yield work(*item)
         return
+    items = itertools.chain(first, items)
     with ThreadPoolExecutor(num_threads) as pool:
         waiting = []
         for item in items:

@@ -22,7 +22,7 @@ from .options import Options
 from .shapes import Shapes
 from .team import Team
 
-_FOUND_AT_ONCE = 1 << 18
+_FOUND_AT_ONCE = 1 << 17
 _LARGEST_SORT = 3 << 29  # bytes
 
 
@@ -68,8 +68,8 @@ def _frequent_pairs(records, bounds, codebook_size, first_code, end_code, least,
     """The pairs of codes in range with at least `least` occurrences in all shards.
 
     `bounds` is (shards, codes + 1): where the records of each code begin. Rows of `found` are (first,
-    second, is it below, count in each shard); if there are more than it holds, `least` is doubled. Returns
-    how many, and `least`.
+    second, is it below, count in each shard); if there are more than it holds, `least` rises. Returns how
+    many, and `least`.
     """
     shards = bounds.shape[0]
     counters = np.zeros((shards, 2, codebook_size + 1), np.uint32)  # as many as there are positions
@@ -108,10 +108,10 @@ def _frequent_pairs(records, bounds, codebook_size, first_code, end_code, least,
 
 @kernel
 def _keep_half(found, least):
-    """Double `least` until at most half of the rows are left; returns how many, and `least`."""
+    """Raise `least` until at most half of the rows are left; returns how many, and `least`."""
     n = found.shape[0]
     while 2 * n > found.shape[0]:
-        least *= 2
+        least += least // 4 + 1
         kept = 0
         for i in range(n):
             total = np.int64(0)
@@ -166,7 +166,8 @@ def count_codes(options: Options, shapes: Shapes, team: Team, limits: Limits) ->
     if options.memory_limit is not None:
         cells = sum(shard.num_bytes for shard in team.shards)
         room = min(room, max(1 << 24, (options.memory_limit - cells) // 4))
-    counter = _CodeCounter(team, options.codebook_size, room)
+    at_once = max(_FOUND_AT_ONCE, 4 * options.num_listed)
+    counter = _CodeCounter(team, options.codebook_size, room, at_once)
     pairs, theta = counter.pairs(options.min_count)
     totals = pairs[:, 3:].sum(axis=1)
     if len(totals) > options.num_listed:
@@ -193,12 +194,14 @@ class _CodeCounter:
     Args:
         team: the shards, whose tokens are single cells.
         room: bytes that the sorted cells may take at a time.
+        at_once: the most pairs to find in a range of codes.
     """
 
-    def __init__(self, team: Team, codebook_size: int, room: int):
+    def __init__(self, team: Team, codebook_size: int, room: int, at_once: int):
         self._shards = shards = team.shards
         self._each: Callable = team.each
         self._codebook_size = codebook_size
+        self._at_once = at_once
         self._counts = np.zeros((len(shards), codebook_size), np.int64)
         team.each(lambda i: _count_codes(shards[i].board, self._counts[i]), range(len(shards)))
         ends = np.cumsum(self._counts.sum(axis=0))
@@ -223,7 +226,7 @@ class _CodeCounter:
         return pairs[pairs[:, 3:].sum(axis=1) >= least], least
 
     def _pairs_of(self, codes: tuple[int, int], least: int) -> tuple[np.ndarray, int]:
-        found = np.empty((_FOUND_AT_ONCE, 3 + len(self._shards)), np.int64)
+        found = np.empty((self._at_once, 3 + len(self._shards)), np.int64)
         n, least = _frequent_pairs(
             self._records, self._bounds, self._codebook_size, *codes, least, found
         )

@@ -27,7 +27,7 @@ from .shapes import Shapes
 from .shard import Shard
 from .team import OneProcess, Processes, Team
 
-_CELLS_A_THREAD = 1 << 21  # with less for each thread, meeting costs more than sharing saves
+_CELLS_A_THREAD = 1 << 22  # with less for each thread, meeting costs more than sharing saves
 _BUDGET = 1 << 17  # occurrences of a batch: 8 MB of traces
 
 
