@@ -279,6 +279,7 @@ def read_yaml(path: str | os.PathLike, *, optional: bool = False) -> Any:
         if _SURROGATE.search(raw):
             raise ValueError("text with half of a surrogate pair")
         _check_yaml_size(yaml.parse(text, loader))
+        check_yaml_keys(yaml.compose(text, loader))
         return yaml.load(text, loader)
     except RecursionError:
         raise ValueError(f"{path}: nested too deeply") from None
@@ -314,6 +315,30 @@ def _check_yaml_size(events: Iterable[Any]) -> None:
             raise ValueError(
                 f"more than {_MAX_YAML_DEPTH} levels or {_MAX_YAML_VALUES} values, those of aliases counted"
             )
+
+
+def check_yaml_keys(root: Any) -> None:
+    """Raises ValueError for a key that stands twice in a mapping: yaml keeps the last without a word.
+
+    Args:
+        root: the node that `yaml.compose` returns; None for an empty file.
+    """
+    waiting, known = [root], set()
+    while waiting:
+        node = waiting.pop()
+        if node is None or id(node) in known or isinstance(node.value, str):
+            continue
+        known.add(id(node))
+        if node.id == "sequence":
+            waiting += node.value
+            continue
+        seen = set()
+        for key, _ in node.value:
+            if isinstance(key.value, str) and (key.tag, key.value) in seen:
+                line = key.start_mark.line + 1
+                raise ValueError(f"line {line}: the key {shown(key.value)} stands there twice")
+            seen.add((key.tag, str(key.value)))
+        waiting += [part for pair in node.value for part in pair]
 
 
 def shown(value: Any) -> str:

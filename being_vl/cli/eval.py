@@ -5,6 +5,7 @@ On one device or, under `accelerate launch`, on many. A stopped run continues wh
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import sys
@@ -123,6 +124,8 @@ def _reconstructed(args: Namespace, data: Path | None, output: Path) -> Result |
 
     from ..evaluation.easyvqa import load_easyvqa
     from ..evaluation.reconstruction import evaluate_reconstruction, images_below
+    from ..evaluation.tasks import limited_dataset
+    from ..files import result_path
 
     state = PartialState(cpu=args.device == "cpu")
     if not state.is_main_process:
@@ -132,8 +135,13 @@ def _reconstructed(args: Namespace, data: Path | None, output: Path) -> Result |
         dataset = {"name": "easy-VQA", "id": None, "split": "test"}
     else:
         images = images_below(data)
-        dataset = {"name": data.name, "id": None, "split": None}
-    images = images[: args.limit]
+        dataset = {"name": data.resolve().name, "id": None, "split": None}
+        looks = [(os.path.relpath(path, data), os.path.getsize(path)) for path in images]
+        dataset["digest"] = hashlib.sha256(json.dumps(looks).encode()).hexdigest()[:16]
+    if args.limit is not None:
+        images = images[: args.limit]
+        dataset = limited_dataset(dataset, len(images))
+    result_path(output, RECONSTRUCTION, dataset, "being_vl")  # said now, not after the work
     processor = AutoProcessor.from_pretrained(
         args.checkpoint, vq_device=args.device or state.device
     )

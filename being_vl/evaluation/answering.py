@@ -18,6 +18,10 @@ from ..models.modeling_being_vl import BeingVLLanguageModel
 from ..processing.grid_inputs import nested_grids
 from ..processing.processing_being_vl import BeingVLProcessor
 
+# What bases bring along in generation_config.json (Qwen2's repetition_penalty of 1.05) would decode otherwise than
+# is said; beams need another cache.
+_PLAIN = {"num_beams": 1, "repetition_penalty": 1.0, "no_repeat_ngram_size": 0, "min_length": 0}
+
 
 def render_prompts(
     processor: BeingVLProcessor, questions: Sequence[str], *, image: bool
@@ -89,7 +93,8 @@ def iter_answers(
         batch_size: prompts at a time.
         max_new_tokens: after which an answer is cut.
         do_sample: sample instead of taking the likeliest token.
-        generation: further options of `generate`.
+        generation: further options of `generate`; what they leave out of penalties, beams and least lengths
+            is neutral, whatever the checkpoint's generation_config.json says.
 
     Yields:
         the texts of a batch, in order, special tokens left out.
@@ -98,7 +103,7 @@ def iter_answers(
         raise ValueError("image_ids and image_codes go together, got one of them")
     if image_ids is not None and len(image_ids) != len(prompts):
         raise ValueError(f"image_ids has {len(image_ids)} entries for {len(prompts)} prompts")
-    generation |= {"max_new_tokens": max_new_tokens, "do_sample": do_sample}
+    generation = {**_PLAIN, **generation, "max_new_tokens": max_new_tokens, "do_sample": do_sample}
     for start in range(0, len(prompts), batch_size):
         stop = min(start + batch_size, len(prompts))
         grids = None

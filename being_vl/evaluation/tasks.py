@@ -60,7 +60,8 @@ class Task:
             raise ValueError(
                 f"limit: task {self.name} scores {self.scored_together} questions together, got {count}"
             )
-        return replace(self, examples=kept)
+        # A result of some rows is never taken for, nor written over, one of all of them.
+        return replace(self, examples=kept, dataset=limited_dataset(self.dataset, len(kept)))
 
 
 def load_task(
@@ -160,6 +161,11 @@ TASKS: dict[str, Callable[..., Task]] = {
     "caption": _caption,
     "mllm_bench": _mllm_bench,
 }
+
+
+def limited_dataset(dataset: dict[str, str | None], count: int) -> dict[str, str | None]:
+    """The data of a result of the first rows alone, in the notation of `datasets`: `test[:10]`."""
+    return {**dataset, "split": f"{dataset['split'] or 'all'}[:{count}]"}
 
 
 def named(task: str, data: str) -> str:

@@ -123,6 +123,7 @@ def test_a_misspelt_option_gets_a_suggestion(capsys, tmp_path):
     [
         ("a: &a [1, 1]\nb: &b [*a, *a]\nminutes: *b\n", "aliases (*name) are not allowed"),
         ("minutes: " + "[" * 5000 + "]" * 5000, "options.yaml: "),
+        ("minutes: 2\nseed: 1\nminutes: 3\n", "line 3: the key 'minutes' stands there twice"),
         ("minutes: " + "1" * (1 << 20), "larger than 1048576 characters"),
         ("minutes: [1\n", "options.yaml: "),
         ("- 1\n", "options.yaml: "),

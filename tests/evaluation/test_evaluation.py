@@ -484,7 +484,12 @@ def test_eval_command(checkpoint, tmp_path, capsys):
     assert main([*again, "--json"]) == 0
     (printed,) = json.loads(capsys.readouterr().out)
     assert (printed["task"], printed["num_examples"]) == ("easyvqa", 6)
-    assert main(["eval", str(checkpoint), "--tasks", "easyvqa", "--limit", "2", *options]) == 0
+    fewer = ["eval", str(checkpoint), "--tasks", "easyvqa", "--limit", "2", *options]
+    assert main(fewer) == 2  # it would stand in the place of the result of six
+    assert "holds a result with split test[:6], but this one's is test[:2]" in (
+        capsys.readouterr().err
+    )
+    assert main([*fewer, "--output", str(tmp_path / "fewer")]) == 0
     assert capsys.readouterr().out.startswith("easyvqa: 2 examples")
 
 

@@ -13,6 +13,7 @@ from evaluation_fixtures import WRITERS
 from PIL import Image
 
 from being_vl.evaluation import code_cache, runner
+from being_vl.evaluation.answering import generate_answers
 from being_vl.evaluation.benchmark_files import Example, numbered
 from being_vl.evaluation.code_cache import CodeCache
 from being_vl.evaluation.tasks import load_task
@@ -159,3 +160,31 @@ def test_the_name_of_cached_codes_is_the_digest_of_all_pixels(checkpoint, tmp_pa
     pixels = np.random.default_rng(0).integers(0, 256, (150, 37, 3), np.uint8)
     whole = hashlib.sha256(b"37x150 " + pixels.tobytes()).hexdigest()
     assert CodeCache(processor, tmp_path)._path(Image.fromarray(pixels)).stem == whole
+
+
+def test_a_result_of_some_rows_and_one_of_all_do_not_replace_each_other(evaluator, tmp_path):
+    task = load_task("llava", llava_file(tmp_path, ["a", "b", "c"]))
+    whole = evaluator.run(task, max_new_tokens=1)
+    with pytest.raises(ValueError, match=r"result with split None, but this one's is all\[:2\]"):
+        evaluator.run(task.limited(2), max_new_tokens=1)
+    assert load_results(tmp_path / "out") == [whole]
+    assert task.limited(None).dataset == task.dataset
+
+
+def test_answers_are_decoded_as_is_said(evaluator, tmp_path):
+    """Greedily, whatever the generation_config.json of the base brings along."""
+    task = load_task("llava", llava_file(tmp_path, ["a", "b"]))
+    prompts = runner.render_prompts(evaluator.processor, ["q", "longer q"], image=False)
+
+    def answers():
+        return generate_answers(evaluator.model, evaluator.processor, prompts, max_new_tokens=12)
+
+    plain = answers()
+    config = evaluator.model.generation_config
+    config.repetition_penalty, config.no_repeat_ngram_size = 3.0, 1
+    config.num_beams, config.min_length = 3, 40
+    assert answers() == plain
+    assert evaluator.run(task, max_new_tokens=2).decoding == {
+        "do_sample": False,
+        "max_new_tokens": 2,
+    }
