@@ -54,12 +54,6 @@ SHARED: dict[str, dict[str, Any]] = {
     },
     "images": {"type": str, "metavar": "FOLDER", "help": "folder of images, searched recursively"},
     "image": {"type": str, "metavar": "FILE", "help": "an image"},
-    "videos": {"type": str, "metavar": "FOLDER", "help": "folder of videos, searched recursively"},
-    "fps": {"type": PositiveFloat, "help": "frames to keep a second; default: all"},
-    "num-frames": {
-        "type": PositiveInt,
-        "help": "frames to keep of each video, at most; default: all",
-    },
     "data": {
         "type": str,
         "metavar": "PATH",
@@ -181,8 +175,12 @@ def add_source(parser: Any, *, streams: bool) -> None:
     )
     add(group, "images", "data")
     if streams:
-        add(group, "videos", "fps", "num-frames")
-        group.add_argument("--webdataset", type=str, metavar="GLOB", help="tar files; quote it")
+        option(group, "webdataset", str, "tar files; quote it", metavar="GLOB")
+        option(group, "videos", str, "folder of videos, searched recursively", metavar="FOLDER")
+        option(group, "fps", PositiveFloat, "frames to keep a second; default: all")
+        option(
+            group, "num-frames", PositiveInt, "frames to keep of each video, at most; default: all"
+        )
     rare = parser.rare("columns of --data")
     add(rare, "data-config", "split", "image-column", "id-column")
     if streams:
