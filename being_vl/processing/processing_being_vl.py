@@ -20,7 +20,7 @@ from transformers import BatchFeature, ProcessorMixin
 from transformers.processing_utils import MultiModalData, ProcessingKwargs, TextKwargs
 from transformers.utils import cached_file
 
-from ..bpe.grids import check_codes
+from ..bpe.grids import check_codes, check_integers
 from ..hub.part import VQ_FOLDER, CheckpointPart, Source, absolute_folder, pinned
 from ..quantizers.quantizing import LazyVQ, quantize
 from ..quantizers.video_processing_being_vl import BeingVLVideosKwargs
@@ -73,6 +73,14 @@ def _as_arrays(inputs: dict[str, Any]) -> dict[str, Any]:
         if isinstance(rows, list) and len({*map(len, rows)}) == 1:
             columns[name] = np.asarray(rows, dtype=np.int64)
     return columns
+
+
+def _integers(values: Any, name: str) -> np.ndarray:
+    """int64 of whatever holds integers; a cast of anything else would round without a word."""
+    array = np.asarray(values.cpu() if isinstance(values, torch.Tensor) else values)
+    if array.size:
+        check_integers(array, name)
+    return array.astype(np.int64)
 
 
 def _has_vq_model(where: str, options: dict[str, Any]) -> bool:
@@ -157,7 +165,7 @@ class BeingVLProcessor(VideoMixin, CheckpointPart, ProcessorMixin):
     @torch.inference_mode()
     def reconstruct(self, codes: Any) -> Image.Image:
         """Codes (h, w) → the image that the VQ model makes of them."""
-        grid = torch.as_tensor(np.asarray(codes), dtype=torch.long, device=self.vq_model.device)
+        grid = torch.as_tensor(_integers(codes, "codes"), device=self.vq_model.device)
         return self.image_processor.postprocess(self.vq_model.decode(grid[None]))[0]
 
     # ---- text and images → ids: transformers' call, and its hooks
@@ -434,9 +442,7 @@ class BeingVLProcessor(VideoMixin, CheckpointPart, ProcessorMixin):
         visual: bool = False,
     ) -> np.ndarray:
         """The ids of one image → its grid of codes, int32 (h, w); see [`decode_image`]."""
-        ids = np.asarray(
-            ids.cpu() if isinstance(ids, torch.Tensor) else ids, dtype=np.int64
-        ).reshape(-1)
+        ids = _integers(ids, "ids").reshape(-1)
         layout, bpe = self._layout, self.tokenizer.image_bpe
         if len(ids) and not visual:
             start = int(ids[0] == self.boi_token_id)
@@ -543,7 +549,7 @@ class BeingVLProcessor(VideoMixin, CheckpointPart, ProcessorMixin):
 
     def _split_images(self, row: Any) -> list[tuple[bool, np.ndarray]]:
         """Runs of image tokens and runs of other tokens, in order."""
-        ids = np.asarray(row.cpu() if isinstance(row, torch.Tensor) else row, dtype=np.int64)
+        ids = _integers(row, "generated_outputs")
         is_image = (ids >= self._layout.first_code_id) & (ids < self._layout.size)
         bounds = np.flatnonzero(np.diff(is_image)) + 1
         return [

@@ -24,6 +24,12 @@ class NotFiniteError(ValueError):
         )
 
 
+def require_floats(pixel_values: torch.Tensor) -> None:
+    """Raises ValueError for integers: bytes of a picture are no pixel values, which an image processor makes."""
+    if not pixel_values.is_floating_point():
+        raise ValueError(f"pixel_values must be floating point, got {pixel_values.dtype}")
+
+
 def require_finite(latents: torch.Tensor, *, first: int = 0) -> torch.Tensor:
     """Return the latents (batch, …) unchanged if all are finite.
 

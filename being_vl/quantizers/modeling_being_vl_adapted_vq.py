@@ -19,7 +19,7 @@ from .adapters.diffusers_vq import DiffusersAdapter
 from .adapters.emu3 import Emu3Adapter
 from .adapters.glm_image import GlmImageAdapter
 from .adapters.janus import JanusAdapter
-from .finite import require_finite
+from .finite import require_finite, require_floats
 
 ADAPTERS: tuple[type[Adapter], ...] = (
     ChameleonAdapter,
@@ -100,6 +100,7 @@ class BeingVLAdaptedVQModel(QuantizerModelPart, PreTrainedModel):
             ValueError: a side is no multiple of `config.downsampling`.
             NotFiniteError: NaN or infinite latents.
         """
+        require_floats(pixel_values)
         height, width = pixel_values.shape[-2:]
         side = self.config.downsampling
         if pixel_values.ndim != 4 or height % side or width % side:

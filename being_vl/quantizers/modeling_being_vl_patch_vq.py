@@ -15,7 +15,7 @@ from torch import nn
 from transformers import PreTrainedConfig, PreTrainedModel
 
 from ..hub.part import QuantizerModelPart, QuantizerPart
-from .finite import require_finite
+from .finite import require_finite, require_floats
 
 
 class BeingVLPatchVQConfig(QuantizerPart, PreTrainedConfig):
@@ -94,6 +94,7 @@ class BeingVLPatchVQModel(QuantizerModelPart, PreTrainedModel):
             ValueError: the shape is not (batch, channels, height, width) with sides that the patch divides.
             NotFiniteError: pixels or codebook are NaN or infinite.
         """
+        require_floats(pixel_values)
         require_finite(pixel_values)
         require_finite(self.codebook[None])
         patches, grid = self._patches(pixel_values)

@@ -21,7 +21,7 @@ from transformers import initialization as init
 from transformers.utils import ModelOutput
 
 from ..hub.part import QuantizerModelPart, QuantizerPart
-from .finite import require_finite
+from .finite import require_finite, require_floats
 from .modeling_being_vl_vq_layers import QUANTIZERS, Decoder, Encoder
 
 # Pixels in one pass of encode or decode: one 512×512 image on a CPU, whose caches a bigger batch
@@ -282,8 +282,7 @@ class BeingVLVQModel(QuantizerModelPart, PreTrainedModel):
             raise ValueError(
                 f"pixel_values must be (batch, {self.config.in_channels}, height, width), got {shape}"
             )
-        if not pixel_values.is_floating_point():
-            raise ValueError(f"pixel_values must be floating point, got {pixel_values.dtype}")
+        require_floats(pixel_values)
         if min(shape[2:]) < cell or shape[2] % cell or shape[3] % cell:
             raise ValueError(
                 f"height and width of pixel_values must be multiples of {cell} (config.downsampling), "

@@ -109,3 +109,24 @@ def test_a_checkpoint_of_images_that_are_not_square_decodes(folder):
     row = [processor.boi_token_id, *ids, processor.eoi_token_id]
     image = processor.post_process_multimodal_output([row], generation_mode="image")[0]
     assert image.size == (32, 8)
+
+
+def test_ids_and_codes_are_integers(folder):
+    """What is none is refused, not rounded."""
+    processor = AutoProcessor.from_pretrained(folder)
+    ids = processor.tokenizer.encode_codes([np.zeros((4, 4), np.int64)])[0]
+    for wrong in (ids + 0.7, ids / 1.0, torch.from_numpy(ids) + 0.5):
+        with pytest.raises(ValueError, match="ids must hold integers, got dtype float"):
+            processor.decode_codes(wrong)
+        with pytest.raises(ValueError, match="generated_outputs must hold integers"):
+            processor.post_process_multimodal_output([wrong], generation_mode="image")
+    with pytest.raises(ValueError, match="codes must hold integers, got dtype float64"):
+        processor.reconstruct(np.full((4, 4), 1.9))
+    for kind in (np.int16, np.uint8, np.int64):
+        assert processor.reconstruct(np.ones((4, 4), kind)).size == (16, 16)
+
+
+def test_bytes_are_no_pixel_values(folder):
+    processor = AutoProcessor.from_pretrained(folder)
+    with pytest.raises(ValueError, match=r"pixel_values must be floating point, got torch\.uint8"):
+        processor.vq_model.encode(torch.zeros(1, 3, 16, 16, dtype=torch.uint8))
