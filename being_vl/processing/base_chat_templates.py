@@ -15,6 +15,7 @@ from typing import Any
 from jinja2 import TemplateError
 
 from .chat_templates import _RENDER_CONTENT
+from .template_limits import limited_template
 
 _PARTS_TO_TEXT = (
     _RENDER_CONTENT
@@ -89,7 +90,8 @@ def _turn_marks(tokenizer: Any, source: str) -> tuple[str, str]:
         )
 
     try:
-        whole, question, asked = render(4), render(1), render(1, prompt=True)
+        with limited_template(source, f"{tokenizer.name_or_path or 'the base'}"):
+            whole, question, asked = render(4), render(1), render(1, prompt=True)
     except (TemplateError, TypeError) as error:
         raise ValueError(f"the base's chat template does not render: {error}") from None
     places = [whole.find(word) for word in _WORDS]

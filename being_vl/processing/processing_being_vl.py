@@ -28,6 +28,7 @@ from ..vocabulary import VocabularyLayout
 from .chat_messages import checked_messages, require_sanitizing
 from .control_tokens import alone, check_sanitized
 from .grid_inputs import flatten, is_nested, nested_grids
+from .template_limits import limited_template
 from .tokenization_being_vl import visual_token
 from .videos import Clips, VideoMixin, nested_clips
 
@@ -273,7 +274,8 @@ class BeingVLProcessor(VideoMixin, CheckpointPart, ProcessorMixin):
             videos=self._has_videos,
         )
         apply = super().apply_chat_template
-        rendered = apply(conversation, chat_template, **kwargs)
+        with limited_template(template, f"{self.tokenizer.name_or_path or 'the processor'}"):
+            rendered = apply(conversation, chat_template, **kwargs)
         if sanitize_control_tokens:
             encode = alone(apply, chat_template, **kwargs)
             check_sanitized(self.tokenizer, conversation, rendered, encode)

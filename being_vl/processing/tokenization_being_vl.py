@@ -24,6 +24,7 @@ from ..hub.part import CheckpointPart, Source, commit_of
 from ..vocabulary import VocabularyLayout
 from .chat_messages import checked_messages, require_sanitizing
 from .control_tokens import alone, check_sanitized
+from .template_limits import limited_template
 
 IMAGE_BPE_FILE = "image_bpe.json"
 
@@ -196,7 +197,8 @@ class BeingVLTokenizer(CheckpointPart, PreTrainedTokenizerFast):
             videos="video_token" in self.special_tokens_map,
         )
         apply = super().apply_chat_template
-        rendered = apply(conversation, *args, **kwargs)
+        with limited_template(template, f"{self.name_or_path or 'the tokenizer'}"):
+            rendered = apply(conversation, *args, **kwargs)
         if join:
             check_sanitized(self, conversation, rendered, alone(apply, *args, **kwargs))
         return rendered
