@@ -15,6 +15,7 @@ import re
 import secrets
 import shutil
 import stat
+import tarfile
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -168,6 +169,41 @@ def read_bytes(path: str | os.PathLike, max_bytes: int) -> bytes:
     if len(raw) > max_bytes:
         raise ValueError(f"{path}: larger than {max_bytes} bytes")
     return raw
+
+
+_MAX_MEMBER = 1 << 28  # bytes of a file in an archive
+_MOST_COMPRESSED = 200  # pictures and codes hardly shrink; a bomb shrinks a thousandfold
+
+
+def check_member(path: Path, member: tarfile.TarInfo) -> None:
+    """Refuse a member of a tar file that is too large, or stands for far more than the file has, before it is read.
+
+    Raises:
+        ValueError: naming the file, the member and the rule.
+    """
+    if member.size > _MAX_MEMBER and member.isfile():
+        raise ValueError(
+            f"{path}: {shown(member.name)} has {member.size} bytes, more than {_MAX_MEMBER}"
+        )
+    size = path.stat().st_size
+    if member.offset_data + member.size > _MOST_COMPRESSED * (size + (1 << 16)):
+        raise ValueError(
+            f"{path}: {shown(member.name)} ends at byte {member.offset_data + member.size} of a file of {size}: cut, "
+            f"or compressed more than {_MOST_COMPRESSED}-fold"
+        )
+
+
+def read_text(path: str | os.PathLike, max_bytes: int = MAX_YAML_BYTES) -> str:
+    """A text in UTF-8 of bounded size.
+
+    Raises:
+        ValueError: naming the file and what is wrong.
+        OSError: the file cannot be read.
+    """
+    try:
+        return read_bytes(path, max_bytes).decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path}: not a text in UTF-8: {error}") from None
 
 
 def read_json(
@@ -339,6 +375,102 @@ def check_yaml_keys(root: Any) -> None:
                 raise ValueError(f"line {line}: the key {shown(key.value)} stands there twice")
             seen.add((key.tag, str(key.value)))
         waiting += [part for pair in node.value for part in pair]
+
+
+# Configurations that libraries read without limits; each holds an object.
+_CONFIGURATIONS = (
+    "config.json", "generation_config.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json",
+    "processor_config.json", "preprocessor_config.json", "chat_template.json",
+)  # fmt: skip
+_MAX_HEADER_BYTES = 100_000_000  # of safetensors, as its own readers have it
+
+
+def check_model_folder(folder: str | os.PathLike) -> None:
+    """Look at a folder of a model before other libraries read it, which have no limits of their own.
+
+    Configurations must be JSON objects within limits, weights as long as their header says, indices must name
+    files that are there, and nothing may be a pipe or a device.
+
+    Raises:
+        ValueError, OSError: naming the file and what is wrong.
+    """
+    for path in sorted(Path(folder).iterdir()):
+        if path.suffix not in (".json", ".jinja", ".safetensors", ".model", ".txt"):
+            continue
+        check_regular(path)
+        if path.name in _CONFIGURATIONS:
+            content = read_json(path)
+            if not isinstance(content, dict):
+                raise ValueError(f"{path}: must hold an object, got {shown(content)}")
+        elif path.name.endswith(".safetensors.index.json"):
+            if path.with_name(path.name.removesuffix(".index.json")).exists():
+                continue  # an older save with more files left it, and nobody reads it
+            for name in read_weight_map(path).values():
+                if not (path.parent / name).is_file():
+                    raise ValueError(f"{path.parent}: {name} is missing; {path.name} names it")
+        elif path.match("model*.safetensors"):
+            _check_weights(path)
+        elif path.suffix != ".model" and path.stat().st_size > MAX_JSON_BYTES:
+            raise ValueError(f"{path}: larger than {MAX_JSON_BYTES} bytes")
+
+
+def _check_weights(path: Path) -> None:
+    """Raises ValueError if a file of safetensors is cut, or longer than its header says."""
+    size = path.stat().st_size
+    with open(path, "rb") as file:
+        length = int.from_bytes(file.read(8), "little")
+        if size < 8 or length > min(size - 8, _MAX_HEADER_BYTES):
+            raise ValueError(f"{path}: damaged or cut: {size} bytes, and a header of {length}")
+        header = parse_json(file.read(length), f"{path}: its header", 1 << 22)
+    ends = [0]
+    for name, entry in header.items() if isinstance(header, dict) else ():
+        if name != "__metadata__":
+            try:
+                _, end = map(int, entry["data_offsets"])
+                math.prod(map(int, entry["shape"]))
+            except (KeyError, TypeError, ValueError):
+                raise ValueError(f"{path}: its header: malformed entry {shown(name)}") from None
+            ends.append(end)
+    if not isinstance(header, dict) or 8 + length + max(ends) != size:
+        raise ValueError(
+            f"{path}: damaged or cut: {size} bytes, and its header tells of {8 + length + max(ends)}"
+        )
+
+
+@contextmanager
+def reading(path: str | os.PathLike, problem: str = "cannot be read") -> Iterator[None]:
+    """For other libraries' readers: whatever they raise becomes one ValueError that names the file.
+
+    The file is `path`, or where that is a folder, the one in it that was being read. Errors that name it already
+    pass.
+    """
+    try:
+        yield
+    except BaseException as error:
+        is_panic = type(error).__name__ == "PanicException"  # of a library in Rust; no Exception
+        if not isinstance(error, Exception) and not is_panic:
+            raise
+        text = " ".join(str(error).split())
+        if isinstance(error, (ValueError, OSError, ImportError)) and str(path) in text:
+            raise
+        kind = "" if isinstance(error, (ValueError, OSError)) else f"{type(error).__name__}: "
+        place = _file_read(error, Path(path))
+        raise ValueError(
+            f"{place}: {problem}: {kind}{text or type(error).__name__}"
+        ) from error
+
+
+def _file_read(error: BaseException, path: Path) -> Path:
+    """The file below a folder that the innermost function to hold one was reading."""
+    found, traceback = path, error.__traceback__
+    while traceback is not None and path.is_dir():
+        for value in traceback.tb_frame.f_locals.values():
+            if isinstance(value, (str, os.PathLike)) and len(str(value)) < 4096:
+                candidate = Path(value)
+                if path in candidate.parents and os.path.isfile(candidate):
+                    found = candidate
+        traceback = traceback.tb_next
+    return found
 
 
 def shown(value: Any) -> str:

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from jsonargparse import Namespace
 
+from ..files import reading
 from .loading import check_part
 from .options import add, add_about, option, refuse_used
 from .parsing import Parser
@@ -142,9 +143,10 @@ def _reconstructed(args: Namespace, data: Path | None, output: Path) -> Result |
         images = images[: args.limit]
         dataset = limited_dataset(dataset, len(images))
     result_path(output, RECONSTRUCTION, dataset, "being_vl")  # said now, not after the work
-    processor = AutoProcessor.from_pretrained(
-        args.checkpoint, vq_device=args.device or state.device
-    )
+    with reading(args.checkpoint):
+        processor = AutoProcessor.from_pretrained(
+            args.checkpoint, vq_device=args.device or state.device
+        )
     with tqdm(total=len(images), desc=RECONSTRUCTION, unit="image") as bar:
         result = evaluate_reconstruction(
             processor,

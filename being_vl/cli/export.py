@@ -7,6 +7,7 @@ from typing import Literal
 
 from jsonargparse import Namespace
 
+from ..files import reading
 from .loading import check_part
 from .options import add, add_about, answer, option
 from .parsing import Parser
@@ -43,8 +44,9 @@ def main(args: Namespace) -> int:
     from ..serving.plain import export_checkpoint
 
     check_part("checkpoint", args.checkpoint)
-    model = load_language_model(args.checkpoint, dtype="auto")
-    tokenizer = BeingVLTokenizer.from_pretrained(args.checkpoint)
+    with reading(args.checkpoint):
+        model = load_language_model(args.checkpoint, dtype="auto")
+        tokenizer = BeingVLTokenizer.from_pretrained(args.checkpoint)
     if args.format == "gguf":
         export_gguf(
             model,

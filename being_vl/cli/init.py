@@ -9,6 +9,7 @@ from typing import Any, Literal
 from jsonargparse import Namespace
 from jsonargparse.typing import PositiveInt
 
+from ..files import read_text, reading
 from .loading import check_part, load_quantizer, load_vocabulary
 from .options import add, answer, flag, option, refuse_nonempty
 from .parsing import Parser
@@ -70,8 +71,9 @@ def main(args: Namespace) -> int:
         _check_output(args)
     if not args.base.endswith(".gguf"):
         check_part("--base", args.base)
-    template = Path(args.chat_template).read_text("utf-8") if args.chat_template else None
-    found = check_base(args.base, chat_template=template)  # refuses at once what cannot be extended
+    template = read_text(args.chat_template) if args.chat_template else None
+    with reading(args.base):  # refuses at once what cannot be extended
+        found = check_base(args.base, chat_template=template)
     if args.check:
         answer(args, found, _can_be_extended(args.base, found))
         return 0
@@ -89,9 +91,14 @@ def main(args: Namespace) -> int:
         raise ValueError(
             f"--codebook-size is {args.codebook_size}, but {args.bpe} has {image_bpe.codebook_size} codes"
         )
+    with reading(args.base):
+        base, base_tokenizer = (
+            load_base(args.base, dtype=args.dtype),
+            load_base_tokenizer(args.base),
+        )
     model, processor = init_checkpoint(
-        load_base(args.base, dtype=args.dtype),
-        load_base_tokenizer(args.base),
+        base,
+        base_tokenizer,
         vq_model,
         image_bpe,
         image_processor=image_processor,

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from jsonargparse import Namespace
 from jsonargparse.typing import NonNegativeInt
 
-from ..files import write_atomic
+from ..files import reading, write_atomic
 from .loading import load_quantizer, load_vocabulary
 from .options import add, add_about, answer, option
 from .parsing import Parser
@@ -143,5 +143,6 @@ def _quantizer(args: Namespace) -> tuple[Any, Any]:
             f"{args.bpe} is a vocabulary without a quantizer: --image needs --quantizer, or a checkpoint "
             "in place of the vocabulary"
         )
-    processor = BeingVLProcessor.from_pretrained(args.bpe)
-    return processor.vq_model, processor.image_processor
+    with reading(args.bpe):
+        processor = BeingVLProcessor.from_pretrained(args.bpe)
+        return processor.vq_model, processor.image_processor

@@ -6,6 +6,8 @@ import os
 from pathlib import Path
 from typing import Any
 
+from ..files import check_model_folder, check_regular, reading
+
 _REASON = 200  # characters of what the Hub's client says
 
 
@@ -18,6 +20,9 @@ def check_part(option: str, source: str, *, file: str = "config.json") -> None:
             raise ValueError(f"{option} {source}: must be a folder or an id on the Hub, got a file")
         if not os.path.exists(os.path.join(source, file)):
             raise ValueError(f"{option} {source}: the folder has no {file}")
+        for folder in (source, os.path.join(source, "vq_model")):
+            if os.path.isdir(folder):
+                check_model_folder(folder)
         return
     try:
         cached_file(source, file)
@@ -33,6 +38,8 @@ def load_vocabulary(option: str, source: str) -> Any:
     from ..bpe.image_bpe import ImageBPE
 
     path = Path(source)
+    if path.exists() and not path.is_dir():
+        check_regular(path)
     if path.is_file() and path.suffix != ".json":
         raise ValueError(f"{option} {source}: must be a folder with image_bpe.json, or that file")
     if path.is_dir() and not (path / "image_bpe.json").exists():
@@ -53,14 +60,17 @@ def load_quantizer(source: str, image_processor: str | None = None) -> tuple[Any
 
     if ":" not in source:  # package.module:name of an object of the user's own
         check_part("--quantizer", source)
-    model = load(source)
+    with reading(source):
+        model = load(source)
     if image_processor is not None:
         # A whole checkpoint holds its image processor in processor_config.json.
         whole = os.path.exists(os.path.join(image_processor, "processor_config.json"))
         file = "processor_config.json" if whole else "preprocessor_config.json"
         check_part("--image-processor", image_processor, file=file)
-        return model, BeingVLImageProcessor.from_pretrained(image_processor)
-    return model, image_processor_for(source, model.config)
+        with reading(image_processor):
+            return model, BeingVLImageProcessor.from_pretrained(image_processor)
+    with reading(source):
+        return model, image_processor_for(source, model.config)
 
 
 def check_array(path: str) -> None:
@@ -73,9 +83,10 @@ def check_array(path: str) -> None:
         raise ValueError(f"{path}: an archive of arrays; {expected}")
     import numpy as np
 
+    check_regular(path)
     try:
         np.load(path, mmap_mode="r", allow_pickle=False)
-    except ValueError as error:
+    except Exception as error:  # the header is Python's, and numpy's parser raises nearly any type
         kind = "an array of Python objects" if "object" in str(error).lower() else "no .npy array"
         raise ValueError(f"{path}: {kind} ({error}); {expected}") from None
 

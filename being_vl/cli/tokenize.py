@@ -15,7 +15,7 @@ from typing import Literal
 from jsonargparse import Namespace
 from jsonargparse.typing import PositiveInt
 
-from ..files import write_atomic
+from ..files import reading, write_atomic
 from .loading import check_part
 from .options import add, answer, option, options, refuse_used
 from .parsing import Parser
@@ -121,7 +121,8 @@ def main(args: Namespace) -> int:
     settings = TokenizeSettings(
         source=args.source or source.name, **{name: args[name] for name in _SETTINGS}
     )
-    processor = BeingVLProcessor.from_pretrained(args.checkpoint)
+    with reading(args.checkpoint):
+        processor = BeingVLProcessor.from_pretrained(args.checkpoint)
     total = source.num_samples if selection is None else len(selection)
     with tqdm(total=total, unit="sample") as bar:
         manifest = tokenize_samples(

@@ -8,21 +8,22 @@ lists, WebDataset shards with a .npy a sample. An image is known by its name whe
 from __future__ import annotations
 
 import io
+import lzma
 import os
 import tarfile
+import zlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 
-from .shard_files import ShardInfo, write_shard
+from ..files import check_member, check_regular, reading
+from .shard_files import ShardInfo, read_columns, read_schema, write_shard
 
 ARRAY_SUFFIXES = (".npy", ".pt", ".pth", ".tar")
 _IDS = ("image_id", "id", "__key__")
-_MAX_MEMBER = 1 << 28  # bytes of one .npy in a tar
 
 
 def holds_arrays(path: str | os.PathLike) -> bool:
@@ -31,7 +32,7 @@ def holds_arrays(path: str | os.PathLike) -> bool:
     if not path.is_file():
         return False
     if path.suffix == ".parquet":
-        return "height" not in pq.read_schema(path).names
+        return "height" not in read_schema(path).names
     return path.suffix in ARRAY_SUFFIXES
 
 
@@ -56,7 +57,9 @@ def import_codes(
     """
     path = Path(path)
     read = {".npy": _numpy, ".tar": _tar, ".parquet": lambda path: _parquet(path, column)}
-    pairs = list(read.get(path.suffix, _torch)(path))
+    check_regular(path)
+    with reading(path):
+        pairs = list(read.get(path.suffix, _torch)(path))
     if not pairs:
         raise ValueError(f"{path}: no codes in it")
     ids, grids = zip(*((name, _grid(grid, f"{path}: {name}")) for name, grid in pairs), strict=True)
@@ -111,7 +114,7 @@ def _torch(path: Path) -> Iterator[tuple[str, Any]]:
 
 
 def _parquet(path: Path, column: str | None) -> Iterator[tuple[str, Any]]:
-    schema = pq.read_schema(path)
+    schema = read_schema(path)
     nested = [name for name in schema.names if _depth(schema.field(name).type) == 2]
     if column is None and len(nested) != 1:
         raise ValueError(
@@ -122,7 +125,7 @@ def _parquet(path: Path, column: str | None) -> Iterator[tuple[str, Any]]:
     if column not in schema.names:
         raise ValueError(f"{path}: no column {column!r}; there are {schema.names}")
     names = next((name for name in _IDS if name in schema.names), None)
-    table = pq.read_table(path, columns=[column, *([names] if names else [])])
+    table = read_columns(path, [column, *([names] if names else [])])
     for number in range(table.num_rows):
         name = str(table[names][number].as_py()) if names else str(number)
         yield name, np.array(table[column][number].as_py())
@@ -140,12 +143,9 @@ def _tar(path: Path) -> Iterator[tuple[str, Any]]:
     try:
         with tarfile.open(path) as archive:
             for member in archive:
+                check_member(path, member)
                 if not member.isfile() or not member.name.endswith(".npy"):
                     continue
-                if member.size > _MAX_MEMBER:
-                    raise ValueError(
-                        f"{path}: {member.name} has {member.size} bytes, more than {_MAX_MEMBER}"
-                    )
                 data = archive.extractfile(member).read()  # type: ignore[union-attr]
                 folder, _, name = member.name.rpartition("/")
                 key = name.partition(".")[0]
@@ -153,5 +153,5 @@ def _tar(path: Path) -> Iterator[tuple[str, Any]]:
                     (f"{folder}/{key}" if folder else key),
                     np.load(io.BytesIO(data), allow_pickle=False),
                 )
-    except (tarfile.TarError, EOFError) as error:
+    except (tarfile.TarError, EOFError, zlib.error, lzma.LZMAError) as error:
         raise ValueError(f"{path}: damaged tar file: {error}") from error

@@ -15,11 +15,15 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from ..files import parse_json, shown, write_atomic
+from ..files import check_regular, parse_json, reading, shown, write_atomic
 
 VERSION = 1
 _METADATA_KEY = b"being_vl.codes"
 _ROW_GROUP = 4096
+_MAX_VALUES, _MAX_BYTES = (
+    1 << 27,
+    1 << 29,
+)  # of a file, decoded; encode's own have some 4 million values
 
 
 @dataclass(frozen=True)
@@ -124,16 +128,45 @@ def write_shard(
     write_atomic(Path(path), memoryview(sink.getvalue()))
 
 
+def read_schema(path: str | os.PathLike) -> pa.Schema:
+    """The schema of a parquet file that is small enough to be read whole.
+
+    Raises:
+        ValueError: no parquet file, or one that stands for more than 2²⁷ values or 512 MB, whatever its own size.
+        OSError: the file cannot be read.
+    """
+    check_regular(path)
+    with reading(path, "not a readable parquet file"):
+        metadata = pq.read_metadata(path)
+        schema = metadata.schema.to_arrow_schema()
+        groups = [metadata.row_group(number) for number in range(metadata.num_row_groups)]
+        columns = [group.column(n) for group in groups for n in range(metadata.num_columns)]
+        values = max([sum(c.num_values for c in columns), metadata.num_rows])
+        size = sum(max(column.total_uncompressed_size, 0) for column in columns)
+    if values > _MAX_VALUES or size > _MAX_BYTES:
+        raise ValueError(
+            f"{path}: stands for {values} values in {size} bytes, more than {_MAX_VALUES} or {_MAX_BYTES}: make "
+            "smaller shards"
+        )
+    return schema
+
+
+def read_columns(path: str | os.PathLike, columns: Sequence[str]) -> pa.Table:
+    """Columns of a parquet file, as `read_schema` allows it."""
+    read_schema(path)
+    with reading(path, "not a readable parquet file"):
+        table = pq.read_table(path, columns=list(columns), partitioning=None)
+        table.validate(full=True)
+        return table
+
+
 def read_info(path: str | os.PathLike) -> ShardInfo | None:
     """The metadata of a shard; None for a parquet file that carries none of ours.
 
     Raises:
         ValueError: the file is not parquet, or its metadata is malformed or of a later version.
     """
-    try:
-        schema = pq.read_schema(path)
-    except pa.ArrowInvalid as error:
-        raise ValueError(f"{path}: not a readable parquet file ({error})") from error
+    schema = read_schema(path)
     raw = (schema.metadata or {}).get(_METADATA_KEY)
     if raw is None:
         return None

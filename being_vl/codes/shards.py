@@ -19,7 +19,6 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from ..files import new_file, read_json, shown
 from .shard_files import (
@@ -27,7 +26,9 @@ from .shard_files import (
     ShardInfo,
     check_range,
     code_type,
+    read_columns,
     read_info,
+    read_schema,
     write_shard,
 )
 
@@ -127,7 +128,7 @@ class CodeShards(Sequence[np.ndarray]):
 
     def image_ids(self) -> list[str]:
         """The ids of all images, in order."""
-        columns = (pq.read_table(file, columns=["image_id"])["image_id"] for file in self.files)
+        columns = (read_columns(file, ["image_id"])["image_id"] for file in self.files)
         return [name for column in columns for name in column.to_pylist()]
 
     @property
@@ -197,7 +198,7 @@ class CodeShards(Sequence[np.ndarray]):
     def _load(self, shard: int) -> tuple[np.ndarray, np.ndarray]:
         """Codes of a shard end to end, and the offsets of its rows (rows + 1)."""
         file = self.files[shard]
-        column = pq.read_table(file, columns=["codes"])["codes"].combine_chunks()
+        column = read_columns(file, ["codes"])["codes"].combine_chunks()
         offsets = np.asarray(column.offsets).astype(np.int64)
         start, stop = self._starts[shard], self._starts[shard + 1]
         cells = self.heights[start:stop].astype(np.int64) * self.widths[start:stop]
@@ -296,7 +297,7 @@ def _common_info(files: list[Path], codebook_size: int | None) -> tuple[int, str
 
 
 def _read_sizes(file: Path) -> tuple[np.ndarray, np.ndarray]:
-    schema = pq.read_schema(file)
+    schema = read_schema(file)
     for name in _COLUMNS:
         if name not in schema.names:
             raise ValueError(f"{file}: column {name!r} is missing; there are {schema.names}")
@@ -305,7 +306,7 @@ def _read_sizes(file: Path) -> tuple[np.ndarray, np.ndarray]:
         kind.value_type not in _CODE_TYPES
     ):
         raise ValueError(f"{file}: codes must be a list of int16, uint16 or int32, got {kind}")
-    table = pq.read_table(file, columns=["height", "width"])
+    table = read_columns(file, ["height", "width"])
     sizes = []
     for name in ("height", "width"):
         if table[name].null_count or not pa.types.is_integer(table[name].type):
@@ -325,6 +326,7 @@ __all__ = [
     "ShardInfo",
     "code_type",
     "manifest_entry",
+    "read_columns",
     "read_info",
     "write_shard",
 ]

@@ -17,6 +17,7 @@ import torch
 from PIL import Image
 from transformers import StoppingCriteria, StoppingCriteriaList, TextIteratorStreamer
 
+from ..files import reading
 from ..models.loading import load_language_model
 from ..models.modeling_being_vl import BeingVLLanguageModel
 from ..processing.processing_being_vl import BeingVLProcessor
@@ -171,6 +172,7 @@ class Speaker:
 def load_speaker(checkpoint: str, *, device: str | None = None, **options: Any) -> Speaker:
     """Load a folder or repository for talking."""
     place = device or ("cuda" if torch.cuda.is_available() else "cpu")
-    processor = BeingVLProcessor.from_pretrained(checkpoint, vq_device=place)
-    model = load_language_model(checkpoint, dtype="auto").to(place)
+    with reading(checkpoint):
+        processor = BeingVLProcessor.from_pretrained(checkpoint, vq_device=place)
+        model = load_language_model(checkpoint, dtype="auto").to(place)
     return Speaker(model, processor, **options)

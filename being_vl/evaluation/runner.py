@@ -24,7 +24,7 @@ from transformers import AutoModelForImageTextToText, AutoProcessor
 from transformers.utils import cached_file
 
 from .. import __version__
-from ..files import RESULTS_FOLDER, Result, result_path, write_atomic
+from ..files import RESULTS_FOLDER, Result, reading, result_path, write_atomic
 from ..hub.part import pinned
 from ..models.modeling_being_vl import BeingVLLanguageModel
 from ..processing.processing_being_vl import BeingVLProcessor
@@ -44,12 +44,13 @@ def load_checkpoint(
     shared = state.num_processes > 1  # accelerate gives each process a device of its own
     place = state.device if device is None or shared else torch.device(device)
     commit = pinned(checkpoint)
-    processor = AutoProcessor.from_pretrained(checkpoint, vq_device=place, **commit)
+    with reading(checkpoint):
+        processor = AutoProcessor.from_pretrained(checkpoint, vq_device=place, **commit)
+        model = AutoModelForImageTextToText.from_pretrained(checkpoint, dtype=dtype, **commit)
     if not isinstance(processor, BeingVLProcessor):
         raise ValueError(
             f"{checkpoint}: its processor is a {type(processor).__name__}, not Being-VL's"
         )
-    model = AutoModelForImageTextToText.from_pretrained(checkpoint, dtype=dtype, **commit)
     return model.to(place).eval(), processor  # type: ignore[arg-type]
 
 

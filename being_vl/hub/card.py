@@ -28,7 +28,7 @@ from transformers import AutoConfig
 from .. import __version__
 from ..bpe.image_bpe import ImageBPE
 from ..codes.shards import CodeShards
-from ..files import Result, read_json, write_atomic
+from ..files import Result, read_json, reading, write_atomic
 from ..files import load_results as load_saved
 from ..models.configuration_being_vl import ImageVocabularyConfig
 from ..models.families import family_of_checkpoint
@@ -67,11 +67,12 @@ def card_text(folder: Path, facts: CardFacts | None = None) -> str:
     """The card of a folder, whatever it holds."""
     facts = read_facts(folder) if facts is None else facts
     kind = folder_kind(folder)
-    if kind == "checkpoint":
-        return _checkpoint_card(folder, facts)
-    if kind == "codes":
-        return _codes_card(folder, facts)
-    return _parts_card(folder, facts, kind)
+    with reading(folder):
+        if kind == "checkpoint":
+            return _checkpoint_card(folder, facts)
+        if kind == "codes":
+            return _codes_card(folder, facts)
+        return _parts_card(folder, facts, kind)
 
 
 def write_card(folder: Path, facts: CardFacts | None = None) -> list[str]:

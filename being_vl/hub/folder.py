@@ -20,7 +20,7 @@ from transformers import AutoConfig
 
 from ..bpe.image_bpe import ImageBPE
 from ..codes.shards import CodeShards
-from ..files import RESULTS_FOLDER, read_json, read_weight_map
+from ..files import RESULTS_FOLDER, check_model_folder, read_json, read_weight_map, reading
 from ..models.families import MODEL_TYPES
 from .commit import CARD, PATTERNS, folder_files
 from .part import VQ_FOLDER, variant_of, weight_names
@@ -43,6 +43,9 @@ def folder_kind(folder: Path) -> Kind:
     """What a folder holds: a checkpoint, a VQ model, a vocabulary, other parts of a checkpoint, codes."""
     if not folder.is_dir():
         raise FileNotFoundError(f"{folder} is not a folder")
+    for part in (folder, folder / VQ_FOLDER):
+        if part.is_dir():
+            check_model_folder(part)
     config = read_json(folder / "config.json", optional=True)
     if config is not None:
         model_type = config.get("model_type")
@@ -128,7 +131,8 @@ def check_whole(folder: Path) -> None:
     """
     match folder_kind(folder):
         case "checkpoint":
-            _check_checkpoint(folder)
+            with reading(folder):
+                _check_checkpoint(folder)
         case "vq_model":
             read_weights(folder)
         case "image_bpe":

@@ -21,7 +21,16 @@ from transformers.trainer import TRAINING_ARGS_NAME
 
 from ..data import load_training_data
 from ..data.identity import compare
-from ..files import locked, read_json, read_yaml, refuse_others, shown, write_atomic
+from ..files import (
+    check_model_folder,
+    locked,
+    read_json,
+    read_yaml,
+    reading,
+    refuse_others,
+    shown,
+    write_atomic,
+)
 from ..hub.part import pinned
 from ..models.loading import load_language_model
 from ..models.modeling_being_vl import BeingVLLanguageModel
@@ -265,8 +274,11 @@ def load_for_training(
     options: dict[str, Any] = {"dtype": model_args.dtype, **commit}
     if model_args.attn_implementation is not None:
         options["attn_implementation"] = model_args.attn_implementation
-    model = load_language_model(source, **options)
-    processor = BeingVLProcessor.from_pretrained(source, **commit)
+    if os.path.isdir(source):
+        check_model_folder(source)
+    with reading(source):
+        model = load_language_model(source, **options)
+        processor = BeingVLProcessor.from_pretrained(source, **commit)
     own, rule = asdict(model.config.layout), "model and tokenizer must be of one checkpoint"
     compare(
         source, {"vocabulary": asdict(processor.tokenizer.layout)}, {"vocabulary": own}, rule=rule

@@ -12,9 +12,16 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow.parquet as pq
 
-from ...codes.shards import MANIFEST, RUN_FILE, VERSION, ShardInfo, manifest_entry, read_info
+from ...codes.shards import (
+    MANIFEST,
+    RUN_FILE,
+    VERSION,
+    ShardInfo,
+    manifest_entry,
+    read_columns,
+    read_info,
+)
 from ...files import claim as claim_folder
 from ...files import write_atomic
 from .sources import Source
@@ -61,7 +68,7 @@ def write_manifest(output: Path, source: Source) -> dict[str, Any]:
     skipped: list[dict[str, Any]] = []
     cells = 0
     for path, info in _all_shards(output, source):
-        sizes = pq.read_table(path, columns=["height", "width"])
+        sizes = read_columns(path, ["height", "width"])
         cells += int(np.dot(sizes["height"].to_numpy().astype(np.int64), sizes["width"].to_numpy()))
         counts = {"images": sizes.num_rows, "skipped": len(info.skipped)}
         if source.sampling is not None:

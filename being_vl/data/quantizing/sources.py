@@ -9,8 +9,10 @@ from __future__ import annotations
 
 import glob
 import hashlib
+import lzma
 import os
 import tarfile
+import zlib
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
@@ -19,7 +21,7 @@ from typing import Any, Protocol
 
 import fsspec
 
-from ...files import read_bytes
+from ...files import check_member, check_regular, read_bytes
 from ...quantizers.image_loading import plugin_of
 
 # What Pillow reads; HEIC and JPEG XL need a plugin. Programs and videos (EPS, WMF, FLI) are no pictures here.
@@ -224,9 +226,11 @@ class TarSource(Source):
         stem = path.name.split(".", 1)[0]
         key: str | None = None
         content: bytes | None = None
+        check_regular(path)
         try:
             with tarfile.open(path) as archive:
                 for member in archive:
+                    check_member(path, member)
                     folder, _, name = member.name.rpartition("/")
                     base, dot, extension = name.partition(".")
                     if not member.isfile() or not base or not dot:
@@ -240,7 +244,7 @@ class TarSource(Source):
                         if content is not None:
                             raise ValueError(f"{path}: sample {key!r} has two images")
                         content = archive.extractfile(member).read()  # type: ignore[union-attr]
-        except (tarfile.TarError, EOFError) as error:
+        except (tarfile.TarError, EOFError, zlib.error, lzma.LZMAError) as error:
             raise ValueError(f"{path}: damaged tar file: {error}") from error
         if key is not None:
             yield Record(f"{stem}/{_utf8(key)}", content)
