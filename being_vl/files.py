@@ -455,9 +455,7 @@ def reading(path: str | os.PathLike, problem: str = "cannot be read") -> Iterato
             raise
         kind = "" if isinstance(error, (ValueError, OSError)) else f"{type(error).__name__}: "
         place = _file_read(error, Path(path))
-        raise ValueError(
-            f"{place}: {problem}: {kind}{text or type(error).__name__}"
-        ) from error
+        raise ValueError(f"{place}: {problem}: {kind}{text or type(error).__name__}") from error
 
 
 def _file_read(error: BaseException, path: Path) -> Path:
