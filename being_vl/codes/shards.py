@@ -134,7 +134,7 @@ class CodeShards(Sequence[np.ndarray]):
     @property
     def has_videos(self) -> bool:
         """Whether the grids are frames of videos."""
-        return all("video_id" in pq.read_schema(file).names for file in self.files)
+        return all("video_id" in read_schema(file).names for file in self.files)
 
     def videos(self) -> list[Video]:
         """The videos, in order; empty where the grids are images.
@@ -144,7 +144,7 @@ class CodeShards(Sequence[np.ndarray]):
         """
         if not self.has_videos:
             return []
-        columns = [pq.read_table(file, columns=list(_VIDEO_COLUMNS)) for file in self.files]
+        columns = [read_columns(file, _VIDEO_COLUMNS) for file in self.files]
         table = pa.concat_tables(columns)
         names, numbers = table["video_id"].to_pylist(), table["frame"].to_numpy()
         starts = np.flatnonzero(numbers == 0).tolist()

@@ -72,7 +72,7 @@ def write_manifest(output: Path, source: Source) -> dict[str, Any]:
         cells += int(np.dot(sizes["height"].to_numpy().astype(np.int64), sizes["width"].to_numpy()))
         counts = {"images": sizes.num_rows, "skipped": len(info.skipped)}
         if source.sampling is not None:
-            numbers = pq.read_table(path, columns=["frame"])["frame"].to_numpy()
+            numbers = read_columns(path, ["frame"])["frame"].to_numpy()
             counts["videos"] = int((numbers == 0).sum())
         shards.append(manifest_entry(path) | counts)
         skipped += [
