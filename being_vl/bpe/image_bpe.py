@@ -365,7 +365,8 @@ class ImageBPE(PushesCheckpoint):
         shapes = self.shape_table()
         if covered.all():
             return np.zeros(self.vocab_size, dtype=bool)
-        return shapes.fitting(covered, *divmod(int(covered.argmin()), covered.shape[1]))
+        fits = shapes.fitting(covered, *divmod(int(covered.argmin()), covered.shape[1]))
+        return fits[shapes.shape_of]
 
     def shape_table(self) -> ShapeTable:
         """The distinct token shapes, built on first use."""

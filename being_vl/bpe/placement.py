@@ -43,12 +43,12 @@ class ShapeTable:
         self.starts = np.concatenate([[0], np.cumsum([len(p) for p in positions])[:-1]])
 
     def fitting(self, covered: np.ndarray, anchor_row: int, anchor_col: int) -> np.ndarray:
-        """bool (V,): the ids whose cells, anchored there, are all inside the grid and uncovered."""
+        """bool (shapes,): those whose cells, anchored there, are all inside the grid and uncovered."""
         height, width = covered.shape
         rows, cols = self.rows + anchor_row, self.cols + anchor_col
         free = (rows < height) & (cols >= 0) & (cols < width)
         free[free] = ~covered[rows[free], cols[free]]
-        return np.logical_and.reduceat(free, self.starts)[self.shape_of]
+        return np.logical_and.reduceat(free, self.starts)
 
 
 class GridState:
@@ -92,11 +92,15 @@ class GridState:
 
     def legal_mask(self) -> np.ndarray:
         """bool (vocab_size,): the visual ids that may come next; all False once finished."""
+        fitting = self.fitting_shapes()[self._shapes.shape_of]
+        return fitting if self._refused is None else fitting & ~self._refused
+
+    def fitting_shapes(self) -> np.ndarray:
+        """bool (shapes,): the shapes of [`ShapeTable`] for which there is room; all False once finished."""
         anchor = self.next_anchor
         if anchor is None:
-            return np.zeros(self._bpe.vocab_size, dtype=bool)
-        fitting = self._shapes.fitting(self.covered, *anchor)
-        return fitting if self._refused is None else fitting & ~self._refused
+            return np.zeros(len(self._shapes.starts), dtype=bool)
+        return self._shapes.fitting(self.covered, *anchor)
 
     def append(self, visual_id: int) -> None:
         """Place a token at the next anchor.

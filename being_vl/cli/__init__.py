@@ -35,6 +35,7 @@ COMMANDS = {
     "card": "write the model card of a checkpoint",
     "push": "push a checkpoint or codes to the Hub",
     "export": "export a checkpoint as a plain text model for other engines",
+    "serve": "answer OpenAI's API over HTTP, with images in and images out",
     "env": "print versions and devices, and check for known problems",
 }
 

@@ -1,0 +1,129 @@
+"""`being-vl serve`: a checkpoint behind OpenAI's API, images in and images out."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any, Literal
+
+from jsonargparse import Namespace
+from jsonargparse.typing import PositiveFloat, PositiveInt
+
+from .loading import check_part
+from .options import add, add_about, flag
+from .parsing import Parser
+
+_KEY = "BEING_VL_API_KEY"
+
+
+def make_parser() -> Parser:
+    """The options of the command."""
+    parser = Parser(
+        "Serve a checkpoint over HTTP as OpenAI's API has it: chat completions with images in, streamed text and "
+        "images out, /v1/images/generations, /v1/models, /health and /metrics. It needs pip install "
+        f'"being-vl[serve]". An API key that clients must send is read from the environment, {_KEY}.'
+    )
+    add_about(parser, "checkpoint")
+    parser.add_argument(
+        "--backend",
+        type=Literal["transformers", "vllm"],
+        default="transformers",
+        help="what generates: transformers, one answer at a time, or vLLM",
+    )
+    parser.add_argument(
+        "--vllm-url",
+        type=str,
+        metavar="URL",
+        help="with --backend vllm: a server's API, http://localhost:8000/v1; default: started here",
+    )
+    parser.add_argument(
+        "--host", type=str, default="127.0.0.1", help="0.0.0.0 serves the network too"
+    )
+    parser.add_argument("--port", type=PositiveInt, default=8080, help="to listen on")
+    parser.add_argument(
+        "--served-model-name", type=str, metavar="NAME", help="default: the checkpoint's folder"
+    )
+    add(parser, "device", "dtype")
+    limits = parser.rare("limits of requests")
+    limits.add_argument("--max-model-len", type=PositiveInt, help="tokens; default: the model's")
+    limits.add_argument("--max-body", type=PositiveInt, default=20_000_000, help="bytes")
+    limits.add_argument(
+        "--max-image-pixels", type=PositiveInt, default=2**24, help="of an image, as it comes"
+    )
+    limits.add_argument("--max-images", type=PositiveInt, default=16, help="in a request")
+    limits.add_argument("--max-waiting", type=PositiveInt, default=64, help="more are told 429")
+    limits.add_argument("--timeout", type=PositiveFloat, default=300.0, help="seconds to an answer")
+    flag(limits, "allow-image-urls", "fetch http(s) images from public addresses")
+    return parser
+
+
+def main(args: Namespace) -> int:
+    """Run the command.
+
+    Raises:
+        ImportError: the packages of the extra `serve`, or vLLM, are missing.
+        ValueError, OSError: the checkpoint does not load, or the port is taken.
+    """
+    try:
+        import uvicorn
+
+        from ..serving.server.app import Server
+    except ImportError as error:
+        raise ImportError(f'serving needs pip install "being-vl[serve]" ({error})') from None
+    from transformers import AutoConfig
+
+    from ..processing.processing_being_vl import BeingVLProcessor
+    from ..serving.server.prompts import Limits
+
+    check_part("checkpoint", args.checkpoint)
+    if args.vllm_url is not None and args.backend != "vllm":
+        raise ValueError("--vllm-url needs --backend vllm")
+    config = AutoConfig.from_pretrained(args.checkpoint)
+    limits = Limits(
+        max_body=args.max_body,
+        max_pixels=args.max_image_pixels,
+        max_images=args.max_images,
+        max_model_len=args.max_model_len or config.max_position_embeddings,
+        allow_image_urls=args.allow_image_urls,
+        timeout=args.timeout,
+        max_waiting=args.max_waiting,
+    )
+    server = Server(
+        args.served_model_name or Path(args.checkpoint).name,
+        BeingVLProcessor.from_pretrained(args.checkpoint, vq_device=_device(args)),
+        _backend(args, limits, config),
+        limits,
+        grid_size=config.image_grid_size,
+        api_key=os.environ.get(_KEY),
+    )
+    uvicorn.run(
+        server.app(),
+        host=args.host,
+        port=args.port,
+        log_level="warning",
+        access_log=False,
+        timeout_graceful_shutdown=int(args.timeout) + 1,
+    )
+    return 0
+
+
+def _device(args: Namespace) -> str:
+    import torch
+
+    return args.device or ("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def _backend(args: Namespace, limits: Any, config: Any) -> Any:
+    if args.backend == "transformers":
+        from ..models.loading import load_language_model
+        from ..serving.server.backends import TransformersBackend
+
+        model = load_language_model(args.checkpoint, dtype=args.dtype).to(_device(args))
+        return TransformersBackend(model, max_waiting=limits.max_waiting)
+    from ..serving.server.vllm_backend import LocalVLLM, RemoteVLLM
+
+    options = {"max_waiting": limits.max_waiting, "eoi_token_id": config.eoi_token_id}
+    if args.vllm_url is not None:
+        return RemoteVLLM(args.vllm_url, api_key=os.environ.get("VLLM_API_KEY"), **options)
+    arguments = {"dtype": args.dtype, "max_model_len": limits.max_model_len}
+    return LocalVLLM(args.checkpoint, arguments=arguments, **options)

@@ -1,0 +1,203 @@
+"""ids that a request has generated → which ids may come next, for the rows of an engine's batch.
+
+Source: the rules of `generate` (`models/generation_being_vl.py`), with the state of a grid kept from token to
+token. It differs in that each row of a batch is a request of its own, with its own mode, grid, budget and
+length, and that a step sends the device one small array: a row of flags, and which shapes fit.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal, get_args
+
+import numpy as np
+import torch
+
+from ..bpe.image_bpe import ImageBPE
+from ..bpe.placement import GridState
+from ..vocabulary import VocabularyLayout
+
+Mode = Literal["text", "image", "interleaved"]
+
+_TEXT, _BOI, _EOI, _FREE, _END = range(5)  # flags: the ids that a row may take, beside image tokens
+_FLAGS = 5
+
+
+@dataclass(frozen=True)
+class ImageIds:
+    """The ids of a vocabulary, as a mask needs them.
+
+    Args:
+        layout: the vocabulary.
+        bpe: the merge rules.
+        boi, eoi, placeholder: token ids.
+        end: the tokens that end an answer.
+    """
+
+    layout: VocabularyLayout
+    bpe: ImageBPE
+    boi: int
+    eoi: int
+    placeholder: int | None
+    end: tuple[int, ...] = ()
+
+    @classmethod
+    def from_config(cls, config: Any, bpe: ImageBPE, end: Sequence[int] = ()) -> ImageIds:
+        """Of a Being-VL configuration."""
+        return cls(
+            config.layout, bpe, config.boi_token_id, config.eoi_token_id, config.image_token_id,
+            tuple(end),
+        )  # fmt: skip
+
+
+def checked_mode(options: Mapping[str, Any]) -> tuple[Mode, tuple[int, int] | None]:
+    """`generation_mode` and `image_grid_size` of a request.
+
+    Raises:
+        ValueError: an unknown mode, or a size that is not two positive whole numbers.
+    """
+    mode = options.get("generation_mode") or "text"
+    if mode not in get_args(Mode):
+        raise ValueError(
+            f"generation_mode must be one of {', '.join(get_args(Mode))}, got {mode!r}"
+        )
+    size = options.get("image_grid_size")
+    if size is None:
+        return mode, None
+    is_pair = isinstance(size, (list, tuple)) and len(size) == 2
+    if not is_pair or not all(type(side) is int and 0 < side <= 4096 for side in size):
+        raise ValueError(f"image_grid_size must be [height, width] in cells, got {size!r}")
+    return mode, (size[0], size[1])
+
+
+@dataclass
+class Row:
+    """A request: what it may generate, and the grid that it is in.
+
+    Args:
+        ids: the vocabulary's.
+        mode: what it generates.
+        grid_size: (height, width) of its images; None for text.
+        prompt: its prompt's ids.
+        generated: its ids so far, a list that the engine appends to.
+        max_tokens: of the answer.
+    """
+
+    ids: ImageIds
+    mode: Mode
+    grid_size: tuple[int, int] | None
+    prompt: Sequence[int]
+    generated: Sequence[int]
+    max_tokens: int
+    _grid: GridState | None = field(default=None, init=False)
+    _is_illegal: bool = field(default=False, init=False)
+    _is_done: bool = field(default=False, init=False)
+    _seen: int = field(default=0, init=False)
+
+    def __post_init__(self) -> None:
+        marks = [i for i, t in enumerate(self.prompt) if t in (self.ids.boi, self.ids.eoi)]
+        if self.mode != "text" and marks and self.prompt[marks[-1]] == self.ids.boi:
+            for token_id in self.prompt[marks[-1] :]:  # an image that the prompt leaves open
+                self._take(token_id)
+
+    def _take(self, token_id: int) -> None:
+        if token_id == self.ids.boi:
+            self._grid, self._is_illegal = GridState(self.ids.bpe, *self.grid_size), False
+        elif token_id == self.ids.eoi:
+            self._grid, self._is_illegal, self._is_done = None, False, True
+        elif self._grid is not None:
+            try:
+                self._grid.append(self.ids.layout.visual_id(token_id))
+            except ValueError:  # someone else chose the token; `generate` lets it be, too
+                self._grid, self._is_illegal = None, True
+
+    def write(self, out: np.ndarray) -> None:
+        """Write flags and fitting shapes into a row of zeros, uint8 (5 + shapes,)."""
+        if self.mode == "text":
+            out[_TEXT] = 1
+            return
+        for token_id in self.generated[self._seen :]:
+            self._take(token_id)
+        self._seen = len(self.generated)
+        if self._is_illegal:
+            out[:] = 1
+        elif self._grid is not None and self._grid.finished:
+            out[_EOI] = 1
+        elif self._grid is not None:
+            out[_FLAGS:] = self._grid.fitting_shapes()
+        elif self.mode == "image" and not self._is_done:
+            out[_BOI] = 1
+        elif self.mode == "image":
+            out[_END if self.ids.end else slice(None)] = 1
+        else:
+            out[_TEXT] = 1
+            height, width = self.grid_size
+            out[_BOI] = self.max_tokens - self._seen >= height * width + 2
+
+
+class RowMask:
+    """Rules out what the rows of a batch may not take.
+
+    Args:
+        ids: the vocabulary's.
+        device: of the logits.
+        pin_memory: whether copies to it go through pinned memory.
+    """
+
+    def __init__(self, ids: ImageIds, device: torch.device | str, *, pin_memory: bool = False):
+        shapes = ids.bpe.shape_table()
+        self._num_shapes = len(shapes.starts)
+        self._shape_of = torch.from_numpy(shapes.shape_of).to(device)
+        special = [ids.boi, ids.eoi, *([] if ids.placeholder is None else [ids.placeholder])]
+        self._special = torch.tensor(special, device=device)
+        self._flag_of = torch.tensor([_BOI, _EOI, _FREE][: len(special)], device=device)
+        self._end = torch.tensor(ids.end, device=device, dtype=torch.long)
+        self._first, self._stop = ids.layout.first_code_id, ids.layout.size
+        self._device, self._pin_memory = device, pin_memory
+
+    def apply(self, logits: torch.Tensor, rows: Mapping[int, Row]) -> torch.Tensor:
+        """Set logits (batch, vocabulary) to -inf in place, where a row's request may not go.
+
+        Args:
+            logits: of a step.
+            rows: index in the batch → request; rows of no request are left alone.
+        """
+        if not rows:
+            return logits
+        only_text = all(row.mode == "text" for row in rows.values())
+        if only_text and len(rows) == len(logits):
+            logits[:, self._first : self._stop] = -torch.inf
+            logits[:, self._special] = -torch.inf
+            return logits
+        allowed = np.zeros((len(logits), _FLAGS + self._num_shapes), dtype=np.uint8)
+        for index in range(len(logits)):
+            if index in rows:
+                rows[index].write(allowed[index])
+            else:
+                allowed[index] = 1
+        staged = torch.from_numpy(allowed)
+        if self._pin_memory:
+            staged = staged.pin_memory()
+        return self._rule_out(logits, staged.to(self._device, non_blocking=True).bool())
+
+    def _rule_out(self, logits: torch.Tensor, allowed: torch.Tensor) -> torch.Tensor:
+        text, free, end = allowed[:, _TEXT], allowed[:, _FREE], allowed[:, _END]
+        visual = allowed[:, _FLAGS:][:, self._shape_of]
+        is_special = allowed[:, self._flag_of]
+        codes = logits[:, self._first : self._stop]
+        special, ends = logits[:, self._special], logits[:, self._end]
+        # Where another processor has ruled out all that is legal, the grid comes first.
+        inside = ~text & ~end
+        best = codes.masked_fill(~visual, -torch.inf).amax(dim=1)
+        best = torch.maximum(best, special.masked_fill(~is_special, -torch.inf).amax(dim=1))
+        stuck = ((best == -torch.inf) & inside)[:, None]
+
+        logits[:, : self._first].masked_fill_(~(text | free)[:, None], -torch.inf)
+        logits[:, self._end] = torch.where(
+            end[:, None], ends.clamp(min=-1e30), logits[:, self._end]
+        )
+        codes.masked_fill_(~visual, -torch.inf).masked_fill_(stuck & visual, 0)
+        special = special.masked_fill(~is_special, -torch.inf)
+        logits[:, self._special] = special.masked_fill(stuck & is_special, 0)
+        return logits

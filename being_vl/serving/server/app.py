@@ -1,0 +1,321 @@
+"""routes, errors and figures of the server."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+import time
+import uuid
+from collections.abc import AsyncGenerator, AsyncIterator, Callable
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import asynccontextmanager, suppress
+from typing import Any
+
+from fastapi import FastAPI, Request, Response
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse, StreamingResponse
+from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, Counter, Gauge, Histogram
+from prometheus_client import generate_latest as figures_as_text
+from starlette.exceptions import HTTPException
+
+from ...processing.processing_being_vl import BeingVLProcessor
+from .answers import AnswerReader, Piece, as_part, png
+from .backends import Asked, Backend, BusyError
+from .guard import Guard, error_body
+from .prompts import Limits, PromptMaker
+from .schema import ChatRequest, ImagesRequest, sentence
+
+logger = logging.getLogger(__name__)
+
+
+class _Figures:
+    """What `/metrics` shows."""
+
+    def __init__(self, backend: Backend):
+        self.registry = CollectorRegistry()
+        names = {"registry": self.registry}
+        self.requests = Counter("being_vl_requests", "answered, by status", ["status"], **names)
+        self.prompt = Counter("being_vl_prompt_tokens", "of prompts", **names)
+        self.answer = Counter("being_vl_answer_tokens", "of answers", **names)
+        self.first = Histogram("being_vl_first_token_seconds", "to the first token", **names)
+        waiting = Gauge("being_vl_waiting_requests", "asked or waiting", **names)
+        waiting.set_function(lambda: backend.waiting)
+
+
+class Server:
+    """Answers requests by a backend.
+
+    Args:
+        name: of the model, as clients call it.
+        processor: of the checkpoint.
+        backend: an engine.
+        limits: of requests.
+        grid_size: (height, width) of generated images where a request says none.
+        api_key: that clients must send, if any.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        processor: BeingVLProcessor,
+        backend: Backend,
+        limits: Limits,
+        *,
+        grid_size: tuple[int, int] | None = None,
+        api_key: str | None = None,
+    ):
+        self.name, self.processor, self.backend, self.limits = name, processor, backend, limits
+        self._api_key = api_key
+        self._prompts = PromptMaker(processor, limits, grid_size)
+        # One thread makes prompts and pictures: the quantizer takes all cores, and tokenizers have state.
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="prompts")
+        self._figures = _Figures(backend)
+        self._created = int(time.time())
+
+    def app(self) -> Any:
+        """The ASGI application."""
+
+        @asynccontextmanager
+        async def life(app: FastAPI) -> AsyncIterator[None]:
+            yield
+            await self.backend.close()
+            self._thread.shutdown(cancel_futures=True)
+
+        app = FastAPI(title=f"being-vl: {self.name}", lifespan=life)
+        app.add_api_route("/health", self._health)
+        app.add_api_route("/metrics", self._metrics)
+        app.add_api_route("/v1/models", self._models)
+        app.add_api_route("/v1/chat/completions", self._chat, methods=["POST"])
+        app.add_api_route("/v1/images/generations", self._images, methods=["POST"])
+        app.add_exception_handler(RequestValidationError, self._invalid)
+        app.add_exception_handler(HTTPException, self._no_route)
+        app.add_exception_handler(RecursionError, self._nested)
+        return Guard(app, max_body=self.limits.max_body, api_key=self._api_key)
+
+    # ---- routes
+
+    async def _health(self) -> dict[str, str]:
+        return {"status": "ok"}
+
+    async def _metrics(self) -> Response:
+        return Response(figures_as_text(self._figures.registry), media_type=CONTENT_TYPE_LATEST)
+
+    async def _models(self) -> dict[str, Any]:
+        model = {
+            "id": self.name,
+            "object": "model",
+            "created": self._created,
+            "owned_by": "being-vl",
+        }
+        return {"object": "list", "data": [model]}
+
+    async def _chat(self, body: ChatRequest, request: Request) -> Response:
+        return await self._answered(request, self._whole_chat(body, request), body.model)
+
+    async def _images(self, body: ImagesRequest, request: Request) -> Response:
+        return await self._answered(request, self._whole_images(body), body.model)
+
+    async def _answered(self, request: Request, work: Any, model: str | None) -> Response:
+        """What the work comes to, or the one sentence of what is wrong."""
+        if model not in (None, self.name):
+            work.close()
+            return self._error(404, f"There is no model {model[:80]!r} here, but {self.name!r}.")
+        try:
+            async with asyncio.timeout(self.limits.timeout):
+                response = await _unless_gone(request, work)
+        except BusyError:
+            return self._error(429, "The server is busy; try again in a while.")
+        except ValueError as error:
+            return self._error(400, _as_sentence(error))
+        except TimeoutError:
+            return self._error(504, f"There was no answer within {self.limits.timeout:g} seconds.")
+        except Exception:
+            logger.exception("a request failed")
+            return self._error(500, "The server failed to answer; its log says why.")
+        self._figures.requests.labels(str(response.status_code)).inc()
+        return response
+
+    # ---- chat completions
+
+    async def _whole_chat(self, body: ChatRequest, request: Request) -> Response:
+        asked = await self._prompt(self._prompts.chat, body)
+        reader = AnswerReader(self.processor, asked.grid_size, body.stops)
+        pieces = self._pieces(asked, reader)
+        head = {
+            "id": f"chatcmpl-{uuid.uuid4().hex}",
+            "object": "chat.completion",
+            "created": int(time.time()),
+            "model": self.name,
+        }
+        if body.stream:
+            # The first piece is waited for, so that what fails at once has a status of its own.
+            first = await anext(pieces, None)
+            events = self._events(body, asked, reader, head, first, pieces)
+            return StreamingResponse(events, media_type="text/event-stream")
+        parts: list[Piece] = []
+        async for piece in pieces:
+            if parts and isinstance(piece, str) and isinstance(parts[-1], str):
+                parts[-1] += piece
+            else:
+                parts.append(piece)
+        content: Any = [as_part(piece) for piece in parts]
+        if asked.mode == "text":
+            content = "".join(map(str, parts))
+        choice = {
+            "index": 0,
+            "message": {"role": "assistant", "content": content},
+            "finish_reason": _reason(asked, reader),
+            "logprobs": None,
+        }
+        return JSONResponse({**head, "choices": [choice], "usage": _usage(asked, reader)})
+
+    async def _events(
+        self,
+        body: ChatRequest,
+        asked: Asked,
+        reader: AnswerReader,
+        head: dict[str, Any],
+        first: Piece | None,
+        pieces: AsyncGenerator[Piece, None],
+    ) -> AsyncIterator[str]:
+        head = {**head, "object": "chat.completion.chunk"}
+
+        def event(delta: dict[str, Any], reason: str | None = None) -> str:
+            choice = {"index": 0, "delta": delta, "finish_reason": reason, "logprobs": None}
+            return f"data: {json.dumps({**head, 'choices': [choice]})}\n\n"
+
+        try:
+            yield event({"role": "assistant", "content": ""})
+            if first is not None:
+                yield event(_delta(first))
+            async with asyncio.timeout(self.limits.timeout):
+                async for piece in pieces:
+                    yield event(_delta(piece))
+            yield event({}, _reason(asked, reader))
+            if body.stream_options and body.stream_options.include_usage:
+                usage = {**head, "choices": [], "usage": _usage(asked, reader)}
+                yield f"data: {json.dumps(usage)}\n\n"
+        except Exception as error:  # the status is sent: what is wrong comes as an event
+            logger.exception("a stream failed")
+            message = (
+                "The answer took too long."
+                if isinstance(error, TimeoutError)
+                else "The answer failed."
+            )
+            yield f"data: {json.dumps(error_body(message, 'server_error'))}\n\n"
+        finally:
+            await pieces.aclose()
+        yield "data: [DONE]\n\n"
+
+    # ---- pictures
+
+    async def _whole_images(self, body: ImagesRequest) -> Response:
+        asked = await self._prompt(self._prompts.image, body)
+        data, tokens = [], 0
+        for number in range(body.n):
+            seed = None if body.seed is None else body.seed + number
+            reader = AnswerReader(self.processor, asked.grid_size)
+            async for piece in self._pieces(_with_seed(asked, seed), reader):
+                if not isinstance(piece, str):
+                    data.append({"b64_json": png(piece)})
+            tokens += reader.num_tokens
+        usage = {
+            "input_tokens": len(asked.prompt),
+            "output_tokens": tokens,
+            "total_tokens": len(asked.prompt) + tokens,
+        }
+        return JSONResponse({"created": int(time.time()), "data": data, "usage": usage})
+
+    # ---- what both do
+
+    async def _prompt(self, make: Callable[[Any], Asked], body: Any) -> Asked:
+        if self.backend.waiting > self.limits.max_waiting:
+            raise BusyError  # before any work is done for it
+        asked = await asyncio.get_running_loop().run_in_executor(self._thread, make, body)
+        self._figures.prompt.inc(len(asked.prompt))
+        return asked
+
+    async def _pieces(self, asked: Asked, reader: AnswerReader) -> AsyncGenerator[Piece, None]:
+        loop, start, seen = asyncio.get_running_loop(), time.monotonic(), 0
+        answer = self.backend.answer(asked)
+        try:
+            async for ids in answer:
+                if not seen:
+                    self._figures.first.observe(time.monotonic() - start)
+                if self.processor.eoi_token_id in ids:  # a picture is decoded beside the loop
+                    found = await loop.run_in_executor(self._thread, _read, reader, ids)
+                else:
+                    found = _read(reader, ids)
+                self._figures.answer.inc(reader.num_tokens - seen)
+                seen = reader.num_tokens
+                for piece in found:
+                    yield piece
+                if reader.stopped:
+                    return
+            for piece in reader.rest():
+                yield piece
+        finally:
+            await answer.aclose()
+
+    # ---- errors
+
+    def _error(self, status: int, message: str, param: str | None = None) -> JSONResponse:
+        self._figures.requests.labels(str(status)).inc()
+        kind = "server_error" if status >= 500 else "invalid_request_error"
+        headers = {"Retry-After": "1"} if status == 429 else None
+        return JSONResponse(error_body(message, kind, param), status, headers)
+
+    async def _invalid(self, request: Request, error: Any) -> Response:
+        return self._error(400, *sentence(error.errors()))
+
+    async def _no_route(self, request: Request, error: Any) -> Response:
+        return self._error(
+            error.status_code, f"{request.method} {request.url.path[:80]}: {error.detail}."
+        )
+
+    async def _nested(self, request: Request, error: Any) -> Response:
+        return self._error(400, "The body is nested too deeply.")
+
+
+async def _unless_gone(request: Request, work: Any) -> Any:
+    """Await the work, and end it when the client goes away."""
+    task = asyncio.ensure_future(work)
+    gone = asyncio.ensure_future(request.receive())
+    try:
+        await asyncio.wait((task, gone), return_when=asyncio.FIRST_COMPLETED)
+        if not task.done():
+            return Response(status_code=499)  # nobody reads it
+        return task.result()
+    finally:
+        for future in (task, gone):
+            future.cancel()
+        with suppress(asyncio.CancelledError, Exception):
+            await task
+
+
+def _read(reader: AnswerReader, ids: list[int]) -> list[Piece]:
+    return list(reader.read(ids))
+
+
+def _with_seed(asked: Asked, seed: int | None) -> Asked:
+    return Asked(**{**vars(asked), "seed": seed})
+
+
+def _delta(piece: Piece) -> dict[str, Any]:
+    return {"content": piece if isinstance(piece, str) else [as_part(piece)]}
+
+
+def _reason(asked: Asked, reader: AnswerReader) -> str:
+    cut = asked.mode != "image" and reader.num_tokens >= asked.max_tokens and not reader.stopped
+    return "length" if cut else "stop"
+
+
+def _usage(asked: Asked, reader: AnswerReader) -> dict[str, int]:
+    prompt, answer = len(asked.prompt), reader.num_tokens
+    return {"prompt_tokens": prompt, "completion_tokens": answer, "total_tokens": prompt + answer}
+
+
+def _as_sentence(error: ValueError) -> str:
+    text = " ".join(str(error).split())[:300].rstrip(".")
+    return f"{text[:1].upper()}{text[1:]}."

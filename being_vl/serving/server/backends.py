@@ -1,0 +1,172 @@
+"""ids of a prompt → ids of an answer, as they come, by the engine in this process.
+
+Source: transformers' `generate`, which is asked by one thread, one answer at a time. It differs from
+`transformers serve` in that images go in and out, and that nothing is waited for by a request that has gone.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import queue
+import threading
+from collections.abc import AsyncGenerator
+from dataclasses import dataclass, field
+from typing import Any, Literal, Protocol
+
+import torch
+from transformers import StoppingCriteria, StoppingCriteriaList
+from transformers.generation.streamers import BaseStreamer
+
+
+class BusyError(Exception):
+    """More requests wait than the server keeps."""
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What an engine is asked.
+
+    Args:
+        prompt: token ids, images included.
+        mode: what to generate, as of `generate`.
+        grid_size: (height, width) of generated images, in cells.
+        max_tokens: of the answer; an image's length follows from its grid.
+        temperature: 0 for the likeliest token each time.
+        top_p: share of the probability that is sampled from.
+        seed: of the sampling.
+    """
+
+    prompt: list[int]
+    mode: Literal["text", "image", "interleaved"]
+    grid_size: tuple[int, int] | None
+    max_tokens: int
+    temperature: float
+    top_p: float
+    seed: int | None
+
+
+class Backend(Protocol):
+    """An engine."""
+
+    @property
+    def waiting(self) -> int:
+        """Requests that are asked or wait."""
+
+    def answer(self, asked: Asked) -> AsyncGenerator[list[int], None]:
+        """Token ids as they come; closing it ends the generation.
+
+        Raises:
+            BusyError: nothing was asked, as too many wait.
+        """
+
+    async def close(self) -> None:
+        """Stop, and end what is being generated."""
+
+
+@dataclass
+class _Job:
+    asked: Asked
+    loop: asyncio.AbstractEventLoop
+    ids: asyncio.Queue[list[int] | Exception | None] = field(default_factory=asyncio.Queue)
+    stopped: threading.Event = field(default_factory=threading.Event)
+
+    def put(self, item: list[int] | Exception | None) -> None:
+        if not self.loop.is_closed():
+            self.loop.call_soon_threadsafe(self.ids.put_nowait, item)
+
+
+class _Relay(BaseStreamer):
+    """New ids → the job; the first that `generate` puts is the prompt."""
+
+    def __init__(self, job: _Job):
+        self._job = job
+        self._is_prompt = True
+
+    def put(self, value: torch.Tensor) -> None:
+        if not self._is_prompt:
+            self._job.put(value.reshape(-1).tolist())
+        self._is_prompt = False
+
+    def end(self) -> None:
+        pass
+
+
+class _Stop(StoppingCriteria):
+    def __init__(self, event: threading.Event):
+        self._event = event
+
+    def __call__(self, input_ids: torch.Tensor, scores: Any, **kwargs: Any) -> torch.Tensor:
+        return torch.full((input_ids.shape[0],), self._event.is_set(), device=input_ids.device)
+
+
+class TransformersBackend:
+    """`generate` of the model, in a thread of its own.
+
+    Args:
+        model: a Being-VL language model, where it shall run.
+        max_waiting: requests that may wait behind the one that is answered.
+    """
+
+    def __init__(self, model: Any, *, max_waiting: int):
+        self._model = model.eval()
+        self._jobs: queue.Queue[_Job | None] = queue.Queue()
+        self._max_waiting = max_waiting
+        self._waiting: set[int] = set()
+        self._thread = threading.Thread(target=self._work, name="generate", daemon=True)
+        self._thread.start()
+
+    @property
+    def waiting(self) -> int:
+        return len(self._waiting)
+
+    async def answer(self, asked: Asked) -> AsyncGenerator[list[int], None]:
+        """See [`Backend`]."""
+        if len(self._waiting) > self._max_waiting:
+            raise BusyError
+        job = _Job(asked, asyncio.get_running_loop())
+        self._waiting.add(id(job))
+        self._jobs.put(job)
+        try:
+            while (item := await job.ids.get()) is not None:
+                if isinstance(item, Exception):
+                    raise item
+                yield item
+        finally:
+            job.stopped.set()
+            self._waiting.discard(id(job))
+
+    async def close(self) -> None:
+        self._jobs.put(None)
+        await asyncio.to_thread(self._thread.join)
+
+    def _work(self) -> None:
+        while (job := self._jobs.get()) is not None:
+            if job.stopped.is_set():
+                continue
+            try:
+                self._generate(job)
+                job.put(None)
+            except Exception as error:  # raised again where the answer is awaited
+                job.put(error)
+
+    @torch.inference_mode()
+    def _generate(self, job: _Job) -> None:
+        asked = job.asked
+        options: dict[str, Any] = {"do_sample": False}
+        if asked.temperature > 0:
+            options = {"do_sample": True, "temperature": asked.temperature, "top_p": asked.top_p}
+            options["top_k"] = 0
+        if asked.mode != "text":
+            options |= {"generation_mode": asked.mode, "image_grid_size": asked.grid_size}
+        if asked.mode != "image":
+            options["max_new_tokens"] = asked.max_tokens
+        if asked.seed is not None:
+            torch.manual_seed(asked.seed)
+        ids = torch.tensor([asked.prompt], device=self._model.device)
+        self._model.generate(
+            ids,
+            attention_mask=torch.ones_like(ids),
+            streamer=_Relay(job),
+            stopping_criteria=StoppingCriteriaList([_Stop(job.stopped)]),
+            **options,
+        )
