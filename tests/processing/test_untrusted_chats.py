@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 from checkpoint_fixtures import tiny_checkpoint
 
-from being_vl.processing.chat_messages import require_sanitizing
+from being_vl.processing.chat_messages import checked_messages, require_sanitizing
+from being_vl.processing.tokenization_being_vl import BeingVLTokenizer
 from being_vl.processing.untrusted_chats import UntrustedChats
 
 FAMILIES = ["llama-3", "llama-2", "smollm"]
@@ -44,7 +45,9 @@ def test_ids_are_those_of_transformers(family: str, text: str) -> None:
     except ValueError:
         if text != TEXTS[0]:
             pytest.skip("this version of transformers cannot sanitize")
-    assert ids == tokenizer.apply_chat_template(conversation(text), **options)["input_ids"]
+    messages = checked_messages(conversation(text), tokenizer.chat_template, join_texts=True)
+    theirs = super(BeingVLTokenizer, tokenizer).apply_chat_template(messages, **options)
+    assert ids == theirs["input_ids"]
 
 
 @pytest.mark.parametrize("family", FAMILIES)

