@@ -11,7 +11,7 @@ from transformers import LogitsProcessor
 from ..bpe.grid_tracking import OpenImageTracker
 from .grid_mask import GridMask
 
-_SPECIAL = (
+SPECIAL_IDS = (
     "boi_token_id",
     "eoi_token_id",
     "image_token_id",
@@ -30,7 +30,7 @@ class TextOnlyLogitsProcessor(LogitsProcessor):
 
     def __init__(self, config: Any):
         self._image_ids = slice(config.layout.first_code_id, config.layout.size)
-        special = (getattr(config, name) for name in _SPECIAL)
+        special = (getattr(config, name) for name in SPECIAL_IDS)
         self._special_ids = [token_id for token_id in special if token_id is not None]
 
     def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
@@ -122,7 +122,7 @@ class ImageGridLogitsProcessor(LogitsProcessor):
             fits = left >= image_token_bound(*self._tracker.grid_size)
             text, boi = is_free | is_outside, is_free | is_outside & fits
         rows = (boi, is_free | mask.is_full, is_free, bov, eov, is_free)
-        named = zip((getattr(config, name) for name in _SPECIAL), rows, strict=True)
+        named = zip((getattr(config, name) for name in SPECIAL_IDS), rows, strict=True)
         return text, {token_id: row for token_id, row in named if token_id is not None}, is_free
 
     def _is_generated(self, input_ids: torch.Tensor, token_id: int) -> torch.Tensor:

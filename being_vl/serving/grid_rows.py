@@ -16,6 +16,7 @@ import torch
 
 from ..bpe.image_bpe import ImageBPE
 from ..bpe.placement import GridState
+from ..models.legal_logits import SPECIAL_IDS
 from ..vocabulary import VocabularyLayout
 
 Mode = Literal["text", "image", "interleaved"]
@@ -31,7 +32,8 @@ class ImageIds:
     Args:
         layout: the vocabulary.
         bpe: the merge rules.
-        boi, eoi, placeholder: token ids.
+        boi, eoi: the tokens that begin and end an image.
+        others: special tokens of images and videos that no answer holds.
         end: the tokens that end an answer.
     """
 
@@ -39,16 +41,15 @@ class ImageIds:
     bpe: ImageBPE
     boi: int
     eoi: int
-    placeholder: int | None
+    others: tuple[int, ...] = ()
     end: tuple[int, ...] = ()
 
     @classmethod
     def from_config(cls, config: Any, bpe: ImageBPE, end: Sequence[int] = ()) -> ImageIds:
         """Of a Being-VL configuration."""
-        return cls(
-            config.layout, bpe, config.boi_token_id, config.eoi_token_id, config.image_token_id,
-            tuple(end),
-        )  # fmt: skip
+        boi, eoi = config.boi_token_id, config.eoi_token_id
+        special = {getattr(config, name) for name in SPECIAL_IDS} - {None, boi, eoi}
+        return cls(config.layout, bpe, boi, eoi, tuple(sorted(special)), tuple(end))
 
 
 def checked_mode(options: Mapping[str, Any]) -> tuple[Mode, tuple[int, int] | None]:
@@ -103,7 +104,8 @@ class Row:
 
     def _take(self, token_id: int) -> None:
         if token_id == self.ids.boi:
-            self._grid, self._is_illegal = GridState(self.ids.bpe, *self.grid_size), False
+            self._grid = GridState(self.ids.bpe, *self.grid_size, may_repeat=False)
+            self._is_illegal = False
         elif token_id == self.ids.eoi:
             self._grid, self._is_illegal, self._is_done = None, False, True
         elif self._grid is not None:
@@ -113,7 +115,7 @@ class Row:
                 self._grid, self._is_illegal = None, True
 
     def write(self, out: np.ndarray) -> None:
-        """Write flags and fitting shapes into a row of zeros, uint8 (5 + shapes,)."""
+        """Write flags and fitting shapes into a row of zeros, uint8 (5 + shapes of `RowMask`,)."""
         if self.mode == "text":
             out[_TEXT] = 1
             return
@@ -125,7 +127,8 @@ class Row:
         elif self._grid is not None and self._grid.finished:
             out[_EOI] = 1
         elif self._grid is not None:
-            out[_FLAGS:] = self._grid.fitting_shapes()
+            fitting = self._grid.fitting_shapes()
+            out[_FLAGS : _FLAGS + len(fitting)] = fitting
         elif self.mode == "image" and not self._is_done:
             out[_BOI] = 1
         elif self.mode == "image":
@@ -147,11 +150,15 @@ class RowMask:
 
     def __init__(self, ids: ImageIds, device: torch.device | str, *, pin_memory: bool = False):
         shapes = ids.bpe.shape_table()
-        self._num_shapes = len(shapes.starts)
-        self._shape_of = torch.from_numpy(shapes.shape_of).to(device)
-        special = [ids.boi, ids.eoi, *([] if ids.placeholder is None else [ids.placeholder])]
-        self._special = torch.tensor(special, device=device)
-        self._flag_of = torch.tensor([_BOI, _EOI, _FREE][: len(special)], device=device)
+        repeats = (
+            ids.bpe.repeating_ids()
+        )  # of videos: shapes of their own, for which an image has no room
+        self._num_shapes = len(shapes.starts) * (1 + int(repeats.any()))
+        judged_as = shapes.shape_of + len(shapes.starts) * repeats
+        self._shape_of = torch.from_numpy(judged_as).to(device)
+        self._special = torch.tensor([ids.boi, ids.eoi, *ids.others], device=device)
+        flags = [_BOI, _EOI, *([_FREE] * len(ids.others))]
+        self._flag_of = torch.tensor(flags, device=device)
         self._end = torch.tensor(ids.end, device=device, dtype=torch.long)
         self._first, self._stop = ids.layout.first_code_id, ids.layout.size
         self._device, self._pin_memory = device, pin_memory
@@ -176,28 +183,32 @@ class RowMask:
                 rows[index].write(allowed[index])
             else:
                 allowed[index] = 1
+        # The passes over the whole vocabulary are what a step costs: text is filled by runs of rows, known here.
+        closed = (allowed[:, _TEXT] == 0).astype(np.int8)
+        edges = np.flatnonzero(np.diff(closed, prepend=0, append=0)).tolist()
+        runs = list(zip(edges[::2], edges[1::2], strict=True))
         staged = torch.from_numpy(allowed)
         if self._pin_memory:
             staged = staged.pin_memory()
-        return self._rule_out(logits, staged.to(self._device, non_blocking=True).bool())
+        return self._rule_out(logits, staged.to(self._device, non_blocking=True).bool(), runs)
 
-    def _rule_out(self, logits: torch.Tensor, allowed: torch.Tensor) -> torch.Tensor:
-        text, free, end = allowed[:, _TEXT], allowed[:, _FREE], allowed[:, _END]
-        visual = allowed[:, _FLAGS:][:, self._shape_of]
-        is_special = allowed[:, self._flag_of]
-        codes = logits[:, self._first : self._stop]
-        special, ends = logits[:, self._special], logits[:, self._end]
+    def _rule_out(
+        self, logits: torch.Tensor, allowed: torch.Tensor, runs: list[tuple[int, int]]
+    ) -> torch.Tensor:
+        is_text, is_end = allowed[:, _TEXT], allowed[:, _END] & ~allowed[:, _TEXT]
+        penalty = torch.zeros(allowed.shape, device=allowed.device)
+        penalty.masked_fill_(~allowed, -torch.inf)
+        of_codes = penalty[:, _FLAGS:][:, self._shape_of]  # a sum costs a third of a fill
+        codes = logits[:, self._first : self._stop].add_(of_codes)
+        special = logits[:, self._special] + penalty[:, self._flag_of]
+        ends = logits[:, self._end].clamp(min=-1e30)
+        for begin, stop in runs:
+            logits[begin:stop, : self._first] = -torch.inf
+        logits[:, self._end] = torch.where(is_end[:, None], ends, logits[:, self._end])
         # Where another processor has ruled out all that is legal, the grid comes first.
-        inside = ~text & ~end
-        best = codes.masked_fill(~visual, -torch.inf).amax(dim=1)
-        best = torch.maximum(best, special.masked_fill(~is_special, -torch.inf).amax(dim=1))
-        stuck = ((best == -torch.inf) & inside)[:, None]
-
-        logits[:, : self._first].masked_fill_(~(text | free)[:, None], -torch.inf)
-        logits[:, self._end] = torch.where(
-            end[:, None], ends.clamp(min=-1e30), logits[:, self._end]
-        )
-        codes.masked_fill_(~visual, -torch.inf).masked_fill_(stuck & visual, 0)
-        special = special.masked_fill(~is_special, -torch.inf)
-        logits[:, self._special] = special.masked_fill(stuck & is_special, 0)
+        best = torch.maximum(codes.amax(dim=1), special.amax(dim=1))
+        is_stuck = (best == -torch.inf) & ~is_text & ~is_end
+        floor = torch.zeros_like(best).masked_fill_(~is_stuck, -torch.inf)[:, None]
+        torch.maximum(codes, of_codes.add_(floor), out=codes)
+        logits[:, self._special] = torch.maximum(special, penalty[:, self._flag_of] + floor)
         return logits

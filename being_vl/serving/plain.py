@@ -18,6 +18,7 @@ from ..files import new_folder, read_json, write_atomic, write_json
 from ..models.configuration_being_vl import ImageVocabularyConfig
 from ..models.families import family_of_checkpoint
 from ..models.language_model import BeingVLLanguageModel
+from ..models.legal_logits import SPECIAL_IDS
 from ..processing.tokenization_being_vl import BeingVLTokenizer
 
 ALLOWED_FILE = "allowed_token_ids.json"
@@ -29,9 +30,9 @@ _NOT_OF_A_PLAIN_TOKENIZER = (
 
 
 def image_token_ids(model: BeingVLLanguageModel) -> list[int]:
-    """The token ids that no text answer may hold: placeholder, begin and end of an image, codes, merges."""
+    """The token ids that no text answer may hold: begins, ends and placeholders, codes, merges."""
     config = model.config
-    special = (config.image_token_id, config.boi_token_id, config.eoi_token_id)
+    special = (getattr(config, name) for name in SPECIAL_IDS)
     image_ids = range(config.layout.first_code_id, config.layout.size)
     return sorted({token_id for token_id in special if token_id is not None} | set(image_ids))
 

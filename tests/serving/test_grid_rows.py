@@ -2,44 +2,51 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 import torch
-from checkpoint_fixtures import image_bpe, tiny_checkpoint
+from checkpoint_fixtures import CODEBOOK_SIZE, image_bpe, tiny_checkpoint
 
+from being_vl import ImageBPE
 from being_vl.bpe.grid_tracking import OpenImageTracker
-from being_vl.models.generation_being_vl import ImageGridLogitsProcessor, TextOnlyLogitsProcessor
+from being_vl.models.legal_logits import ImageGridLogitsProcessor, TextOnlyLogitsProcessor
 from being_vl.serving.grid_rows import ImageIds, Row, RowMask, checked_mode
 from being_vl.vocabulary import VocabularyLayout
 
 BPE = image_bpe()
-LAYOUT = VocabularyLayout(50, 6, BPE.codebook_size, BPE.num_merges)
-BOI, EOI, PLACEHOLDER, END = 52, 53, 54, 7
-IDS = ImageIds(LAYOUT, BPE, BOI, EOI, PLACEHOLDER)
+LAYOUT = VocabularyLayout(50, 7, BPE.codebook_size, BPE.num_merges)
+BOI, EOI, END = 52, 53, 7
+CONFIG = SimpleNamespace(
+    layout=LAYOUT, boi_token_id=BOI, eoi_token_id=EOI, image_token_id=54,
+    bov_token_id=51, eov_token_id=55, video_token_id=56,
+)  # fmt: skip
+IDS = ImageIds.from_config(CONFIG, BPE)
 BUDGET = 40
 
 
-def reference(mode: str, size: tuple[int, int], prompt: list[int]):
+def reference(mode: str, size: tuple[int, int], prompt: list[int], bpe=BPE):
     """The processor of `generate`."""
     if mode == "text":
-        return TextOnlyLogitsProcessor(LAYOUT, [BOI, EOI, PLACEHOLDER])
+        return TextOnlyLogitsProcessor(CONFIG)
     return ImageGridLogitsProcessor(
-        OpenImageTracker(LAYOUT, BPE, size, BOI, EOI),
-        LAYOUT,
-        boi_token_id=BOI,
-        eoi_token_id=EOI,
-        image_token_id=PLACEHOLDER,
+        OpenImageTracker(LAYOUT, bpe, size, BOI, EOI),
+        CONFIG,
         prompt_length=len(prompt),
         max_new_tokens=None if mode == "image" else BUDGET,
     )
 
 
-@pytest.mark.parametrize("seed", range(8))
-def test_mixed_batches_step_by_step(seed: int) -> None:
+@pytest.mark.parametrize("repeat_code", [None, CODEBOOK_SIZE - 1])
+@pytest.mark.parametrize("seed", range(6))
+def test_mixed_batches_step_by_step(seed: int, repeat_code: int | None) -> None:
     """Requests of all modes come, go and change places; each step's logits are those of `generate`."""
     rng = np.random.default_rng(seed)
     torch.manual_seed(seed)
-    mask, live = RowMask(IDS, "cpu"), []
+    bpe = ImageBPE(BPE.merges, BPE.codebook_size, repeat_code=repeat_code)
+    ids = ImageIds.from_config(CONFIG, bpe)
+    mask, live = RowMask(ids, "cpu"), []
     for _ in range(60):
         while len(live) < 6:
             mode = ("text", "image", "interleaved")[rng.integers(3)]
@@ -47,8 +54,8 @@ def test_mixed_batches_step_by_step(seed: int) -> None:
             first = LAYOUT.first_code_id
             prompts = [[3, 4], [3, BOI], [BOI, first + 1, EOI, 5], [2, BOI, first + 2]]
             prompt = prompts[rng.integers(4 if mode != "text" else 1)]
-            row = Row(IDS, mode, size, prompt, generated := [], BUDGET)
-            live.append((row, generated, reference(mode, size, prompt), prompt))
+            row = Row(ids, mode, size, prompt, generated := [], BUDGET)
+            live.append((row, generated, reference(mode, size, prompt, bpe), prompt))
         rng.shuffle(live)
         logits = torch.randn(len(live), LAYOUT.size)
         rows = {index: row for index, (row, *_) in enumerate(live)}
@@ -62,7 +69,7 @@ def test_mixed_batches_step_by_step(seed: int) -> None:
 
 def test_an_image_ends_its_answer() -> None:
     """Behind it, nothing but a token that ends answers."""
-    ids = ImageIds(LAYOUT, BPE, BOI, EOI, PLACEHOLDER, (END,))
+    ids = ImageIds.from_config(CONFIG, BPE, [END])
     row = Row(ids, "image", (1, 1), [3], [BOI, LAYOUT.first_code_id, EOI], 9)
     logits = RowMask(ids, "cpu").apply(torch.randn(1, LAYOUT.size), {0: row})
     assert torch.isfinite(logits[0]).nonzero().flatten().tolist() == [END]
@@ -105,6 +112,4 @@ def test_ids_of_a_checkpoint() -> None:
     model, processor = tiny_checkpoint()
     ids = ImageIds.from_config(model.config, processor.tokenizer.image_bpe)
     assert (ids.boi, ids.eoi) == (processor.boi_token_id, processor.eoi_token_id)
-    assert ids.placeholder == processor.image_token_id and ids.layout.size == len(
-        processor.tokenizer
-    )
+    assert ids.others == (processor.image_token_id,) and ids.layout.size == len(processor.tokenizer)

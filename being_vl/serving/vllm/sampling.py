@@ -15,7 +15,7 @@ from vllm.v1.sample.logits_processor import LogitsProcessor
 from vllm.v1.sample.logits_processor.builtin import process_dict_updates
 
 from ...bpe.image_bpe import ImageBPE
-from ...models.generation_being_vl import image_token_bound
+from ...models.legal_logits import image_token_bound
 from ..grid_rows import ImageIds, Row, RowMask, checked_mode
 from . import served_grid_size
 
