@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from ..hub.part import PushesCheckpoint, Source, commit_of
+from ..hub.part import Origin, PushesCheckpoint, commit_of
 from .codec.plain import OK, Drop, PlainCodec
 from .grids import (
     MAX_GRID_CELLS,
@@ -92,7 +92,7 @@ class ImageBPE(PushesCheckpoint):
         self._merges = rules.astype(np.int32)
         self._merges.setflags(write=False)
         self._repeat_code = None if repeat_code is None else codebook_size - 1
-        self._source: Source | None = None  # where from, for push_to_hub
+        self._source: Origin | None = None  # where from, for push_to_hub
 
     @classmethod
     def train(
@@ -379,7 +379,7 @@ class ImageBPE(PushesCheckpoint):
         save_vocabulary(path, self._merges, *self._says)
         return [str(path)]
 
-    def _checkpoint_source(self) -> Source | None:
+    def _checkpoint_source(self) -> Origin | None:
         return self._source
 
     @classmethod
@@ -428,7 +428,7 @@ class ImageBPE(PushesCheckpoint):
         except ValueError as error:
             file = Path(path) / FILE_NAME if os.path.isdir(path) else path
             raise ValueError(f"{file}: {error}") from None
-        bpe._source = Source.of(source, commit_of(path) or revision, subfolder)
+        bpe._source = Origin.of(source, commit_of(path) or revision, subfolder)
         return bpe
 
     def __eq__(self, other: object) -> bool:

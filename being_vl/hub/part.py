@@ -31,7 +31,7 @@ def _hub() -> Any:
     return PartOnHub
 
 
-class Source(NamedTuple):
+class Origin(NamedTuple):
     """Where an object was loaded from: an absolute folder, or a repository, its commit and a folder in it."""
 
     name: str
@@ -41,7 +41,7 @@ class Source(NamedTuple):
     @classmethod
     def of(
         cls, name: str | os.PathLike, revision: str | None = None, subfolder: str | None = None
-    ) -> Source:
+    ) -> Origin:
         """Of the arguments of a `from_pretrained`; a folder stays the same wherever the process goes."""
         folder = absolute_folder(name)
         if folder == os.fspath(name) and not os.path.isdir(name):
@@ -59,7 +59,7 @@ class PushesCheckpoint:
 
     _folder = ""  # of a checkpoint that holds what the object saves
 
-    def _checkpoint_source(self) -> Source | None:
+    def _checkpoint_source(self) -> Origin | None:
         """Where the checkpoint lies that the object was loaded from; None if it was built."""
         raise NotImplementedError
 
@@ -95,10 +95,10 @@ class CheckpointPart(PushesCheckpoint):
 
     _carries_code = False
 
-    def _checkpoint_source(self) -> Source | None:
+    def _checkpoint_source(self) -> Origin | None:
         """As transformers remembers it of configurations."""
         name = self.name_or_path  # type: ignore[attr-defined]
-        return Source.of(name, getattr(self, "_commit_hash", None)) if name else None
+        return Origin.of(name, getattr(self, "_commit_hash", None)) if name else None
 
     @classmethod
     def register_for_auto_class(cls, auto_class: str | type | None = None) -> None:
@@ -132,7 +132,7 @@ class CheckpointPart(PushesCheckpoint):
 class ModelPart(CheckpointPart):
     """The same for a model, which remembers where its checkpoint lies, wherever the process goes."""
 
-    _source: Source | None = None
+    _source: Origin | None = None
 
     @classmethod
     def from_pretrained(
@@ -149,11 +149,11 @@ class ModelPart(CheckpointPart):
             # Adapters name a base, which is another repository.
             asked = {} if model.name_or_path != str(pretrained_model_name_or_path) else kwargs
             commit = commit_named(asked.get("revision"))
-            model._source = Source.of(model.name_or_path, commit, checkpoint)
+            model._source = Origin.of(model.name_or_path, commit, checkpoint)
             model.name_or_path = absolute_folder(model.name_or_path)  # PEFT writes it into adapters
         return loaded
 
-    def _checkpoint_source(self) -> Source | None:
+    def _checkpoint_source(self) -> Origin | None:
         return self._source
 
 

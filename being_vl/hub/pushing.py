@@ -21,7 +21,7 @@ from .commit import (
     folder_files,
     matches,
 )
-from .part import Source
+from .part import Origin
 from .remote_code import has_code, save_code
 
 
@@ -59,7 +59,7 @@ class PartOnHub:
         return commit_files(own, target, companions=source_files(source, own, target))
 
 
-def _has_file(source: Source, path: str, token: str | bool | None) -> bool:
+def _has_file(source: Origin, path: str, token: str | bool | None) -> bool:
     name, revision, subfolder = source
     if os.path.isdir(name):
         return os.path.exists(os.path.join(name, path))
@@ -68,7 +68,7 @@ def _has_file(source: Source, path: str, token: str | bool | None) -> bool:
     return bool(is_repository) and HfApi(token=token).file_exists(name, path, revision=revision)
 
 
-def source_files(source: Source | None, own: Mapping[str, Path], target: Target) -> dict[str, Path]:
+def source_files(source: Origin | None, own: Mapping[str, Path], target: Target) -> dict[str, Path]:
     """The files of the checkpoint that an object came from; none if that is no Being-VL checkpoint."""
     wanted = ("processor_config.json", "image_bpe.json")
     if source is None or not all(_has_file(source, path, target.token) for path in wanted):

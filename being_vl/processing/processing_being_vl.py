@@ -21,7 +21,7 @@ from transformers.processing_utils import MultiModalData, ProcessingKwargs, Text
 from transformers.utils import cached_file
 
 from ..bpe.grids import check_codes, check_integers
-from ..hub.part import VQ_FOLDER, CheckpointPart, Source, absolute_folder, pinned
+from ..hub.part import VQ_FOLDER, CheckpointPart, Origin, absolute_folder, pinned
 from ..quantizers.quantizing import LazyVQ, quantize
 from ..quantizers.video_processing_being_vl import BeingVLVideosKwargs
 from ..vocabulary import VocabularyLayout
@@ -598,7 +598,7 @@ class BeingVLProcessor(VideoMixin, CheckpointPart, ProcessorMixin):
             self.vq_model.save_pretrained(os.path.join(save_directory, VQ_FOLDER))
         return super().save_pretrained(save_directory, *args, **kwargs)
 
-    def _checkpoint_source(self) -> Source | None:
+    def _checkpoint_source(self) -> Origin | None:
         return self.tokenizer._checkpoint_source()
 
     def to_dict(self) -> dict[str, Any]:

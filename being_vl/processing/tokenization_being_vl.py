@@ -20,7 +20,7 @@ from tokenizers import AddedToken, Tokenizer
 from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from ..bpe.image_bpe import ImageBPE
-from ..hub.part import CheckpointPart, Source, commit_of
+from ..hub.part import CheckpointPart, Origin, commit_of
 from ..vocabulary import VocabularyLayout
 from .chat_messages import checked_messages, require_sanitizing
 from .control_tokens import alone, check_sanitized
@@ -85,7 +85,7 @@ class BeingVLTokenizer(CheckpointPart, PreTrainedTokenizerFast):
     model_input_names = ["input_ids", "attention_mask"]  # noqa: RUF012
 
     _image_bpe: ImageBPE | None = None
-    _source: Source | None = None  # where from, for push_to_hub
+    _source: Origin | None = None  # where from, for push_to_hub
 
     @classmethod
     def from_text_tokenizer(
@@ -240,13 +240,13 @@ class BeingVLTokenizer(CheckpointPart, PreTrainedTokenizerFast):
         """As every tokenizer; remembers where from, for `push_to_hub`."""
         tokenizer = super().from_pretrained(pretrained_model_name_or_path, *args, **kwargs)
         commit = commit_of(tokenizer.init_kwargs.get("image_bpe_file"))
-        tokenizer._source = Source.of(
+        tokenizer._source = Origin.of(
             pretrained_model_name_or_path, commit, kwargs.get("subfolder")
         )
         tokenizer._check_image_tokens()
         return tokenizer
 
-    def _checkpoint_source(self) -> Source | None:
+    def _checkpoint_source(self) -> Origin | None:
         return self._source
 
     def _save_pretrained(

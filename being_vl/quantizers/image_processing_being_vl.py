@@ -25,7 +25,7 @@ from transformers.image_utils import ImageInput, PILImageResampling, SizeDict
 from transformers.processing_utils import ImagesKwargs, Unpack
 from transformers.utils import TensorType
 
-from ..hub.part import CheckpointPart, Source, commit_named, pinned
+from ..hub.part import CheckpointPart, Origin, commit_named, pinned
 from .image_loading import (
     MAX_IMAGE_PIXELS,
     UnreadableImageError,
@@ -87,7 +87,7 @@ class BeingVLImageProcessor(CheckpointPart, PilBackend):
     size_divisor = 16
     aspect_ratio_buckets = None
 
-    _source: Source | None = None
+    _source: Origin | None = None
 
     def __init__(self, **kwargs: Unpack[BeingVLImageProcessorKwargs]) -> None:
         super().__init__(**kwargs)
@@ -101,7 +101,7 @@ class BeingVLImageProcessor(CheckpointPart, PilBackend):
         loaded = super().from_pretrained(pretrained_model_name_or_path, **kwargs)
         processor = loaded[0] if isinstance(loaded, tuple) else loaded  # return_unused_kwargs=True
         commit = commit_named(kwargs.get("revision"))
-        processor._source = Source.of(
+        processor._source = Origin.of(
             pretrained_model_name_or_path, commit, kwargs.get("subfolder")
         )
         return loaded
@@ -112,7 +112,7 @@ class BeingVLImageProcessor(CheckpointPart, PilBackend):
         options.pop("_source", None)
         return options
 
-    def _checkpoint_source(self) -> Source | None:
+    def _checkpoint_source(self) -> Origin | None:
         return self._source
 
     def _validate_preprocess_kwargs(self, **kwargs: Any) -> None:

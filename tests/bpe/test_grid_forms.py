@@ -8,7 +8,7 @@ import pytest
 
 from being_vl.bpe import ImageBPE
 from being_vl.bpe.training.trainer import train_merges
-from being_vl.hub.part import Source
+from being_vl.hub.part import Origin
 
 CODES = np.random.default_rng(0).integers(0, 4, (6, 3, 5))
 
@@ -112,9 +112,9 @@ def test_a_relative_path_means_the_folder_at_load_time(tmp_path, monkeypatch):
     for path, options in (("vocabulary/inner", {}), ("vocabulary", {"subfolder": "inner"})):
         bpe = ImageBPE.from_pretrained(path, **options)
         assert bpe.num_merges == 1
-        assert bpe._checkpoint_source() == Source(str(tmp_path / "vocabulary" / "inner"))
+        assert bpe._checkpoint_source() == Origin(str(tmp_path / "vocabulary" / "inner"))
     bpe = ImageBPE.from_pretrained("vocabulary/inner/image_bpe.json")
-    assert bpe._checkpoint_source() == Source(str(tmp_path / "vocabulary" / "inner"))
+    assert bpe._checkpoint_source() == Origin(str(tmp_path / "vocabulary" / "inner"))
 
 
 def test_every_option_of_the_hub_is_handed_on(monkeypatch, tmp_path):
@@ -131,7 +131,7 @@ def test_every_option_of_the_hub_is_handed_on(monkeypatch, tmp_path):
         "local_files_only": True, "force_download": True,
     }  # fmt: skip
     bpe = ImageBPE.from_pretrained("someone/something", **options)
-    assert bpe.num_merges == 1 and bpe._checkpoint_source() == Source(
+    assert bpe.num_merges == 1 and bpe._checkpoint_source() == Origin(
         "someone/something", "v1", "inner"
     )
     assert asked == {"repo_id": "someone/something", "filename": "image_bpe.json", **options}
