@@ -22,8 +22,12 @@ ROLES = {
     "tool": "tool", "function": "tool", "observation": "tool",
 }  # fmt: skip
 _FORMS = ("conversations", "messages", "query")
-_UNREAD = ("audio", "audios")  # columns, and <audio> in texts
-_UNREAD_IN_TURNS = ("tool_calls", "function_call", "reasoning_content", "audio")
+# Columns: <audio> in texts; tools that a template renders; boxes that ms-swift puts into texts.
+_UNREAD = ("audio", "audios", "tools", "functions", "objects", "loss_mask")
+_UNREAD_IN_TURNS = (
+    "tool_calls", "function_call", "reasoning_content", "reasoning", "thinking", "audio", "loss_mask",
+)  # fmt: skip
+_NOTHING = (None, "", [], {}, "[]", "{}")  # as columns say it
 _LEARNED = ("weight", "train", "loss")  # OpenAI's, axolotl's and ms-swift's names
 _PART_TYPES = {
     "image": "image", "image_url": "image", "input_image": "image",
@@ -32,7 +36,7 @@ _PART_TYPES = {
 
 # LLaVA writes a newline between an image or video and its question. A chat message of an image part and a text part
 # has none, so it goes: what is asked after training is then spelled as it was in training.
-_PLACEHOLDER_AND_NEWLINE = re.compile(r"\n?<(image|video)>\n?")
+_PLACEHOLDER_AND_NEWLINE = re.compile(r"(?:\r?\n)?<(image|video)>(?:\r?\n)?")
 
 Names = list[tuple[str, str | None]]  # "image" or "video", and the id
 
@@ -90,9 +94,11 @@ def parse_sample(sample: Any, *, where: str, number: int, fix: bool = False) -> 
     if sample_id is not None and not isinstance(sample_id, (str, int)):
         raise ValueError(f"{where}: id must be text or an integer, got {_shown(sample_id)}")
     for name in _UNREAD:
-        if sample.get(name) not in (None, "", []):
+        if sample.get(name) not in _NOTHING:
             raise ValueError(f"{where}: {name} is not read here, got {_shown(sample[name])}")
     field, turns = _turns(sample, where)
+    if field != "query" and not _is_learned(sample, where, ("weight", "train")):
+        raise ValueError(f"{where}: its weight is 0: nothing of it is to be learned")
     messages, learned = [], []
     named: dict[str, list[str | None]] = {kind: [] for kind in MEDIA}
     for i, turn in enumerate(turns):
@@ -102,6 +108,14 @@ def parse_sample(sample: Any, *, where: str, number: int, fix: bool = False) -> 
             named[kind].append(own)
         if message["role"] == "assistant":
             learned.append(weight)
+    if field != "query" and sample.get("system") not in (
+        None,
+        "",
+    ):  # ShareGPT's and LLaMA-Factory's column
+        if any(message["role"] == "system" for message in messages):
+            raise ValueError(f"{where}: system is said twice, in its column and in {field}")
+        turn = {"role": "system", "content": sample["system"]}
+        messages.insert(0, _message(turn, f"{where}: system")[0])
     if not learned:
         raise ValueError(f"{where}: {field} must have a turn of the assistant, got none")
     if not any(learned):
@@ -176,7 +190,7 @@ def _message(turn: Any, where: str) -> tuple[dict[str, Any], Names, bool]:
     if not isinstance(turn, Mapping):
         raise ValueError(f"{where}: must be an object with from and value, got {_shown(turn)}")
     for name in _UNREAD_IN_TURNS:
-        if turn.get(name) not in (None, "", [], {}):
+        if turn.get(name) not in _NOTHING:
             raise ValueError(f"{where}.{name} is not read here, got {_shown(turn[name])}")
     role_field = "from" if "from" in turn else "role"
     content_field = "value" if "value" in turn else "content"
@@ -207,8 +221,8 @@ def _message(turn: Any, where: str) -> tuple[dict[str, Any], Names, bool]:
     return {"role": role, "content": parts}, named, learned
 
 
-def _is_learned(turn: Mapping[str, Any], where: str) -> bool:
-    given = {name: turn[name] for name in _LEARNED if turn.get(name) is not None}
+def _is_learned(turn: Mapping[str, Any], where: str, names: Sequence[str] = _LEARNED) -> bool:
+    given = {name: turn[name] for name in names if turn.get(name) is not None}
     for name, value in given.items():
         if value not in (0, 1):  # False and True are
             raise ValueError(f"{where}.{name} must be 0 or 1, got {_shown(value)}")

@@ -57,6 +57,9 @@ def load_mixture(
         base, name = path.parent, str(path)
         spec = read_yaml(path)
     mixture = _read_mixture(spec, stage, name)
+    unused = sorted(mixture.sources.keys() - mixture.amounts.keys())
+    if unused and "stages" not in spec:  # a stage may well leave sources to another one
+        warnings.warn(f"{name}: no amount is given for {', '.join(unused)}: left out", stacklevel=2)
     opened = {}
     quantizers: dict[str, str] = {}
     for source in mixture.amounts:

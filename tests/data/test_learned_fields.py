@@ -56,6 +56,15 @@ def test_a_turn_of_weight_0_is_read_and_not_learned(off):
         (chat(("human", "q", {}), ("gpt", " \n", {})), "is empty"),
         ({"messages": [{"role": "assistant", "content": "a", "tool_calls": [{"id": 1}]}]}, "tool_calls is not read"),
         ({"messages": [{"role": "assistant", "content": []}]}, "is empty"),
+        ({"messages": [{"role": "assistant", "content": "a", "thinking": "b"}]}, "thinking is not read"),
+        ({"messages": [{"role": "assistant", "content": "a", "reasoning": "b"}]}, "reasoning is not read"),
+        (chat(("gpt", "a", {}), tools='[{"name": "f"}]'), "row: tools is not read here"),
+        (chat(("gpt", "a", {}), objects={"bbox": [[1, 2, 3, 4]]}), "row: objects is not read here"),
+        (chat(("gpt", "a", {}), loss_mask=[0]), "row: loss_mask is not read here"),
+        (chat(("gpt", "a", {}), weight=0), "row: its weight is 0: nothing of it is to be learned"),
+        (chat(("gpt", "a", {}), weight=0.5), "row.weight must be 0 or 1, got 0.5"),
+        (chat(("system", "s", {}), ("gpt", "a", {}), system="t"), "system is said twice"),
+        (chat(("gpt", "a", {}), system=["t"]), "system.content.0. must be a part"),
     ],
 )  # fmt: skip
 def test_what_is_not_read_is_refused_by_name(row, words):
@@ -63,9 +72,36 @@ def test_what_is_not_read_is_refused_by_name(row, words):
         parse(row)
 
 
+@pytest.mark.parametrize("field", ["conversations", "messages"])
+def test_a_column_of_system_prompts_is_a_turn(field):
+    """As ShareGPT's and LLaMA-Factory's data have it."""
+    turns = [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}]
+    system = {"role": "system", "content": "Be brief."}
+    assert parse({field: turns, "system": "Be brief."}) == parse({field: [system, *turns]})
+    assert (
+        parse({field: turns, "system": ""})
+        == parse({field: turns, "system": None})
+        == parse({field: turns})
+    )
+
+
+@pytest.mark.parametrize("newline", ["\n", "\r\n"])
+def test_a_newline_beside_a_placeholder_goes_whoever_wrote_it(newline):
+    for text in (f"<image>{newline}What?", f"What?{newline}<image>"):
+        row = chat(("human", text, {}), ("gpt", "a", {}), image="b.png")
+        parts = [p.get("text", "<image>") for p in parse(row).messages[0]["content"]]
+        assert sorted(parts) == ["<image>", "What?"]
+
+
 def test_nulls_are_nothing():
     row = chat(
-        ("human", "q", {"weight": None}), ("gpt", "a", {"tool_calls": None}), video=None, image=None
+        ("human", "q", {"weight": None}),
+        ("gpt", "a", {"tool_calls": None}),
+        video=None,
+        image=None,
+        tools="[]",
+        objects={},
+        loss_mask=[],
     )
     assert parse(row).learned == (True,)
 

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import warnings
+
 import datasets
 import numpy as np
 import pytest
 from checkpoint_fixtures import tiny_checkpoint
 
-from being_vl.data import mix
+from being_vl.data import load_mixture, mix
 from being_vl.data.tokenizing import ChunkTokenizer, TokenizeSettings
 
 
@@ -58,3 +60,18 @@ def test_a_source_of_which_a_mixture_takes_nothing_is_named():
         UserWarning, match="the mixture takes no sample of 'two': 0.01 of 10 samples"
     ):
         assert len(mix(sources, {"one": 1, "two": 0.01})) == 10
+
+
+def test_a_source_without_an_amount_is_named():
+    """Of the one stage of a mixture; of several, each may leave sources to the others."""
+    sources = {name: datasets.Dataset.from_dict({"a": range(10)}) for name in ("one", "two")}
+
+    def load(**parts):
+        spec = {"sources": {name: name for name in sources}, **parts}
+        return load_mixture(spec, lambda folder: (sources[folder.name], ""))
+
+    with pytest.warns(UserWarning, match="no amount is given for two: left out"):
+        assert len(load(weights={"one": 1})) == 10
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert len(load(stages={"sft": {"weights": {"one": 1}}})) == 10
