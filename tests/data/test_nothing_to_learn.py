@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 from checkpoint_fixtures import tiny_checkpoint
 
-from being_vl.data import load_mixture, mix
+from being_vl.data import mix
+from being_vl.data.mixtures import load_mixture
 from being_vl.data.tokenizing import ChunkTokenizer, TokenizeSettings
 
 
