@@ -7,6 +7,7 @@ know it; nothing heavy is loaded until it is used.
 
 import importlib
 import sys
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .hub import auto_classes, classes
@@ -25,7 +26,7 @@ _MODULE_OF = {
     "restore_repeats": "bpe.repeats",
 }
 
-__all__ = [*sorted(_MODULE_OF)]
+__all__ = ["example_checkpoint", *sorted(_MODULE_OF)]
 
 if TYPE_CHECKING:
     from .bpe.image_bpe import ImageBPE
@@ -69,6 +70,15 @@ if TYPE_CHECKING:
     from .quantizers.modeling_being_vl_vq import BeingVLVQConfig, BeingVLVQModel
     from .quantizers.video_processing_being_vl import BeingVLVideoProcessor
     from .vocabulary import VocabularyLayout
+
+
+def example_checkpoint() -> Path:
+    """Folder of a small trained checkpoint that is part of the package.
+
+    It answers questions about 64×64 drawings of one coloured shape. It was made from easy-VQA by
+    `experiments/example_checkpoint.py`; its card is in the same folder.
+    """
+    return Path(__file__).parent / "demo" / "example"
 
 
 def __getattr__(name: str) -> Any:

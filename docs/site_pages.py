@@ -105,7 +105,9 @@ def reference_pages() -> dict[str, str]:
         f"- [`being_vl.{name}`][being_vl.{module}.{name}]" for name, module in top_level_names()
     )
     others = "\n\n".join(f"::: {module}" for module in rooms["index"])
-    pages["index"] = f"# Reference\n\nNames of `import being_vl`:\n\n{names}\n\n{others}\n"
+    pages["index"] = (
+        f"# Reference\n\nNames of `import being_vl`:\n\n{names}\n\n::: being_vl.example_checkpoint\n\n{others}\n"
+    )
     return pages
 
 

@@ -21,7 +21,7 @@ COMMANDS = re.findall(r"^python (experiments/\S+\.py.*)$", PAGE.read_text(), re.
 
 def test_the_page_names_every_experiment() -> None:
     # The GPU command has its own page, and the README its picture's.
-    others = {"experiment_tools.py", "gpu.py", "readme_picture.py"}
+    others = {"example_checkpoint.py", "experiment_tools.py", "gpu.py", "readme_picture.py"}
     scripts = {path.name for path in (ROOT / "experiments").glob("*.py")} - others
     assert {Path(shlex.split(command)[0]).name for command in COMMANDS} == scripts
 
