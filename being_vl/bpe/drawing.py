@@ -7,7 +7,7 @@ codes look equal in every drawing.
 from __future__ import annotations
 
 import colorsys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 from PIL import Image, ImageDraw
@@ -40,30 +40,63 @@ def token_text(bpe: ImageBPE, visual_id: int) -> list[str]:
     return ["".join(line) for line in lines]
 
 
-def token_sheet(bpe: ImageBPE, visual_ids: Sequence[int], width: int = 960) -> Image.Image:
-    """Tokens drawn side by side, a square a cell in the colour of its code, each with its id."""
-    boxes = []
-    for visual_id in visual_ids:
-        cells = bpe.cells(visual_id)
-        left = min(col for _, col, _ in cells)
-        cols = max(col for _, col, _ in cells) - left + 1
-        boxes.append((visual_id, cells, left, max(_CELL * cols, 6 * len(str(visual_id)) + 4)))
+def token_sheet(
+    bpe: ImageBPE,
+    visual_ids: Sequence[int],
+    width: int = 960,
+    pixels: Callable[[np.ndarray], np.ndarray] | None = None,
+) -> Image.Image:
+    """Tokens drawn side by side, each with its id.
+
+    Args:
+        bpe, visual_ids: what is drawn.
+        width: of the sheet, in pixels.
+        pixels: codes (h, w) → uint8 (h × d, w × d, 3), such as a quantizer's decoder; without it a cell is a square
+            in the colour of its code.
+    """
+    drawn = [_token_image(bpe.cells(visual_id), pixels) for visual_id in visual_ids]
+    measure = ImageDraw.Draw(Image.new("RGB", (1, 1))).textbbox
+    labels = [measure((0, 0), str(visual_id)) for visual_id in visual_ids]
+    above = max([_LABEL, *(round(bottom) + 2 for *_, bottom in labels)])
     places, x, y, line = [], _GAP, _GAP, 0
-    for _, cells, _, box in boxes:
+    for image, (_, _, right, _) in zip(drawn, labels, strict=True):
+        box = max(image.width, round(right))
         if x > _GAP and x + box + _GAP > width:
             x, y, line = _GAP, y + line + _GAP, 0
         places.append((x, y))
         x += box + _GAP
-        line = max(line, _LABEL + _CELL * (cells[-1][0] + 1))
+        line = max(line, above + image.height)
     sheet = Image.new("RGB", (width, y + line + _GAP), _BACKGROUND)
     draw = ImageDraw.Draw(sheet)
-    for (visual_id, cells, left, _), (x, y) in zip(boxes, places, strict=True):
+    for visual_id, image, (x, y) in zip(visual_ids, drawn, places, strict=True):
         draw.text((x, y), str(visual_id), fill=_INK)
-        for row, col, code in cells:
-            at_x, at_y = x + _CELL * (col - left), y + _LABEL + _CELL * row
-            square = (at_x, at_y, at_x + _CELL - 1, at_y + _CELL - 1)
-            draw.rectangle(square, fill=code_colour(code), outline=_INK)
+        sheet.paste(image, (x, y + above))
     return sheet
+
+
+def _token_image(
+    cells: list[tuple[int, int, int]], pixels: Callable[[np.ndarray], np.ndarray] | None
+) -> Image.Image:
+    """One token on the background; the cells around it are its first code's while a decoder draws them."""
+    left = min(col for _, col, _ in cells)
+    shape = cells[-1][0] + 1, max(col for _, col, _ in cells) - left + 1
+    grid = np.full(shape, cells[0][2], np.int32)
+    covered = np.zeros(shape, bool)
+    for row, col, code in cells:
+        grid[row, col - left], covered[row, col - left] = code, True
+    if pixels is None:
+        image = Image.new("RGB", (_CELL * shape[1], _CELL * shape[0]), _BACKGROUND)
+        draw = ImageDraw.Draw(image)
+        for row, col in np.argwhere(covered).tolist():
+            square = (_CELL * col, _CELL * row, _CELL * (col + 1) - 1, _CELL * (row + 1) - 1)
+            draw.rectangle(square, fill=code_colour(int(grid[row, col])), outline=_INK)
+        return image
+    values = np.array(pixels(grid))
+    side = values.shape[0] // shape[0]
+    values[~np.kron(covered, np.ones((side, side), bool))] = _BACKGROUND
+    scale = max(1, -(-_CELL // side))
+    size = (values.shape[1] * scale, values.shape[0] * scale)
+    return Image.fromarray(values).resize(size, Image.Resampling.NEAREST)
 
 
 def token_map(bpe: ImageBPE, ids: Sequence[int], height: int, width: int) -> np.ndarray:

@@ -15,6 +15,10 @@ from .options import add, add_about, answer, option
 from .parsing import Parser
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    import numpy as np
+
     from ..bpe.image_bpe import ImageBPE
 
 
@@ -26,7 +30,11 @@ def make_parser() -> Parser:
     )
     add_about(parser, "bpe", "folder with image_bpe.json, or that file; a checkpoint")
     add(parser, "image", help="an image to quantize and encode")
-    add(parser, "quantizer", help="draws --image; default: that of the checkpoint")
+    add(
+        parser,
+        "quantizer",
+        help="draws --image, and tokens in pixels; default: that of the checkpoint",
+    )
     add(
         parser,
         "output",
@@ -80,7 +88,13 @@ def _inspect_vocabulary(args: Namespace, bpe: ImageBPE) -> tuple[dict[str, Any],
     for token in data["tokens"]:
         lines += ["", _token_line(token), *token_text(bpe, token["id"])]
     if args.output is not None:
-        token_sheet(bpe, [bpe.codebook_size + rank for rank in ranks]).save(args.output)
+        has_quantizer = (
+            args.quantizer is not None or (Path(args.bpe) / "vq_model/config.json").exists()
+        )
+        pixels = _pixels(args) if has_quantizer else None
+        token_sheet(bpe, [bpe.codebook_size + rank for rank in ranks], pixels=pixels).save(
+            args.output
+        )
         data["png"] = args.output
         lines += ["", f"wrote {args.output}"]
     if args.dump is not None:
@@ -130,6 +144,21 @@ def _inspect_image(args: Namespace, bpe: ImageBPE) -> tuple[dict[str, Any], list
     }
     line = f"{png}: {height}x{width} codes, {len(drawn.ids)} tokens, ratio {data['compression_ratio']:.3f}"
     return data, [line]
+
+
+def _pixels(args: Namespace) -> Callable[[np.ndarray], np.ndarray]:
+    """Codes (h, w) → uint8 (h × d, w × d, 3), by the decoder of the quantizer."""
+    import numpy as np
+    import torch
+
+    model, processor = _quantizer(args)
+
+    @torch.inference_mode()
+    def decode(codes: np.ndarray) -> np.ndarray:
+        grid = torch.as_tensor(codes, dtype=torch.long, device=model.device)
+        return np.asarray(processor.postprocess(model.decode(grid[None]))[0])
+
+    return decode
 
 
 def _quantizer(args: Namespace) -> tuple[Any, Any]:

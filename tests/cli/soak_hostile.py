@@ -16,6 +16,7 @@ import os
 import random
 import re
 import shutil
+import sys
 import tempfile
 import time
 from pathlib import Path
@@ -27,14 +28,14 @@ MOST_SECONDS, MOST_MEMORY, HANG = 2.0, 300e6, 30.0
 def main() -> int:
     parser = argparse.ArgumentParser()
     parser.add_argument("--count", type=int, default=2000)
-    parser.add_argument("--only", default="", help="targets whose name holds it")
+    parser.add_argument("--only", default="", help="a pattern of the names of targets")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--budget", type=float, default=1e9, help="seconds for each target")
     parser.add_argument("--output", type=Path, help="JSON lines of the targets")
     args = parser.parse_args()
     from hostile_commands import TARGETS
 
-    names = [i for i, target in enumerate(TARGETS) if args.only in target.name]
+    names = [i for i, target in enumerate(TARGETS) if re.search(args.only, target.name)]
     problems: dict[str, tuple[int, str]] = {}
     total = {"mutants": 0, "refused": 0, "slowest": 0.0, "memory": 0.0}
     with tempfile.TemporaryDirectory() as scratch:
@@ -104,6 +105,8 @@ def _fuzz(number: int, world: Path, scratch: Path, args: Any, problems: dict) ->
         kind = (
             f"{target.command}: {re.sub(r'[0-9]+', '9', re.sub(str(world.parent), '', kind))[:160]}"
         )
+        if kind not in problems:
+            print(f"{kind}\n    {target.name} #{example}", file=sys.stderr, flush=True)
         problems[kind] = problems.get(kind, (0, ""))[0] + 1, f"{target.name} #{example}"
 
     index, done = 0, False
