@@ -104,5 +104,5 @@ def test_what_an_image_holds_is_no_spelling(processor, tokenizer_of_chunks):
         "conversations": [{"from": "human", "value": "<image>"}, {"from": "gpt", "value": "a"}],
     }
     conversation = parse_sample(row, where="row", number=0)
-    (encoded,) = tokenizer_of_chunks._encode([conversation], {"a": grid})
+    (encoded,) = tokenizer_of_chunks._encode([conversation], {("image", "a"): grid})
     assert tokenizer_of_chunks._control.find(conversation.messages, encoded[0]) is None

@@ -10,7 +10,7 @@ import subprocess
 import sys
 import threading
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import replace
+from copy import copy
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -384,7 +384,9 @@ def test_several_processes_answer_as_one(count, evaluator, tmp_path, monkeypatch
     monkeypatch.setattr(runner, "gather_object", ranks.gather)
 
     def run(index: int) -> Result | None:
-        return replace(evaluator, state=ranks.state(index)).run(task, max_new_tokens=3)
+        one = copy(evaluator)
+        one.state = ranks.state(index)
+        return one.run(task, max_new_tokens=3)
 
     with ThreadPoolExecutor(count) as threads:
         first, *others = threads.map(run, range(count))
