@@ -46,6 +46,7 @@ class GridMask:
         self._has_repeats = tracker.image_bpe.repeat_code is not None
         self._tables: Any = None
         self._covered: torch.Tensor
+        self.num_frames: torch.Tensor
         self.is_open: torch.Tensor
         self.is_illegal: torch.Tensor
         self._ids: torch.Tensor | None = None  # (batch, length) of the last step

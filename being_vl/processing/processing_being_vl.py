@@ -307,7 +307,7 @@ class BeingVLProcessor(VideoMixin, CheckpointPart, ProcessorMixin):
         found = self._check_counts("image", self.image_token, text, given)
         if self._has_videos:
             given = 0 if videos is None else self._count_videos(videos, len(text))
-            found += self._check_counts("video", self.video_token, text, given)
+            found += self._check_counts("video", str(self.video_token), text, given)
         splits = {**kwargs, **kwargs.get("text_kwargs", {})}.get("split_special_tokens")
         if found and (splits or self.tokenizer.split_special_tokens):
             raise ValueError(

@@ -260,7 +260,8 @@ class VideoMixin:
                 raise ValueError("give num_frames, or the height and width of a frame in cells")
             cells = int(bpe.token_sizes()[ids].sum())
             height, width = self._common_grid_size(cells // num_frames)
-        frames, start = [], 0
+        frames: list[np.ndarray] = []
+        start = 0
         while start < len(ids):
             state, stop = GridState(bpe, height, width), start
             while stop < len(ids) and not state.finished:

@@ -157,9 +157,7 @@ class BeingVLImageProcessor(CheckpointPart, PilBackend):
             return load_image(source, max_pixels=max_pixels)
         return load_image(encoded, max_pixels=max_pixels, name=f"{source[:40].strip()}…")
 
-    def _preprocess_image_like_inputs(
-        self, images: ImageInput, *args: Any, **kwargs: Any
-    ) -> BatchFeature:
+    def _preprocess_image_like_inputs(self, images: Any, *args: Any, **kwargs: Any) -> BatchFeature:
         images = self._fetch(images, kwargs["max_image_pixels"] or MAX_IMAGE_PIXELS)
         dimensions = getattr(images, "ndim", None)
         if dimensions == 2:  # one grey picture; transformers would look for pictures in it

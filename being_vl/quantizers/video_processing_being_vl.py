@@ -55,7 +55,7 @@ class BeingVLVideoProcessor(CheckpointPart, BaseVideoProcessor):
         ValueError: an option is out of range.
     """
 
-    valid_kwargs = BeingVLVideosKwargs
+    valid_kwargs: Any = BeingVLVideosKwargs
 
     resample = PILImageResampling.LANCZOS
     image_mean = [1.0, 1.0, 1.0]  # noqa: RUF012
@@ -101,7 +101,9 @@ class BeingVLVideoProcessor(CheckpointPart, BaseVideoProcessor):
         if unknown:
             raise ValueError(f"{unknown[0]} is no option of {type(self).__name__}")
         names = self.valid_kwargs.__annotations__
-        options = {name: kwargs.get(name, getattr(self, name, None)) for name in names}
+        options: dict[str, Any] = {
+            name: kwargs.get(name, getattr(self, name, None)) for name in names
+        }
         sampling = {}
         if options["do_sample_frames"] is not False:
             # One given with the call replaces whichever of the two is set.

@@ -58,12 +58,12 @@ def checked_mode(options: Mapping[str, Any]) -> tuple[Mode, tuple[int, int] | No
     Raises:
         ValueError: an unknown mode, or a size that is not two positive whole numbers.
     """
-    mode = options.get("generation_mode") or "text"
+    mode: Any = options.get("generation_mode") or "text"
     if mode not in get_args(Mode):
         raise ValueError(
             f"generation_mode must be one of {', '.join(get_args(Mode))}, got {mode!r}"
         )
-    size = options.get("image_grid_size")
+    size: Any = options.get("image_grid_size")
     if size is None:
         return mode, None
     is_pair = isinstance(size, (list, tuple)) and len(size) == 2

@@ -37,7 +37,7 @@ COLOURS = ((200, 30, 30), (30, 60, 200), (20, 130, 40))
 QUESTIONS = ("way?", "speed?", "first?")
 WORDS = ["<bos>", *QUESTIONS, *WAYS, "faster", "slower", *SHAPES]
 SPECIAL = ("<boi>", "<eoi>", "<bov>", "<eov>", "<pad>")
-ARMS = {
+ARMS: dict[str, dict[str, Any]] = {
     "raw": {"merges": 0, "repeats": False, "interval": None},
     "frames": {"merges": MERGES, "repeats": False, "interval": None},
     "repeats": {"merges": MERGES, "repeats": True, "interval": None},
@@ -146,7 +146,7 @@ class Arm:
     def encode(self, codes: np.ndarray) -> np.ndarray:
         """Codes (T, h, w) → ids of the clip, without questions."""
         boi, eoi, bov, eov, _ = range(len(WORDS), len(WORDS) + len(SPECIAL))
-        ids = [[0, bov]]
+        ids: list[Any] = [[0, bov]]
         for frame in encode_frames(self.bpe, codes, key_frame_interval=self.interval):
             ids += [[boi], frame + self.first_code, [eoi]]
         return np.concatenate([*ids, [eov]]).astype(np.int64)
@@ -167,9 +167,7 @@ def batch_of(ids: list[np.ndarray], answers: np.ndarray) -> tuple[torch.Tensor, 
     return torch.from_numpy(batch), torch.from_numpy(labels)
 
 
-def logits_at_answers(
-    model: BeingVLForCausalLM, batch: torch.Tensor, labels: torch.Tensor
-) -> torch.Tensor:
+def logits_at_answers(model: Any, batch: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
     """Logits (answers, words) of the positions before the answers; the head is asked for no other."""
     hidden = model.model(input_ids=batch).last_hidden_state
     return model.lm_head(hidden[:, :-1][labels[:, 1:] != -100])[:, : len(WORDS)]

@@ -317,7 +317,8 @@ class Run:
         made = made[: len(batch.keys)]
         made[:, :4] = batch.rules[:, :4]
         made[:, 4] = keys.counts[batch.keys]  # before a chain a a a takes from itself
-        made[:, 5] = processes.sum(sum(shard.num_merged() for shard in shards))
+        merged: Any = sum(shard.num_merged() for shard in shards)
+        made[:, 5] = processes.sum(merged)
         if processes.size == 1:
             for shard in shards:
                 keys.subtract(shard.losses())

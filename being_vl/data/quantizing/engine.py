@@ -230,7 +230,8 @@ class _Shard:
         step = getattr(model.config, "temporal_downsampling", 1)
         self._times[item.position] = video.times[::step]
         if step == 1:
-            yield from (((item, number), frame) for number, frame in enumerate(video.pixels))
+            pixels: Any = video.pixels
+            yield from (((item, number), frame) for number, frame in enumerate(pixels))
             return
         with torch.inference_mode():
             grids = model.encode_video(torch.from_numpy(video.pixels).to(model.device, model.dtype))

@@ -143,7 +143,8 @@ class PromptMaker:
         self, request: ChatRequest | ImagesRequest, ids: list[int], mode: Any, limit: int | None
     ) -> Asked:
         left = self._limits.max_model_len - len(ids)
-        needed, size = 1, None
+        needed = 1
+        size: Any = None
         if mode != "text":
             size = tuple(request.image_grid_size or self._grid_size or ())
             if not size:

@@ -22,7 +22,7 @@ class _ChatTokenizer(BeingVLTokenizer):
     def apply_chat_template(self, conversation: Any, *args: Any, **kwargs: Any) -> Any:
         """A conversation → its ids, whatever `tokenize` and `return_dict` say."""
         if self._chats is None:
-            plain = copy.copy(self)
+            plain: Any = copy.copy(self)
             plain.__class__ = BeingVLTokenizer
             self._chats = UntrustedChats(plain)
         for name in ("tokenize", "return_dict"):
