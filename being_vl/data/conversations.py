@@ -27,7 +27,7 @@ _UNREAD = ("audio", "audios", "tools", "functions", "objects", "loss_mask")
 _UNREAD_IN_TURNS = (
     "tool_calls", "function_call", "reasoning_content", "reasoning", "thinking", "audio", "loss_mask",
 )  # fmt: skip
-_NOTHING = (None, "", [], {}, "[]", "{}")  # as columns say it
+_NOTHING: tuple[Any, ...] = (None, "", [], {}, "[]", "{}")  # as columns say it
 _LEARNED = ("weight", "train", "loss")  # OpenAI's, axolotl's and ms-swift's names
 _PART_TYPES = {
     "image": "image", "image_url": "image", "input_image": "image",

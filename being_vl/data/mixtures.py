@@ -52,13 +52,14 @@ def load_mixture(
         stage, seed: see there.
     """
     base, name = Path(), "mixture"
+    said: Any = spec
     if not isinstance(spec, Mapping):
         path = Path(spec)
         base, name = path.parent, str(path)
-        spec = read_yaml(path)
-    mixture = _read_mixture(spec, stage, name)
+        said = read_yaml(path)
+    mixture = _read_mixture(said, stage, name)
     unused = sorted(mixture.sources.keys() - mixture.amounts.keys())
-    if unused and "stages" not in spec:  # a stage may well leave sources to another one
+    if unused and "stages" not in said:  # a stage may well leave sources to another one
         warnings.warn(f"{name}: no amount is given for {', '.join(unused)}: left out", stacklevel=2)
     opened = {}
     quantizers: dict[str, str] = {}
