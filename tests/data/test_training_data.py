@@ -202,7 +202,7 @@ def test_what_is_no_tokenized_folder_is_refused(folders, processor, tmp_path) ->
     with pytest.raises(FileNotFoundError):
         load_training_data(tmp_path / "absent.yaml", processor.tokenizer)
     (tmp_path / "tokenized.json").write_text(json.dumps({"version": 99}))
-    with pytest.raises(ValueError, match="version must be 2, got 99"):
+    with pytest.raises(ValueError, match="version must be 3, got 99"):
         load_training_data(tmp_path, processor.tokenizer)
 
 
