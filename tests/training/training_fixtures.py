@@ -61,6 +61,7 @@ def _sample(processor, grid, name: str, rng) -> dict:
         "id": name,
         "source": "fixture",
         "image_ids": [] if grid is None else [name.split("-")[0]],
+        "video_ids": [],
         "input_ids": [int(i) for i in ids],
         "assistant_masks": [int(i) for i in masks],
         "length": len(ids),
@@ -120,6 +121,7 @@ def rows_of(samples: list[dict]) -> datasets.Dataset:
             "id": sample["id"],
             "source": "fixture",
             "image_ids": [],
+            "video_ids": [],
             "input_ids": [int(i) for i in sample["input_ids"]],
             "assistant_masks": [
                 int(i >= len(sample["input_ids"]) - sample["spoken"])
