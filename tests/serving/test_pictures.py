@@ -85,7 +85,7 @@ def test_a_public_url_is_fetched(web, public) -> None:
         ("/to/http://169.254.169.254/latest/meta-data", "not public"),
         ("/to/file:///etc/passwd", "must be http"),
         ("/long", "more than 50000 bytes"),
-        ("/text", "not a readable picture"),
+        ("/text", "not a readable image"),
     ],
 )
 def test_redirects_are_judged_too(web, public, path: str, words: str) -> None:

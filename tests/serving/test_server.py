@@ -184,7 +184,7 @@ BAD = {
     "type": ({**GOOD, "max_tokens": "many"}, 400, "max_tokens"),
     "model": ({**GOOD, "model": "gpt"}, 404, "no model 'gpt'"),
     "base64": (with_url("data:image/png;base64,@@@"), 400, "not valid base64"),
-    "picture": (with_url("data:image/png;base64,AAAA"), 400, "not a readable picture"),
+    "picture": (with_url("data:image/png;base64,AAAA"), 400, "not a readable image"),
     "pixels": (with_url(data_url(picture(0, (400, 400)).convert("1"))), 400, "more than the limit"),
     "http": (with_url("http://example.com/a.png"), 400, "fetches no URLs"),
     "file": (with_url("file:///etc/passwd"), 400, "must be a data URL"),
