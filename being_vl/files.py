@@ -539,6 +539,8 @@ def refuse_others(
     path: Path, found: Mapping[str, Any], wanted: Mapping[str, Any], names: Iterable[str], rule: str
 ) -> None:
     """Raises ValueError if a setting that `path` holds is not this run's; both values are named."""
+    if not isinstance(found, dict):
+        raise ValueError(f"{path}: must hold an object, got {shown(found)}")
     for name in names:
         if found.get(name) != wanted.get(name):
             raise ValueError(

@@ -12,6 +12,8 @@ import pickletools
 from pathlib import Path
 from typing import Any
 
+from ..files import check_regular
+
 MAX_PICKLE_BYTES = 1 << 23
 _MAX_INT_BITS = 63
 _MARK = object()
@@ -29,6 +31,7 @@ def read_plain_pickle(path: str | os.PathLike[str]) -> Any:
             is larger than 8 MiB.
     """
     path = Path(path)
+    check_regular(path)
     with open(path, "rb") as file:
         data = file.read(MAX_PICKLE_BYTES + 1)
     if len(data) > MAX_PICKLE_BYTES:

@@ -89,10 +89,11 @@ def main(argv: list[str] | None = None) -> int:
     except BrokenPipeError:  # the reader of a pipe, such as `head`, has gone
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
-    except Exception as error:
-        if show_traceback:
+    except BaseException as error:
+        is_panic = type(error).__name__ == "PanicException"  # of a library in Rust; no Exception
+        if show_traceback or not (isinstance(error, Exception) or is_panic):
             raise
-        print(f"being-vl {name}: error: {_one_line(error)}", file=sys.stderr)
+        print(f"being-vl {name}: error: {_one_line(error, argv[1:])}", file=sys.stderr)
         return 2
 
 
@@ -106,12 +107,23 @@ def run_command(name: str, argv: list[str]) -> int:
     return command.main(parser.parse_args(argv)) or 0
 
 
-def _one_line(error: Exception) -> str:
-    """An error for a person; one that no command foresees says its type and where it arose."""
+def _one_line(error: BaseException, argv: list[str]) -> str:
+    """An error for a person, with the files that were read; one that no command foresees says its type and place."""
     text = " ".join(str(error).split())
     text = text if len(text) <= _LONGEST else text[: _LONGEST - 1] + "…"
-    if isinstance(error, (ValueError, OSError, ImportError)) and text:
-        return text
+    foreseen = isinstance(error, (ValueError, OSError, ImportError)) and text
+    if (foreseen and "--" in text) or any(word in text for word in argv if "/" in word):
+        return text if foreseen else _unexpected(error, text)
+    inputs = [
+        f"{option} {value}"
+        for option, value in zip(["", *argv], argv, strict=False)
+        if os.path.exists(value) and option not in ("--output", "--output_dir")
+    ]
+    place = f" (from {', '.join(map(str.strip, inputs))})" if inputs else ""
+    return (text if foreseen else _unexpected(error, text)) + place
+
+
+def _unexpected(error: BaseException, text: str) -> str:
     frames = [f for f in traceback.extract_tb(error.__traceback__) if _PACKAGE in f.filename]
     place = f" at {Path(frames[-1].filename).name}:{frames[-1].lineno}" if frames else ""
     return f"unexpected {type(error).__name__}{place}: {text}; --traceback shows all of it"

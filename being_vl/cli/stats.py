@@ -44,8 +44,10 @@ def make_parser() -> Parser:
 
 
 def main(args: Namespace) -> int:
+    import numpy as np
     from tqdm import tqdm
 
+    from ..codes.shard_files import check_range
     from ..studies.analysis.vocabulary_stats import default_curve, vocabulary_stats
 
     bpe = load_vocabulary("bpe", args.bpe)
@@ -53,6 +55,8 @@ def main(args: Namespace) -> int:
     if bpe.repeat_code is not None and getattr(grids, "has_videos", False):  # an array has none
         grids = marked_frames(grids, key_frame_interval=args.key_frame_interval)
     count = len(grids) if args.limit is None else min(len(grids), args.limit)
+    if isinstance(grids, np.ndarray):
+        check_range(grids[:count], bpe.codebook_size, f"{args.codes}: codes")
     rounds = 1 + len(default_curve(bpe.num_merges))
     with tqdm(total=count * rounds, unit="grid", disable=None) as bar:
         stats = vocabulary_stats(
@@ -85,6 +89,8 @@ def read_codes(path: str, codebook_size: int, *, verify: bool = False) -> Any:
             f"--verify: {path} is an array; the shards of being-vl encode have checksums"
         )
     grids = np.load(path, mmap_mode="r", allow_pickle=False)
+    if not grids.size:
+        raise ValueError(f"{path}: must hold grids of codes, got {grids.dtype} {grids.shape}")
     if grids.ndim != 3 or grids.dtype.kind not in "iu":
         raise ValueError(f"{path}: must hold integers (N, H, W), got {grids.dtype} {grids.shape}")
     return grids

@@ -18,10 +18,12 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from ..files import check_regular
 from .quantizing.dataset_sources import image_digest, load_dataset_by_name
 
+_MOST_COMPRESSED = 60  # conversations shrink some ten times
 _COMPRESSED = {".gz": "gzip", ".zst": "zstd", ".bz2": "bz2"}
-_UNPACKED_BYTES = 10**9  # besides 200 times the packed size
+_UNPACKED_BYTES = 1 << 26  # that a compressed file may always unpack to
 
 
 class SampleSource(Protocol):
@@ -134,9 +136,10 @@ def _open_json(path: Path) -> JsonSource | JsonLinesSource:
 
 def _open_plain(path: Path) -> IO[bytes]:
     """A file to read from any place in it; a compressed one is unpacked into a temporary file."""
+    check_regular(path)
     if path.suffix not in _COMPRESSED:
         return open(path, "rb")
-    limit = _UNPACKED_BYTES + 200 * path.stat().st_size
+    limit = _UNPACKED_BYTES + _MOST_COMPRESSED * path.stat().st_size
     unpacked = tempfile.TemporaryFile()
     try:
         with pa.input_stream(str(path), compression=_COMPRESSED[path.suffix]) as packed:

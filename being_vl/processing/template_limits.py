@@ -58,7 +58,9 @@ def limited_template(template: Any, name: str) -> Iterator[None]:
             yield
     except _LimitReached as error:
         raise ValueError(f"{name}: rendering the chat template takes more than {error}") from None
-    except (RecursionError, MemoryError, OverflowError, SyntaxError) as error:
+    except Exception as error:
+        if isinstance(error, ValueError) or not _is_of_template(error):
+            raise
         raise ValueError(
             f"{name}: the chat template does not render: {type(error).__name__} {error}"
         ) from error
@@ -104,6 +106,18 @@ def _is_wide(value: Any) -> bool:
     if isinstance(value, str):
         return re.search(r"%[^a-zA-Z%]*[\d*]", value) is not None
     return isinstance(value, (int, float)) and abs(value) > _MAX_FACTOR
+
+
+def _is_of_template(error: Exception) -> bool:
+    """Whether an error arose in a template, rather than in what is done with its text."""
+    if isinstance(error, (jinja2.TemplateError, RecursionError, MemoryError, SyntaxError)):
+        return True
+    traceback = error.__traceback__
+    while traceback is not None:
+        if traceback.tb_frame.f_code.co_filename == "<template>":
+            return True
+        traceback = traceback.tb_next
+    return False
 
 
 class _LimitReached(BaseException):

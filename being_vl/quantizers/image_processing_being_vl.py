@@ -25,6 +25,7 @@ from transformers.image_utils import ImageInput, PILImageResampling, SizeDict
 from transformers.processing_utils import ImagesKwargs, Unpack
 from transformers.utils import TensorType
 
+from ..files import reading, shown
 from ..hub.part import CheckpointPart, Origin, commit_named, pinned
 from .image_loading import (
     MAX_IMAGE_PIXELS,
@@ -37,6 +38,9 @@ from .image_loading import (
 )
 
 _BYTES_PER_PIXEL = 8  # more than any file needs: RGBA of 16 bits, not compressed
+
+
+_MAX_SIDE = 1 << 14  # pixels; more is no size to quantize at
 
 
 class BeingVLImageProcessorKwargs(ImagesKwargs, total=False):
@@ -98,8 +102,10 @@ class BeingVLImageProcessor(CheckpointPart, PilBackend):
     ) -> BeingVLImageProcessor:
         """As every image processor; remembers where from, for `push_to_hub`."""
         kwargs |= pinned(pretrained_model_name_or_path, kwargs)
-        loaded = super().from_pretrained(pretrained_model_name_or_path, **kwargs)
+        with reading(pretrained_model_name_or_path):
+            loaded = super().from_pretrained(pretrained_model_name_or_path, **kwargs)
         processor = loaded[0] if isinstance(loaded, tuple) else loaded  # return_unused_kwargs=True
+        _check_options(processor, f"{pretrained_model_name_or_path}: the image processor's")
         commit = commit_named(kwargs.get("revision"))
         processor._source = Origin.of(
             pretrained_model_name_or_path, commit, kwargs.get("subfolder")
@@ -271,6 +277,43 @@ class BeingVLImageProcessor(CheckpointPart, PilBackend):
 
 def _is_float(values: Any) -> bool:
     return "float" in str(getattr(values, "dtype", ""))
+
+
+def _check_options(processor: BeingVLImageProcessor, whose: str) -> None:
+    """Raises ValueError for an option of a file that is of another type, or a size beyond any picture's."""
+    for name in ("size", "crop_size", "pad_size"):
+        sides = getattr(processor, name, None)
+        for side, value in vars(sides).items() if sides is not None else ():
+            if value is not None and not _is_side(value):
+                raise ValueError(
+                    f"{whose} {name}.{side} must be 1 … {_MAX_SIDE}, got {shown(str(value))}"
+                )
+    for name in ("max_image_pixels", "size_divisor"):
+        value = getattr(processor, name)
+        if value is not None and (type(value) is not int or value < 1):
+            raise ValueError(f"{whose} {name} must be a positive integer, got {shown(str(value))}")
+    for name in ("image_mean", "image_std", "rescale_factor"):
+        value = getattr(processor, name)
+        numbers = (
+            value if isinstance(value, (list, tuple)) and name != "rescale_factor" else [value]
+        )
+        fits = all(type(n) in (int, float) and abs(n) < 1e6 for n in numbers)
+        if not fits or len(numbers) not in (1, 3) or (name != "image_mean" and not all(numbers)):
+            raise ValueError(f"{whose} {name} must be a number, or three, got {shown(str(value))}")
+    buckets = processor.aspect_ratio_buckets
+    if buckets is not None and not (
+        isinstance(buckets, (list, tuple))
+        and all(
+            isinstance(b, (list, tuple)) and len(b) == 2 and all(map(_is_side, b)) for b in buckets
+        )
+    ):
+        raise ValueError(
+            f"{whose} aspect_ratio_buckets must be pairs of 1 … {_MAX_SIDE}, got {shown(str(buckets))}"
+        )
+
+
+def _is_side(value: Any) -> bool:
+    return type(value) is int and 1 <= value <= _MAX_SIDE
 
 
 def _base64_bytes(text: str) -> bytes | None:

@@ -17,7 +17,7 @@ from typing import Any
 
 import torch
 
-from ..files import read_json, read_yaml
+from ..files import read_json, read_yaml, reading
 from .modeling_being_vl_vq import BeingVLVQConfig, BeingVLVQModel
 from .vq_checkpoint_files import fetch, open_weights
 
@@ -129,7 +129,8 @@ def load_vq_checkpoint(
         fields |= _stored_fields(name)
         if resolution is not None:
             fields["resolution"] = resolution
-        config = infer_config(weights, name=name, **fields)
+        with reading(name, "cannot be converted"):
+            config = infer_config(weights, name=name, **fields)
     elif config.has_decoder and not _has_decoder(weights):
         config = BeingVLVQConfig.from_dict({**config.to_dict(), "has_decoder": False})
     with torch.device("meta"):

@@ -486,7 +486,7 @@ class Runner:
             return f"status {status}: {text[-300:]}"
         if not lines:
             return f"no line: {text[-300:]}"
-        if "unexpected" in line:
+        if "error: unexpected " in line:
             return line
         if "options are required" in line and target.file.startswith("options/"):
             return ""  # neither the file nor the command line has it

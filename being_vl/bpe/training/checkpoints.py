@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from filelock import FileLock, Timeout
 
-from ...files import read_json, write_atomic
+from ...files import read_json, shown, write_atomic
 
 FILE_NAME = "checkpoint.json"
 _LOCK_NAME = "train-bpe.lock"
@@ -72,6 +72,8 @@ def load_checkpoint(folder: Path, options: dict[str, Any]) -> Checkpoint | None:
         rows = np.array(content["merges_and_counts"], np.int64).reshape(-1, 5)
     except (KeyError, TypeError, ValueError, OverflowError) as error:
         raise ValueError(f"{path}: not a checkpoint of train-bpe: {error}") from error
+    if not isinstance(found, dict):
+        raise ValueError(f"{path}: options must be an object, got {shown(found)}")
     if version != _VERSION:
         raise ValueError(f"{path}: version must be {_VERSION}, got {version!r}")
     for name, value in options.items():

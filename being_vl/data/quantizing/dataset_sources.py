@@ -15,6 +15,7 @@ from typing import Any
 import datasets
 import numpy as np
 
+from ...files import check_regular, read_json, reading
 from .sources import IndexedSource, Record, Source
 
 
@@ -133,7 +134,17 @@ def load_dataset_by_name(
     path = Path(name)
     if not (path / "state.json").exists() and not (path / "dataset_dict.json").exists():
         return datasets.load_dataset(name, config_name, split=split, streaming=streaming)
-    loaded = datasets.load_from_disk(name)
+    for record in (
+        *path.rglob("state.json"),
+        *path.rglob("dataset_info.json"),
+        *path.glob("dataset_dict.json"),
+    ):
+        if not isinstance(read_json(record), dict):
+            raise ValueError(f"{record}: must hold an object")
+    for shard in path.rglob("*.arrow"):
+        check_regular(shard)
+    with reading(name):
+        loaded = datasets.load_from_disk(name)
     if isinstance(loaded, datasets.DatasetDict):
         if split not in loaded:
             raise ValueError(f"{name}: no split {split!r}; there are {sorted(loaded)}")

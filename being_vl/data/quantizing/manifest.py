@@ -23,7 +23,7 @@ from ...codes.shards import (
     read_info,
 )
 from ...files import claim as claim_folder
-from ...files import write_atomic
+from ...files import reading, write_atomic
 from .sources import Source
 
 
@@ -69,7 +69,10 @@ def write_manifest(output: Path, source: Source) -> dict[str, Any]:
     cells = 0
     for path, info in _all_shards(output, source):
         sizes = read_columns(path, ["height", "width"])
-        cells += int(np.dot(sizes["height"].to_numpy().astype(np.int64), sizes["width"].to_numpy()))
+        with reading(path):
+            cells += int(
+                np.dot(sizes["height"].to_numpy().astype(np.int64), sizes["width"].to_numpy())
+            )
         counts = {"images": sizes.num_rows, "skipped": len(info.skipped)}
         if source.sampling is not None:
             numbers = read_columns(path, ["frame"])["frame"].to_numpy()
