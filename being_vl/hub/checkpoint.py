@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
+from jinja2 import TemplateError
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ..bpe.image_bpe import ImageBPE
@@ -148,9 +149,12 @@ def _end_with_turn(model: BeingVLLanguageModel, tokenizer: BeingVLTokenizer) -> 
     answers would run on into turns that the model makes up.
     """
     turns = [{"role": role, "content": "x"} for role in ("user", "assistant")]
-    encoded: Any = tokenizer.apply_chat_template(
-        turns, tokenize=True, return_dict=True, return_assistant_tokens_mask=True
-    )
+    try:
+        encoded: Any = tokenizer.apply_chat_template(
+            turns, tokenize=True, return_dict=True, return_assistant_tokens_mask=True
+        )
+    except TemplateError:  # a template of the user's own for other turns, which are not known here
+        return
     learned = [
         i for i, own in zip(encoded["input_ids"], encoded["assistant_masks"], strict=True) if own
     ]

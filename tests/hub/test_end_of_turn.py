@@ -57,3 +57,11 @@ def test_bases_that_end_there_keep_their_setting(family):
     base = text_model(tokenizer)
     model, _ = init_checkpoint(base, tokenizer, patch_vq(), image_bpe())
     assert model.generation_config.eos_token_id == base.generation_config.eos_token_id
+
+
+def test_a_template_for_other_turns_changes_nothing():
+    tokenizer = base_without_a_chat()
+    template = "{{ raise_exception('tools alone') }}{% generation %}{% endgeneration %}"
+    base = text_model(tokenizer)
+    model, _ = init_checkpoint(base, tokenizer, patch_vq(), image_bpe(), chat_template=template)
+    assert model.generation_config.eos_token_id == base.generation_config.eos_token_id
