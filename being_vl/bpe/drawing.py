@@ -7,6 +7,7 @@ codes look equal in every drawing.
 from __future__ import annotations
 
 import colorsys
+import os
 from collections.abc import Callable, Sequence
 
 import numpy as np
@@ -126,6 +127,46 @@ def draw_tokens(image: Image.Image, owner: np.ndarray) -> Image.Image:
     for row, col in np.argwhere(owner[1:] != owner[:-1]).tolist():
         draw.line((xs[col], ys[row + 1], xs[col + 1], ys[row + 1]), fill=_LINE)
     return drawn
+
+
+def contact_sheet(
+    frames: Sequence[Image.Image], titles: Sequence[str] | None = None, columns: int = 8
+) -> Image.Image:
+    """Frames of one size in rows, each under its title; numbered by default."""
+    names = [str(number) for number in range(len(frames))] if titles is None else titles
+    rows = [slice(start, start + columns) for start in range(0, len(frames), columns)]
+    strips = [side_by_side(frames[row], names[row]) for row in rows]
+    sheet = Image.new(
+        "RGB", (max(s.width for s in strips), sum(s.height for s in strips)), _BACKGROUND
+    )
+    y = 0
+    for strip in strips:
+        sheet.paste(strip, (0, y))
+        y += strip.height
+    return sheet
+
+
+def save_animation(
+    frames: Sequence[Image.Image], path: str | os.PathLike, seconds: float = 0.25
+) -> None:
+    """Write frames as an animated WebP (or GIF, by the name), without loss and without end.
+
+    Args:
+        frames: images of one size.
+        path: ends in .webp or .gif.
+        seconds: how long each frame stands.
+    """
+    first, *others = (frame.convert("RGB") for frame in frames)
+    milliseconds = max(1, round(1000 * seconds))
+    first.save(
+        path,
+        save_all=True,
+        append_images=others,
+        duration=milliseconds,
+        loop=0,
+        lossless=True,
+        minimize_size=False,
+    )
 
 
 def side_by_side(images: Sequence[Image.Image], titles: Sequence[str]) -> Image.Image:

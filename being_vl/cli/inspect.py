@@ -25,21 +25,24 @@ if TYPE_CHECKING:
 def make_parser() -> Parser:
     parser = Parser(
         "Show the token shapes of a vocabulary as text and, with --output, as a PNG. With --image: one PNG of the "
-        "image, its reconstruction and its tokens.",
+        "image, its reconstruction and its tokens. With --video: a sheet of its frames with their tokens, and the "
+        "reconstruction as animated WebP.",
         json="print the answer as JSON",
     )
     add_about(parser, "bpe", "folder with image_bpe.json, or that file; a checkpoint")
     add(parser, "image", help="an image to quantize and encode")
+    option(parser, "video", str, "a video to quantize and encode", metavar="FILE")
+    add(parser, "fps", "num-frames")
     add(
         parser,
         "quantizer",
-        help="draws --image, and tokens in pixels; default: that of the checkpoint",
+        help="draws --image and --video, and tokens in pixels; default: that of the checkpoint",
     )
     add(
         parser,
         "output",
         metavar="FILE.png",
-        help="image to write; default with --image: NAME.tokens.png, else none",
+        help="image to write; default with --image and --video: NAME.tokens.png, else none",
     )
     option(parser, "tokens", NonNegativeInt, "merged tokens to show", default=24)
     option(parser, "first", NonNegativeInt, "rank of the first of them", default=0)
@@ -50,7 +53,11 @@ def make_parser() -> Parser:
 
 def main(args: Namespace) -> int:
     bpe = load_vocabulary("bpe", args.bpe)
+    if args.image is not None and args.video is not None:
+        raise ValueError("name --image or --video, not both")
     inspect = _inspect_vocabulary if args.image is None else _inspect_image
+    if args.video is not None:
+        inspect = _inspect_video
     data, lines = inspect(args, bpe)
     answer(args, data, "\n".join(lines))
     return 0
@@ -159,6 +166,61 @@ def _pixels(args: Namespace) -> Callable[[np.ndarray], np.ndarray]:
         return np.asarray(processor.postprocess(model.decode(grid[None]))[0])
 
     return decode
+
+
+def _inspect_video(args: Namespace, bpe: ImageBPE) -> tuple[dict[str, Any], list[str]]:
+    import numpy as np
+    import torch
+    from PIL import Image
+
+    from ..bpe.drawing import contact_sheet, draw_tokens, save_animation, token_map
+    from ..bpe.repeats import encode_frames
+    from ..quantizers.quantizing import quantize
+    from ..quantizers.video_loading import load_video
+
+    frames, metadata = load_video(args.video, fps=args.fps, num_frames=args.num_frames)
+    model, processor = _quantizer(args)
+    codes = np.stack(quantize(list(frames), model, processor))
+    with torch.inference_mode():
+        grids = torch.as_tensor(codes, dtype=torch.long, device=model.device)
+        images = processor.postprocess(
+            torch.cat([model.decode(grid[None]).float().cpu() for grid in grids])
+        )
+    ids = encode_frames(bpe, codes)
+    height, width = codes.shape[1:]
+    scale = max(1, -(-160 // min(images[0].size)))
+    size = (images[0].width * scale, images[0].height * scale)
+    drawn = [
+        draw_tokens(
+            image.resize(size, Image.Resampling.NEAREST),
+            token_map(bpe, own.tolist(), height, width),
+        )
+        for image, own in zip(images, ids, strict=True)
+    ]
+    counts = [len(own) for own in ids]
+    times = metadata.timestamps
+    titles = [f"{time:.2f} s, {count} tokens" for time, count in zip(times, counts, strict=True)]
+    png = args.output or f"{Path(args.video).stem}.tokens.png"
+    contact_sheet(drawn, titles).save(png)
+    webp = str(Path(png).with_suffix(".webp"))
+    mean = (times[-1] - times[0]) / (len(times) - 1) if len(times) > 1 else 0.25
+    save_animation(images, webp, mean or 0.25)
+    data = {
+        "video": args.video,
+        "png": png,
+        "webp": webp,
+        "frames": len(codes),
+        "height": height,
+        "width": width,
+        "times": times,
+        "tokens": counts,
+        "compression_ratio": codes.size / sum(counts),
+    }
+    line = (
+        f"{png}, {webp}: {len(codes)} frames of {height}x{width} codes, {sum(counts)} tokens, ratio "
+        f"{data['compression_ratio']:.3f}"
+    )
+    return data, [line]
 
 
 def _quantizer(args: Namespace) -> tuple[Any, Any]:
