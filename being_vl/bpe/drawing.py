@@ -151,6 +151,8 @@ def save_animation(
 ) -> None:
     """Write frames as an animated WebP (or GIF, by the name), without loss and without end.
 
+    Frames that are as the one before become one with it, that stands longer.
+
     Args:
         frames: images of one size.
         path: ends in .webp or .gif.
