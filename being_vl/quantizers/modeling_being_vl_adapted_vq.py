@@ -40,6 +40,7 @@ class BeingVLAdaptedVQConfig(QuantizerPart, PreTrainedConfig):
         downsampling: pixels of a cell, along a side.
         resolution: side in pixels to which images are resized by default.
         preprocessing: options of the image processor that the model was trained with.
+        temporal_downsampling: frames of a video that make one grid; 1 for models of single pictures.
 
     Raises:
         ValueError: an unknown adapter.
@@ -55,6 +56,7 @@ class BeingVLAdaptedVQConfig(QuantizerPart, PreTrainedConfig):
         downsampling: int = 16,
         resolution: int = 512,
         preprocessing: dict[str, Any] | None = None,
+        temporal_downsampling: int = 1,
         **kwargs: Any,
     ):
         self.adapter = adapter
@@ -63,6 +65,7 @@ class BeingVLAdaptedVQConfig(QuantizerPart, PreTrainedConfig):
         self.downsampling = downsampling
         self.resolution = resolution
         self.preprocessing = preprocessing or {}
+        self.temporal_downsampling = temporal_downsampling
         super().__init__(**kwargs)
 
 
@@ -128,6 +131,18 @@ class BeingVLAdaptedVQModel(QuantizerModelPart, PreTrainedModel):
                 f"{tuple(codes.shape)}"
             )
         return self._adapter.decode(codes.long())
+
+    @torch.no_grad()
+    def encode_video(self, pixel_values: torch.Tensor) -> torch.Tensor:
+        """pixels (T, 3, H, W) of one video → codes (t, h, w) long, t = ⌈T / temporal_downsampling⌉.
+
+        Frames that are short of a whole grid are made up by the last one.
+        """
+        return self._adapter.encode_video(pixel_values.to(self.dtype))
+
+    def decode_video(self, codes: torch.Tensor) -> torch.Tensor:
+        """codes (t, h, w) → pixels (t · temporal_downsampling, 3, H, W)."""
+        return self._adapter.decode_video(codes.long())
 
     def forward(self, pixel_values: torch.Tensor) -> torch.Tensor:
         """The reconstruction, `decode(encode(pixel_values))`."""

@@ -215,3 +215,25 @@ def test_preprocessing_is_that_of_the_library():
     processor = default_image_processor(adapt(make("emu3")).config)
     assert isinstance(processor, BeingVLImageProcessor)
     assert processor.image_mean == pytest.approx([0.48145466, 0.4578275, 0.40821073])
+
+
+@torch.no_grad()
+def test_a_video_model_gives_its_own_grids():
+    """Emu3's takes several frames to a grid: as the library's, but that the last grid may be short of frames."""
+    model = make("emu3")
+    adapted = adapt(model)
+    step = adapted.config.temporal_downsampling
+    assert step == model.config.temporal_downsample_factor > 1
+    frames = (
+        PIXELS[:1].repeat(2 * step, 1, 1, 1) + 0.1 * torch.arange(2 * step)[:, None, None, None]
+    )
+    codes = adapted.encode_video(frames)
+    side = adapted.config.downsampling
+    assert codes.shape == (2, frames.shape[2] // side, frames.shape[3] // side)
+    hidden = model.quant_conv(model.encoder(frames[None]).permute(0, 2, 1, 3, 4))
+    assert torch.equal(codes, model.quantize(hidden.permute(0, 2, 1, 3, 4))[0])
+    assert torch.equal(adapted.encode_video(frames[: step + 1])[0], codes[0])
+    assert len(adapted.encode_video(frames[: step + 1])) == 2
+    assert adapted.decode_video(codes).shape == frames.shape
+    with pytest.raises(ValueError, match="takes single pictures"):
+        adapt(make("janus")).encode_video(frames)

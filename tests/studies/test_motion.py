@@ -2,6 +2,7 @@
 
 import itertools
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -48,3 +49,10 @@ def test_every_arm_writes_the_clip_down_exactly() -> None:
         frames = np.split(ids, np.flatnonzero(ids == len(motion.WORDS)))[1:]
         visual = [frame[frame >= arm.first_code] - arm.first_code for frame in frames]
         np.testing.assert_array_equal(decode_frames(arm.bpe, visual, 6, 6), codes[3])
+
+
+def test_the_page_has_the_table_of_the_results() -> None:
+    docs = Path(__file__).parents[2] / "docs"
+    rows = json.loads((docs / "figures" / "motion.json").read_text())["runs"]
+    assert len(rows) == 3 * len(motion.ARMS)
+    assert "\n".join(motion.table(rows)) in (docs / "findings.md").read_text()

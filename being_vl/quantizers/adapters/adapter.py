@@ -43,7 +43,7 @@ class Adapter:
         raise NotImplementedError
 
     def sizes(self) -> dict[str, int]:
-        """`num_embeddings`, `downsampling` and `resolution`."""
+        """`num_embeddings`, `downsampling`, `resolution`, and `temporal_downsampling` of a video model."""
         raise NotImplementedError
 
     def model_config(self) -> dict[str, Any]:
@@ -59,6 +59,14 @@ class Adapter:
         raise ValueError(
             f"{type(self.model).__name__} has no decoder: it turns pixels into codes only"
         )
+
+    def encode_video(self, pixel_values: torch.Tensor) -> torch.Tensor:
+        """pixels (T, 3, H, W) → codes (t, h, w) long, of a model that takes several frames to a grid."""
+        raise ValueError(f"{type(self.model).__name__} takes single pictures")
+
+    def decode_video(self, codes: torch.Tensor) -> torch.Tensor:
+        """codes (t, h, w) → pixels (T, 3, H, W)."""
+        raise ValueError(f"{type(self.model).__name__} takes single pictures")
 
     def vectors(self, codes: torch.Tensor, *, unit: bool = False) -> torch.Tensor:
         """Codes (B, h, w) → codebook vectors, (B, D, h, w)."""
