@@ -88,6 +88,11 @@ SHARED: dict[str, dict[str, Any]] = {
         "help": "0: always the likeliest token",
     },
     "top-p": {"type": ClosedUnitInterval, "default": 1.0, "help": "probability mass sampled from"},
+    "fps": {"type": PositiveFloat, "help": "frames to keep a second; default: all"},
+    "num-frames": {
+        "type": PositiveInt,
+        "help": "frames to keep of each video, at most; default: all",
+    },
     "rfid-weights": {
         "type": str,
         "metavar": "FILE",
@@ -177,10 +182,7 @@ def add_source(parser: Any, *, streams: bool) -> None:
     if streams:
         option(group, "webdataset", str, "tar files; quote it", metavar="GLOB")
         option(group, "videos", str, "folder of videos, searched recursively", metavar="FOLDER")
-        option(group, "fps", PositiveFloat, "frames to keep a second; default: all")
-        option(
-            group, "num-frames", PositiveInt, "frames to keep of each video, at most; default: all"
-        )
+        add(group, "fps", "num-frames")
     rare = parser.rare("columns of --data")
     add(rare, "data-config", "split", "image-column", "id-column")
     if streams:

@@ -127,6 +127,8 @@ def zstd(data: bytes) -> bytes:
         ("rows.jsonl.zst", zstd(LINES)),
         ("rows.jsonl.bz2", bz2.compress(LINES)),
     ],
+    # the bytes of a gzip file hold the time, and are no name of a test
+    ids=["json", "lines", "wrapped", "jsonl", "json.gz", "jsonl.gz", "jsonl.zst", "jsonl.bz2"],
 )
 def test_files_by_their_content(tmp_path, name, data):
     (tmp_path / name).write_bytes(data)
