@@ -328,7 +328,7 @@ def test_the_command(images, tmp_path, quantizer_folder, capsys):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"--images": None}, "name one of --images, --data, --webdataset; got none"),
+        ({"--images": None}, "name one of --images, --data, --webdataset, --videos; got none"),
         ({"--webdataset": "x.tar"}, "got --images, --webdataset"),
         ({"--images": "nowhere"}, "nowhere: not a folder"),
         ({"--images": None, "--webdataset": "no*.tar"}, "no*.tar: no tar file matches"),
