@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from jinja2 import TemplateError
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ..bpe.image_bpe import ImageBPE
@@ -153,7 +152,7 @@ def _end_with_turn(model: BeingVLLanguageModel, tokenizer: BeingVLTokenizer) -> 
         encoded: Any = tokenizer.apply_chat_template(
             turns, tokenize=True, return_dict=True, return_assistant_tokens_mask=True
         )
-    except TemplateError:  # a template of the user's own for other turns, which are not known here
+    except ValueError:  # it does not render these: a template of the user's own, for others
         return
     learned = [
         i for i, own in zip(encoded["input_ids"], encoded["assistant_masks"], strict=True) if own
