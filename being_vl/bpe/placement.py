@@ -41,14 +41,31 @@ class ShapeTable:
         positions = [np.frombuffer(shape, dtype=table.position.dtype) for shape in shapes]
         self.rows, self.cols = split_position(np.concatenate(positions).astype(np.int64))
         self.starts = np.concatenate([[0], np.cumsum([len(p) for p in positions])[:-1]])
+        # Shapes overlap: thousands of cells lie at a few hundred places, so a shape is some words of bits.
+        cells = np.stack([self.rows, self.cols], axis=1)
+        offsets, place = np.unique(cells, axis=0, return_inverse=True)
+        self._offset_rows, self._offset_cols = offsets.T.copy()
+        has = np.zeros((len(positions), len(offsets)), dtype=bool)
+        has[
+            np.repeat(np.arange(len(positions)), [len(p) for p in positions]), place.reshape(-1)
+        ] = True
+        self._bits = _words(has)
 
     def fitting(self, covered: np.ndarray, anchor_row: int, anchor_col: int) -> np.ndarray:
         """bool (shapes,): those whose cells, anchored there, are all inside the grid and uncovered."""
         height, width = covered.shape
-        rows, cols = self.rows + anchor_row, self.cols + anchor_col
-        free = (rows < height) & (cols >= 0) & (cols < width)
-        free[free] = ~covered[rows[free], cols[free]]
-        return np.logical_and.reduceat(free, self.starts)
+        rows, cols = self._offset_rows + anchor_row, self._offset_cols + anchor_col
+        is_inside = (rows < height) & (cols >= 0) & (cols < width)
+        blocked = ~is_inside
+        blocked[is_inside] = covered[rows[is_inside], cols[is_inside]]
+        return ~(self._bits & _words(blocked)).any(axis=1)
+
+
+def _words(flags: np.ndarray) -> np.ndarray:
+    """bool (…, n) → its bits, uint64 (…, ceil(n / 64))."""
+    padded = np.zeros((*flags.shape[:-1], -(-flags.shape[-1] // 64) * 64), dtype=bool)
+    padded[..., : flags.shape[-1]] = flags
+    return np.packbits(padded, axis=-1).view(np.uint64)
 
 
 class GridState:
