@@ -53,9 +53,13 @@ def token_sheet(
         bpe, visual_ids: what is drawn.
         width: of the sheet, in pixels.
         pixels: codes (h, w) → uint8 (h × d, w × d, 3), such as a quantizer's decoder; without it a cell is a square
-            in the colour of its code.
+            in the colour of its code, as are those of tokens with the repeat code.
     """
-    drawn = [_token_image(bpe.cells(visual_id), pixels) for visual_id in visual_ids]
+    drawn = []
+    for visual_id in visual_ids:
+        cells = bpe.cells(visual_id)
+        repeats = any(code == bpe.repeat_code for *_, code in cells)  # looks like nothing by itself
+        drawn.append(_token_image(cells, None if repeats else pixels))
     measure = ImageDraw.Draw(Image.new("RGB", (1, 1))).textbbox
     labels = [measure((0, 0), str(visual_id)) for visual_id in visual_ids]
     above = max([_LABEL, *(round(bottom) + 2 for *_, bottom in labels)])

@@ -128,4 +128,5 @@ def test_inspect_draws_a_video(trained, tmp_path, capsys) -> None:
     assert main(words) == 0
     found = json.loads(capsys.readouterr().out)
     assert (found["frames"], len(found["tokens"])) == (3, 3)
+    assert main(["inspect", str(folder), "--output", str(tmp_path / "tokens.png")]) == 0
     assert Image.open(found["webp"]).n_frames == 3 and Image.open(png).size[0] > 3 * 160
