@@ -10,7 +10,7 @@ import pytest
 from being_vl import ImageBPE
 from being_vl.bpe import naive
 from being_vl.bpe.rules import MAX_TOKEN_CELLS
-from being_vl.bpe.training import choose, shard
+from being_vl.bpe.training import choose, shard, trainer
 from being_vl.bpe.training import options as training_options
 from being_vl.bpe.training.checkpoints import Checkpoint
 from being_vl.bpe.training.grids import open_grids
@@ -125,6 +125,29 @@ def test_what_cannot_be_saved_is_not_learned(mode, monkeypatch):
             ]
             assert max(sizes, default=0) <= naive.MAX_TOKEN_CELLS
             assert sum(sizes) <= naive.MAX_TOTAL_CELLS
+
+
+def test_rules_ahead_that_take_the_room_of_the_next_one(monkeypatch):
+    """When tokens made before their turn fill the vocabulary, the training goes on from what is sure."""
+    rng = np.random.default_rng(3)
+    restarts = []
+
+    class Counted(trainer._NoRoom):
+        def __init__(self, checkpoint: Checkpoint):
+            super().__init__(checkpoint)
+            restarts.append(checkpoint)
+
+    monkeypatch.setattr(trainer, "_NoRoom", Counted)
+    for _ in range(25):
+        codes, most = int(rng.integers(3, 9)), int(rng.integers(6, 60))
+        grids = [rng.integers(0, codes, (8, 12)) for _ in range(3)]
+        monkeypatch.setattr(naive, "MAX_TOTAL_CELLS", most)
+        monkeypatch.setattr(training_options, "MAX_TOTAL_CELLS", most)
+        options = {"num_merges": 40, "codebook_size": codes, "min_count": 1}
+        expected = naive.train(grids, **options)
+        for threads in (1, 2):
+            assert as_rules(train_merges(grids, num_threads=threads, **options)) == expected
+    assert restarts
 
 
 def test_a_token_stops_growing_at_the_limit(tmp_path):

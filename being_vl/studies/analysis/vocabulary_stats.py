@@ -6,11 +6,13 @@ merge rules.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
 
+from ...bpe.grids import check_grid
 from ...bpe.image_bpe import ImageBPE
 from .vocabulary_shapes import DIRECTIONS, merge_directions, rank_frequency
 
@@ -49,10 +51,12 @@ def vocabulary_stats(
     count = len(grids) if max_grids is None else min(max_grids, len(grids))
     if not count:
         raise ValueError("there are no grids to count over")
-    codes = np.zeros(bpe.codebook_size, dtype=np.int64)
+    codes, index = np.zeros(bpe.codebook_size, dtype=np.int64), itertools.count()
     for part in _slices(grids, count):
-        flat = np.concatenate([np.asarray(grid).reshape(-1) for grid in part])
-        codes += np.bincount(flat, minlength=len(codes))
+        checked = [check_grid(grid, bpe.codebook_size, f"grids[{next(index)}]") for grid in part]
+        codes += np.bincount(
+            np.concatenate([grid.reshape(-1) for grid in checked]), minlength=len(codes)
+        )
     cells = int(codes.sum())
 
     def encoded(vocabulary: ImageBPE) -> tuple[np.ndarray, dict[str, Any]]:
