@@ -112,6 +112,8 @@ def _one_line(error: BaseException, argv: list[str]) -> str:
     text = " ".join(str(error).split())
     text = text if len(text) <= _LONGEST else text[: _LONGEST - 1] + "…"
     foreseen = isinstance(error, (ValueError, OSError, ImportError)) and text
+    if isinstance(error, ImportError) and text:  # what to install, whatever the input
+        return text
     if (foreseen and "--" in text) or any(word in text for word in argv if "/" in word):
         return text if foreseen else _unexpected(error, text)
     inputs = [

@@ -235,7 +235,7 @@ def _parts(content: Sequence[Any], where: str) -> tuple[list[dict[str, Any]], Na
     named: Names = []
     for i, part in enumerate(content):
         kind = part.get("type") if isinstance(part, Mapping) else None
-        if kind in _PART_TYPES:
+        if isinstance(kind, str) and kind in _PART_TYPES:
             medium = _PART_TYPES[kind]
             named.append((medium, _name_in_part(part, medium, f"{where}[{i}]")))
             parts.append({"type": medium})

@@ -93,7 +93,7 @@ def test_stats_command_reads_parquet(folder, capsys):
         (np.zeros((2, 2), np.int16), "must hold integers (N, H, W), got int16 (2, 2)"),
         (np.zeros((1, 2, 2)), "must hold integers (N, H, W), got float64"),
         (np.full((1, 2, 2), 2), "grids[0][0, 0] is 2, but codes lie in [0, 2)"),
-        (np.zeros((0, 2, 2), int), "there are no grids"),
+        (np.zeros((0, 2, 2), int), "bad.npy: must hold grids of codes, got int64 (0, 2, 2)"),
         (np.array([[[None]]]), "an array of Python objects"),
     ],
 )

@@ -271,8 +271,8 @@ def test_a_streamer_sees_the_image(model):
 
 
 def test_what_generate_says_when_it_cannot(model):
-    with pytest.raises(ValueError, match=r"generation_mode must be one of .* got 'video'"):
-        model.generate(PROMPT, generation_mode="video")
+    with pytest.raises(ValueError, match=r"generation_mode must be one of .* got 'audio'"):
+        model.generate(PROMPT, generation_mode="audio")
     unsized = being_vl_model(image_grid_size=None)
     with pytest.raises(ValueError, match=r"image_grid_size=\(height, width\) must be given"):
         unsized.generate(PROMPT, generation_mode="image")

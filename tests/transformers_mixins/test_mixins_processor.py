@@ -49,6 +49,18 @@ class BeingVLProcessorTest(processing.ProcessorTesterMixin, unittest.TestCase):
         if modality == "images":  # the mixin's calls turn the sign of the pixels
             self.assertLessEqual(np.mean(self.pixel_values[0]), 0)
 
+    @unittest.skip(
+        "gives a video to a checkpoint without videos, which refuses it: see tests/processing"
+    )
+    def test_model_input_names(self):
+        pass
+
+    @unittest.skip(
+        "gives a video to a checkpoint without videos, which refuses it: see tests/processing"
+    )
+    def test_flat_kwarg_applied_when_modality_dict_lacks_it(self):
+        pass
+
     def test_init_arguments_not_in_class_attributes(self):
         """Of ours, the arguments `vq_model` and `vq_device` are properties, which hold no default."""
         arguments = self._get_explicit_arguments(BeingVLProcessor.__init__)
