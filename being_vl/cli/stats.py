@@ -44,10 +44,8 @@ def make_parser() -> Parser:
 
 
 def main(args: Namespace) -> int:
-    import numpy as np
     from tqdm import tqdm
 
-    from ..codes.shard_files import check_range
     from ..studies.analysis.vocabulary_stats import default_curve, vocabulary_stats
 
     bpe = load_vocabulary("bpe", args.bpe)
@@ -55,8 +53,6 @@ def main(args: Namespace) -> int:
     if bpe.repeat_code is not None and getattr(grids, "has_videos", False):  # an array has none
         grids = marked_frames(grids, key_frame_interval=args.key_frame_interval)
     count = len(grids) if args.limit is None else min(len(grids), args.limit)
-    if isinstance(grids, np.ndarray):
-        check_range(grids[:count], bpe.codebook_size, f"{args.codes}: codes")
     rounds = 1 + len(default_curve(bpe.num_merges))
     with tqdm(total=count * rounds, unit="grid", disable=None) as bar:
         stats = vocabulary_stats(
