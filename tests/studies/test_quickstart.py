@@ -342,6 +342,7 @@ def test_unreadable_image(small_data, tmp_path, monkeypatch):
 
 
 def test_vqgan_quantizer(small_data, tmp_path):
+    pytest.importorskip("torchmetrics")  # an extra: SSIM
     settings = Settings(output=str(tmp_path / "out"), minutes=0.02, quantizer="vqgan")
     pipeline.run(settings, run_command)
     result = json.loads((tmp_path / "out/vq/sft/evaluation/easyvqa.json").read_text())
