@@ -90,6 +90,7 @@ def test_images_in_and_out_of_every_family(tmp_path: Path) -> None:
 def served(tmp_path_factory):
     folder = tmp_path_factory.mktemp("vllm")
     model, processor = checkpoint("llama")
+    model.config.image_grid_size = None  # requests name it
     save_checkpoint(model, processor, folder / "checkpoint")
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
@@ -157,7 +158,7 @@ def test_sampled_images_decode(served) -> None:
         for begin, end in zip(begins, ends, strict=True):
             assert processor.decode_codes(ids[begin : end + 1], *GRID).shape == GRID
             num_images += 1
-    assert num_images > 30
+    assert num_images >= 30  # interleaved answers of random weights seldom begin one
 
 
 @plugin
