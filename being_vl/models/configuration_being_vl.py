@@ -23,7 +23,7 @@ from ..hub.part import CheckpointPart
 from ..vocabulary import VocabularyLayout
 from .families import MODEL_TYPES
 
-_TOKEN_IDS = (
+SPECIAL_IDS = (
     "boi_token_id",
     "eoi_token_id",
     "image_token_id",
@@ -131,7 +131,7 @@ class ImageVocabularyConfig(CheckpointPart):
                 f"vocab_size must be at least text_vocab_size + num_special_tokens + codebook_size + "
                 f"num_merges = {layout.size}, got {self.vocab_size}"
             )
-        for name in _TOKEN_IDS:
+        for name in SPECIAL_IDS:
             token_id = getattr(self, name)
             if token_id is not None and not 0 <= token_id < layout.first_code_id:
                 raise ValueError(

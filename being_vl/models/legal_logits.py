@@ -9,16 +9,8 @@ import torch
 from transformers import LogitsProcessor
 
 from ..bpe.grid_tracking import OpenImageTracker
+from .configuration_being_vl import SPECIAL_IDS
 from .grid_mask import GridMask
-
-SPECIAL_IDS = (
-    "boi_token_id",
-    "eoi_token_id",
-    "image_token_id",
-    "bov_token_id",
-    "eov_token_id",
-    "video_token_id",
-)
 
 
 class TextOnlyLogitsProcessor(LogitsProcessor):

@@ -21,7 +21,7 @@ from ..bpe.placement import GridState
 from ..bpe.repeats import decode_frames, encode_frames
 from ..quantizers.quantizing import encode_by_size
 from ..quantizers.video_processing_being_vl import BeingVLVideoProcessor, as_metadata, flat_videos
-from .grid_inputs import is_nested
+from .grid_inputs import flatten, is_nested
 from .tokenization_being_vl import visual_token
 
 
@@ -129,7 +129,7 @@ class VideoMixin:
         """Videos or their codes → metadata, and a text for each of them."""
         kwargs.pop("return_tensors", None)
         if isinstance(videos, Clips):
-            codes = [np.asarray(clip) for clip in _flat_clips(videos)]
+            codes = [np.asarray(clip) for clip in flatten(videos)]
             metadata = as_metadata(kwargs.get("video_metadata"), len(codes))
         else:
             codes, metadata = self.quantize_videos(videos, **kwargs)
@@ -166,7 +166,7 @@ class VideoMixin:
 
     def _count_videos(self, videos: Any, texts: int) -> list[int] | int:
         """How many videos there are: for each text where they come so, else in all."""
-        flat = _flat_clips if isinstance(videos, Clips) else flat_videos
+        flat = flatten if isinstance(videos, Clips) else flat_videos
         if isinstance(videos, (list, tuple)) and len(videos) == texts and is_nested(videos):
             counts = [len(flat(type(videos)(sample) if sample else [])) for sample in videos]
             if sum(counts) == len(flat(videos)) and not _is_frames(videos):
@@ -291,12 +291,6 @@ class VideoMixin:
         return BatchFeature(
             {"video_codes": codes} | ({"video_metadata": metadata} if wanted else {})
         )
-
-
-def _flat_clips(clips: Any) -> list[Any]:
-    if isinstance(clips, (list, tuple)):
-        return [clip for item in clips for clip in _flat_clips(item)]
-    return [clips]
 
 
 def _is_frames(videos: Any) -> bool:

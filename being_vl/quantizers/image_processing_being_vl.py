@@ -60,19 +60,8 @@ class BeingVLImageProcessorKwargs(ImagesKwargs, total=False):
     aspect_ratio_buckets: list[list[int]] | list[tuple[int, int]] | None
 
 
-class BeingVLImageProcessor(CheckpointPart, PilBackend):
-    """Chameleon's preprocessing by default, and its inverse.
-
-    Pictures come as PIL images, numpy or torch arrays (see `image_loading.eight_bits` for types and ranges),
-    paths, URLs, data URIs, base64, bytes, open files, rows of an `Image` column, or (nested) lists of these. Returns a `BatchFeature` with `pixel_values`, float32 (batch, 3, height, width).
-
-    Raises:
-        UnreadableImageError: (a ValueError) a picture cannot be read; the message names it.
-        ValueError: an option is out of range, or tensors are asked for and the sizes differ.
-    """
-
-    valid_kwargs = BeingVLImageProcessorKwargs
-    model_input_names = ["pixel_values"]  # noqa: RUF012
+class ChameleonPreprocessing:
+    """The defaults of images and of frames: Chameleon's."""
 
     resample = PILImageResampling.LANCZOS
     image_mean = [1.0, 1.0, 1.0]  # noqa: RUF012
@@ -90,6 +79,21 @@ class BeingVLImageProcessor(CheckpointPart, PilBackend):
     max_image_pixels = MAX_IMAGE_PIXELS
     size_divisor = 16
     aspect_ratio_buckets = None
+
+
+class BeingVLImageProcessor(ChameleonPreprocessing, CheckpointPart, PilBackend):
+    """Chameleon's preprocessing by default, and its inverse.
+
+    Pictures come as PIL images, numpy or torch arrays (see `image_loading.eight_bits` for types and ranges),
+    paths, URLs, data URIs, base64, bytes, open files, rows of an `Image` column, or (nested) lists of these. Returns a `BatchFeature` with `pixel_values`, float32 (batch, 3, height, width).
+
+    Raises:
+        UnreadableImageError: (a ValueError) a picture cannot be read; the message names it.
+        ValueError: an option is out of range, or tensors are asked for and the sizes differ.
+    """
+
+    valid_kwargs = BeingVLImageProcessorKwargs
+    model_input_names = ["pixel_values"]  # noqa: RUF012
 
     _source: Origin | None = None
 

@@ -14,17 +14,14 @@ from typing import Any
 import numpy as np
 from PIL import Image
 from transformers.image_processing_utils import BatchFeature
-from transformers.image_utils import PILImageResampling
 from transformers.processing_utils import Unpack, VideosKwargs
 from transformers.video_processing_utils import BaseVideoProcessor
 from transformers.video_utils import VideoMetadata
 
 from ..hub.part import CheckpointPart
 from .image_loading import MAX_IMAGE_PIXELS
-from .image_processing_being_vl import BeingVLImageProcessor
+from .image_processing_being_vl import BeingVLImageProcessor, ChameleonPreprocessing
 from .video_loading import FrameMetadata, load_video, sample_indices
-
-_OWN = ("num_frames", "fps", "do_sample_frames", "timestamps", "key_frame_interval")
 
 
 class BeingVLVideosKwargs(VideosKwargs, total=False):
@@ -43,7 +40,7 @@ class BeingVLVideosKwargs(VideosKwargs, total=False):
     aspect_ratio_buckets: list[list[int]] | list[tuple[int, int]] | None
 
 
-class BeingVLVideoProcessor(CheckpointPart, BaseVideoProcessor):
+class BeingVLVideoProcessor(ChameleonPreprocessing, CheckpointPart, BaseVideoProcessor):
     """Samples frames, and preprocesses each as [`BeingVLImageProcessor`] does a picture.
 
     Videos come as paths, addresses, bytes, open files, rows of a `Video` column, arrays (T, height, width, 3) or
@@ -57,27 +54,11 @@ class BeingVLVideoProcessor(CheckpointPart, BaseVideoProcessor):
 
     valid_kwargs: Any = BeingVLVideosKwargs
 
-    resample = PILImageResampling.LANCZOS
-    image_mean = [1.0, 1.0, 1.0]  # noqa: RUF012
-    image_std = [1.0, 1.0, 1.0]  # noqa: RUF012
-    size = {"shortest_edge": 512}  # noqa: RUF012
-    default_to_square = False
-    crop_size = {"height": 512, "width": 512}  # noqa: RUF012
-    do_resize = True
-    do_center_crop = True
-    do_rescale = True
-    rescale_factor = 0.0078
-    do_normalize = True
-    do_convert_rgb = True
-    do_pad = False
     do_sample_frames = True
     num_frames = None
     fps = None
     timestamps = False
     key_frame_interval = None
-    max_image_pixels = MAX_IMAGE_PIXELS
-    size_divisor = 16
-    aspect_ratio_buckets = None
 
     def __init__(self, **kwargs: Unpack[BeingVLVideosKwargs]) -> None:
         super().__init__(**kwargs)

@@ -16,7 +16,7 @@ import torch
 
 from ..bpe.image_bpe import ImageBPE
 from ..bpe.placement import GridState
-from ..models.legal_logits import SPECIAL_IDS
+from ..models.configuration_being_vl import SPECIAL_IDS
 from ..vocabulary import VocabularyLayout
 
 Mode = Literal["text", "image", "interleaved"]

@@ -15,10 +15,9 @@ from pathlib import Path
 from typing import Any
 
 from ..files import new_folder, read_json, write_atomic, write_json
-from ..models.configuration_being_vl import ImageVocabularyConfig
+from ..models.configuration_being_vl import SPECIAL_IDS, ImageVocabularyConfig
 from ..models.families import family_of_checkpoint
 from ..models.language_model import BeingVLLanguageModel
-from ..models.legal_logits import SPECIAL_IDS
 from ..processing.tokenization_being_vl import BeingVLTokenizer
 
 ALLOWED_FILE = "allowed_token_ids.json"
