@@ -36,7 +36,7 @@ from ..processing.tokenization_being_vl import BeingVLTokenizer
 from .commit import CARD, CARD_MARK
 from .example import DRAWING, EXAMPLE
 from .facts import FACTS_FILE, CardFacts, read_facts, read_mapping
-from .folder import ENTRIES_FOLDER, folder_kind, read_weights
+from .folder import ENTRIES_FOLDER, Kind, folder_kind, read_weights
 from .part import VQ_FOLDER
 
 _TEMPLATES = Path(__file__).parent / "templates"
@@ -65,8 +65,10 @@ _LABELS = {
 
 def card_text(folder: Path, facts: CardFacts | None = None) -> str:
     """The card of a folder, whatever it holds."""
-    facts = read_facts(folder) if facts is None else facts
-    kind = folder_kind(folder)
+    return _text(folder, read_facts(folder) if facts is None else facts, folder_kind(folder))
+
+
+def _text(folder: Path, facts: CardFacts, kind: Kind) -> str:
     with reading(folder):
         if kind == "checkpoint":
             return _checkpoint_card(folder, facts)
@@ -84,8 +86,9 @@ def write_card(folder: Path, facts: CardFacts | None = None) -> list[str]:
     if facts is not None and facts != CardFacts():
         files[FACTS_FILE] = facts.to_yaml()
     facts = read_facts(folder) if facts is None else facts
-    files[CARD] = card_text(folder, facts)
-    if folder_kind(folder) == "checkpoint":
+    kind = folder_kind(folder)
+    files[CARD] = _text(folder, facts, kind)
+    if kind == "checkpoint":
         entries = eval_result_files(_results(folder, facts))
         if not (folder / ENTRIES_FOLDER).resolve().is_relative_to(folder.resolve()):
             raise ValueError(

@@ -122,14 +122,15 @@ def _read_variant(folder: Path, variant: str) -> Weights:
     )
 
 
-def check_whole(folder: Path) -> None:
-    """Fails on what could not be loaded from a repository as it can be here.
+def check_whole(folder: Path) -> Kind:
+    """What a folder holds; fails on what could not be loaded from a repository as it can be here.
 
     A checkpoint must have all its parts, and these must belong together: sizes of the vocabulary in
     configuration, weights, tokenizer and image BPE, and the codebook of the VQ model. A VQ model, a
     vocabulary and code shards are checked by themselves.
     """
-    match folder_kind(folder):
+    kind = folder_kind(folder)
+    match kind:
         case "checkpoint":
             with reading(folder):
                 _check_checkpoint(folder)
@@ -144,6 +145,7 @@ def check_whole(folder: Path) -> None:
                 f"{folder} has parts of a checkpoint but no config.json: push the whole checkpoint, or the "
                 "part with its own push_to_hub"
             )
+    return kind
 
 
 def _check_checkpoint(folder: Path) -> None:
@@ -176,7 +178,7 @@ def _check_checkpoint(folder: Path) -> None:
         ("model.embed_tokens.weight: the number of rows", config.vocab_size, rows),
         (
             f"{VQ_FOLDER}/config.json: num_embeddings",
-            layout.codebook_size,
+            bpe.quantizer_codebook_size,
             vq_config.num_embeddings,
         ),
     ):
@@ -208,8 +210,7 @@ class Plan:
 @contextmanager
 def planned(folder: Path, include: Sequence[str] = ()) -> Iterator[Plan]:
     """Check a folder, and list what of it goes; a card that is missing is made, outside of the folder."""
-    kind = folder_kind(folder)
-    check_whole(folder)
+    kind = check_whole(folder)
     patterns = CODES_PATTERNS if kind == "codes" else PATTERNS
     files = folder_files(folder, (*patterns, *include))
     for pattern in include:

@@ -17,12 +17,14 @@ from PIL import Image
 from publish_fixtures import RESULT, published_checkpoint, write_result
 from stand_in.validation import card_errors
 from transformers import AutoModel, AutoModelForCausalLM
+from video_fixtures import video_checkpoint
 
 from being_vl import BeingVLProcessor
 from being_vl.cli import main
 from being_vl.codes.shards import ShardInfo, write_shard
 from being_vl.files import Result
 from being_vl.hub.card import card_text, load_results, write_card
+from being_vl.hub.checkpoint import save_checkpoint
 from being_vl.hub.commit import folder_files, matches, replaced
 from being_vl.hub.facts import CardFacts, read_facts
 from being_vl.hub.folder import check_whole, folder_kind, planned
@@ -48,6 +50,17 @@ def test_a_whole_checkpoint_passes(checkpoint: Path) -> None:
     assert len(list(checkpoint.glob("model-*.safetensors"))) > 1
     assert folder_kind(checkpoint) == "checkpoint"
     check_whole(checkpoint)
+
+
+def test_a_checkpoint_with_a_repeat_code_passes(tmp_path: Path) -> None:
+    """Its vocabulary has one code more than its quantizer."""
+    save_checkpoint(*video_checkpoint(), tmp_path / "videos")
+    with planned(tmp_path / "videos") as plan:
+        assert "model.safetensors" in plan.files
+    path = tmp_path / "videos" / "vq_model" / "config.json"
+    change(path, num_embeddings=json.loads(path.read_text())["num_embeddings"] + 1)
+    with pytest.raises(ValueError, match="num_embeddings is"):
+        check_whole(tmp_path / "videos")
 
 
 def cut(path: Path) -> None:
