@@ -125,24 +125,25 @@ def _reconstructed(args: Namespace, data: Path | None, output: Path) -> Result |
 
     from ..evaluation.easyvqa import load_easyvqa
     from ..evaluation.reconstruction import evaluate_reconstruction, images_below
-    from ..evaluation.tasks import limited_dataset
+    from ..evaluation.tasks import limited_dataset, named
     from ..files import result_path
 
     state = PartialState(cpu=args.device == "cpu")
     if not state.is_main_process:
         return None
     if data is None:
-        images = list(load_easyvqa("test").image_paths.values())
+        task, images = RECONSTRUCTION, list(load_easyvqa("test").image_paths.values())
         dataset = {"name": "easy-VQA", "id": None, "split": "test"}
     else:
         images = images_below(data)
         dataset = {"name": data.resolve().name, "id": None, "split": None}
+        task = named(RECONSTRUCTION, data.resolve().name)
         looks = [(os.path.relpath(path, data), os.path.getsize(path)) for path in images]
         dataset["digest"] = hashlib.sha256(json.dumps(looks).encode()).hexdigest()[:16]
     if args.limit is not None:
         images = images[: args.limit]
         dataset = limited_dataset(dataset, len(images))
-    result_path(output, RECONSTRUCTION, dataset, "being_vl")  # said now, not after the work
+    result_path(output, task, dataset, "being_vl")  # said now, not after the work
     with reading(args.checkpoint):
         processor = AutoProcessor.from_pretrained(
             args.checkpoint, vq_device=args.device or state.device
@@ -152,6 +153,7 @@ def _reconstructed(args: Namespace, data: Path | None, output: Path) -> Result |
             processor,
             images,
             dataset=dataset,
+            task=task,
             rfid_weights=args.rfid_weights,
             batch_size=args.batch_size,
             progress=bar.update,

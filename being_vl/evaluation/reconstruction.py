@@ -21,7 +21,6 @@ from ..processing.processing_being_vl import BeingVLProcessor
 from ..quantizers.metrics import PixelScale, ReconstructionMetrics, inception_network
 from ..quantizers.quantizing import encode_by_size, read_pixels
 from .results import hardware
-from .tasks import named
 
 _SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff")
 
@@ -40,11 +39,15 @@ def evaluate_reconstruction(
     images: Sequence[str],
     *,
     dataset: dict[str, str | None],
+    task: str = "reconstruction",
     rfid_weights: str | None = None,
     batch_size: int = 32,
     progress: Callable[[int], Any] = lambda count: None,
 ) -> Result:
     """Quantize images, reconstruct them, and encode their codes with 0, 1, 2, 4, … and all merges.
+
+    Args:
+        task: the name of the result, and so of its file.
 
     Returns:
         `psnr` (dB), `psnr_per_image`, `ssim`, `code_usage` (share), `perplexity`, `rfid` where weights are given;
@@ -70,9 +73,8 @@ def evaluate_reconstruction(
         progress(len(paths))
     curve = tokens_by_merges(bpe, grids)
     values = metrics.compute() | {f"tokens_per_image/{n}": mean for n, mean in curve.items()}
-    name = str(dataset["name"])
     return Result(
-        task=named("reconstruction", name) if dataset["split"] is None else "reconstruction",
+        task=task,
         dataset=dataset,
         metrics=values,
         num_examples=len(images),

@@ -419,6 +419,19 @@ def test_reconstruction(checkpoint, tmp_path):
     assert 0 <= result.metrics["ssim"] <= 1
 
 
+def test_reconstruction_of_a_folder_bears_its_name(checkpoint, tmp_path):
+    for name in ("a", "b"):
+        (tmp_path / name).mkdir()
+        for color in COLORS:
+            draw(tmp_path / name / f"{color}.png", color)
+    for name, limit in (("a", []), ("b", ["--limit", "1"])):
+        options = ["--data", str(tmp_path / name), "--output", str(tmp_path / "out"), *limit]
+        words = ["eval", str(checkpoint), "--tasks", "reconstruction", "--device", "cpu", *options]
+        assert main(words) == 0
+    counts = {result.task: result.num_examples for result in load_results(tmp_path / "out")}
+    assert counts == {"reconstruction-a": len(COLORS), "reconstruction-b": 1}
+
+
 def test_more_merges_never_make_more_tokens():
     _, processor = tiny_checkpoint()
     grids = [np.zeros((4, 4), np.int32), np.ones((2, 6), np.int32)]
