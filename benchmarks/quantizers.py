@@ -66,12 +66,12 @@ def fit_patches_1024(
     """The patch quantizer with as many codes as the others; `train-vq` has no option for it."""
     from being_vl import BeingVLPatchVQConfig
     from being_vl.data.quantizing import FolderSource
-    from being_vl.hub.checkpoint import default_image_processor
     from being_vl.quantizers.metrics import (
         PixelScale,
         ReconstructionMetrics,
         evaluate_reconstruction,
     )
+    from being_vl.quantizers.quantizer import default_image_processor
     from being_vl.training.vq.data import SourceImages
     from being_vl.training.vq.presets import fit_patch_vq
 

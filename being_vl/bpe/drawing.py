@@ -175,6 +175,12 @@ def save_animation(
     )
 
 
+def enlarged(image: Image.Image, least: int) -> Image.Image:
+    """A small image in whole multiples of its size, its smaller side `least` pixels or more, so that cells stay sharp."""
+    scale = max(1, -(-least // min(image.size)))
+    return image.resize((image.width * scale, image.height * scale), Image.Resampling.NEAREST)
+
+
 def side_by_side(images: Sequence[Image.Image], titles: Sequence[str]) -> Image.Image:
     """Images of one height next to each other, each under its title."""
     height = max(image.height for image in images)

@@ -156,45 +156,29 @@ def _inspect_image(args: Namespace, bpe: ImageBPE) -> tuple[dict[str, Any], list
 def _pixels(args: Namespace) -> Callable[[np.ndarray], np.ndarray]:
     """Codes (h, w) → uint8 (h × d, w × d, 3), by the decoder of the quantizer."""
     import numpy as np
-    import torch
+
+    from ..quantizers.quantizing import reconstruct
 
     model, processor = _quantizer(args)
-
-    @torch.inference_mode()
-    def decode(codes: np.ndarray) -> np.ndarray:
-        grid = torch.as_tensor(codes, dtype=torch.long, device=model.device)
-        return np.asarray(processor.postprocess(model.decode(grid[None]))[0])
-
-    return decode
+    return lambda codes: np.asarray(reconstruct(codes, model, processor))
 
 
 def _inspect_video(args: Namespace, bpe: ImageBPE) -> tuple[dict[str, Any], list[str]]:
     import numpy as np
-    import torch
-    from PIL import Image
 
-    from ..bpe.drawing import contact_sheet, draw_tokens, save_animation, token_map
+    from ..bpe.drawing import contact_sheet, draw_tokens, enlarged, save_animation, token_map
     from ..bpe.repeats import encode_frames
-    from ..quantizers.quantizing import quantize
+    from ..quantizers.quantizing import quantize, reconstruct
     from ..quantizers.video_loading import load_video
 
     frames, metadata = load_video(args.video, fps=args.fps, num_frames=args.num_frames)
     model, processor = _quantizer(args)
     codes = np.stack(quantize(list(frames), model, processor))
-    with torch.inference_mode():
-        grids = torch.as_tensor(codes, dtype=torch.long, device=model.device)
-        images = processor.postprocess(
-            torch.cat([model.decode(grid[None]).float().cpu() for grid in grids])
-        )
+    images = [reconstruct(frame, model, processor) for frame in codes]
     ids = encode_frames(bpe, codes)
     height, width = codes.shape[1:]
-    scale = max(1, -(-160 // min(images[0].size)))
-    size = (images[0].width * scale, images[0].height * scale)
     drawn = [
-        draw_tokens(
-            image.resize(size, Image.Resampling.NEAREST),
-            token_map(bpe, own.tolist(), height, width),
-        )
+        draw_tokens(enlarged(image, 160), token_map(bpe, own.tolist(), height, width))
         for image, own in zip(images, ids, strict=True)
     ]
     counts = [len(own) for own in ids]

@@ -18,7 +18,7 @@ from jsonargparse import Namespace
 from jsonargparse.typing import NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 
 from ..files import locked, read_yaml, refuse_others, write_atomic
-from .options import add, add_source, answer, flag, open_source, option, options
+from .options import add, add_source, answer, flag, open_source, option, options, refuse_used
 from .parsing import Parser
 
 if TYPE_CHECKING:
@@ -192,8 +192,8 @@ def _resolve(args: Namespace) -> Any:
 
 
 def _fit_patches(args: Namespace, config: Any, output: Path) -> None:
-    from ..hub.checkpoint import default_image_processor
     from ..quantizers.metrics import PixelScale, ReconstructionMetrics, evaluate_reconstruction
+    from ..quantizers.quantizer import default_image_processor
     from ..training.vq.presets import fit_patch_vq
 
     started = time.perf_counter()
@@ -216,9 +216,8 @@ def _claim(args: Namespace, output: Path) -> None:
     """Save the configuration; refuse a folder with another run in it."""
     path = output / _CONFIG_FILE
     text = make_parser().dump(args)
+    refuse_used(args, output, _CONFIG_FILE)
     if path.exists():
-        if not args.resume:
-            raise ValueError(f"--output {output}: holds a run, and --resume is false")
         found, wanted = read_yaml(path), yaml.safe_load(text)
         refuse_others(path, found, wanted, _FIXED, "a run continues with what it began with")
     write_atomic(path, text)
@@ -229,9 +228,9 @@ def _make_trainer(
 ) -> tuple[VQTrainer, BeingVLImageProcessor]:
     from transformers import set_seed
 
-    from ..hub.checkpoint import default_image_processor
     from ..quantizers.metrics import PixelScale, ReconstructionMetrics, inception_network
     from ..quantizers.modeling_being_vl_vq import BeingVLVQModel
+    from ..quantizers.quantizer import default_image_processor
     from ..training.vq.losses import load_perceptual_loss
     from ..training.vq.module import VQLossConfig, VQTrainingModule
     from ..training.vq.trainer import VQTrainer

@@ -20,10 +20,11 @@ try:
 except ImportError as missing:
     raise ImportError('the demo needs gradio: pip install "being-vl[demo]"') from missing
 
+from ..bpe.drawing import enlarged
 from ..processing.processing_being_vl import BeingVLProcessor
 from ..quantizers.image_loading import load_image
 from .conversation import Chat, Speaker
-from .tokens import LABELS, enlarged, view_tokens
+from .tokens import LABELS, MIN_SIDE, view_tokens
 
 # Of growing tokens: from grey to red. Fixed, so that a size has one colour whatever the image.
 _COLOURS = dict(
@@ -80,7 +81,7 @@ def _tokens_tab(processor: BeingVLProcessor) -> None:
         except Exception as error:  # whatever an image or a quantizer raises, a person reads it
             raise _shown(error) from error
         seen = codes, processor.reconstruct(codes)
-        return seen, enlarged(seen[1]), *show(seen, num_merges)
+        return seen, enlarged(seen[1], MIN_SIDE), *show(seen, num_merges)
 
     def show(seen: tuple[np.ndarray, Image.Image] | None, num_merges: float) -> tuple[Any, str]:
         """The same image (its codes and its reconstruction) with another number of merges."""

@@ -8,7 +8,7 @@ from functools import lru_cache
 import numpy as np
 from PIL import Image
 
-from ..bpe.drawing import draw_tokens, token_map
+from ..bpe.drawing import draw_tokens, enlarged, token_map
 from ..bpe.image_bpe import ImageBPE
 
 # Tokens are coloured by their number of cells: (the most cells, label).
@@ -57,16 +57,9 @@ def view_tokens(
     ids = part.encode(codes)
     owner = token_map(part, ids.tolist(), *codes.shape)  # (h, w): which token covers a cell
     cells = np.bincount(owner.reshape(-1), minlength=len(ids))[owner]  # (h, w): its number of cells
-    image = enlarged(reconstruction)
+    image = enlarged(reconstruction, MIN_SIDE)
     kinds = np.searchsorted([most for most, _ in _CLASSES], cells)
     rows = np.arange(image.height) * codes.shape[0] // image.height
     cols = np.arange(image.width) * codes.shape[1] // image.width
     areas = [((kinds == kind)[rows][:, cols], LABELS[kind]) for kind in np.unique(kinds).tolist()]
     return TokenView(draw_tokens(image, owner), areas, len(ids), codes.size)
-
-
-def enlarged(image: Image.Image) -> Image.Image:
-    """A small image in whole multiples of its size, so that cells stay sharp."""
-    scale = max(1, -(-MIN_SIDE // min(image.size)))
-    size = (image.width * scale, image.height * scale)
-    return image.resize(size, Image.Resampling.NEAREST)

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from ..files import read_json
+from ..files import read_json, read_text
 
 # Questions and answers of a whole benchmark; those of VQA v2 are the largest.
 _MAX_BYTES = 1 << 29
@@ -109,7 +109,7 @@ def read_mme(data: Path, images: Path | None) -> list[Example]:
     for folder in sorted(path for path in _listed(data) if path.is_dir()):
         inner = folder / "questions_answers_YN"
         for path in sorted((inner if inner.is_dir() else folder).glob("*.txt")):
-            lines = [line for line in _text(path).splitlines() if line.strip()]
+            lines = [line for line in read_text(path, _MAX_BYTES).splitlines() if line.strip()]
             if len(lines) != 2:
                 raise ValueError(f"{path}: must hold two questions, a line each, got {len(lines)}")
             around = images / folder.name if images else folder
@@ -236,13 +236,6 @@ def _entries(content: Any, name: str, path: Path) -> Iterator[tuple[str, Any]]:
         yield f"{path}: {name}[{number}]", entry
 
 
-def _text(path: Path) -> str:
-    try:
-        return path.read_text("utf-8")
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{path}: not a text in UTF-8: {error}") from None
-
-
 def _json(path: Path) -> Any:
     return read_json(path, _MAX_BYTES, max_values=_MAX_VALUES)
 
@@ -257,7 +250,7 @@ def _list(path: Path) -> list[Any]:
 def read_json_lines(path: Path) -> list[Any]:
     """A JSON value a line; blank lines are passed over."""
     entries = []
-    for number, line in enumerate(_text(path).splitlines(), 1):
+    for number, line in enumerate(read_text(path, _MAX_BYTES).splitlines(), 1):
         if line.strip():
             try:
                 entries.append(json.loads(line))

@@ -50,7 +50,7 @@ def check_base(base: str | os.PathLike, *, chat_template: str | None = None) -> 
     tokenizer = BeingVLTokenizer.from_text_tokenizer(
         text_tokenizer, ImageBPE(np.empty((0, 4), np.int32), 1)
     )
-    rows = base_config(base).vocab_size
+    rows = base_config(base, family).vocab_size
     if tokenizer.layout.text_size > rows:
         raise ValueError(
             f"{base}: its tokenizer has {tokenizer.layout.text_size} ids, but its matrices have {rows} rows"

@@ -38,13 +38,13 @@ def base_family(base: str | os.PathLike) -> families.Family:
     return families.family_of_base(config, os.fspath(base))
 
 
-def base_config(base: str | os.PathLike) -> PreTrainedConfig:
-    """The configuration of a text model, in its family's stock class.
+def base_config(base: str | os.PathLike, family: families.Family) -> PreTrainedConfig:
+    """The configuration of a text model of that family, in its stock class.
 
     Raises:
-        ValueError, OSError: as of `base_family`.
+        OSError: there is no such model.
     """
-    stock = getattr(transformers, base_family(base).stock_class)
+    stock = getattr(transformers, family.stock_class)
     source, gguf = _place(base)
     return stock.config_class.from_pretrained(source, **gguf)
 

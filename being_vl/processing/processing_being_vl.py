@@ -22,7 +22,7 @@ from transformers.utils import cached_file
 
 from ..bpe.grids import check_codes, check_integers
 from ..hub.part import VQ_FOLDER, CheckpointPart, Origin, absolute_folder, pinned
-from ..quantizers.quantizing import LazyVQ, quantize
+from ..quantizers.quantizing import LazyVQ, quantize, reconstruct
 from ..quantizers.video_processing_being_vl import BeingVLVideosKwargs
 from ..vocabulary import VocabularyLayout
 from .chat_messages import checked_messages, require_sanitizing
@@ -163,11 +163,9 @@ class BeingVLProcessor(VideoMixin, CheckpointPart, ProcessorMixin):
         """Pixels → codes: one int32 array (h, w) for each image, in order."""
         return quantize(images, self.vq_model, self.image_processor, **images_kwargs)
 
-    @torch.inference_mode()
     def reconstruct(self, codes: Any) -> Image.Image:
         """Codes (h, w) → the image that the VQ model makes of them."""
-        grid = torch.as_tensor(_integers(codes, "codes"), device=self.vq_model.device)
-        return self.image_processor.postprocess(self.vq_model.decode(grid[None]))[0]
+        return reconstruct(_integers(codes, "codes"), self.vq_model, self.image_processor)
 
     # ---- text and images → ids: transformers' call, and its hooks
 

@@ -6,12 +6,11 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import torch
 from PIL import Image
 
-from ..bpe.drawing import draw_tokens, side_by_side, token_map
+from ..bpe.drawing import draw_tokens, enlarged, side_by_side, token_map
 from ..bpe.image_bpe import ImageBPE
-from ..quantizers.quantizing import quantize
+from ..quantizers.quantizing import quantize, reconstruct
 
 _LEAST_SIDE = 320  # pixels of a panel; smaller images are enlarged without smoothing
 
@@ -48,14 +47,11 @@ def token_drawing(
     (codes,) = quantize([image], vq_model, image_processor)
     ids = bpe.encode(codes)
     height, width = codes.shape
-    with torch.inference_mode():
-        grid = torch.as_tensor(codes, dtype=torch.long, device=vq_model.device)
-        pixels = vq_model.decode(grid[None]).float().cpu()
-    seen = np.asarray(image_processor([image])["pixel_values"][0])[None]
-    panels = [image_processor.postprocess(values)[0] for values in (seen, pixels)]
-    scale = max(1, -(-_LEAST_SIDE // min(panels[0].size)))
-    size = (panels[0].width * scale, panels[0].height * scale)
-    panels = [panel.resize(size, Image.Resampling.NEAREST) for panel in panels]
+    (seen,) = image_processor.postprocess(np.asarray(image_processor([image])["pixel_values"][0]))
+    panels = [
+        enlarged(panel, _LEAST_SIDE)
+        for panel in (seen, reconstruct(codes, vq_model, image_processor))
+    ]
     panels.append(draw_tokens(panels[1], token_map(bpe, ids.tolist(), height, width)))
     titles = ("as it is quantized", f"{height} x {width} codes", f"{len(ids)} tokens")
     return TokenDrawing(side_by_side(panels, titles), codes, ids)

@@ -19,7 +19,7 @@ from transformers.processing_utils import MultiModalData
 
 from ..bpe.placement import GridState
 from ..bpe.repeats import decode_frames, encode_frames
-from ..quantizers.quantizing import encode_by_size
+from ..quantizers.quantizing import encode_in_order
 from ..quantizers.video_processing_being_vl import BeingVLVideoProcessor, as_metadata, flat_videos
 from .grid_inputs import flatten, is_nested
 from .tokenization_being_vl import visual_token
@@ -116,12 +116,7 @@ class VideoMixin:
             with torch.inference_mode():
                 values = torch.as_tensor(pixels).to(model.device, model.dtype)
                 return model.encode_video(values).cpu().numpy().astype(np.int32)
-        frames: dict[int, np.ndarray] = {}
-        for indices, _, codes in encode_by_size(
-            enumerate(pixels), model, batch_size=8, name=lambda index: f"frame {index}"
-        ):
-            frames.update(zip(indices, codes.cpu().numpy().astype(np.int32), strict=True))
-        return np.stack([frames[index] for index in range(len(pixels))])
+        return np.stack(encode_in_order(list(pixels), model, what="frame"))
 
     # ---- codes → text
 

@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import os
 import zlib
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, TypeVar
 
 import numpy as np
+import PIL.Image
 import torch
 from transformers import AutoConfig, AutoModel, PreTrainedModel
 from transformers.image_utils import make_flat_list_of_images
@@ -50,12 +51,26 @@ def quantize(
     """
     images = make_flat_list_of_images(processor.fetch_images(images))
     pixels = processor(images, **options)["pixel_values"]
+    return encode_in_order(pixels, model, what="image", batch_size=batch_size)
+
+
+def encode_in_order(
+    pixels: Sequence[Any], model: Any, *, what: str, batch_size: int = _BATCH_SIZE
+) -> list[np.ndarray]:
+    """Pixel values (3, height, width) of several sizes → codes, int32 (h, w), in order; errors say `what` and where."""
     grids: dict[int, np.ndarray] = {}
     for indices, _, codes in encode_by_size(
-        enumerate(pixels), model, batch_size=batch_size, name=lambda index: f"image {index}"
+        enumerate(pixels), model, batch_size=batch_size, name=lambda index: f"{what} {index}"
     ):
         grids.update(zip(indices, codes.cpu().numpy().astype(np.int32), strict=True))
     return [grids[index] for index in range(len(pixels))]
+
+
+@torch.inference_mode()
+def reconstruct(codes: Any, model: Any, processor: BeingVLImageProcessor) -> PIL.Image.Image:
+    """Codes (h, w) → the image that the quantizer makes of them."""
+    grid = torch.as_tensor(codes, dtype=torch.long, device=model.device)
+    return processor.postprocess(model.decode(grid[None]))[0]
 
 
 def read_pixels(

@@ -18,9 +18,9 @@ _FIT_IMAGES = 1000
 
 def fit_patch_quantizer(images: Path, target: Path, *, seed: int) -> None:
     """Fit `BeingVLPatchVQModel` on PNGs and save it with its image processor."""
-    from ..hub.checkpoint import default_image_processor
     from ..quantizers.image_loading import load_image
     from ..quantizers.modeling_being_vl_patch_vq import BeingVLPatchVQConfig, BeingVLPatchVQModel
+    from ..quantizers.quantizer import default_image_processor
 
     paths = sorted(images.iterdir(), key=lambda path: int(path.stem))
     chosen = paths[:: max(1, len(paths) // _FIT_IMAGES)]
