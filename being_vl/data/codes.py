@@ -86,6 +86,14 @@ class CodeIndex:
             found[name] = np.stack(shards[video.start : video.stop]), video.times  # type: ignore[index]
         return found
 
+    def nearest(self, name: str) -> str | None:
+        """The id that is most like one that is not there: of the same file name, else alike."""
+        ids = [*self._videos[1], *CodeShards(self.files).image_ids()]
+        stem = PurePosixPath(normal_id(name)).stem
+        same = [known for known in ids if PurePosixPath(known).stem == stem]
+        close = same or difflib.get_close_matches(name, ids[:20_000], n=1, cutoff=0.6)
+        return close[0] if close else None
+
 
 def build_index(
     folders: Sequence[str],
@@ -153,15 +161,6 @@ def positions_of(shards: CodeShards) -> dict[str, dict[str, Any]]:
             if isinstance(columns, list) and len(columns) == 2 and columns[1] is None:
                 found[str(folder)] = source
     return found
-
-
-def nearest_id(shards: CodeShards, image_id: str) -> str | None:
-    """The id that is most like one that is not there: of the same file name, else alike."""
-    ids = [*shards.image_ids(), *(video.video_id for video in shards.videos())]
-    stem = PurePosixPath(normal_id(image_id)).stem
-    same = [known for known in ids if PurePosixPath(known).stem == stem]
-    close = same or difflib.get_close_matches(image_id, ids[:20_000], n=1, cutoff=0.6)
-    return close[0] if close else None
 
 
 def normal_id(image_id: str, root: str = "") -> str:

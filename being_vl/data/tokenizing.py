@@ -20,12 +20,11 @@ from typing import Any, Literal, NoReturn
 import numpy as np
 from jinja2 import TemplateError
 
-from ..codes.shards import CodeShards
 from ..files import locked, write_atomic
 from ..processing.control_tokens import ControlTokens
 from ..processing.processing_being_vl import BeingVLProcessor
 from ..quantizers.video_loading import FrameMetadata
-from .codes import CodeIndex, build_index, codes_identity, nearest_id, normal_id, positions_of
+from .codes import CodeIndex, build_index, codes_identity, normal_id, positions_of
 from .conversations import Conversation, parse_sample
 from .identity import compare, processor_identity
 from .quantizing.decoding import end_with_parent
@@ -215,7 +214,7 @@ class ChunkTokenizer:
     def _nearest(self, image_id: str) -> str:
         if self._index is None:
             return ""
-        near = nearest_id(CodeShards(self._index.files), image_id)
+        near = self._index.nearest(image_id)
         hint = f" (the nearest known id is {near!r}; --image-root, --id-column)"
         return "" if near is None else hint
 

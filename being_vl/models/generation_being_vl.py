@@ -146,7 +146,7 @@ class BeingVLGenerationMixin:
         if generation_mode in (None, "text"):
             # An assistant model is handed the main model's processors, and follows its mode.
             if not any(isinstance(p, ImageGridLogitsProcessor) for p in processors):
-                processors.append(self._text_only())
+                processors.append(TextOnlyLogitsProcessor(self.config))
             return super().generate(inputs, generation_config, processors, *args, **kwargs)
 
         settings = _Settings(generation_config, self.generation_config, kwargs)
@@ -184,9 +184,6 @@ class BeingVLGenerationMixin:
             )
         )
         return super().generate(inputs, settings.config, processors, *args, **settings.kwargs)
-
-    def _text_only(self) -> TextOnlyLogitsProcessor:
-        return TextOnlyLogitsProcessor(self.config)
 
     def _check_num_frames(self, num_frames: int) -> int:
         if num_frames < 1:

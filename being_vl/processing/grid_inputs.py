@@ -12,6 +12,8 @@ from typing import Any
 import numpy as np
 import torch
 
+from ..bpe.grids import check_integers
+
 
 def nested_grids(value: Any) -> list[Any]:
     """Arrays, tensors and nested lists of codes → a list of grids, or of lists of grids.
@@ -39,6 +41,14 @@ def flatten(images: Any) -> list[Any]:
     if isinstance(images, (list, tuple)):
         return [image for item in images for image in flatten(item)]
     return [images]
+
+
+def integers(values: Any, name: str) -> np.ndarray:
+    """int64 of whatever holds integers; a cast of anything else would round without a word."""
+    array = np.asarray(values.cpu() if isinstance(values, torch.Tensor) else values)
+    if array.size:
+        check_integers(array, name)
+    return array.astype(np.int64)
 
 
 def is_nested(images: Sequence[Any]) -> bool:

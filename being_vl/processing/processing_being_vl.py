@@ -20,14 +20,14 @@ from transformers import BatchFeature, ProcessorMixin
 from transformers.processing_utils import MultiModalData, ProcessingKwargs, TextKwargs
 from transformers.utils import cached_file
 
-from ..bpe.grids import check_codes, check_integers
+from ..bpe.grids import check_codes
 from ..hub.part import VQ_FOLDER, CheckpointPart, Origin, absolute_folder, pinned
 from ..quantizers.quantizing import LazyVQ, quantize, reconstruct
 from ..quantizers.video_processing_being_vl import BeingVLVideosKwargs
 from ..vocabulary import VocabularyLayout
 from .chat_messages import checked_messages, require_sanitizing
 from .control_tokens import alone, check_sanitized
-from .grid_inputs import flatten, is_nested, nested_grids
+from .grid_inputs import flatten, integers, is_nested, nested_grids
 from .template_limits import limited_template
 from .tokenization_being_vl import visual_token
 from .videos import Clips, VideoMixin, nested_clips
@@ -74,14 +74,6 @@ def _as_arrays(inputs: dict[str, Any]) -> dict[str, Any]:
         if isinstance(rows, list) and len({*map(len, rows)}) == 1:
             columns[name] = np.asarray(rows, dtype=np.int64)
     return columns
-
-
-def _integers(values: Any, name: str) -> np.ndarray:
-    """int64 of whatever holds integers; a cast of anything else would round without a word."""
-    array = np.asarray(values.cpu() if isinstance(values, torch.Tensor) else values)
-    if array.size:
-        check_integers(array, name)
-    return array.astype(np.int64)
 
 
 def _has_vq_model(where: str, options: dict[str, Any]) -> bool:
@@ -165,7 +157,7 @@ class BeingVLProcessor(VideoMixin, CheckpointPart, ProcessorMixin):
 
     def reconstruct(self, codes: Any) -> Image.Image:
         """Codes (h, w) → the image that the VQ model makes of them."""
-        return reconstruct(_integers(codes, "codes"), self.vq_model, self.image_processor)
+        return reconstruct(integers(codes, "codes"), self.vq_model, self.image_processor)
 
     # ---- text and images → ids: transformers' call, and its hooks
 
@@ -442,7 +434,7 @@ class BeingVLProcessor(VideoMixin, CheckpointPart, ProcessorMixin):
         visual: bool = False,
     ) -> np.ndarray:
         """The ids of one image → its grid of codes, int32 (h, w); see [`decode_image`]."""
-        ids = _integers(ids, "ids").reshape(-1)
+        ids = integers(ids, "ids").reshape(-1)
         layout, bpe = self._layout, self.tokenizer.image_bpe
         if len(ids) and not visual:
             start = int(ids[0] == self.boi_token_id)
@@ -549,7 +541,7 @@ class BeingVLProcessor(VideoMixin, CheckpointPart, ProcessorMixin):
 
     def _split_images(self, row: Any) -> list[tuple[bool, np.ndarray]]:
         """Runs of image tokens and runs of other tokens, in order."""
-        ids = _integers(row, "generated_outputs")
+        ids = integers(row, "generated_outputs")
         is_image = (ids >= self._layout.first_code_id) & (ids < self._layout.size)
         bounds = np.flatnonzero(np.diff(is_image)) + 1
         return [

@@ -21,7 +21,7 @@ from ..bpe.placement import GridState
 from ..bpe.repeats import decode_frames, encode_frames
 from ..quantizers.quantizing import encode_in_order
 from ..quantizers.video_processing_being_vl import BeingVLVideoProcessor, as_metadata, flat_videos
-from .grid_inputs import flatten, is_nested
+from .grid_inputs import flatten, integers, is_nested
 from .tokenization_being_vl import visual_token
 
 
@@ -246,7 +246,7 @@ class VideoMixin:
         visual: bool = False,
     ) -> np.ndarray:
         """The ids of one video → its codes, int32 (T, h, w); see [`decode_video`]."""
-        ids = np.asarray(ids.cpu() if isinstance(ids, torch.Tensor) else ids, np.int64).reshape(-1)
+        ids = integers(ids, "ids").reshape(-1)
         layout, bpe = self._layout, self.tokenizer.image_bpe
         if not visual:
             ids = ids[(ids >= layout.first_code_id) & (ids < layout.size)] - layout.first_code_id
@@ -273,7 +273,7 @@ class VideoMixin:
 
     def _last_video(self, row: Any) -> np.ndarray | None:
         """The ids between the last begin of a video and its end; None where there is none."""
-        ids = np.asarray(row.cpu() if isinstance(row, torch.Tensor) else row, dtype=np.int64)
+        ids = integers(row, "generated_outputs")
         begins = np.flatnonzero(ids == self.bov_token_id)
         if not len(begins):
             return None

@@ -73,8 +73,8 @@ def load_image(
         return to_rgb(image, max_pixels=max_pixels, name=name)
 
 
-def download(url: str, *, max_bytes: int) -> bytes:
-    """The file at an http or https URL, read to a limit.
+def download(url: str, *, max_bytes: int, option: str | None = None) -> bytes:
+    """The file at an http or https URL, read to a limit, which follows from an `option` of the caller's.
 
     Raises:
         UnreadableImageError: silence for a minute, a status of failure, or more than `max_bytes`.
@@ -88,7 +88,9 @@ def download(url: str, *, max_bytes: int) -> bytes:
     except (OSError, HTTPException, ValueError) as error:
         raise UnreadableImageError(f"{shown(url)}: cannot be fetched: {error}") from error
     if len(content) > max_bytes:
-        raise UnreadableImageError(f"{shown(url)}: more than {max_bytes} bytes (max_image_pixels)")
+        raise UnreadableImageError(
+            f"{shown(url)}: more than {max_bytes} bytes" + (f" ({option})" if option else "")
+        )
     return content
 
 

@@ -158,7 +158,9 @@ class BeingVLImageProcessor(ChameleonPreprocessing, CheckpointPart, PilBackend):
             return super().fetch_images(source)
         if source.startswith(("http://", "https://")):
             # transformers would decode it whatever its size, and lay its transparency over black.
-            content = download(source, max_bytes=_BYTES_PER_PIXEL * max_pixels)
+            content = download(
+                source, max_bytes=_BYTES_PER_PIXEL * max_pixels, option="max_image_pixels"
+            )
             return load_image(content, max_pixels=max_pixels, name=source)
         if source.startswith("file://"):
             return load_image(url2pathname(urlsplit(source).path), max_pixels=max_pixels)
@@ -385,6 +387,16 @@ def _cover(shape: tuple[int, int], bucket: Any) -> SizeDict:
 def _common_size(images: list[np.ndarray], divisor: int) -> SizeDict:
     height, width = (max(image.shape[axis] for image in images) for axis in (-2, -1))
     return SizeDict(height=-(-height // divisor) * divisor, width=-(-width // divisor) * divisor)
+
+
+def check_cells(pixels: np.ndarray, downsampling: int, name: str) -> None:
+    """Fails where a quantizer cannot divide pixel values (…, height, width) into cells."""
+    height, width = pixels.shape[-2:]
+    if height % downsampling or width % downsampling:
+        raise ValueError(
+            f"{name}: height × width must be multiples of {downsampling} after preprocessing, got "
+            f"{height} × {width}"
+        )
 
 
 __all__ = ["BeingVLImageProcessor"]

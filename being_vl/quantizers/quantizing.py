@@ -21,7 +21,7 @@ from transformers.integrations import deepspeed as deepspeed_integration
 
 from .finite import NotFiniteError
 from .image_loading import MAX_IMAGE_PIXELS, ImageSource, load_image
-from .image_processing_being_vl import BeingVLImageProcessor
+from .image_processing_being_vl import BeingVLImageProcessor, check_cells
 
 Key = TypeVar("Key")
 
@@ -90,12 +90,7 @@ def read_pixels(
     limit = processor.max_image_pixels or MAX_IMAGE_PIXELS
     image = load_image(source, max_pixels=limit, name=name)
     pixels = processor(image, return_tensors="np")["pixel_values"][0]
-    height, width = pixels.shape[1:]
-    if height % downsampling or width % downsampling:
-        raise ValueError(
-            f"{name}: height × width must be multiples of {downsampling} after preprocessing, got "
-            f"{height} × {width}"
-        )
+    check_cells(pixels, downsampling, name)
     return pixels
 
 
@@ -176,6 +171,7 @@ class LazyVQ:
             source = (os.path.abspath(source[0]), source[1])
         self._source = source
         self._loaded_as: tuple[tuple[Any, ...], ...] | None = None
+        self._config: Any = None
         if model is not None:
             self._place()
 
@@ -208,8 +204,10 @@ class LazyVQ:
         """The model's config, read without its weights where they are not loaded yet."""
         if self._model is not None:
             return self._model.config
-        path, options = self._source_or_raise()
-        return AutoConfig.from_pretrained(path, **options)
+        if self._config is None:
+            path, options = self._source_or_raise()
+            self._config = AutoConfig.from_pretrained(path, **options)
+        return self._config
 
     @property
     def device(self) -> torch.device:
@@ -237,7 +235,7 @@ class LazyVQ:
         So a processor travels light to workers, and its fingerprint (`datasets` hashes this state) is the same
         before and after the model has loaded.
         """
-        state = dict(self.__dict__)
+        state = {**self.__dict__, "_config": None}
         if self._loaded_as is not None and self._loaded_as == self._checksums():
             state["_model"] = state["_loaded_as"] = None
         return state

@@ -15,12 +15,12 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, BinaryIO
 
-import fsspec
 import numpy as np
 import PIL.Image
 from transformers.video_utils import VideoMetadata
 
-from .image_loading import MAX_IMAGE_PIXELS, UnreadableImageError, shown, to_rgb
+from ..files import check_regular
+from .image_loading import MAX_IMAGE_PIXELS, UnreadableImageError, download, shown, to_rgb
 
 MAX_VIDEO_FRAMES = 1 << 17  # of a file; 72 minutes at 30 a second
 MAX_SAMPLED_BYTES = 1 << 31  # of the frames that are kept, 8 bits a value
@@ -171,16 +171,12 @@ def _opened(source: VideoSource, name: str | None) -> tuple[str, BinaryIO]:
     name = name or shown(path)
     try:
         if path.startswith(("http://", "https://")):
-            with fsspec.open(path, "rb") as remote:
-                content = remote.read(MAX_VIDEO_BYTES + 1)
-            if len(content) > MAX_VIDEO_BYTES:
-                raise UnreadableVideoError(f"{name}: more than {MAX_VIDEO_BYTES} bytes")
-            return name, io.BytesIO(content)
-        return name, open(path.removeprefix("file://"), "rb")
+            return name, io.BytesIO(download(path, max_bytes=MAX_VIDEO_BYTES))
+        path = path.removeprefix("file://")
+        check_regular(path)
+        return name, open(path, "rb")
     except (OSError, ValueError) as error:
-        if isinstance(error, UnreadableVideoError):
-            raise
-        reason = getattr(error, "strerror", None) or error
+        reason = str(getattr(error, "strerror", None) or error).removeprefix(f"{shown(path)}: ")
         raise UnreadableVideoError(f"{name}: not a readable video: {reason}") from error
 
 
@@ -197,8 +193,8 @@ def _read_pictures(file: BinaryIO, max_pixels: int) -> tuple[int, float | None, 
     total = getattr(image, "n_frames", 1)
     if total > MAX_VIDEO_FRAMES:
         raise UnreadableVideoError(f"more than {MAX_VIDEO_FRAMES} frames")
-    ends = [end for end, _ in zip(_ends(image), range(total), strict=False)]
-    rate = total / ends[-1] if ends and ends[-1] else None
+    end = max(_ends(image), default=0.0)
+    rate = total / end if end else None
     return total, rate, (image.height, image.width)
 
 

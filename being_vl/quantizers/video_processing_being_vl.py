@@ -20,7 +20,7 @@ from transformers.video_utils import VideoMetadata
 
 from ..hub.part import CheckpointPart
 from .image_loading import MAX_IMAGE_PIXELS
-from .image_processing_being_vl import BeingVLImageProcessor, ChameleonPreprocessing
+from .image_processing_being_vl import BeingVLImageProcessor, ChameleonPreprocessing, check_cells
 from .video_loading import FrameMetadata, load_video, sample_indices
 
 
@@ -78,10 +78,10 @@ class BeingVLVideoProcessor(ChameleonPreprocessing, CheckpointPart, BaseVideoPro
 
     def preprocess(self, videos: Any, **kwargs: Unpack[BeingVLVideosKwargs]) -> BatchFeature:
         """See the class; one video, or a list of them."""
-        unknown = sorted(kwargs.keys() - {*self.valid_kwargs.__annotations__, "return_tensors"})
+        names = self.valid_kwargs.__annotations__
+        unknown = sorted(kwargs.keys() - {*names, "return_tensors"})
         if unknown:
             raise ValueError(f"{unknown[0]} is no option of {type(self).__name__}")
-        names = self.valid_kwargs.__annotations__
         options: dict[str, Any] = {
             name: kwargs.get(name, getattr(self, name, None)) for name in names
         }
@@ -118,7 +118,7 @@ class BeingVLVideoProcessor(ChameleonPreprocessing, CheckpointPart, BaseVideoPro
         kept = BeingVLImageProcessor.valid_kwargs.__annotations__
         own = {name: options.get(name, getattr(self, name, None)) for name in kept}
         return BeingVLImageProcessor(
-            **{name: value for name, value in own.items() if value is not None or name == "fps"}
+            **{name: value for name, value in own.items() if value is not None}
         )
 
     def fetch_videos(self, video_url_or_urls: Any, sample_indices_fn: Any = None) -> Any:
@@ -137,7 +137,7 @@ def flat_videos(videos: Any) -> list[Any]:
     Raises:
         ValueError: none of these.
     """
-    return [video for video in _flattened(videos, 0)]
+    return _flattened(videos, 0)
 
 
 def _flattened(value: Any, depth: int) -> list[Any]:
@@ -239,12 +239,7 @@ def read_frames(
         name=name,
     )
     pixels = np.stack(processor.frame_processor()(list(frames))["pixel_values"])
-    height, width = pixels.shape[2:]
-    if height % downsampling or width % downsampling:
-        raise ValueError(
-            f"{name}: height × width must be multiples of {downsampling} after preprocessing, got "
-            f"{height} × {width}"
-        )
+    check_cells(pixels, downsampling, name)
     return pixels, tuple(metadata.timestamps)
 
 

@@ -17,6 +17,7 @@ from being_vl.bpe import decode_frames
 from being_vl.cli import main
 from being_vl.codes.shard_files import Frame, ShardInfo, write_shard
 from being_vl.codes.shards import CodeShards
+from being_vl.data.codes import CodeIndex, build_index
 from being_vl.hub.checkpoint import init_checkpoint, save_checkpoint
 
 
@@ -204,3 +205,18 @@ def test_shards_whose_frames_are_out_of_order(tmp_path) -> None:
         write_shard(tmp_path / "x.parquet", ["0", "1"], grids, ShardInfo(4), frames)
         with pytest.raises(ValueError, match=message):
             CodeShards(tmp_path / "x.parquet").videos()
+
+
+def test_the_nearest_id_beside_images(folder, tmp_path) -> None:
+    """A misspelt video is found among the videos where the index has images, too."""
+    grids = [np.zeros((GRID, GRID), np.uint8)] * 2
+    info = ShardInfo(codebook_size=CODEBOOK_SIZE, quantizer="q", source="s", last=True, skipped=())
+    (tmp_path / "images").mkdir()
+    write_shard(tmp_path / "images" / "codes-00000-0000.parquet", ["x.png", "y.png"], grids, info)
+    files = [*CodeShards(tmp_path / "images").files, *CodeShards(folder / "codes").files]
+    one, _ = build_index([str(folder / "codes")], tmp_path / "one.npy")
+    assert one.nearest("a.mp4") == "a.webp"
+    keys = np.empty(0, [("hash", np.uint64), ("place", np.int64)])
+    np.save(tmp_path / "keys.npy", keys)
+    both = CodeIndex(files, tmp_path / "keys.npy")
+    assert (both.nearest("a.mp4"), both.nearest("x.jpg")) == ("a.webp", "x.png")

@@ -231,3 +231,11 @@ def test_restored_codes_are_those_of_the_quantizer(processor) -> None:
     ends = [int(np.searchsorted(sizes, GRID * GRID * (t + 1))) + 1 for t in range(len(frames))]
     marked = bpe.decode_batch(np.split(np.array(visual), ends[:-1]), GRID, GRID)
     np.testing.assert_array_equal(restore_repeats(np.stack(marked), CODEBOOK_SIZE), codes)
+
+
+def test_ids_of_a_video_are_integers(processor) -> None:
+    ids = np.zeros(GRID * GRID) + 0.5
+    with pytest.raises(ValueError, match="ids must hold integers, got dtype float64"):
+        processor.decode_video(ids, 1, GRID, GRID, visual=True)
+    with pytest.raises(ValueError, match="generated_outputs must hold integers"):
+        processor.post_process_multimodal_output([ids], generation_mode="video", num_frames=1)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import io
+import os
 import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
@@ -12,7 +13,9 @@ import pytest
 from PIL import Image
 
 from being_vl import BeingVLImageProcessor
+from being_vl.quantizers import video_loading
 from being_vl.quantizers.image_loading import UnreadableImageError
+from being_vl.quantizers.video_loading import UnreadableVideoError, load_video
 
 RNG = np.random.default_rng(0)
 
@@ -95,6 +98,26 @@ def test_a_fetched_picture_is_the_files(server, processor, tmp_path, name):
     text = base64.b64encode(FILES[name]).decode()
     for form in (url(server, name), text, f"data:image/png;base64,{text}", {"bytes": FILES[name]}):
         np.testing.assert_array_equal(pixels(processor, form), want)
+
+
+def test_videos_are_fetched_alike(server, tmp_path, monkeypatch):
+    frames = [Image.fromarray(noise(8, 12, 3)) for _ in range(3)]
+    file = file_of(frames[0], "WEBP", save_all=True, append_images=frames[1:], lossless=True)
+    monkeypatch.setitem(FILES, "clip.webp", file)
+    fetched, metadata = load_video(url(server, "clip.webp"))
+    np.testing.assert_array_equal(fetched, np.stack(frames))
+    assert metadata.total_num_frames == 3
+    with pytest.raises(UnreadableVideoError, match=r"none\.webp: .*404"):
+        load_video(url(server, "none.webp"))
+    monkeypatch.setattr(video_loading, "MAX_VIDEO_BYTES", 1 << 16)
+    with pytest.raises(UnreadableVideoError, match="more than 65536 bytes"):
+        load_video(url(server, "endless"))
+
+
+def test_a_pipe_is_no_video(tmp_path):
+    os.mkfifo(tmp_path / "pipe.mp4")
+    with pytest.raises(UnreadableVideoError, match=r"pipe\.mp4: .*not a regular file"):
+        load_video(tmp_path / "pipe.mp4")
 
 
 def test_moved(server, processor):

@@ -180,6 +180,7 @@ class _Shard:
 
     def __init__(self, run: _Run):
         self._run = run
+        self._dtype = code_type(run.model.config.num_embeddings).to_pandas_dtype()
         self._ids: list[str] = []
         # By the image's place in the shard, and the number of the frame, which is 0 of an image.
         self._grids: dict[tuple[int, int], np.ndarray] = {}
@@ -190,7 +191,6 @@ class _Shard:
     def encode(self, images: Iterable[Decoded]) -> None:
         """Encode the images of the shard; never more of them are in memory than wait for a batch."""
         run = self._run
-        codes_dtype = code_type(run.model.config.num_embeddings).to_pandas_dtype()
         for keys, _, codes in encode_by_size(
             self._readable(images),
             run.model,
@@ -199,7 +199,7 @@ class _Shard:
             name=lambda key: self._row_id(key[0].record.image_id, key[1]),
         ):
             for (item, number), grid in zip(
-                keys, codes.cpu().numpy().astype(codes_dtype), strict=True
+                keys, codes.cpu().numpy().astype(self._dtype), strict=True
             ):
                 self._grids[item.position, number] = grid
             run.progress(sum(not number for _, number in keys))
@@ -235,8 +235,7 @@ class _Shard:
             return
         with torch.inference_mode():
             grids = model.encode_video(torch.from_numpy(video.pixels).to(model.device, model.dtype))
-        kind = code_type(model.config.num_embeddings).to_pandas_dtype()
-        for number, grid in enumerate(grids.cpu().numpy().astype(kind)):
+        for number, grid in enumerate(grids.cpu().numpy().astype(self._dtype)):
             self._grids[item.position, number] = grid
         self._run.progress(1)
 

@@ -68,15 +68,15 @@ def write_manifest(output: Path, source: Source) -> dict[str, Any]:
     skipped: list[dict[str, Any]] = []
     cells = 0
     for path, info in _all_shards(output, source):
-        sizes = read_columns(path, ["height", "width"])
+        has_frames = source.sampling is not None
+        sizes = read_columns(path, ["height", "width", *["frame"] * has_frames])
         with reading(path):
             cells += int(
                 np.dot(sizes["height"].to_numpy().astype(np.int64), sizes["width"].to_numpy())
             )
         counts = {"images": sizes.num_rows, "skipped": len(info.skipped)}
-        if source.sampling is not None:
-            numbers = read_columns(path, ["frame"])["frame"].to_numpy()
-            counts["videos"] = int((numbers == 0).sum())
+        if has_frames:
+            counts["videos"] = int((sizes["frame"].to_numpy() == 0).sum())
         shards.append(manifest_entry(path) | counts)
         skipped += [
             {"image_id": image_id, "reason": reason, "shard": path.name}
