@@ -210,7 +210,10 @@ def test_shards_whose_frames_are_out_of_order(tmp_path) -> None:
 def test_the_nearest_id_beside_images(folder, tmp_path) -> None:
     """A misspelt video is found among the videos where the index has images, too."""
     grids = [np.zeros((GRID, GRID), np.uint8)] * 2
-    info = ShardInfo(codebook_size=CODEBOOK_SIZE, quantizer="q", source="s", last=True, skipped=())
+    quantizer = CodeShards(folder / "codes").quantizer
+    info = ShardInfo(
+        codebook_size=CODEBOOK_SIZE, quantizer=quantizer, source="s", last=True, skipped=()
+    )
     (tmp_path / "images").mkdir()
     write_shard(tmp_path / "images" / "codes-00000-0000.parquet", ["x.png", "y.png"], grids, info)
     files = [*CodeShards(tmp_path / "images").files, *CodeShards(folder / "codes").files]
