@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import errno
 import json
+import lzma
 import math
 import os
 import re
@@ -17,7 +18,8 @@ import shutil
 import stat
 import tarfile
 import tempfile
-from collections.abc import Iterable, Iterator, Mapping
+import zlib
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, fields
 from glob import escape
@@ -175,12 +177,25 @@ _MAX_MEMBER = 1 << 28  # bytes of a file in an archive
 _MOST_COMPRESSED = 200  # pictures and codes hardly shrink; a bomb shrinks a thousandfold
 
 
-def check_member(path: Path, member: tarfile.TarInfo) -> None:
-    """Refuse a member of a tar file that is too large, or stands for far more than the file has, before it is read.
+def tar_members(path: Path) -> Iterator[tuple[str, Callable[[], bytes]]]:
+    """The files of a tar file, plain or compressed, in order: name, and a function that reads the content.
 
     Raises:
-        ValueError: naming the file, the member and the rule.
+        ValueError: a damaged file; a member that is too large, or stands for far more than the file has, is
+            refused before it is read.
     """
+    check_regular(path)
+    try:
+        with tarfile.open(path) as archive:
+            for member in archive:
+                _check_member(path, member)
+                if member.isfile():
+                    yield member.name, lambda: archive.extractfile(member).read()  # type: ignore[union-attr]  # noqa: B023
+    except (tarfile.TarError, EOFError, zlib.error, lzma.LZMAError) as error:
+        raise ValueError(f"{path}: damaged tar file: {error}") from error
+
+
+def _check_member(path: Path, member: tarfile.TarInfo) -> None:
     if member.size > _MAX_MEMBER and member.isfile():
         raise ValueError(
             f"{path}: {shown(member.name)} has {member.size} bytes, more than {_MAX_MEMBER}"

@@ -18,9 +18,10 @@ import statistics
 import sys
 from pathlib import Path
 
-from being_vl.cli import main as command
+from being_vl.cli import run_command
 from being_vl.files import read_json, write_atomic
 from being_vl.quantizers.image_loading import UnreadableImageError, load_image
+from being_vl.studies.commands import Commands
 
 KINDS = ("patch", "patch-1024", "vqgan", "fsq", "lfq")
 
@@ -48,16 +49,6 @@ def pictures(source: Path, folder: Path, args: argparse.Namespace) -> tuple[Path
                 continue
             done += 1
     return parts
-
-
-def run(*arguments: object) -> None:
-    """A command of the library.
-
-    Raises:
-        SystemExit: it failed.
-    """
-    if command([str(argument) for argument in arguments]):
-        raise SystemExit(f"failed: being-vl {' '.join(map(str, arguments))}")
 
 
 def fit_patches_1024(
@@ -94,60 +85,24 @@ def measure(
 ) -> dict:
     """Train a quantizer and a vocabulary, and measure both on the held-out pictures."""
     train, held_out = parts
-    vq, own = folder / "vq", ("--device", "cpu")
+    vq, command = folder / "vq", Commands(run_command)
     before = resource.getrusage(resource.RUSAGE_SELF)
     if not (vq / "model.safetensors").exists():
         if kind == "patch-1024":
             fit_patches_1024(train, held_out, vq, args, seed)
         else:
-            sizes = (
-                "--kind",
-                kind,
-                "--resolution",
-                args.resolution,
-                "--seed",
-                seed,
-                "--workers",
-                0,
-                "--cache-images",
-            )
-            steps = () if args.steps is None or kind == "patch" else ("--steps", args.steps)
-            run(
-                "train-vq",
-                "--images",
-                train,
-                "--eval-images",
-                held_out,
-                *sizes,
-                *steps,
-                *own,
-                "--output",
-                vq,
-            )
+            steps = None if kind == "patch" else args.steps
+            sizes = {"resolution": args.resolution, "steps": steps, "cache-images": True}
+            command(
+                "train-vq", kind=kind, images=train, seed=seed, workers=0, device="cpu", output=vq,
+                **{"eval-images": held_out, **sizes},
+            )  # fmt: skip
     after = resource.getrusage(resource.RUSAGE_SELF)
-    for name, images in (("codes", train), ("held-out-codes", held_out)):
-        run(
-            "encode",
-            "--quantizer",
-            vq,
-            "--images",
-            images,
-            *own,
-            "--workers",
-            0,
-            "--output",
-            folder / name,
-        )
-    run(
-        "train-bpe",
-        "--codes",
-        folder / "codes",
-        "--num-merges",
-        args.merges,
-        "--output",
-        folder / "bpe",
-    )
-    run("stats", folder / "bpe", "--codes", folder / "held-out-codes", "--output", folder / "stats")
+    codes, unseen = folder / "codes", folder / "held-out-codes"
+    for output, images in ((codes, train), (unseen, held_out)):
+        command("encode", quantizer=vq, images=images, device="cpu", workers=0, output=output)
+    command("train-bpe", codes=codes, output=folder / "bpe", **{"num-merges": args.merges})
+    command("stats", folder / "bpe", codes=unseen, output=folder / "stats")
     stats = read_json(folder / "stats" / "stats.json")
     metrics = {
         name.removeprefix("eval_"): value for name, value in read_json(vq / "metrics.json").items()

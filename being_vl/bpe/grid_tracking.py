@@ -8,6 +8,7 @@ may be reordered, dropped and duplicated without it being told.
 from __future__ import annotations
 
 import copy
+from typing import Any
 
 import numpy as np
 
@@ -43,43 +44,36 @@ class OpenImageTracker:
         eov_token_id: int | None = None,
         key_frame_interval: int | None = None,
     ):
-        self.grid_size = grid_size
-        self.image_bpe = image_bpe
-        self._layout = layout
+        self.layout, self.image_bpe, self.grid_size = layout, image_bpe, grid_size
+        self.boi_token_id, self.eoi_token_id = boi_token_id, eoi_token_id
+        self.bov_token_id, self.eov_token_id = bov_token_id, eov_token_id
+        self.key_frame_interval = key_frame_interval
         self._empty = [
             GridState(image_bpe, *grid_size, may_repeat=may_repeat) for may_repeat in (False, True)
         ]
-        self._boi_token_id = boi_token_id
-        self._eoi_token_id = eoi_token_id
-        self._bov_token_id, self._eov_token_id = bov_token_id, eov_token_id
-        self.key_frame_interval = key_frame_interval
         self._known: dict[tuple[bytes, bool], GridState] = {}
 
     def open_at(self, ids: np.ndarray) -> int | None:
         """Index behind the last boi of a sequence, (length,) int64; None where no image is open."""
-        marks = np.flatnonzero((ids == self._boi_token_id) | (ids == self._eoi_token_id))
-        if len(marks) == 0 or ids[marks[-1]] == self._eoi_token_id:
-            return None
-        return int(marks[-1]) + 1
+        return _behind(ids, self.boi_token_id, self.eoi_token_id)
 
     def video_at(self, ids: np.ndarray) -> int | None:
         """Index behind the last bov of a sequence, (length,) int64; None where no video is open."""
-        if self._bov_token_id is None:
-            return None
-        marks = np.flatnonzero((ids == self._bov_token_id) | (ids == self._eov_token_id))
-        if len(marks) == 0 or ids[marks[-1]] == self._eov_token_id:
-            return None
-        return int(marks[-1]) + 1
+        return _behind(ids, self.bov_token_id, self.eov_token_id)
 
     def num_frames(self, ids: np.ndarray) -> int:
         """Frames of the open video of a sequence, the open one included; -1 where no video is open."""
         start = self.video_at(ids)
-        return -1 if start is None else int((ids[start:] == self._boi_token_id).sum())
+        return -1 if start is None else int((ids[start:] == self.boi_token_id).sum())
 
-    def may_repeat(self, num_frames: int) -> bool:
-        """Whether the last of so many frames (-1: an image outside of videos) may hold the repeat code."""
+    def may_repeat(self, num_frames: Any) -> Any:
+        """Whether the last of so many frames (-1: an image outside of videos) may hold the repeat code.
+
+        Args:
+            num_frames: an int or a tensor of them; the answer is of the same kind.
+        """
         interval = self.key_frame_interval
-        return num_frames > 1 and (interval is None or (num_frames - 1) % interval != 0)
+        return (num_frames > 1) & (True if interval is None else (num_frames - 1) % interval != 0)
 
     def states(self, input_ids: np.ndarray) -> list[GridState | ValueError | None]:
         """The open grid of each sequence, (batch, length) int64.
@@ -116,6 +110,14 @@ class OpenImageTracker:
             state = copy.copy(parent)
             state.codes = parent.codes.copy()
             for token_id in ids.tolist():
-                state.append(self._layout.visual_id(token_id))
+                state.append(self.layout.visual_id(token_id))
         now[key] = state
         return state
+
+
+def _behind(ids: np.ndarray, begin_id: int | None, end_id: int | None) -> int | None:
+    """Index behind the last begin token that no end token follows."""
+    if begin_id is None:
+        return None
+    marks = np.flatnonzero((ids == begin_id) | (ids == end_id))
+    return int(marks[-1]) + 1 if len(marks) and ids[marks[-1]] == begin_id else None

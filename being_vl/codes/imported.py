@@ -8,10 +8,7 @@ lists, WebDataset shards with a .npy a sample. An image is known by its name whe
 from __future__ import annotations
 
 import io
-import lzma
 import os
-import tarfile
-import zlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -19,7 +16,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from ..files import check_member, check_regular, reading
+from ..files import check_regular, reading, tar_members
 from .shard_files import ShardInfo, read_columns, read_schema, write_shard
 
 ARRAY_SUFFIXES = (".npy", ".pt", ".pth", ".tar")
@@ -140,18 +137,8 @@ def _depth(kind: pa.DataType) -> int:
 
 
 def _tar(path: Path) -> Iterator[tuple[str, Any]]:
-    try:
-        with tarfile.open(path) as archive:
-            for member in archive:
-                check_member(path, member)
-                if not member.isfile() or not member.name.endswith(".npy"):
-                    continue
-                data = archive.extractfile(member).read()  # type: ignore[union-attr]
-                folder, _, name = member.name.rpartition("/")
-                key = name.partition(".")[0]
-                yield (
-                    (f"{folder}/{key}" if folder else key),
-                    np.load(io.BytesIO(data), allow_pickle=False),
-                )
-    except (tarfile.TarError, EOFError, zlib.error, lzma.LZMAError) as error:
-        raise ValueError(f"{path}: damaged tar file: {error}") from error
+    for member, read in tar_members(path):
+        if member.endswith(".npy"):
+            folder, slash, name = member.rpartition("/")
+            key = name.partition(".")[0]
+            yield f"{folder}{slash}{key}", np.load(io.BytesIO(read()), allow_pickle=False)

@@ -20,6 +20,7 @@ from typing import Any, NamedTuple
 
 VQ_FOLDER = "vq_model"
 
+_HUB_OPTIONS = ("revision", "subfolder", "token", "cache_dir", "local_files_only", "force_download")
 _PUSH_OPTIONS = (
     "repo_id", "private", "token", "revision", "create_pr", "commit_message", "commit_description", "tags",
 )  # fmt: skip
@@ -170,6 +171,11 @@ class QuantizerModelPart(QuantizerPart, ModelPart):
 def absolute_folder(name: str | os.PathLike) -> str:
     """A folder's absolute path, for use when the working directory is another; a repository's name as it is."""
     return os.path.abspath(name) if os.path.isdir(name) else os.fspath(name)
+
+
+def hub_options(options: Mapping[str, Any], *more: str) -> dict[str, Any]:
+    """Of the options of a `from_pretrained` those that say where its files are, and `more`; None is not given."""
+    return {name: options[name] for name in (*_HUB_OPTIONS, *more) if options.get(name) is not None}
 
 
 def pinned(name: Any, options: Mapping[str, Any] = MappingProxyType({})) -> dict[str, Any]:

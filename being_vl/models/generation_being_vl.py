@@ -16,12 +16,12 @@ from transformers.utils import cached_file
 
 from ..bpe.grid_tracking import OpenImageTracker
 from ..bpe.image_bpe import ImageBPE
+from ..hub.part import hub_options
 from .legal_logits import ImageGridLogitsProcessor, TextOnlyLogitsProcessor, image_token_bound
 
 GenerationTarget = Literal["text", "image", "interleaved", "video"]
 
 _IMAGE_BPE_FILE = "image_bpe.json"
-_HUB_OPTIONS = ("cache_dir", "token", "local_files_only", "force_download")
 _DEFAULT_NEW_TOKENS = 20  # what `generate` does when told no length
 
 
@@ -64,7 +64,7 @@ class BeingVLGenerationMixin:
         loaded = super().from_pretrained(pretrained_model_name_or_path, *args, **kwargs)  # type: ignore[misc]
         model = loaded[0] if isinstance(loaded, tuple) else loaded  # output_loading_info=True
         if model._source is not None:
-            model._hub_options = {name: kwargs[name] for name in _HUB_OPTIONS if name in kwargs}
+            model._hub_options = hub_options(kwargs)
             try:
                 model.image_bpe = model._saved_image_bpe(
                     _raise_exceptions_for_missing_entries=False, **model._hub_options
@@ -80,7 +80,8 @@ class BeingVLGenerationMixin:
     def _saved_image_bpe(self, **options: Any) -> ImageBPE | None:
         """The merge rules that lie beside the weights, from the commit that these came from."""
         name, revision, subfolder = self._source
-        path = cached_file(name, _IMAGE_BPE_FILE, revision=revision, subfolder=subfolder, **options)
+        options |= {"revision": revision, "subfolder": subfolder}
+        path = cached_file(name, _IMAGE_BPE_FILE, **options)
         if path is None:
             return None
         image_bpe = ImageBPE.from_pretrained(path)

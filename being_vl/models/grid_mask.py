@@ -11,7 +11,6 @@ import numpy as np
 import torch
 
 from ..bpe.grid_tracking import OpenImageTracker
-from ..vocabulary import VocabularyLayout
 
 
 class GridMask:
@@ -19,30 +18,14 @@ class GridMask:
 
     Args:
         tracker: the reference, asked where the sequences are not those of the last step plus one token.
-        layout: the vocabulary.
-        boi_token_id, eoi_token_id: the tokens that open and close an image.
-        bov_token_id, eov_token_id: the same for a video, whose frames are images; None where there are none.
 
     Attributes:
         is_open, is_illegal: bool (batch,): is an image open, and are the ids since boi no legal image?
         num_frames: long (batch,): frames of the open video, the open one included; -1 where no video is open.
     """
 
-    def __init__(
-        self,
-        tracker: OpenImageTracker,
-        layout: VocabularyLayout,
-        boi_token_id: int,
-        eoi_token_id: int,
-        bov_token_id: int | None = None,
-        eov_token_id: int | None = None,
-    ):
+    def __init__(self, tracker: OpenImageTracker):
         self._tracker = tracker
-        self._layout = layout
-        self._boi_token_id = boi_token_id
-        self._eoi_token_id = eoi_token_id
-        self._bov_token_id = -1 if bov_token_id is None else bov_token_id
-        self._eov_token_id = -1 if eov_token_id is None else eov_token_id
         self._has_repeats = tracker.image_bpe.repeat_code is not None
         self._tables: Any = None
         self._covered: torch.Tensor
@@ -106,14 +89,10 @@ class GridMask:
         sums = torch.nn.functional.pad(blocked.cumsum(dim=1, dtype=torch.int32), (1, 0))
         fits = sums[:, starts[1:]] == sums[:, starts[:-1]]
         if self._has_repeats:
-            fits = torch.cat([fits, fits & self._may_repeat()[:, None]], dim=1)
+            fits = torch.cat(
+                [fits, fits & self._tracker.may_repeat(self.num_frames)[:, None]], dim=1
+            )
         return fits[:, judged_as]
-
-    def _may_repeat(self) -> torch.Tensor:
-        """bool (batch,): may the open frame hold the repeat code? As `OpenImageTracker.may_repeat`."""
-        interval = self._tracker.key_frame_interval
-        may = self.num_frames > 1
-        return may if interval is None else may & ((self.num_frames - 1) % interval != 0)
 
     def _positions(self) -> tuple[torch.Tensor, torch.Tensor]:
         """Of each cell of each shape, anchored where the next token goes: flat position, and whether inside."""
@@ -133,17 +112,18 @@ class GridMask:
     def _place(self, token_ids: torch.Tensor) -> None:
         """Put one token (batch,) at the end of each sequence."""
         _, _, starts, shape_of, _, repeats = self._tables
-        is_boi, is_eoi = token_ids == self._boi_token_id, token_ids == self._eoi_token_id
-        is_visual = (token_ids >= self._layout.first_code_id) & (token_ids < self._layout.size)
+        tracker, layout = self._tracker, self._tracker.layout
+        is_boi, is_eoi = token_ids == tracker.boi_token_id, token_ids == tracker.eoi_token_id
+        is_visual = (token_ids >= layout.first_code_id) & (token_ids < layout.size)
         was_open, was_full = self.is_open, self.is_full
-        visual_ids = (token_ids - self._layout.first_code_id).clamp(0, len(shape_of) - 1)
+        visual_ids = (token_ids - layout.first_code_id).clamp(0, len(shape_of) - 1)
         shape = shape_of[visual_ids]
         position, is_inside = self._positions()
         cell = torch.arange(position.shape[1], device=position.device)
         is_cell = (cell >= starts[shape, None]) & (cell < starts[shape + 1, None])
         is_blocked = (is_cell & (~is_inside | self._covered.gather(1, position))).any(dim=1)
         if self._has_repeats:
-            is_blocked |= repeats[visual_ids] & ~self._may_repeat()
+            is_blocked |= repeats[visual_ids] & ~self._tracker.may_repeat(self.num_frames)
         is_placed = was_open & is_visual & ~was_full & ~is_blocked
         touched = torch.zeros_like(self._covered, dtype=torch.uint8)
         touched.scatter_reduce_(1, position, (is_cell & is_inside).to(torch.uint8), "amax")
@@ -152,7 +132,7 @@ class GridMask:
         inside_broken = self.is_illegal & ~is_boi & ~is_eoi
         self.is_illegal = inside_broken | (was_open & ~is_placed & ~is_boi & ~is_eoi)
         self.is_open = is_boi | (was_open & is_placed)
-        is_bov, is_eov = token_ids == self._bov_token_id, token_ids == self._eov_token_id
-        in_video = (self.num_frames >= 0) & ~is_eov
-        frames = torch.where(in_video, self.num_frames + is_boi, -1)
-        self.num_frames = torch.where(is_bov, 0, frames)
+        if tracker.bov_token_id is not None:
+            in_video = (self.num_frames >= 0) & (token_ids != tracker.eov_token_id)
+            frames = torch.where(in_video, self.num_frames + is_boi, -1)
+            self.num_frames = torch.where(token_ids == tracker.bov_token_id, 0, frames)

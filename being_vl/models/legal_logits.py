@@ -59,14 +59,7 @@ class ImageGridLogitsProcessor(LogitsProcessor):
         self._tracker = tracker
         self._config = config
         self._layout = config.layout
-        self._mask = GridMask(
-            tracker,
-            config.layout,
-            config.boi_token_id,
-            config.eoi_token_id,
-            config.bov_token_id,
-            config.eov_token_id,
-        )
+        self._mask = GridMask(tracker)
         self._prompt_length = prompt_length
         self._max_new_tokens = max_new_tokens
         self._num_frames = num_frames

@@ -8,17 +8,8 @@ from typing import Any
 import transformers
 from transformers import PreTrainedConfig, PreTrainedModel
 
-from ..hub.part import pinned
+from ..hub.part import hub_options, pinned
 from . import families
-
-_HUB_OPTIONS = (
-    "revision",
-    "subfolder",
-    "token",
-    "cache_dir",
-    "local_files_only",
-    "force_download",
-)
 
 
 def base_family(base: str | os.PathLike) -> families.Family:
@@ -84,8 +75,7 @@ def load_language_model(checkpoint: str | os.PathLike, **options: Any) -> Any:
     from . import modeling_being_vl
 
     options |= pinned(checkpoint, options)
-    hub = {name: options[name] for name in _HUB_OPTIONS if name in options}
-    config, _ = PreTrainedConfig.get_config_dict(checkpoint, **hub)
+    config, _ = PreTrainedConfig.get_config_dict(checkpoint, **hub_options(options))
     family = families.family_of_checkpoint(config.get("model_type"), os.fspath(checkpoint))
     language_model = getattr(modeling_being_vl, family.language_model_class)
     return language_model.from_pretrained(checkpoint, **options)

@@ -1,4 +1,4 @@
-"""ids of a chat → the special token that its texts spell, if any."""
+"""messages → a rendered chat, and its ids → the special token that its texts spell, if any."""
 
 from __future__ import annotations
 
@@ -7,6 +7,9 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import numpy as np
+
+from .chat_messages import checked_messages, require_sanitizing
+from .template_limits import limited_template
 
 _OF_A_BATCH = frozenset(
     (
@@ -92,6 +95,45 @@ def _bare(content: Any) -> Any:
     return [{"type": "text", "text": "x"} for part in content or () if part["type"] == "text"]
 
 
+def render_chat(
+    tokenizer: Any,
+    template: str,
+    apply: Callable[..., Any],
+    conversation: Any,
+    *args: Any,
+    sanitize_control_tokens: bool = False,
+    **kwargs: Any,
+) -> Any:
+    """An `apply_chat_template` of transformers, between checks of what goes in and what comes out.
+
+    Args:
+        tokenizer: a `BeingVLTokenizer`.
+        template: Jinja source.
+        apply: the method of the base class.
+        conversation, args, kwargs: its arguments.
+        sanitize_control_tokens: one of them too, where transformers has it.
+
+    Raises:
+        ValueError: a message or part that would not be rendered, see `chat_messages`; a template that takes too
+            long; or a text that spells a special token, though it was to be sanitized.
+    """
+    if sanitize_control_tokens:
+        require_sanitizing()
+        kwargs["sanitize_control_tokens"] = True
+    conversation = checked_messages(
+        conversation,
+        template,
+        join_texts=sanitize_control_tokens,
+        videos="video_token" in tokenizer.special_tokens_map,
+    )
+    with limited_template(template, tokenizer.name_or_path or "the tokenizer"):
+        rendered = apply(conversation, *args, **kwargs)
+    if sanitize_control_tokens:
+        encode = alone(apply, *args, **kwargs)
+        check_sanitized(tokenizer, conversation, rendered, encode)
+    return rendered
+
+
 def alone(
     apply: Callable[..., Any], *args: Any, **kwargs: Any
 ) -> Callable[[list[dict[str, Any]]], Iterable[int]]:
@@ -139,4 +181,4 @@ def check_sanitized(
             )
 
 
-__all__ = ["ControlTokens", "check_sanitized"]
+__all__ = ["ControlTokens", "check_sanitized", "render_chat"]

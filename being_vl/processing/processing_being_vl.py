@@ -21,25 +21,14 @@ from transformers.processing_utils import MultiModalData, ProcessingKwargs, Text
 from transformers.utils import cached_file
 
 from ..bpe.grids import check_codes
-from ..hub.part import VQ_FOLDER, CheckpointPart, Origin, absolute_folder, pinned
+from ..hub.part import VQ_FOLDER, CheckpointPart, Origin, absolute_folder, hub_options, pinned
 from ..quantizers.quantizing import LazyVQ, quantize, reconstruct
 from ..quantizers.video_processing_being_vl import BeingVLVideosKwargs
 from ..vocabulary import VocabularyLayout
-from .chat_messages import checked_messages, require_sanitizing
-from .control_tokens import alone, check_sanitized
+from .control_tokens import render_chat
 from .grid_inputs import flatten, integers, is_nested, nested_grids
-from .template_limits import limited_template
 from .tokenization_being_vl import visual_token
 from .videos import Clips, VideoMixin, nested_clips
-
-_HUB_OPTIONS = (
-    "cache_dir",
-    "force_download",
-    "local_files_only",
-    "token",
-    "revision",
-    "trust_remote_code",
-)
 
 
 class BeingVLTextKwargs(TextKwargs, total=False):
@@ -78,9 +67,9 @@ def _as_arrays(inputs: dict[str, Any]) -> dict[str, Any]:
 
 def _has_vq_model(where: str, options: dict[str, Any]) -> bool:
     """Whether a checkpoint has one; yes where that cannot be known, since an error is said on first use."""
-    hub = {name: value for name, value in options.items() if name != "trust_remote_code"}
+    missing_is_none = {"_raise_exceptions_for_missing_entries": False, **hub_options(options)}
     try:
-        return cached_file(where, "config.json", _raise_exceptions_for_missing_entries=False, **hub) is not None  # fmt: skip
+        return cached_file(where, "config.json", **missing_is_none) is not None
     except OSError:
         return True
 
@@ -240,36 +229,14 @@ class BeingVLProcessor(VideoMixin, CheckpointPart, ProcessorMixin):
         return self.tokenizer("").input_ids[:1] == [self.tokenizer.bos_token_id]
 
     def apply_chat_template(
-        self,
-        conversation: Any,
-        chat_template: str | None = None,
-        *,
-        sanitize_control_tokens: bool = False,
-        **kwargs: Any,
+        self, conversation: Any, chat_template: str | None = None, **kwargs: Any
     ) -> Any:
-        """As of every processor, but that a part which the template would drop is an error.
-
-        Raises:
-            ValueError: a message or part that would not be rendered, see `chat_messages`; or
-                `sanitize_control_tokens` under a transformers that cannot do it.
-        """
-        template = chat_template or self.chat_template or ""
-        if sanitize_control_tokens:
-            require_sanitizing()
-            kwargs["sanitize_control_tokens"] = True
-        conversation = checked_messages(
-            conversation,
-            str(template),
-            join_texts=sanitize_control_tokens,
-            videos=self._has_videos,
+        """As of every processor, but that a part which the template would drop is an error; see `render_chat`."""
+        template, apply = (
+            str(chat_template or self.chat_template or ""),
+            super().apply_chat_template,
         )
-        apply = super().apply_chat_template
-        with limited_template(template, f"{self.tokenizer.name_or_path or 'the processor'}"):
-            rendered = apply(conversation, chat_template, **kwargs)
-        if sanitize_control_tokens:
-            encode = alone(apply, chat_template, **kwargs)
-            check_sanitized(self.tokenizer, conversation, rendered, encode)
-        return rendered
+        return render_chat(self.tokenizer, template, apply, conversation, chat_template, **kwargs)
 
     def validate_inputs(
         self,
@@ -573,7 +540,7 @@ class BeingVLProcessor(VideoMixin, CheckpointPart, ProcessorMixin):
         kwargs |= pinned(pretrained_model_name_or_path, kwargs)
         loaded = super().from_pretrained(pretrained_model_name_or_path, **kwargs)
         processor = loaded[0] if isinstance(loaded, tuple) else loaded  # return_unused_kwargs=True
-        options = {name: kwargs[name] for name in _HUB_OPTIONS if kwargs.get(name) is not None}
+        options = hub_options(kwargs, "trust_remote_code")
         options["subfolder"] = "/".join(filter(None, (kwargs.get("subfolder"), VQ_FOLDER)))
         where = absolute_folder(pretrained_model_name_or_path)
         has_one = vq and _has_vq_model(where, options)

@@ -22,9 +22,7 @@ from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 from ..bpe.image_bpe import ImageBPE
 from ..hub.part import CheckpointPart, Origin, commit_of
 from ..vocabulary import VocabularyLayout
-from .chat_messages import checked_messages, require_sanitizing
-from .control_tokens import alone, check_sanitized
-from .template_limits import limited_template
+from .control_tokens import render_chat
 
 IMAGE_BPE_FILE = "image_bpe.json"
 
@@ -185,23 +183,10 @@ class BeingVLTokenizer(CheckpointPart, PreTrainedTokenizerFast):
         )
 
     def apply_chat_template(self, conversation: Any, *args: Any, **kwargs: Any) -> Any:
-        """As of every tokenizer, but that a part which the template would drop is an error."""
-        template = kwargs.get("chat_template") or self.chat_template or ""
-        join = bool(kwargs.get("sanitize_control_tokens"))
-        if join:
-            require_sanitizing()
-        conversation = checked_messages(
-            conversation,
-            str(template),
-            join_texts=join,
-            videos="video_token" in self.special_tokens_map,
-        )
+        """As of every tokenizer, but that a part which the template would drop is an error; see `render_chat`."""
+        template = str(kwargs.get("chat_template") or self.chat_template or "")
         apply = super().apply_chat_template
-        with limited_template(template, f"{self.name_or_path or 'the tokenizer'}"):
-            rendered = apply(conversation, *args, **kwargs)
-        if join:
-            check_sanitized(self, conversation, rendered, alone(apply, *args, **kwargs))
-        return rendered
+        return render_chat(self, template, apply, conversation, *args, **kwargs)
 
     def encode_codes(self, grids: Iterable[np.ndarray]) -> list[np.ndarray]:
         """Grids of codes → token ids, without the begin and end tokens.

@@ -18,11 +18,9 @@ from transformers import AutoModel
 from transformers.utils import cached_file
 
 from ..files import read_json
-from ..hub.part import pinned
+from ..hub.part import hub_options, pinned
 from .image_processing_being_vl import BeingVLImageProcessor
 from .modeling_being_vl_adapted_vq import ADAPTERS, BeingVLAdaptedVQConfig, adapt
-
-_HUB_OPTIONS = ("revision", "token", "cache_dir", "subfolder", "local_files_only")
 
 
 class Quantizer(Protocol):
@@ -179,13 +177,8 @@ def image_processor_for(
     """
     # Beside an adapted model lies the file of another library's image processor, with options of its own.
     if not isinstance(config, BeingVLAdaptedVQConfig):
-        hub = {key: options[key] for key in _HUB_OPTIONS if key in options}
-        if cached_file(
-            os.fspath(source),
-            "preprocessor_config.json",
-            _raise_exceptions_for_missing_entries=False,
-            **hub,
-        ):
+        missing_is_none = {"_raise_exceptions_for_missing_entries": False, **hub_options(options)}
+        if cached_file(os.fspath(source), "preprocessor_config.json", **missing_is_none):
             return BeingVLImageProcessor.from_pretrained(source, **options)
     return default_image_processor(config)
 
@@ -213,8 +206,7 @@ def _imported(name: str) -> Any:
 
 
 def _config_fields(name: str, options: dict[str, Any]) -> dict[str, Any]:
-    hub = {key: options[key] for key in _HUB_OPTIONS if key in options}
-    path = str(cached_file(name, "config.json", **hub))
+    path = str(cached_file(name, "config.json", **hub_options(options)))
     fields = read_json(path)
     if not isinstance(fields, dict):
         raise ValueError(f"{path}: must hold an object, got {type(fields).__name__}")

@@ -41,7 +41,7 @@ def test_equals_the_reference(seed: int, device: str) -> None:
     )
     rng = np.random.default_rng(seed)
     reference = OpenImageTracker(layout, bpe, GRID, BOI, EOI)
-    mask = GridMask(OpenImageTracker(layout, bpe, GRID, BOI, EOI), layout, BOI, EOI)
+    mask = GridMask(OpenImageTracker(layout, bpe, GRID, BOI, EOI))
     ids = torch.tensor([[5, BOI], [5, 6], [BOI, layout.first_code_id], [BOI, EOI]])
     seen = {"full": 0, "illegal": 0}
     for _ in range(200):
@@ -69,7 +69,7 @@ def test_equals_the_reference(seed: int, device: str) -> None:
 def test_sequences_that_do_not_follow_from_the_last_step_start_anew(device: str) -> None:
     bpe = ImageBPE(MERGES, LAYOUT.codebook_size)
     reference = OpenImageTracker(LAYOUT, bpe, GRID, BOI, EOI)
-    mask = GridMask(OpenImageTracker(LAYOUT, bpe, GRID, BOI, EOI), LAYOUT, BOI, EOI)
+    mask = GridMask(OpenImageTracker(LAYOUT, bpe, GRID, BOI, EOI))
     first = LAYOUT.first_code_id
     for ids in (
         [[BOI, first]],
@@ -87,7 +87,7 @@ def test_nothing_leaves_the_device_but_one_bit_a_step(device: str, monkeypatch) 
     """After the first step the reference is asked no more."""
     bpe = ImageBPE(MERGES, LAYOUT.codebook_size)
     tracker = OpenImageTracker(LAYOUT, bpe, GRID, BOI, EOI)
-    mask = GridMask(tracker, LAYOUT, BOI, EOI)
+    mask = GridMask(tracker)
     ids = torch.tensor([[BOI], [5]])
     mask.advance(ids.to(device))
     monkeypatch.setattr(tracker, "states", None)

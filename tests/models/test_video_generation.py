@@ -138,7 +138,7 @@ def test_mask_is_the_reference(model) -> None:
             )
             for _ in range(2)
         )  # fmt: skip
-        mask = GridMask(tracker, layout, BOI, EOI, BOV, EOV)
+        mask = GridMask(tracker)
         ids = torch.tensor([[5, BOV], [5, BOI], [BOV, BOI], [1, 1]])
         seen = {"repeats": 0, "illegal": 0, "refused": 0}
         for _ in range(300):

@@ -9,10 +9,7 @@ from __future__ import annotations
 
 import glob
 import hashlib
-import lzma
 import os
-import tarfile
-import zlib
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
@@ -21,7 +18,7 @@ from typing import Any, Protocol
 
 import fsspec
 
-from ...files import check_member, check_regular, read_bytes
+from ...files import read_bytes, tar_members
 from ...quantizers.image_loading import plugin_of
 
 # What Pillow reads; HEIC and JPEG XL need a plugin. Programs and videos (EPS, WMF, FLI) are no pictures here.
@@ -226,26 +223,20 @@ class TarSource(Source):
         stem = path.name.split(".", 1)[0]
         key: str | None = None
         content: bytes | None = None
-        check_regular(path)
-        try:
-            with tarfile.open(path) as archive:
-                for member in archive:
-                    check_member(path, member)
-                    folder, _, name = member.name.rpartition("/")
-                    base, dot, extension = name.partition(".")
-                    if not member.isfile() or not base or not dot:
-                        continue
-                    found = f"{folder}/{base}" if folder else base
-                    if key is not None and found != key:
-                        yield Record(f"{stem}/{_utf8(key)}", content)
-                        content = None
-                    key = found
-                    if f".{extension.rpartition('.')[2].lower()}" in IMAGE_EXTENSIONS:
-                        if content is not None:
-                            raise ValueError(f"{path}: sample {key!r} has two images")
-                        content = archive.extractfile(member).read()  # type: ignore[union-attr]
-        except (tarfile.TarError, EOFError, zlib.error, lzma.LZMAError) as error:
-            raise ValueError(f"{path}: damaged tar file: {error}") from error
+        for member, read in tar_members(path):
+            folder, slash, name = member.rpartition("/")
+            base, dot, extension = name.partition(".")
+            if not base or not dot:
+                continue
+            found = f"{folder}{slash}{base}"
+            if key is not None and found != key:
+                yield Record(f"{stem}/{_utf8(key)}", content)
+                content = None
+            key = found
+            if f".{extension.rpartition('.')[2].lower()}" in IMAGE_EXTENSIONS:
+                if content is not None:
+                    raise ValueError(f"{path}: sample {key!r} has two images")
+                content = read()
         if key is not None:
             yield Record(f"{stem}/{_utf8(key)}", content)
 
