@@ -119,11 +119,12 @@ def _backend(args: Namespace, limits: Any, config: Any) -> Any:
         from ..serving.server.backends import TransformersBackend
 
         model = load_language_model(args.checkpoint, dtype=args.dtype).to(_device(args))
-        return TransformersBackend(model, max_waiting=limits.max_waiting)
+        return TransformersBackend(model)
     from ..serving.server.vllm_backend import LocalVLLM, RemoteVLLM
 
-    options = {"max_waiting": limits.max_waiting, "eoi_token_id": config.eoi_token_id}
+    eoi = config.eoi_token_id
     if args.vllm_url is not None:
-        return RemoteVLLM(args.vllm_url, api_key=os.environ.get("VLLM_API_KEY"), **options)
+        key = os.environ.get("VLLM_API_KEY")
+        return RemoteVLLM(args.vllm_url, eoi_token_id=eoi, api_key=key)
     arguments = {"dtype": args.dtype, "max_model_len": limits.max_model_len}
-    return LocalVLLM(args.checkpoint, arguments=arguments, **options)
+    return LocalVLLM(args.checkpoint, eoi_token_id=eoi, arguments=arguments)

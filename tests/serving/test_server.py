@@ -19,7 +19,9 @@ TransformersBackend = pytest.importorskip(
 ).TransformersBackend
 Limits = pytest.importorskip("being_vl.serving.server.prompts", reason=_REASON).Limits
 
-LIMITS = Limits(max_body=200_000, max_pixels=100_000, max_images=3, max_model_len=256)
+LIMITS = Limits(
+    max_body=200_000, max_pixels=100_000, max_images=3, max_model_len=256, max_waiting=4
+)
 KEY = "secret"
 
 
@@ -37,7 +39,7 @@ def parts():
 @pytest.fixture(scope="module")
 def url(parts):
     model, processor = parts
-    backend = TransformersBackend(model, max_waiting=4)
+    backend = TransformersBackend(model)
     server = Server("tiny", processor, backend, LIMITS, grid_size=(4, 4), api_key=KEY)
     with running(server.app()) as address:
         yield address

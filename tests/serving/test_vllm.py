@@ -203,7 +203,7 @@ def test_our_server_in_front_of_vllm(served) -> None:
     from being_vl.serving.server.vllm_backend import RemoteVLLM
 
     model, processor, url = served
-    backend = RemoteVLLM(url, max_waiting=64, eoi_token_id=processor.eoi_token_id)
+    backend = RemoteVLLM(url, eoi_token_id=processor.eoi_token_id)
     own = app.Server("tiny", processor, backend, Limits(max_model_len=512), grid_size=GRID)
     chats = [Chat(number, MODES[number % 3]) for number in range(12)]
     asked = [

@@ -21,7 +21,7 @@ from starlette.exceptions import HTTPException
 
 from ...processing.processing_being_vl import BeingVLProcessor
 from .answers import AnswerReader, Piece, as_part, png
-from .backends import Asked, Backend, BusyError
+from .backends import Asked, Backend
 from .guard import Guard, error_body
 from .prompts import Limits, PromptMaker
 from .schema import ChatRequest, ImagesRequest, sentence
@@ -29,10 +29,14 @@ from .schema import ChatRequest, ImagesRequest, sentence
 logger = logging.getLogger(__name__)
 
 
+class BusyError(Exception):
+    """More requests wait than the server keeps."""
+
+
 class _Figures:
     """What `/metrics` shows."""
 
-    def __init__(self, backend: Backend):
+    def __init__(self, count_waiting: Callable[[], int]):
         self.registry = CollectorRegistry()
         names = {"registry": self.registry}
         self.requests = Counter("being_vl_requests", "answered, by status", ["status"], **names)
@@ -40,7 +44,7 @@ class _Figures:
         self.answer = Counter("being_vl_answer_tokens", "of answers", **names)
         self.first = Histogram("being_vl_first_token_seconds", "to the first token", **names)
         waiting = Gauge("being_vl_waiting_requests", "asked or waiting", **names)
-        waiting.set_function(lambda: backend.waiting)
+        waiting.set_function(count_waiting)
 
 
 class Server:
@@ -70,7 +74,8 @@ class Server:
         self._prompts = PromptMaker(processor, limits, grid_size)
         # One thread makes prompts and pictures: the quantizer takes all cores, and tokenizers have state.
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="prompts")
-        self._figures = _Figures(backend)
+        self._waiting = 0  # answers that the backend is asked for
+        self._figures = _Figures(lambda: self._waiting)
         self._created = int(time.time())
 
     def app(self) -> Any:
@@ -230,15 +235,20 @@ class Server:
     # ---- what both do
 
     async def _prompt(self, make: Callable[[Any], Asked], body: Any) -> Asked:
-        if self.backend.waiting > self.limits.max_waiting:
-            raise BusyError  # before any work is done for it
+        self._refuse_if_busy()  # before any work is done for it
         asked = await asyncio.get_running_loop().run_in_executor(self._thread, make, body)
         self._figures.prompt.inc(len(asked.prompt))
         return asked
 
+    def _refuse_if_busy(self) -> None:
+        if self._waiting > self.limits.max_waiting:
+            raise BusyError
+
     async def _pieces(self, asked: Asked, reader: AnswerReader) -> AsyncGenerator[Piece, None]:
+        self._refuse_if_busy()  # others have come while the prompt was made
         loop, start, seen = asyncio.get_running_loop(), time.monotonic(), 0
-        answer = self.backend.answer(asked)
+        answer = self.backend.answer(asked)  # which begins below
+        self._waiting += 1
         try:
             async for ids in answer:
                 if not seen:
@@ -253,10 +263,11 @@ class Server:
                     yield piece
                 if reader.stopped:
                     return
-            for piece in reader.rest():
-                yield piece
         finally:
+            self._waiting -= 1
             await answer.aclose()
+        for piece in reader.rest():
+            yield piece
 
     # ---- errors
 

@@ -18,10 +18,6 @@ from transformers import StoppingCriteria, StoppingCriteriaList
 from transformers.generation.streamers import BaseStreamer
 
 
-class BusyError(Exception):
-    """More requests wait than the server keeps."""
-
-
 @dataclass(frozen=True)
 class Asked:
     """What an engine is asked.
@@ -48,16 +44,8 @@ class Asked:
 class Backend(Protocol):
     """An engine."""
 
-    @property
-    def waiting(self) -> int:
-        """Requests that are asked or wait."""
-
     def answer(self, asked: Asked) -> AsyncGenerator[list[int], None]:
-        """Token ids as they come; closing it ends the generation.
-
-        Raises:
-            BusyError: nothing was asked, as too many wait.
-        """
+        """Token ids as they come; closing it ends the generation."""
 
     async def close(self) -> None:
         """Stop, and end what is being generated."""
@@ -104,27 +92,17 @@ class TransformersBackend:
 
     Args:
         model: a Being-VL language model, where it shall run.
-        max_waiting: requests that may wait behind the one that is answered.
     """
 
-    def __init__(self, model: Any, *, max_waiting: int):
+    def __init__(self, model: Any):
         self._model = model.eval()
         self._jobs: queue.Queue[_Job | None] = queue.Queue()
-        self._max_waiting = max_waiting
-        self._waiting: set[int] = set()
         self._thread = threading.Thread(target=self._work, name="generate", daemon=True)
         self._thread.start()
 
-    @property
-    def waiting(self) -> int:
-        return len(self._waiting)
-
     async def answer(self, asked: Asked) -> AsyncGenerator[list[int], None]:
         """See [`Backend`]."""
-        if len(self._waiting) > self._max_waiting:
-            raise BusyError
         job = _Job(asked, asyncio.get_running_loop())
-        self._waiting.add(id(job))
         self._jobs.put(job)
         try:
             while (item := await job.ids.get()) is not None:
@@ -133,7 +111,6 @@ class TransformersBackend:
                 yield item
         finally:
             job.stopped.set()
-            self._waiting.discard(id(job))
 
     async def close(self) -> None:
         self._jobs.put(None)

