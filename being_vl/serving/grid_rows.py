@@ -17,9 +17,11 @@ import torch
 from ..bpe.image_bpe import ImageBPE
 from ..bpe.placement import GridState
 from ..models.configuration_being_vl import SPECIAL_IDS
+from ..models.legal_logits import image_token_bound
 from ..vocabulary import VocabularyLayout
 
 Mode = Literal["text", "image", "interleaved"]
+MAX_SIDE = 4096  # cells a side, of an image that a request asks for
 
 _TEXT, _BOI, _EOI, _FREE, _END = range(5)  # flags: the ids that a row may take, beside image tokens
 _FLAGS = 5
@@ -67,7 +69,7 @@ def checked_mode(options: Mapping[str, Any]) -> tuple[Mode, tuple[int, int] | No
     if size is None:
         return mode, None
     is_pair = isinstance(size, (list, tuple)) and len(size) == 2
-    if not is_pair or not all(type(side) is int and 0 < side <= 4096 for side in size):
+    if not is_pair or not all(type(side) is int and 0 < side <= MAX_SIDE for side in size):
         raise ValueError(f"image_grid_size must be [height, width] in cells, got {size!r}")
     return mode, (size[0], size[1])
 
@@ -135,8 +137,7 @@ class Row:
             out[_END if self.ids.end else slice(None)] = 1
         else:
             out[_TEXT] = 1
-            height, width = self.grid_size
-            out[_BOI] = self.max_tokens - self._seen >= height * width + 2
+            out[_BOI] = self.max_tokens - self._seen >= image_token_bound(*self.grid_size)
 
 
 class RowMask:

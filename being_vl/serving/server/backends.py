@@ -11,11 +11,13 @@ import queue
 import threading
 from collections.abc import AsyncGenerator
 from dataclasses import dataclass, field
-from typing import Any, Literal, Protocol
+from typing import Any, Protocol
 
 import torch
 from transformers import StoppingCriteria, StoppingCriteriaList
 from transformers.generation.streamers import BaseStreamer
+
+from ..grid_rows import Mode
 
 
 @dataclass(frozen=True)
@@ -33,7 +35,7 @@ class Asked:
     """
 
     prompt: list[int]
-    mode: Literal["text", "image", "interleaved"]
+    mode: Mode
     grid_size: tuple[int, int] | None
     max_tokens: int
     temperature: float

@@ -5,8 +5,10 @@ from __future__ import annotations
 import dataclasses
 from typing import Any
 
+from ...models.legal_logits import image_token_bound
 from ...processing.processing_being_vl import BeingVLProcessor
 from ...processing.untrusted_chats import UntrustedChats
+from ..grid_rows import MAX_SIDE, Mode
 from .backends import Asked
 from .pictures import picture
 from .schema import ChatRequest, ImagesRequest, TextPart
@@ -108,7 +110,7 @@ class PromptMaker:
             or not height
             or width % cell
             or height % cell
-            or max(width, height) > 4096 * cell
+            or max(width, height) > MAX_SIDE * cell
         ):
             raise ValueError(f"size: the sides must be multiples of {cell} pixels, got {size}")
         return [height // cell, width // cell]
@@ -140,7 +142,7 @@ class PromptMaker:
         return whole
 
     def _asked(
-        self, request: ChatRequest | ImagesRequest, ids: list[int], mode: Any, limit: int | None
+        self, request: ChatRequest | ImagesRequest, ids: list[int], mode: Mode, limit: int | None
     ) -> Asked:
         left = self._limits.max_model_len - len(ids)
         needed = 1
@@ -149,7 +151,7 @@ class PromptMaker:
             size = tuple(request.image_grid_size or self._grid_size or ())
             if not size:
                 raise ValueError("image_grid_size must be given: the checkpoint has no default")
-            needed = size[0] * size[1] + 2 if mode == "image" else 1
+            needed = image_token_bound(*size) if mode == "image" else 1
         if left < needed:
             raise ValueError(
                 f"the prompt has {len(ids)} tokens and the answer needs {needed}, more than the "

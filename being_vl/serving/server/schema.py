@@ -11,7 +11,9 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
-Side = Annotated[int, Field(gt=0, le=4096)]
+from ..grid_rows import MAX_SIDE, Mode
+
+Side = Annotated[int, Field(gt=0, le=MAX_SIDE)]
 # Said about a request, and of no effect on its answer.
 _REMARKS = (
     "user", "metadata", "store", "service_tier", "parallel_tool_calls", "safety_identifier",
@@ -113,10 +115,10 @@ class ChatRequest(Sampling):
     stream: bool = False
     stream_options: StreamOptions | None = None
     modalities: list[Literal["text", "image"]] | None = None
-    generation_mode: Literal["text", "image", "interleaved"] | None = None
+    generation_mode: Mode | None = None
 
     @property
-    def mode(self) -> Literal["text", "image", "interleaved"]:
+    def mode(self) -> Mode:
         """`generation_mode`, or what `modalities` come to."""
         if self.generation_mode is not None or not self.modalities:
             return self.generation_mode or "text"

@@ -7,6 +7,7 @@ import uuid
 from collections.abc import AsyncGenerator
 from typing import Any
 
+from ...models.legal_logits import image_token_bound
 from .backends import Asked
 
 
@@ -28,9 +29,9 @@ class VLLMBackend:
     def _limits(self, asked: Asked) -> dict[str, Any]:
         if asked.mode != "image":
             return {"max_tokens": asked.max_tokens}
-        height, width = asked.grid_size or (0, 0)
+        needed = image_token_bound(*(asked.grid_size or (0, 0)))
         stop = [self._eoi_token_id]
-        return {"max_tokens": height * width + 2, "stop_token_ids": stop, "ignore_eos": True}
+        return {"max_tokens": needed, "stop_token_ids": stop, "ignore_eos": True}
 
 
 class RemoteVLLM(VLLMBackend):

@@ -22,6 +22,7 @@ from vllm.multimodal.processing import (
     PromptUpdateDetails,
 )
 
+from ...models.legal_logits import image_token_bound
 from ...processing.processing_being_vl import BeingVLProcessor
 
 _OPTIONS = {"vq_device"}
@@ -59,7 +60,7 @@ class ImageInfo(BaseProcessingInfo):
         self, seq_len: int, mm_counts: Mapping[str, int]
     ) -> Mapping[str, int]:
         grid = self.get_hf_processor().grid_size(*self.largest_image())
-        return {"image": math.prod(grid) + 2}
+        return {"image": image_token_bound(*grid)}
 
     def largest_image(self) -> tuple[int, int]:
         """Height and width in pixels of a picture that takes as many cells as any.
