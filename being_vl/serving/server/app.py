@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import json
 import logging
 import time
@@ -116,7 +117,7 @@ class Server:
         return {"object": "list", "data": [model]}
 
     async def _chat(self, body: ChatRequest, request: Request) -> Response:
-        return await self._answered(request, self._whole_chat(body, request), body.model)
+        return await self._answered(request, self._whole_chat(body), body.model)
 
     async def _images(self, body: ImagesRequest, request: Request) -> Response:
         return await self._answered(request, self._whole_images(body), body.model)
@@ -143,7 +144,7 @@ class Server:
 
     # ---- chat completions
 
-    async def _whole_chat(self, body: ChatRequest, request: Request) -> Response:
+    async def _whole_chat(self, body: ChatRequest) -> Response:
         asked = await self._prompt(self._prompts.chat, body)
         reader = AnswerReader(self.processor, asked.grid_size, body.stops)
         pieces = self._pieces(asked, reader)
@@ -221,7 +222,7 @@ class Server:
         for number in range(body.n):
             seed = None if body.seed is None else body.seed + number
             reader = AnswerReader(self.processor, asked.grid_size)
-            async for piece in self._pieces(_with_seed(asked, seed), reader):
+            async for piece in self._pieces(dataclasses.replace(asked, seed=seed), reader):
                 if not isinstance(piece, str):
                     data.append({"b64_json": png(piece)})
             tokens += reader.num_tokens
@@ -307,10 +308,6 @@ async def _unless_gone(request: Request, work: Any) -> Any:
 
 def _read(reader: AnswerReader, ids: list[int]) -> list[Piece]:
     return list(reader.read(ids))
-
-
-def _with_seed(asked: Asked, seed: int | None) -> Asked:
-    return Asked(**{**vars(asked), "seed": seed})
 
 
 def _delta(piece: Piece) -> dict[str, Any]:

@@ -36,24 +36,6 @@ class _Strict(BaseModel):
     model_config = ConfigDict(extra="forbid", strict=True)
 
 
-class _Remarks(_Strict):
-    @model_validator(mode="before")
-    @classmethod
-    def _leave_out_remarks(cls, fields: Any) -> Any:
-        if not isinstance(fields, dict):
-            raise ValueError("the body must be a JSON object")
-        kept = {}
-        for name, value in fields.items():
-            if value is None or (name in _REMARKS and name not in cls.model_fields):
-                continue
-            if name in _NEUTRAL and name not in cls.model_fields:
-                if value not in _NEUTRAL[name]:
-                    raise ValueError(f"{name} is not supported")
-                continue
-            kept[name] = value
-        return kept
-
-
 class TextPart(_Strict):
     type: Literal["text"]
     text: str
@@ -76,7 +58,7 @@ class Message(_Strict):
     """A turn."""
 
     role: Literal["system", "developer", "user", "assistant"]
-    content: Annotated[str | list[Part], Field(union_mode="smart")]
+    content: str | list[Part]
     name: str | None = None
 
     @model_validator(mode="before")
@@ -95,7 +77,7 @@ class StreamOptions(_Strict):
     include_obfuscation: bool = False
 
 
-class Sampling(_Remarks):
+class Sampling(_Strict):
     """What both kinds of requests may say."""
 
     model: str | None = None
@@ -103,6 +85,22 @@ class Sampling(_Remarks):
     top_p: float = Field(1.0, gt=0, le=1)
     seed: int | None = Field(None, ge=-(2**63), lt=2**63)
     image_grid_size: Annotated[list[Side], Field(min_length=2, max_length=2)] | None = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _leave_out_remarks(cls, fields: Any) -> Any:
+        if not isinstance(fields, dict):
+            raise ValueError("the body must be a JSON object")
+        kept = {}
+        for name, value in fields.items():
+            if value is None or (name in _REMARKS and name not in cls.model_fields):
+                continue
+            if name in _NEUTRAL and name not in cls.model_fields:
+                if value not in _NEUTRAL[name]:
+                    raise ValueError(f"{name} is not supported")
+                continue
+            kept[name] = value
+        return kept
 
 
 class ChatRequest(Sampling):
