@@ -15,11 +15,12 @@ from typing import Any
 import numpy as np
 import torch
 from PIL import Image
-from transformers import StoppingCriteria, StoppingCriteriaList, TextIteratorStreamer
+from transformers import StoppingCriteriaList, TextIteratorStreamer
 
 from ..files import reading
 from ..models.loading import load_language_model
 from ..models.modeling_being_vl import BeingVLLanguageModel
+from ..models.stopping import StopOnEvent
 from ..processing.processing_being_vl import BeingVLProcessor
 
 
@@ -53,15 +54,6 @@ class Chat:
         answered = {"role": "assistant", "content": [{"type": "text", "text": answer}]}
         self.messages = [*messages[1 if self.system else 0 :], answered]
         self.waiting = []
-
-
-class _Stop(StoppingCriteria):
-    def __init__(self, stopped: threading.Event):
-        self._stopped = stopped
-
-    def __call__(self, input_ids: torch.Tensor, scores: Any, **kwargs: Any) -> torch.Tensor:
-        rows = input_ids.shape[0]
-        return torch.full((rows,), self._stopped.is_set(), device=input_ids.device)
 
 
 class Speaker:
@@ -136,7 +128,7 @@ class Speaker:
                     **self._decoding,
                     max_new_tokens=min(self.max_new_tokens, limit - length),
                     streamer=streamer,
-                    stopping_criteria=StoppingCriteriaList([_Stop(stopped)]),
+                    stopping_criteria=StoppingCriteriaList([StopOnEvent(stopped)]),
                 )
             except Exception as error:  # raised again in the caller's thread
                 failures.append(error)

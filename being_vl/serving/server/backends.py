@@ -14,9 +14,10 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import torch
-from transformers import StoppingCriteria, StoppingCriteriaList
+from transformers import StoppingCriteriaList
 from transformers.generation.streamers import BaseStreamer
 
+from ...models.stopping import StopOnEvent
 from ..grid_rows import Mode
 
 
@@ -81,14 +82,6 @@ class _Relay(BaseStreamer):
         pass
 
 
-class _Stop(StoppingCriteria):
-    def __init__(self, event: threading.Event):
-        self._event = event
-
-    def __call__(self, input_ids: torch.Tensor, scores: Any, **kwargs: Any) -> torch.Tensor:
-        return torch.full((input_ids.shape[0],), self._event.is_set(), device=input_ids.device)
-
-
 class TransformersBackend:
     """`generate` of the model, in a thread of its own.
 
@@ -146,6 +139,6 @@ class TransformersBackend:
             ids,
             attention_mask=torch.ones_like(ids),
             streamer=_Relay(job),
-            stopping_criteria=StoppingCriteriaList([_Stop(job.stopped)]),
+            stopping_criteria=StoppingCriteriaList([StopOnEvent(job.stopped)]),
             **options,
         )
