@@ -144,6 +144,24 @@ class BeingVLProcessor(VideoMixin, CheckpointPart, ProcessorMixin):
         """Pixels → codes: one int32 array (h, w) for each image, in order."""
         return quantize(images, self.vq_model, self.image_processor, **images_kwargs)
 
+    def image_ids(self, images: Any) -> list[list[int]]:
+        """Pixels → the token ids that stand for each image in `input_ids`, begin and end tokens included.
+
+        Args:
+            images: one image, a list or nested lists, as for `quantize`.
+
+        Returns:
+            for each image, in order, `boi_token_id`, its token ids, `eoi_token_id`: with a grid of codes (h, w)
+            from 3 to h·w + 2 ids.
+
+        Raises:
+            ValueError: there is no VQ model, or it has codes that the image BPE does not know.
+            UnreadableImageError: an image cannot be read; the message names it.
+            NotFiniteError: NaN or infinite latents.
+        """
+        found = self.tokenizer.encode_codes(self.quantize(images))
+        return [[self.boi_token_id, *ids.tolist(), self.eoi_token_id] for ids in found]
+
     def reconstruct(self, codes: Any) -> Image.Image:
         """Codes (h, w) → the image that the VQ model makes of them."""
         return reconstruct(integers(codes, "codes"), self.vq_model, self.image_processor)

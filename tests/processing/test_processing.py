@@ -178,6 +178,14 @@ def test_images_of_several_sizes_are_quantized_in_order() -> None:
         assert (processor.quantize([image])[0] == grid).all()
 
 
+def test_ids_of_images_are_those_of_the_call(processor) -> None:
+    images = [picture(seed) for seed in range(3)]
+    found = processor.image_ids(images)
+    assert found == [image_ids(processor, grid) for grid in processor.quantize(images)]
+    called = processor(text=["<image>"] * 3, images=images, add_special_tokens=False)
+    assert found == called["input_ids"]
+
+
 @pytest.mark.parametrize(
     ("text", "count"),
     [("no image", 1), ("<image>", 0), ("<image><image>", 1), (["<image>", "<image><image>"], 2)],

@@ -131,12 +131,11 @@ class PromptMaker:
             )
             for url in urls
         ]  # fmt: skip
-        images = iter(processor.tokenizer.encode_codes(processor.quantize(pictures)))
-        begin, end = processor.boi_token_id, processor.eoi_token_id
+        images = iter(processor.image_ids(pictures))
         whole: list[int] = []
         for token_id in ids:
             if token_id == processor.image_token_id:
-                whole += [begin, *next(images).tolist(), end]
+                whole += next(images)
             else:
                 whole.append(token_id)
         return whole

@@ -98,12 +98,8 @@ class ImageProcessor(BaseMultiModalProcessor[ImageInfo]):
         self, hf_data: Mapping[str, object], hf_kwargs: Mapping[str, object]
     ) -> BatchFeature:
         processor = self.info.get_hf_processor(**hf_kwargs)
-        grids = processor.quantize(hf_data["images"])
-        begin, end = processor.boi_token_id, processor.eoi_token_id
-        images = processor.tokenizer.encode_codes(grids)
-        return BatchFeature(
-            {"image_ids": [torch.tensor([begin, *ids.tolist(), end]) for ids in images]}
-        )
+        images = processor.image_ids(hf_data["images"])
+        return BatchFeature({"image_ids": [torch.tensor(ids) for ids in images]})
 
     def _get_mm_fields_config(
         self, hf_inputs: BatchFeature, hf_processor_mm_kwargs: Mapping[str, object]
