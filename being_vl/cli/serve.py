@@ -10,7 +10,7 @@ from jsonargparse import Namespace
 from jsonargparse.typing import PositiveFloat, PositiveInt
 
 from .loading import check_part
-from .options import add, add_about, flag
+from .options import add, add_about, flag, option, options
 from .parsing import Parser
 
 _KEY = "BEING_VL_API_KEY"
@@ -24,35 +24,34 @@ def make_parser() -> Parser:
         f'"being-vl[serve]". An API key that clients must send is read from the environment, {_KEY}.'
     )
     add_about(parser, "checkpoint")
-    parser.add_argument(
-        "--backend",
-        type=Literal["transformers", "vllm"],
+    option(
+        parser,
+        "backend",
+        Literal["transformers", "vllm"],
+        "what generates: transformers, one answer at a time, or vLLM",
         default="transformers",
-        help="what generates: transformers, one answer at a time, or vLLM",
     )
-    parser.add_argument(
-        "--vllm-url",
-        type=str,
+    option(
+        parser,
+        "vllm-url",
+        str,
+        "with --backend vllm: a server's API, http://localhost:8000/v1; default: started here",
         metavar="URL",
-        help="with --backend vllm: a server's API, http://localhost:8000/v1; default: started here",
     )
-    parser.add_argument(
-        "--host", type=str, default="127.0.0.1", help="0.0.0.0 serves the network too"
-    )
-    parser.add_argument("--port", type=PositiveInt, default=8080, help="to listen on")
-    parser.add_argument(
-        "--served-model-name", type=str, metavar="NAME", help="default: the checkpoint's folder"
-    )
+    option(parser, "host", str, "0.0.0.0 serves the network too", default="127.0.0.1")
+    option(parser, "port", PositiveInt, "to listen on", default=8080)
+    option(parser, "served-model-name", str, "default: the checkpoint's folder", metavar="NAME")
     add(parser, "device", "dtype")
     limits = parser.rare("limits of requests")
-    limits.add_argument("--max-model-len", type=PositiveInt, help="tokens; default: the model's")
-    limits.add_argument("--max-body", type=PositiveInt, default=20_000_000, help="bytes")
-    limits.add_argument(
-        "--max-image-pixels", type=PositiveInt, default=2**24, help="of an image, as it comes"
+    options(
+        limits,
+        ("max-model-len", PositiveInt, None, "tokens; default: the model's"),
+        ("max-body", PositiveInt, 20_000_000, "bytes"),
+        ("max-image-pixels", PositiveInt, 2**24, "of an image, as it comes"),
+        ("max-images", PositiveInt, 16, "in a request"),
+        ("max-waiting", PositiveInt, 64, "more are told 429"),
+        ("timeout", PositiveFloat, 300.0, "seconds to an answer"),
     )
-    limits.add_argument("--max-images", type=PositiveInt, default=16, help="in a request")
-    limits.add_argument("--max-waiting", type=PositiveInt, default=64, help="more are told 429")
-    limits.add_argument("--timeout", type=PositiveFloat, default=300.0, help="seconds to an answer")
     flag(limits, "allow-image-urls", "fetch http(s) images from public addresses")
     return parser
 
