@@ -75,6 +75,8 @@ def main(args: Namespace) -> int:
     from ..serving.server.prompts import Limits
 
     check_part("checkpoint", args.checkpoint)
+    if (api_key := os.environ.get(_KEY)) == "":
+        raise ValueError(f"the environment's {_KEY} is empty: give it a key, or unset it")
     if args.vllm_url is not None and args.backend != "vllm":
         raise ValueError("--vllm-url needs --backend vllm")
     config = AutoConfig.from_pretrained(args.checkpoint)
@@ -93,7 +95,7 @@ def main(args: Namespace) -> int:
         _backend(args, limits, config),
         limits,
         grid_size=config.image_grid_size,
-        api_key=os.environ.get(_KEY),
+        api_key=api_key,
     )
     uvicorn.run(
         server.app(),

@@ -5,23 +5,33 @@ from __future__ import annotations
 import io
 import socket
 import threading
-from functools import partial
+import time
+from contextlib import suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
+from PIL import Image
 from server_fixtures import data_url, picture
 
+from being_vl.quantizers.image_loading import load_image
 from being_vl.serving.server import pictures
 
-read = partial(pictures.picture, max_pixels=100_000, max_bytes=50_000, allow_urls=True, timeout=3.0)
+
+def read(url: str, *, allow_urls: bool = True, timeout: float = 3.0) -> Image.Image:
+    file = pictures.image_file(url, max_bytes=50_000, allow_urls=allow_urls, timeout=timeout)
+    return load_image(file, max_pixels=100_000, name="the image")
 
 
 class Handler(BaseHTTPRequestHandler):
     def do_GET(self) -> None:
+        if self.path.startswith("/slow"):
+            self.drip()
+            return
         file = io.BytesIO()
         picture(0, (8, 12)).save(file, "PNG")
         pages = {
             "/a.png": (200, file.getvalue()),
+            "/%C3%A9%20a.png?b=%20": (200, file.getvalue()),
             "/long": (200, b"x" * 60_000),
             "/text": (200, b"hi"),
         }
@@ -32,6 +42,15 @@ class Handler(BaseHTTPRequestHandler):
         self.send_header("Content-Length", str(len(body)))
         self.end_headers()
         self.wfile.write(body)
+
+    def drip(self) -> None:
+        """A byte now and then, of the headers or of the body."""
+        head = b"HTTP/1.1 200 OK\r\nContent-Length: 999\r\n\r\n"
+        self.wfile.write(b"HTTP/1.1 200 OK\r\nA: " if self.path == "/slow-head" else head)
+        with suppress(OSError):
+            for _ in range(100):
+                self.wfile.write(b"x")
+                time.sleep(0.1)
 
     def log_message(self, *_) -> None:
         pass
@@ -59,7 +78,9 @@ def public(monkeypatch):
 
 
 def test_data_urls() -> None:
-    assert read(data_url(picture(0, (8, 12)))).size == (12, 8)
+    url = data_url(picture(0, (8, 12)))
+    assert read(url).size == (12, 8)
+    assert read(url[:60] + "\n" + url[60:]).size == (12, 8)  # as the command base64 writes it
     for url, words in (
         ("data:image/png;base64,@@", "not valid base64"),
         ("data:text/plain;base64,AAAA", "begins with data:image"),
@@ -76,6 +97,17 @@ def test_data_urls() -> None:
 def test_a_public_url_is_fetched(web, public) -> None:
     assert read(f"{web}/a.png").size == (12, 8)
     assert read(f"{web}/to/{web}/a.png").size == (12, 8)
+    assert read(f"{web}/é a.png?b= ").size == (12, 8)
+    assert read(f"{web}/%C3%A9%20a.png?b=%20").size == (12, 8)
+
+
+@pytest.mark.parametrize("path", ["/slow-head", "/slow-body"])
+def test_a_server_that_drips_does_not_keep_us(web, public, path: str) -> None:
+    """Each byte would begin a socket's time-out anew."""
+    start = time.monotonic()
+    with pytest.raises(ValueError, match="took too long"):
+        read(f"{web}{path}", timeout=0.5)
+    assert time.monotonic() - start < 3
 
 
 @pytest.mark.parametrize(

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import http.client
 import json
+import re
+import socket
+import time
 from typing import Any
 
 import pytest
@@ -170,6 +173,25 @@ def test_a_seed_repeats_a_sample(client) -> None:
     assert first == second != ask(client, "a", temperature=1.0, seed=6).choices[0].message.content
 
 
+def test_a_sample_without_a_seed_is_new_whatever_came_before(client) -> None:
+    answers = set()
+    for _ in range(3):
+        ask(client, "a", temperature=1.0, seed=5)
+        answers.add(ask(client, "a", temperature=1.0).choices[0].message.content)
+    assert len(answers) == 3
+
+
+def test_an_answer_that_ends_at_its_limit_has_ended(parts, client) -> None:
+    """`finish_reason` says whether more was to come."""
+    assert ask(client, "square", max_tokens=3).choices[0].finish_reason == "length"
+    last, tokenizer = expected(parts, "square", [], max_new_tokens=3)[-1], parts[1].tokenizer
+    end, tokenizer.eos_token = tokenizer.eos_token, tokenizer.convert_ids_to_tokens(int(last))
+    try:
+        assert ask(client, "square", max_tokens=3).choices[0].finish_reason == "stop"
+    finally:
+        tokenizer.eos_token = end
+
+
 GOOD = {"model": "tiny", "messages": [{"role": "user", "content": "hi"}], "max_tokens": 2}
 
 
@@ -256,9 +278,76 @@ def test_busy_is_429_and_those_that_went_are_forgotten(parts, url, client) -> No
     assert ask(patient, "hi", max_tokens=2).choices
 
 
-def test_metrics(url) -> None:
+def figures(url: str) -> str:
     connection = http.client.HTTPConnection(url.removeprefix("http://"))
     connection.request("GET", "/metrics")
-    text = connection.getresponse().read().decode()
+    return connection.getresponse().read().decode()
+
+
+def waiting(url: str) -> float:
+    found = re.search(r"^being_vl_waiting_requests (.*)$", figures(url), re.MULTILINE)
+    return float(found[1])
+
+
+def until_free(url: str) -> None:
+    deadline = time.monotonic() + 20
+    while waiting(url):
+        assert time.monotonic() < deadline, "a request that has gone keeps its place"
+        time.sleep(0.05)
+
+
+def test_a_stream_that_nobody_reads_ends(url) -> None:
+    until_free(url)
+    connection = http.client.HTTPConnection(url.removeprefix("http://"))
+    body = json.dumps({**GOOD, "max_tokens": 230, "stream": True})
+    headers = {"Content-Type": "application/json", "Authorization": f"Bearer {KEY}"}
+    connection.request("POST", "/v1/chat/completions", body, headers)
+    response = connection.getresponse()
+    assert response.status == 200 and response.readline().startswith(b"data: ")
+    assert waiting(url) == 1
+    response.close()
+    connection.close()
+    until_free(url)
+
+
+def head(url: str, length: int, *more: str) -> socket.socket:
+    """A request of which only the head has been sent."""
+    host, port = url.removeprefix("http://").split(":")
+    sock = socket.create_connection((host, int(port)), timeout=20)
+    lines = [f"Host: {host}", f"Authorization: Bearer {KEY}", "Content-Type: application/json"]
+    lines += [f"Content-Length: {length}", *more]
+    sock.sendall("\r\n".join(["POST /v1/chat/completions HTTP/1.1", *lines, "", ""]).encode())
+    return sock
+
+
+def test_a_body_has_its_place_before_it_comes(url) -> None:
+    """Bodies under way are memory: more of them than may wait are refused."""
+    until_free(url)
+    slow = [head(url, 1000) for _ in range(LIMITS.max_waiting + 1)]
+    while waiting(url) < len(slow):
+        time.sleep(0.01)
+    status, answer = post(url, json.dumps(GOOD).encode())
+    assert status == 429 and answer["error"]["message"].startswith("The server is busy")
+    for sock in slow:
+        sock.close()
+    until_free(url)
+    assert post(url, json.dumps(GOOD).encode())[0] == 200
+
+
+def test_a_refusal_is_read_by_who_is_still_sending(url) -> None:
+    """The official client, for one, looks for an answer when its whole body is sent."""
+    for key, status in ((KEY, 413), ("wrong", 401)):
+        got, answer = post(url, b"x" * 8_000_000, key=key)
+        assert got == status and answer["error"]["message"].endswith(".")
+
+
+def test_who_asks_before_sending_is_told_at_once(url) -> None:
+    """`Expect: 100-continue`, which curl sends with a large body."""
+    with head(url, 8_000_000, "Expect: 100-continue") as sock:
+        assert sock.recv(100).startswith(b"HTTP/1.1 413")
+
+
+def test_metrics(url) -> None:
+    text = figures(url)
     assert 'being_vl_requests_total{status="400"}' in text
     assert "being_vl_answer_tokens_total" in text and "being_vl_waiting_requests 0.0" in text

@@ -40,6 +40,7 @@ class AnswerReader:
         self._held = ""  # may be the beginning of a stop
         self.num_tokens = 0
         self.stopped = False
+        self._last: int | None = None
 
     def _begin_text(self) -> None:
         self._stream = DecodeStream(skip_special_tokens=True)
@@ -56,10 +57,13 @@ class AnswerReader:
             if self.stopped:
                 return
             self.num_tokens += 1
+            self._last = token_id
             if token_id == self._processor.boi_token_id:
                 self._image = []
             elif token_id == self._processor.eoi_token_id and self._image is not None:
                 yield from self.rest()
+                if self.stopped:
+                    return
                 yield self._processor.decode_image(self._image, *(self._grid_size or ()))
                 self._image = None
                 self._begin_text()
@@ -70,6 +74,11 @@ class AnswerReader:
                 if text := self._stream.step(self._backend, token_id):
                     self._streamed += text
                     yield from self._text(text)
+
+    @property
+    def has_ended(self) -> bool:
+        """Whether the answer has come to its end, by a text or the end token."""
+        return self.stopped or self._last == self._processor.tokenizer.eos_token_id
 
     def _text(self, text: str) -> Iterator[str]:
         self._held += text

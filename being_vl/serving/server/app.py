@@ -24,28 +24,27 @@ from ...processing.processing_being_vl import BeingVLProcessor
 from .answers import AnswerReader, Piece, as_part, png
 from .backends import Asked, Backend
 from .guard import Guard, error_body
+from .pictures import is_remote
 from .prompts import Limits, PromptMaker
 from .schema import ChatRequest, ImagesRequest, sentence
 
 logger = logging.getLogger(__name__)
 
 
-class BusyError(Exception):
-    """More requests wait than the server keeps."""
-
-
 class _Figures:
     """What `/metrics` shows."""
 
-    def __init__(self, count_waiting: Callable[[], int]):
+    def __init__(self) -> None:
         self.registry = CollectorRegistry()
         names = {"registry": self.registry}
         self.requests = Counter("being_vl_requests", "answered, by status", ["status"], **names)
         self.prompt = Counter("being_vl_prompt_tokens", "of prompts", **names)
         self.answer = Counter("being_vl_answer_tokens", "of answers", **names)
         self.first = Histogram("being_vl_first_token_seconds", "to the first token", **names)
-        waiting = Gauge("being_vl_waiting_requests", "asked or waiting", **names)
-        waiting.set_function(count_waiting)
+        self.waiting = Gauge("being_vl_waiting_requests", "asked or waiting", **names)
+
+    def count(self, status: int) -> None:
+        self.requests.labels(str(status)).inc()
 
 
 class Server:
@@ -75,8 +74,8 @@ class Server:
         self._prompts = PromptMaker(processor, limits, grid_size)
         # One thread makes prompts and pictures: the quantizer takes all cores, and tokenizers have state.
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="prompts")
-        self._waiting = 0  # answers that the backend is asked for
-        self._figures = _Figures(lambda: self._waiting)
+        self._fetching = ThreadPoolExecutor(16, thread_name_prefix="images by URL")
+        self._figures = _Figures()
         self._created = int(time.time())
 
     def app(self) -> Any:
@@ -86,7 +85,8 @@ class Server:
         async def life(app: FastAPI) -> AsyncIterator[None]:
             yield
             await self.backend.close()
-            self._thread.shutdown(cancel_futures=True)
+            for threads in (self._thread, self._fetching):
+                threads.shutdown(cancel_futures=True)
 
         app = FastAPI(title=f"being-vl: {self.name}", lifespan=life)
         app.add_api_route("/health", self._health)
@@ -97,7 +97,9 @@ class Server:
         app.add_exception_handler(RequestValidationError, self._invalid)
         app.add_exception_handler(HTTPException, self._no_route)
         app.add_exception_handler(RecursionError, self._nested)
-        return Guard(app, max_body=self.limits.max_body, api_key=self._api_key)
+        guard = Guard(app, self.limits, api_key=self._api_key, count=self._figures.count)
+        self._figures.waiting.set_function(lambda: guard.waiting)
+        return guard
 
     # ---- routes
 
@@ -129,9 +131,7 @@ class Server:
             return self._error(404, f"There is no model {model[:80]!r} here, but {self.name!r}.")
         try:
             async with asyncio.timeout(self.limits.timeout):
-                response = await _unless_gone(request, work)
-        except BusyError:
-            return self._error(429, "The server is busy; try again in a while.")
+                return await _unless_gone(request, work)
         except ValueError as error:
             return self._error(400, _as_sentence(error))
         except TimeoutError:
@@ -139,13 +139,11 @@ class Server:
         except Exception:
             logger.exception("a request failed")
             return self._error(500, "The server failed to answer; its log says why.")
-        self._figures.requests.labels(str(response.status_code)).inc()
-        return response
 
     # ---- chat completions
 
     async def _whole_chat(self, body: ChatRequest) -> Response:
-        asked = await self._prompt(self._prompts.chat, body)
+        asked = await self._prompt(self._prompts.chat, body, await self._files(body))
         reader = AnswerReader(self.processor, asked.grid_size, body.stops)
         pieces = self._pieces(asked, reader)
         head = {
@@ -235,21 +233,24 @@ class Server:
 
     # ---- what both do
 
-    async def _prompt(self, make: Callable[[Any], Asked], body: Any) -> Asked:
-        self._refuse_if_busy()  # before any work is done for it
-        asked = await asyncio.get_running_loop().run_in_executor(self._thread, make, body)
+    async def _files(self, body: ChatRequest) -> list[bytes]:
+        """The files of a request's images; who fetches keeps nobody else waiting."""
+        loop, file = asyncio.get_running_loop(), self._prompts.file
+        return await asyncio.gather(
+            *(
+                loop.run_in_executor(self._fetching if is_remote(url) else self._thread, file, url)
+                for url in self._prompts.urls(body)
+            )
+        )
+
+    async def _prompt(self, make: Callable[..., Asked], *given: Any) -> Asked:
+        asked = await asyncio.get_running_loop().run_in_executor(self._thread, make, *given)
         self._figures.prompt.inc(len(asked.prompt))
         return asked
 
-    def _refuse_if_busy(self) -> None:
-        if self._waiting > self.limits.max_waiting:
-            raise BusyError
-
     async def _pieces(self, asked: Asked, reader: AnswerReader) -> AsyncGenerator[Piece, None]:
-        self._refuse_if_busy()  # others have come while the prompt was made
         loop, start, seen = asyncio.get_running_loop(), time.monotonic(), 0
-        answer = self.backend.answer(asked)  # which begins below
-        self._waiting += 1
+        answer = self.backend.answer(asked)
         try:
             async for ids in answer:
                 if not seen:
@@ -265,7 +266,6 @@ class Server:
                 if reader.stopped:
                     return
         finally:
-            self._waiting -= 1
             await answer.aclose()
         for piece in reader.rest():
             yield piece
@@ -273,10 +273,8 @@ class Server:
     # ---- errors
 
     def _error(self, status: int, message: str, param: str | None = None) -> JSONResponse:
-        self._figures.requests.labels(str(status)).inc()
         kind = "server_error" if status >= 500 else "invalid_request_error"
-        headers = {"Retry-After": "1"} if status == 429 else None
-        return JSONResponse(error_body(message, kind, param), status, headers)
+        return JSONResponse(error_body(message, kind, param), status)
 
     async def _invalid(self, request: Request, error: Any) -> Response:
         return self._error(400, *sentence(error.errors()))
@@ -315,7 +313,7 @@ def _delta(piece: Piece) -> dict[str, Any]:
 
 
 def _reason(asked: Asked, reader: AnswerReader) -> str:
-    cut = asked.mode != "image" and reader.num_tokens >= asked.max_tokens and not reader.stopped
+    cut = asked.mode != "image" and reader.num_tokens >= asked.max_tokens and not reader.has_ended
     return "length" if cut else "stop"
 
 

@@ -132,7 +132,9 @@ class TransformersBackend:
             options |= {"generation_mode": asked.mode, "image_grid_size": asked.grid_size}
         if asked.mode != "image":
             options["max_new_tokens"] = asked.max_tokens
-        if asked.seed is not None:
+        if asked.seed is None:
+            torch.seed()  # or the seed of the answer before would rule this one too
+        else:
             torch.manual_seed(asked.seed)
         ids = torch.tensor([asked.prompt], device=self._model.device)
         self._model.generate(

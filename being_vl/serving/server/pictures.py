@@ -1,4 +1,4 @@
-"""`image_url` of a request → a picture: data URLs, and where it is allowed, URLs of the public internet.
+"""`image_url` of a request → the file of a picture: data URLs, and where it is allowed, URLs of the public internet.
 
 A server that fetches what strangers name can be sent to addresses that only it can reach. So each address that
 a name resolves to is judged, the connection goes to the judged address and not to the name again, and a
@@ -13,46 +13,43 @@ import http.client
 import ipaddress
 import socket
 import ssl
+import threading
 import time
-from urllib.parse import unquote_to_bytes, urljoin, urlsplit
-
-import PIL.Image
-
-from ...quantizers.image_loading import UnreadableImageError, load_image
+from collections.abc import Iterator
+from contextlib import closing, contextmanager, suppress
+from urllib.parse import quote, unquote_to_bytes, urljoin, urlsplit
 
 _REDIRECTS = 3
 _AGENT = "being-vl"
+_SAFE = "%/:=&?~#+!$,;'@()*[]"  # of a path and query: not quoted, or not once more
 # IPv6 that leads into IPv4 by way of a gateway: NAT64, Teredo.
 _TUNNELS = tuple(map(ipaddress.ip_network, ("64:ff9b::/96", "64:ff9b:1::/48", "2001::/32")))
 
 
-def picture(
-    url: str, *, max_pixels: int, max_bytes: int, allow_urls: bool, timeout: float = 10.0
-) -> PIL.Image.Image:
-    """Read the picture that a URL holds or names.
+def is_remote(url: str) -> bool:
+    """Whether another server must be asked for it."""
+    return url[:8].partition(":")[0].lower() in ("http", "https")
+
+
+def image_file(url: str, *, max_bytes: int, allow_urls: bool, timeout: float = 10.0) -> bytes:
+    """The file that a URL holds or names.
 
     Args:
         url: `data:image/…;base64,…`, or http(s).
-        max_pixels, max_bytes: of the picture, and of its file.
+        max_bytes: of the file.
         allow_urls: whether http(s) is fetched.
-        timeout: seconds for a fetch, redirects included.
+        timeout: seconds for a fetch, redirects included; the resolver of names has a limit of its own.
 
     Raises:
         ValueError: it is none that this server reads; one sentence says why.
     """
-    scheme = url[:8].partition(":")[0].lower()
-    if scheme == "data":
-        data = _data(url)
-    elif scheme in ("http", "https"):
+    if is_remote(url):
         if not allow_urls:
             raise ValueError("this server fetches no URLs: send the image as a data URL")
-        data = _fetched(url, max_bytes, time.monotonic() + timeout)
-    else:
+        return _fetched(url, max_bytes, time.monotonic() + timeout)
+    if url[:5].lower() != "data:":
         raise ValueError("image_url must be a data URL" + " or http(s)" * allow_urls)
-    try:
-        return load_image(data, max_pixels=max_pixels, name="the image")
-    except UnreadableImageError as error:
-        raise ValueError(str(error)) from None
+    return _data(url)
 
 
 def _data(url: str) -> bytes:
@@ -62,48 +59,39 @@ def _data(url: str) -> bytes:
     if not head.lower().endswith(";base64"):
         return unquote_to_bytes(body)
     try:
-        return base64.b64decode(body, validate=True)
+        return base64.b64decode("".join(body.split()), validate=True)
     except (binascii.Error, ValueError):
         raise ValueError("the data URL is not valid base64") from None
 
 
 def _fetched(url: str, max_bytes: int, deadline: float) -> bytes:
     for _ in range(_REDIRECTS + 1):
+        failure: Exception | None = None
         try:
-            response = _request(url, deadline)
+            with _answer(url, deadline) as response:
+                status, target = response.status, response.headers.get("Location")
+                body = response.read(max_bytes + 1) if status == 200 else b""
         except (OSError, http.client.HTTPException) as error:
-            raise ValueError(
-                f"the image's URL cannot be fetched: {error or type(error).__name__}"
-            ) from None
-        with response:
-            if response.status in (301, 302, 303, 307, 308):
-                url = urljoin(url, response.headers.get("Location") or "")
-                continue
-            if response.status != 200:
-                raise ValueError(f"the image's URL answers with status {response.status}")
-            return _body(response, max_bytes, deadline)
+            failure = error
+        if time.monotonic() > deadline:  # what has been read is cut, whether or not it failed
+            raise ValueError("the image's URL took too long")
+        if failure:
+            reason = str(failure) or type(failure).__name__
+            raise ValueError(f"the image's URL cannot be fetched: {reason}")
+        if status in (301, 302, 303, 307, 308):
+            url = urljoin(url, target or "")
+            continue
+        if status != 200:
+            raise ValueError(f"the image's URL answers with status {status}")
+        if len(body) > max_bytes:
+            raise ValueError(f"the image's URL sends more than {max_bytes} bytes")
+        return body
     raise ValueError(f"the image's URL redirects more than {_REDIRECTS} times")
 
 
-def _body(response: http.client.HTTPResponse, max_bytes: int, deadline: float) -> bytes:
-    chunks, size = [], 0
-    try:
-        while chunk := response.read1(1 << 16):
-            size += len(chunk)
-            if size > max_bytes:
-                raise ValueError(f"the image's URL sends more than {max_bytes} bytes")
-            if time.monotonic() > deadline:
-                raise ValueError("the image's URL took too long")
-            chunks.append(chunk)
-    except (OSError, http.client.HTTPException) as error:
-        raise ValueError(
-            f"the image's URL cannot be read: {error or type(error).__name__}"
-        ) from None
-    return b"".join(chunks)
-
-
-def _request(url: str, deadline: float) -> http.client.HTTPResponse:
-    """GET from an address that has been judged."""
+@contextmanager
+def _answer(url: str, deadline: float) -> Iterator[http.client.HTTPResponse]:
+    """GET from an address that has been judged; at the deadline the connection ends, whatever still comes."""
     try:
         parts = urlsplit(url)
         host, port = parts.hostname, parts.port
@@ -111,22 +99,34 @@ def _request(url: str, deadline: float) -> http.client.HTTPResponse:
         host = None
     if not host or parts.scheme not in ("http", "https"):
         raise ValueError("the image's URL must be http(s) and name a host")
-    port = port or (443 if parts.scheme == "https" else 80)
+    secure = parts.scheme == "https"
+    port = port or (443 if secure else 80)
     address = public_address(host, port)
     left = max(0.1, deadline - time.monotonic())
-    connection = http.client.HTTPConnection(host, port, timeout=left)
-    raw = socket.create_connection((address, port), timeout=left)
-    try:
-        secure = parts.scheme == "https"
-        connection.sock = (
-            ssl.create_default_context().wrap_socket(raw, server_hostname=host) if secure else raw
-        )
-        path = (parts.path or "/") + (f"?{parts.query}" if parts.query else "")
-        connection.request("GET", path, headers={"User-Agent": _AGENT, "Accept": "image/*"})
-        return connection.getresponse()
-    except BaseException:
-        raw.close()
-        raise
+    with closing(http.client.HTTPConnection(host, port)) as connection:
+        connection.sock = sock = socket.create_connection((address, port), timeout=left)
+        if secure:
+            connection.sock = sock = ssl.create_default_context().wrap_socket(
+                sock, server_hostname=host, do_handshake_on_connect=False
+            )
+        # Time-outs of sockets begin anew with each byte.
+        end = threading.Timer(max(0.1, deadline - time.monotonic()), _shut, (sock,))
+        end.start()
+        try:
+            if isinstance(sock, ssl.SSLSocket):
+                sock.do_handshake()
+            path = (parts.path or "/") + (f"?{parts.query}" if parts.query else "")
+            headers = {"User-Agent": _AGENT, "Accept": "image/*"}
+            connection.request("GET", quote(path, safe=_SAFE), headers=headers)
+            with connection.getresponse() as response:
+                yield response
+        finally:
+            end.cancel()
+
+
+def _shut(sock: socket.socket) -> None:
+    with suppress(OSError):  # it may have ended by itself
+        sock.shutdown(socket.SHUT_RDWR)
 
 
 def public_address(host: str, port: int) -> str:

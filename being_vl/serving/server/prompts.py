@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 from typing import Any
 
 from ...models.legal_logits import image_token_bound
 from ...processing.processing_being_vl import BeingVLProcessor
 from ...processing.untrusted_chats import UntrustedChats
+from ...quantizers.image_loading import load_image
 from ..grid_rows import MAX_SIDE, Mode
 from .backends import Asked
-from .pictures import picture
-from .schema import ChatRequest, ImagesRequest, TextPart
+from .pictures import image_file
+from .schema import ChatRequest, ImagePart, ImagesRequest, TextPart
 
 
 @dataclasses.dataclass(frozen=True)
@@ -59,14 +61,40 @@ class PromptMaker:
         longest = max(map(len, processor.tokenizer.get_vocab()))
         self._max_characters = limits.max_model_len * longest
 
-    def chat(self, request: ChatRequest) -> Asked:
-        """The prompt of a conversation.
+    def urls(self, request: ChatRequest) -> list[str]:
+        """The URLs of a conversation's images, in order.
+
+        Raises:
+            ValueError: there are too many.
+        """
+        urls = [
+            part.image_url.url
+            for message in request.messages
+            for part in message.content
+            if isinstance(part, ImagePart)
+        ]
+        if len(urls) > self._limits.max_images:
+            raise ValueError(
+                f"a request may hold {self._limits.max_images} images, this one has {len(urls)}"
+            )
+        return urls
+
+    def file(self, url: str) -> bytes:
+        """The file of an image; for any thread.
+
+        Raises:
+            ValueError: as of `image_file`.
+        """
+        limits = self._limits
+        return image_file(url, max_bytes=limits.max_body, allow_urls=limits.allow_image_urls)
+
+    def chat(self, request: ChatRequest, files: Sequence[bytes]) -> Asked:
+        """The prompt of a conversation with the files of its images.
 
         Raises:
             ValueError: it cannot be answered; one sentence says why.
         """
         messages: list[dict[str, Any]] = []
-        urls: list[str] = []
         characters = 0
         for message in request.messages:
             role = "system" if message.role == "developer" else message.role
@@ -78,14 +106,13 @@ class PromptMaker:
                     characters += len(part.text)
                 else:
                     parts.append({"type": "image"})
-                    urls.append(part.image_url.url)
             content = given if isinstance(given, str) else parts
             messages.append({"role": role, "content": content})
         if characters > self._max_characters:
             raise ValueError(
                 f"the messages have {characters} characters, more than {self._limits.max_model_len} tokens can hold"
             )
-        ids = self._with_images(self._chats.ids(messages, add_generation_prompt=True), urls)
+        ids = self._with_images(self._chats.ids(messages, add_generation_prompt=True), files)
         return self._asked(request, ids, request.mode, request.limit)
 
     def image(self, request: ImagesRequest) -> Asked:
@@ -115,27 +142,14 @@ class PromptMaker:
             raise ValueError(f"size: the sides must be multiples of {cell} pixels, got {size}")
         return [height // cell, width // cell]
 
-    def _with_images(self, ids: list[int], urls: list[str]) -> list[int]:
+    def _with_images(self, ids: list[int], files: Sequence[bytes]) -> list[int]:
         """Replace each placeholder by its image's ids."""
-        limits, processor = self._limits, self._processor
-        if len(urls) > limits.max_images:
-            raise ValueError(
-                f"a request may hold {limits.max_images} images, this one has {len(urls)}"
-            )
-        if not urls:
-            return ids
-        pictures = [
-            picture(
-                url, max_pixels=limits.max_pixels, max_bytes=limits.max_body,
-                allow_urls=limits.allow_image_urls,
-            )
-            for url in urls
-        ]  # fmt: skip
-        images = iter(processor.image_ids(pictures))
+        processor, left = self._processor, iter(files)
         whole: list[int] = []
         for token_id in ids:
-            if token_id == processor.image_token_id:
-                whole += next(images)
+            if token_id == processor.image_token_id:  # one by one: decoded they are large
+                image = load_image(next(left), max_pixels=self._limits.max_pixels, name="the image")
+                whole += processor.image_ids(image)[0]
             else:
                 whole.append(token_id)
         return whole
