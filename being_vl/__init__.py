@@ -61,13 +61,14 @@ if TYPE_CHECKING:
     )
     from .processing.processing_being_vl import BeingVLProcessor
     from .processing.tokenization_being_vl import BeingVLTokenizer
+    from .quantizers.configuration_being_vl_vq import BeingVLVQConfig
     from .quantizers.image_processing_being_vl import BeingVLImageProcessor
     from .quantizers.modeling_being_vl_adapted_vq import (
         BeingVLAdaptedVQConfig,
         BeingVLAdaptedVQModel,
     )
     from .quantizers.modeling_being_vl_patch_vq import BeingVLPatchVQConfig, BeingVLPatchVQModel
-    from .quantizers.modeling_being_vl_vq import BeingVLVQConfig, BeingVLVQModel
+    from .quantizers.modeling_being_vl_vq import BeingVLVQModel
     from .quantizers.video_processing_being_vl import BeingVLVideoProcessor
     from .vocabulary import VocabularyLayout
 

@@ -42,7 +42,7 @@ _OF_TRAINER = (
 
 
 def make_parser() -> Parser:
-    from ..quantizers.modeling_being_vl_vq import BeingVLVQConfig
+    from ..quantizers.configuration_being_vl_vq import BeingVLVQConfig
     from ..training.vq.module import VQLossConfig
 
     parser = make_help_parser()
@@ -165,7 +165,7 @@ def _own_fields(config_class: type) -> type:
 
 def _resolve(args: Namespace) -> Any:
     """Fill in what was left to the kind and the resolution, and return the quantizer's configuration."""
-    from ..quantizers.modeling_being_vl_vq import BeingVLVQConfig
+    from ..quantizers.configuration_being_vl_vq import BeingVLVQConfig
     from ..training.vq.presets import RESOLUTION, Preset, preset
 
     chosen = preset(args.kind, int(args.resolution or RESOLUTION))

@@ -15,7 +15,7 @@ PROCESSING = {
 CLASSES: dict[str, dict[str, str]] = {
     **{family.model_type: {**auto_classes(family), **PROCESSING} for family in FAMILIES},
     "being_vl_vq": {
-        "AutoConfig": "quantizers.modeling_being_vl_vq.BeingVLVQConfig",
+        "AutoConfig": "quantizers.configuration_being_vl_vq.BeingVLVQConfig",
         "AutoModel": "quantizers.modeling_being_vl_vq.BeingVLVQModel",
     },
     "being_vl_adapted_vq": {

@@ -18,7 +18,8 @@ from typing import Any
 import torch
 
 from ..files import read_json, read_yaml, reading
-from .modeling_being_vl_vq import BeingVLVQConfig, BeingVLVQModel
+from .configuration_being_vl_vq import BeingVLVQConfig
+from .modeling_being_vl_vq import BeingVLVQModel
 from .vq_checkpoint_files import fetch, open_weights
 
 _ANCHOR = "encoder.conv_in.weight"  # the key that finds a VQ-GAN, and its prefix, in any checkpoint

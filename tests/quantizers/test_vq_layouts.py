@@ -12,7 +12,8 @@ from safetensors.torch import save_file
 from torch.nn import functional as F
 
 from being_vl.cli import main as command
-from being_vl.quantizers.modeling_being_vl_vq import BeingVLVQConfig, BeingVLVQModel
+from being_vl.quantizers.configuration_being_vl_vq import BeingVLVQConfig
+from being_vl.quantizers.modeling_being_vl_vq import BeingVLVQModel
 from being_vl.quantizers.vq_checkpoints import load_vq_checkpoint
 
 SIZES = {

@@ -11,10 +11,11 @@ from transformers.models.chameleon.configuration_chameleon import ChameleonVQVAE
 from transformers.models.chameleon.modeling_chameleon import ChameleonVQVAE
 from transformers.models.janus.modeling_janus import JanusVQVAE
 
+from being_vl.quantizers import modeling_being_vl_vq as codebooks
+from being_vl.quantizers import modeling_being_vl_vq as layers
 from being_vl.quantizers import modeling_being_vl_vq as vq
-from being_vl.quantizers import modeling_being_vl_vq_layers as codebooks
-from being_vl.quantizers import modeling_being_vl_vq_layers as layers
-from being_vl.quantizers.modeling_being_vl_vq import BeingVLVQConfig, BeingVLVQModel
+from being_vl.quantizers.configuration_being_vl_vq import BeingVLVQConfig
+from being_vl.quantizers.modeling_being_vl_vq import BeingVLVQModel
 
 SMALL = {
     "base_channels": 32,

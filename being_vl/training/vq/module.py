@@ -13,8 +13,7 @@ from typing import Any, Literal
 import torch
 from torch import nn
 
-from ...quantizers.modeling_being_vl_vq import BeingVLVQModel
-from ...quantizers.modeling_being_vl_vq_layers import Decoder
+from ...quantizers.modeling_being_vl_vq import BeingVLVQModel, Decoder
 from .codebook import CodebookTracker
 from .losses import (
     PatchDiscriminator,

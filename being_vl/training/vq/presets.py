@@ -12,8 +12,8 @@ from typing import Any, Literal, get_args
 
 import torch
 
+from ...quantizers.configuration_being_vl_vq import BeingVLVQConfig
 from ...quantizers.modeling_being_vl_patch_vq import BeingVLPatchVQConfig, BeingVLPatchVQModel
-from ...quantizers.modeling_being_vl_vq import BeingVLVQConfig
 
 Kind = Literal["patch", "vqgan", "fsq", "lfq"]
 RESOLUTION = 256

@@ -13,9 +13,10 @@ import numpy as np
 import torch
 from transformers import TrainerCallback, set_seed
 
+from ...quantizers.configuration_being_vl_vq import BeingVLVQConfig
 from ...quantizers.image_processing_being_vl import BeingVLImageProcessor
 from ...quantizers.metrics import PixelScale
-from ...quantizers.modeling_being_vl_vq import BeingVLVQConfig, BeingVLVQModel
+from ...quantizers.modeling_being_vl_vq import BeingVLVQModel
 from .data import CachedImages, pixels_from_uint8
 from .module import VQLossConfig, VQTrainingModule
 from .trainer import VQTrainer, VQTrainingArguments
