@@ -25,7 +25,7 @@ from .parsing import Parser
 if TYPE_CHECKING:
     from ..bpe.training.checkpoints import Checkpoint
     from ..bpe.training.options import Progress
-    from ..bpe.training.team import Processes
+    from ..bpe.training.processes import Processes
 
 _OPTIONS = (
     "codebook_size", "min_count", "max_cells", "max_token_extent", "scoring", "merge_rule",
@@ -77,7 +77,7 @@ def make_parser() -> Parser:
 
 def main(args: Namespace) -> int:
     from ..bpe.training.checkpoints import lock_folder
-    from ..bpe.training.team import GlooProcesses, OneProcess
+    from ..bpe.training.processes import GlooProcesses, OneProcess
 
     output = Path(args.output)
     refuse_used(args, output, "*.json")

@@ -14,7 +14,7 @@ from being_vl.bpe.training import choose, shard, trainer
 from being_vl.bpe.training import options as training_options
 from being_vl.bpe.training.checkpoints import Checkpoint
 from being_vl.bpe.training.grids import open_grids
-from being_vl.bpe.training.team import OneProcess
+from being_vl.bpe.training.processes import OneProcess
 from being_vl.bpe.training.trainer import train_merges
 from being_vl.codes.shards import CodeShards, ShardInfo, write_shard
 

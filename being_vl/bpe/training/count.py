@@ -17,10 +17,9 @@ import numpy as np
 
 from .._jit import kernel
 from .apply_and_emit import Limits, are_allowed
-from .choose import KeyTable, packed
+from .choose import KeyTable, Shapes, packed
 from .options import Options
-from .shapes import Shapes
-from .team import Team
+from .shard import Team
 
 _FOUND_AT_ONCE = 1 << 17
 _LARGEST_SORT = 3 << 29  # bytes

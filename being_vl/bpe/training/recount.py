@@ -12,12 +12,10 @@ import numpy as np
 
 from . import scan
 from .apply_and_emit import Limits, are_allowed
-from .choose import KeyTable, packed
+from .choose import KeyTable, Shapes, packed
 from .options import Options
-from .shapes import Shapes
-from .shard import Shard
+from .shard import Shard, Team
 from .spatial import SpatialKeyTable
-from .team import Team
 
 _LARGEST_SKETCH = 22  # in powers of two: 16 MB, which a processor's last cache holds
 

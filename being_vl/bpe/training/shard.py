@@ -1,10 +1,15 @@
 """codes → cells, and one shard's part of every step: its cells, its positions, its traces of a batch.
 
-A training is one shard, or one for each thread and each process. A shard never sees another's cells; what
-passes between them are counts.
+A training is one shard, or one for each thread and each process (`Team`). A shard never sees another's cells;
+what passes between them are counts.
 """
 
 from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 import numpy as np
 
@@ -23,11 +28,11 @@ from .apply_and_emit import (
     empty_traces,
     find_rows,
 )
-from .choose import KeyTable
+from .choose import KeyTable, Shapes
 from .grids import GridSource
 from .options import NARROW_IDS
 from .pair import apply_pair
-from .shapes import Shapes
+from .processes import Processes
 
 _SPARE_POSITIONS = 1 << 16
 _LAID_AT_ONCE = 1 << 17  # cells
@@ -210,3 +215,63 @@ class Shard:
         if total > len(self.pool) - len(self.pool) // 16:
             # in place where the system can: two pools at once may be more than memory holds
             self.pool.resize(total + total // 8, refcheck=False)
+
+
+class Team:
+    """This process's shards, one for each thread, and the other processes.
+
+    Attributes:
+        shards: of this process.
+        processes: this one and the others.
+        num_shards: of all processes.
+    """
+
+    def __init__(
+        self,
+        source: GridSource,
+        shapes: Shapes,
+        num_threads: int,
+        processes: Processes,
+        frugal: bool,
+    ):
+        areas = source.sizes.prod(axis=1)
+        begin, end = _even_bounds(areas, processes.size)[processes.rank : processes.rank + 2]
+        parts = _even_bounds(areas[begin:end], max(1, min(num_threads, end - begin)))
+        bounds = [begin + part for part in parts]
+        self._executor = ThreadPoolExecutor(len(bounds) - 2) if len(bounds) > 2 else None
+        self.shards: list[Shard] = self.each(
+            lambda bound: Shard(source, bound[0], bound[1], shapes, frugal),
+            list(itertools.pairwise(bounds)),
+        )
+        self.processes = processes
+        self.num_shards = int(processes.sum(np.array([len(self.shards)]))[0])
+
+    def each(self, function: Callable[[Any], Any], items: Sequence[Any]) -> list[Any]:
+        """The results for all items: the first in this thread, each other one in a thread of its own.
+
+        Waiting is left to the operating system: a thread that spins takes the processor from the one that
+        it waits for.
+        """
+        if self._executor is None:
+            return [function(item) for item in items]
+        others = [self._executor.submit(function, item) for item in items[1:]]
+        return [function(item) for item in items[:1]] + [other.result() for other in others]
+
+    def room_for_positions(self, memory_limit: int, beside: int = 0) -> float:
+        """How many positions this process may hold beside its cells and other `beside` bytes."""
+        cells = sum(shard.num_bytes for shard in self.shards)
+        return max(0, memory_limit - cells - beside) / (1.125 * self.shards[0].bytes_a_position)
+
+    def close(self) -> None:
+        if self._executor is not None:
+            self._executor.shutdown()
+
+
+def _even_bounds(areas: np.ndarray, parts: int) -> list[int]:
+    """Where to cut grids of these areas into parts of about the same number of cells."""
+    ends = np.cumsum(areas)
+    total = int(ends[-1]) if len(ends) else 0
+    inner = [
+        int(np.searchsorted(ends, total * part // parts, side="right")) for part in range(1, parts)
+    ]
+    return [0, *inner, len(areas)]

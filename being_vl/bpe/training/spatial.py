@@ -21,8 +21,7 @@ from __future__ import annotations
 import numpy as np
 
 from .._jit import kernel
-from .choose import BIAS, KeyTable, lengthened
-from .shapes import Shapes
+from .choose import BIAS, KeyTable, Shapes, lengthened
 
 
 @kernel

@@ -18,14 +18,13 @@ import numpy as np
 
 from .apply_and_emit import Batch, Limits, keys_of_views
 from .checkpoints import Checkpoint
-from .choose import KeyTable, packed
+from .choose import KeyTable, Shapes, packed
 from .count import can_count_codes, count_codes
 from .grids import GridSource, open_grids
 from .options import NO_LIMIT, Options, Progress, check_integer
+from .processes import OneProcess, Processes
 from .recount import Recount
-from .shapes import Shapes
-from .shard import Shard
-from .team import OneProcess, Processes, Team
+from .shard import Shard, Team
 
 _CELLS_A_THREAD = 1 << 22  # with less for each thread, meeting costs more than sharing saves
 _BUDGET = 1 << 17  # occurrences of a batch: 8 MB of traces
