@@ -32,30 +32,13 @@ def make_parser() -> Parser:
         json="print the results as JSON",
     )
     add_about(parser, "checkpoint")
-    option(
-        parser,
-        "tasks",
-        str,
-        "of easyvqa, pope, vqav2, mme, llava, caption, mllm_bench, reconstruction",
-        metavar="NAME,...",
-        required=True,
-    )
-    add(
-        parser,
-        "data",
-        nargs="*",
-        default=[],
-        metavar="TASK=PATH",
-        help="the benchmark's own files, for each task (easyvqa needs none)",
-    )
-    add(
-        parser,
-        "images",
-        nargs="*",
-        default=[],
-        metavar="TASK=FOLDER",
-        help="images, if they are not with the data",
-    )
+    tasks = "of easyvqa, pope, vqav2, mme, llava, caption, mllm_bench, reconstruction"
+    option(parser, "tasks", str, tasks, metavar="NAME,...", required=True)
+    own: dict[str, Any] = {"nargs": "*", "default": []}
+    files = "the benchmark's own files, for each task (easyvqa needs none)"
+    add(parser, "data", metavar="TASK=PATH", help=files, **own)
+    images = "images, if they are not with the data"
+    add(parser, "images", metavar="TASK=FOLDER", help=images, **own)
     add(parser, "output", help="folder of evaluation/; default: the checkpoint's")
     add(parser, "resume")
     add(parser, "limit", help="the first questions of each task only; default: all")

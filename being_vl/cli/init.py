@@ -11,7 +11,7 @@ from jsonargparse.typing import PositiveInt
 
 from ..files import read_text, reading
 from .loading import check_part, load_quantizer, load_vocabulary
-from .options import add, answer, flag, option, refuse_nonempty
+from .options import add, answer, flag, options, refuse_nonempty
 from .parsing import Parser
 
 _SIZES = (
@@ -27,36 +27,21 @@ def make_parser() -> Parser:
         json="print a summary as JSON",
     )
     add(parser, "base", help="text model: folder, Hub id, or .gguf file", required=True)
-    flag(
-        parser,
-        "check",
-        "say whether --base can be extended, and make nothing; asks for no other option",
-    )
-    add(parser, "bpe")
-    add(parser, "quantizer")
-    option(
-        parser, "codebook-size", PositiveInt, "without --quantizer: K of the codes that it is given"
-    )
+    flag(parser, "check", "say whether --base can be extended, and make nothing; asks for no other option")  # fmt: skip
+    add(parser, "bpe", "quantizer")
+    options(parser, ("codebook-size", PositiveInt, None, "without --quantizer: K of the codes that it is given"))  # fmt: skip
     add(parser, "output", help="folder of the checkpoint")
     add(parser, "image-init", "image-init-std")
     add(parser, "seed", help="of the new rows")
     add(parser, "dtype", help="of the weights; auto: as in the base")
-    option(
+    options(
         parser,
-        "special-tokens",
-        Literal["default", "llama-3.1"],
-        "llama-3.1: the five tokens of the authors' checkpoints, in their order",
-        default="default",
-    )
-    option(
-        parser, "chat-template", str, "Jinja; default: fits the base's turn markers", metavar="FILE"
-    )
+        ("special-tokens", Literal["default", "llama-3.1"], "default",
+         "llama-3.1: the five tokens of the authors' checkpoints, in their order"),
+        ("chat-template", str, None, "Jinja; default: fits the base's turn markers", "FILE"),
+    )  # fmt: skip
     add(parser, "image-processor")
-    flag(
-        parser,
-        "remote-code",
-        "add the code that trust_remote_code=True needs where being_vl is not installed",
-    )
+    flag(parser, "remote-code", "add the code that trust_remote_code=True needs where being_vl is not installed")  # fmt: skip
     return parser
 
 

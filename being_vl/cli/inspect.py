@@ -11,7 +11,7 @@ from jsonargparse.typing import NonNegativeInt
 
 from ..files import reading, write_atomic
 from .loading import load_quantizer, load_vocabulary
-from .options import add, add_about, answer, option
+from .options import add, add_about, answer, options
 from .parsing import Parser
 
 if TYPE_CHECKING:
@@ -31,23 +31,19 @@ def make_parser() -> Parser:
     )
     add_about(parser, "bpe", "folder with image_bpe.json, or that file; a checkpoint")
     add(parser, "image", help="an image to quantize and encode")
-    option(parser, "video", str, "a video to quantize and encode", metavar="FILE")
+    options(parser, ("video", str, None, "a video to quantize and encode", "FILE"))
     add(parser, "fps", "num-frames")
-    add(
+    drawn = "draws --image and --video, and tokens in pixels; default: that of the checkpoint"
+    add(parser, "quantizer", help=drawn)
+    written = "image to write; default with --image and --video: NAME.tokens.png, else none"
+    add(parser, "output", metavar="FILE.png", help=written)
+    options(
         parser,
-        "quantizer",
-        help="draws --image and --video, and tokens in pixels; default: that of the checkpoint",
+        ("tokens", NonNegativeInt, 24, "merged tokens to show"),
+        ("first", NonNegativeInt, 0, "rank of the first of them"),
+        ("shapes", NonNegativeInt, 8, "commonest shapes to show"),
+        ("dump", str, None, "write every token into it", "FILE.txt"),
     )
-    add(
-        parser,
-        "output",
-        metavar="FILE.png",
-        help="image to write; default with --image and --video: NAME.tokens.png, else none",
-    )
-    option(parser, "tokens", NonNegativeInt, "merged tokens to show", default=24)
-    option(parser, "first", NonNegativeInt, "rank of the first of them", default=0)
-    option(parser, "shapes", NonNegativeInt, "commonest shapes to show", default=8)
-    option(parser, "dump", str, "write every token into it", metavar="FILE.txt")
     return parser
 
 

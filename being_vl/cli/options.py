@@ -28,85 +28,54 @@ if TYPE_CHECKING:
 Dtype = Literal["auto", "float32", "bfloat16", "float16"]
 ImageInit = Literal["normal", "mean_text", "codebook", "constituents"]
 
-SHARED: dict[str, dict[str, Any]] = {
+# name, type, metavar, default, help
+_TABLE: tuple[tuple[str, Any, str | None, Any, str], ...] = (
     # parts
-    "checkpoint": {"type": str, "metavar": "PATH", "help": "checkpoint: folder or Hub id"},
-    "quantizer": {"type": str, "metavar": "PATH", "help": "quantizer: folder or Hub id"},
-    "bpe": {"type": str, "metavar": "PATH", "help": "folder with image_bpe.json, or that file"},
-    "base": {"type": str, "metavar": "PATH", "help": "text model: folder or Hub id"},
-    "image-processor": {
-        "type": str,
-        "metavar": "PATH",
-        "help": "folder or Hub id; default: that of --quantizer, else its resolution",
-    },
+    ("checkpoint", str, "PATH", None, "checkpoint: folder or Hub id"),
+    ("quantizer", str, "PATH", None, "quantizer: folder or Hub id"),
+    ("bpe", str, "PATH", None, "folder with image_bpe.json, or that file"),
+    ("base", str, "PATH", None, "text model: folder or Hub id"),
+    ("image-processor", str, "PATH", None, "folder or Hub id; default: that of --quantizer, else its resolution"),
     # data
-    "codes": {
-        "type": str,
-        "metavar": "PATH",
-        "help": "codes: folder of shards, .npy (N, h, w), .pt, .parquet or .tar",
-    },
-    "verify": {
-        "type": bool,
-        "nargs": "?",
-        "const": True,
-        "default": False,
-        "help": "compare the checksums of the shards of --codes before use, which reads all of them",
-    },
-    "images": {"type": str, "metavar": "FOLDER", "help": "folder of images, searched recursively"},
-    "image": {"type": str, "metavar": "FILE", "help": "an image"},
-    "data": {
-        "type": str,
-        "metavar": "PATH",
-        "help": "data set: saved to disk, readable by load_dataset, or Hub id",
-    },
-    "data-config": {"type": str, "help": "configuration of --data; default: its only one"},
-    "split": {"type": str, "default": "train", "help": "split of --data"},
-    "image-column": {"type": str, "help": "default: the only column of images"},
-    "id-column": {"type": str, "help": "column of image ids; default: the number of the row"},
-    "limit": {"type": PositiveInt, "help": "use only the first so many; default: all"},
+    ("codes", str, "PATH", None, "codes: folder of shards, .npy (N, h, w), .pt, .parquet or .tar"),
+    ("verify", bool, None, False, "compare the checksums of the shards of --codes before use, which reads all of them"),
+    ("images", str, "FOLDER", None, "folder of images, searched recursively"),
+    ("image", str, "FILE", None, "an image"),
+    ("data", str, "PATH", None, "data set: saved to disk, readable by load_dataset, or Hub id"),
+    ("data-config", str, None, None, "configuration of --data; default: its only one"),
+    ("split", str, None, "train", "split of --data"),
+    ("image-column", str, None, None, "default: the only column of images"),
+    ("id-column", str, None, None, "column of image ids; default: the number of the row"),
+    ("limit", PositiveInt, None, None, "use only the first so many; default: all"),
     # what is made
-    "output": {"type": str, "metavar": "FOLDER", "help": "folder to write"},
-    "resume": {
-        "type": bool,
-        "nargs": "?",
-        "const": True,
-        "default": True,
-        "help": "continue an interrupted run",
-    },
-    "shard-size": {"type": PositiveInt, "help": "rows in a shard"},
+    ("output", str, "FOLDER", None, "folder to write"),
+    ("resume", bool, None, True, "continue an interrupted run"),
+    ("shard-size", PositiveInt, None, None, "rows in a shard"),
     # how
-    "seed": {"type": NonNegativeInt, "default": 0, "help": "random seed"},
-    "device": {"type": str, "help": "cpu, cuda, cuda:1, …; default: a GPU if there is one"},
-    "dtype": {"type": Dtype, "default": "auto", "help": "of the weights"},
-    "batch-size": {"type": PositiveInt, "help": "images in a batch"},
-    "workers": {"type": NonNegativeInt, "help": "processes that prepare data"},
-    "num-threads": {"type": PositiveInt, "help": "default: all CPUs"},
-    "max-new-tokens": {"type": PositiveInt, "help": "most tokens of an answer"},
-    "temperature": {
-        "type": NonNegativeFloat,
-        "default": 0.0,
-        "help": "0: always the likeliest token",
-    },
-    "top-p": {"type": ClosedUnitInterval, "default": 1.0, "help": "probability mass sampled from"},
-    "fps": {"type": PositiveFloat, "help": "frames to keep a second; default: all"},
-    "num-frames": {
-        "type": PositiveInt,
-        "help": "frames to keep of each video, at most; default: all",
-    },
-    "rfid-weights": {
-        "type": str,
-        "metavar": "FILE",
-        "help": "measure rFID with torch-fidelity's Inception weights",
-    },
-    "image-init": {
-        "type": ImageInit,
-        "default": "mean_text",
-        "help": "how the rows of new tokens start; only mean_text leaves the probabilities of text alone",
-    },
-    "image-init-std": {
-        "type": NonNegativeFloat,
-        "help": "standard deviation of those rows; default: that of the text rows",
-    },
+    ("seed", NonNegativeInt, None, 0, "random seed"),
+    ("device", str, None, None, "cpu, cuda, cuda:1, …; default: a GPU if there is one"),
+    ("dtype", Dtype, None, "auto", "of the weights"),
+    ("batch-size", PositiveInt, None, None, "images in a batch"),
+    ("workers", NonNegativeInt, None, None, "processes that prepare data"),
+    ("num-threads", PositiveInt, None, None, "default: all CPUs"),
+    ("max-new-tokens", PositiveInt, None, None, "most tokens of an answer"),
+    ("temperature", NonNegativeFloat, None, 0.0, "0: always the likeliest token"),
+    ("top-p", ClosedUnitInterval, None, 1.0, "probability mass sampled from"),
+    ("fps", PositiveFloat, None, None, "frames to keep a second; default: all"),
+    ("num-frames", PositiveInt, None, None, "frames to keep of each video, at most; default: all"),
+    ("key-frame-interval", PositiveInt | None, None, None,
+     "of codes of videos: one in so many frames repeats nothing; default: the first alone"),
+    ("rfid-weights", str, "FILE", None, "measure rFID with torch-fidelity's Inception weights"),
+    ("image-init", ImageInit, None, "mean_text",
+     "how the rows of new tokens start; only mean_text leaves the probabilities of text alone"),
+    ("image-init-std", NonNegativeFloat, None, None,
+     "standard deviation of those rows; default: that of the text rows"),
+)  # fmt: skip
+_SWITCH = {"nargs": "?", "const": True}
+SHARED: dict[str, dict[str, Any]] = {
+    name: {"type": type, "metavar": metavar, "default": default, "help": help}
+    | (_SWITCH if type is bool else {})
+    for name, type, metavar, default, help in _TABLE
 }
 
 
@@ -121,10 +90,10 @@ def option(container: Any, name: str, type: Any, help: str, **more: Any) -> None
     container.add_argument(f"--{name}", type=type, help=help, **more)
 
 
-def options(container: Any, *table: tuple[str, Any, Any, str]) -> None:
-    """Add several: name, type, default, help."""
-    for name, type, default, help in table:
-        option(container, name, type, help, default=default)
+def options(container: Any, *table: tuple[Any, ...]) -> None:
+    """Add several: name, type, default, help, and perhaps metavar."""
+    for name, type, default, help, *metavar in table:
+        option(container, name, type, help, default=default, metavar=(*metavar, None)[0])
 
 
 def add_about(parser: Any, name: str, help: str | None = None) -> None:
@@ -170,7 +139,7 @@ def describe_fields(cls: type) -> list[FieldOption]:
 
 def flag(container: Any, name: str, help: str, default: bool = False) -> None:
     """Add a switch: `--name`, `--name true` and `--name false`; in a file `name: true`."""
-    option(container, name, bool, help, nargs="?", const=True, default=default)
+    option(container, name, bool, help, default=default, **_SWITCH)
 
 
 def add_source(parser: Any, *, streams: bool) -> None:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
 from jsonargparse import Namespace
 from jsonargparse.typing import PositiveFloat
 
 from . import run_command
-from .options import add, option
+from .options import add, options
 from .parsing import Parser
 
 
@@ -20,28 +20,15 @@ def make_parser() -> Parser:
     )
     add(parser, "output", default="being-vl-quickstart")
     add(parser, "seed")
-    option(
-        parser,
-        "minutes",
-        PositiveFloat,
-        "approximate time on two CPU cores; sets the numbers of steps",
-        default=4.0,
-    )
     add(parser, "device", default="cpu", help="of the language model")
-    option(
+    rows: Any = list[Literal["bpe", "vq", "question-only"]]
+    options(
         parser,
-        "quantizer-kind",
-        Literal["patch", "vqgan"],
-        "k-means of patches, or a VQ-GAN",
-        default="patch",
-    )
-    option(
-        parser,
-        "rows",
-        list[Literal["bpe", "vq", "question-only"]],
-        "rows of the table: LLM+VQ+BPE (always made), LLM+VQ, and answers without the image",
-        default=["bpe", "vq", "question-only"],
-    )
+        ("minutes", PositiveFloat, 4.0, "approximate time on two CPU cores; sets the numbers of steps"),
+        ("quantizer-kind", Literal["patch", "vqgan"], "patch", "k-means of patches, or a VQ-GAN"),
+        ("rows", rows, ["bpe", "vq", "question-only"],
+         "rows of the table: LLM+VQ+BPE (always made), LLM+VQ, and answers without the image"),
+    )  # fmt: skip
     return parser
 
 

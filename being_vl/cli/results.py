@@ -8,7 +8,7 @@ from typing import Any
 
 from jsonargparse import Namespace
 
-from .options import add, option
+from .options import add, options
 from .parsing import Parser
 
 
@@ -19,24 +19,19 @@ def make_parser() -> Parser:
         "files. With --paper: the paper's Tables 5.1 and C.1 to C.4 with the folders' scores below.",
         json="print the rows as JSON",
     )
+    folders = "checkpoints, or --output of eval"
+    parser.add_argument("folders", type=str, nargs="*", default=[], help=folders)
+    paper = "the paper's tables, as Markdown, with rows for the folders"
     parser.add_argument(
-        "folders", type=str, nargs="*", default=[], help="checkpoints, or --output of eval"
-    )
-    parser.add_argument(  # no `flag`: a folder may follow it
-        "--paper",
-        action="store_true",
-        help="the paper's tables, as Markdown, with rows for the folders",
-    )
-    option(
-        parser,
-        "verdicts",
-        str,
-        "lines with verdict (win, tie or lose) and level",
-        metavar="FILE.jsonl",
-    )
-    option(parser, "lmms-eval", str, "a *_results.json of lmms-eval", metavar="FILE.json")
+        "--paper", action="store_true", help=paper
+    )  # no `flag`: a folder may follow
     add(parser, "output", help="with --lmms-eval: the checkpoint's folder")
-    option(parser, "hardware", str, "with --lmms-eval: what it ran on, in words")
+    options(
+        parser,
+        ("verdicts", str, None, "lines with verdict (win, tie or lose) and level", "FILE.jsonl"),
+        ("lmms-eval", str, None, "a *_results.json of lmms-eval", "FILE.json"),
+        ("hardware", str, None, "with --lmms-eval: what it ran on, in words"),
+    )
     return parser
 
 

@@ -7,11 +7,10 @@ from pathlib import Path
 from typing import Any, Literal
 
 from jsonargparse import Namespace
-from jsonargparse.typing import PositiveInt
 
 from ..files import write_atomic
 from .loading import check_array, load_vocabulary, marked_frames
-from .options import add, add_about, answer, option
+from .options import add, add_about, answer, options
 from .parsing import Parser
 
 
@@ -25,20 +24,12 @@ def make_parser() -> Parser:
     add(parser, "codes", required=True)
     add(parser, "verify")
     add(parser, "limit", help="use only the first so many grids; default: all")
-    option(
+    options(
         parser,
-        "segmentation",
-        Literal["merges", "compact"],
-        "encode by merges in rank order, or look for coverings of fewer tokens",
-        default="merges",
-    )
-    option(
-        parser,
-        "key-frame-interval",
-        PositiveInt | None,
-        "of codes of videos: one in so many frames repeats nothing; default: the first alone",
-    )
-    add(parser, "num-threads")
+        ("segmentation", Literal["merges", "compact"], "merges",
+         "encode by merges in rank order, or look for coverings of fewer tokens"),
+    )  # fmt: skip
+    add(parser, "key-frame-interval", "num-threads")
     add(parser, "output", help="folder of stats.json and stats.yaml")
     return parser
 

@@ -19,7 +19,7 @@ from jsonargparse.typing import NonNegativeFloat, NonNegativeInt, PositiveFloat,
 
 from ..files import write_atomic
 from .loading import check_array, marked_frames
-from .options import add, answer, option, options, refuse_used
+from .options import add, answer, options, refuse_used
 from .parsing import Parser
 
 if TYPE_CHECKING:
@@ -55,23 +55,19 @@ def make_parser() -> Parser:
     )  # fmt: skip
     add(parser, "num-threads")
     videos = parser.rare("codes of videos")
-    option(
+    options(
         videos,
-        "repeat-code",
-        bool | None,
-        "mark what a frame repeats of the one before; default: where the codes are of videos",
+        ("repeat-code", bool | None, None,
+         "mark what a frame repeats of the one before; default: where the codes are of videos"),
+    )  # fmt: skip
+    add(videos, "key-frame-interval")
+    options(
+        parser.rare("spatial scoring, memory, checkpoints"),
+        ("spatial-weight", NonNegativeFloat, 0.3, "weight of the consistency"),
+        ("spatial-sigma", PositiveFloat, 1.0, "in cells"),
+        ("memory-limit-gb", PositiveFloat | None, None, "of cells and positions, per process"),
+        ("checkpoint-every", PositiveFloat, 60.0, "seconds between checkpoints"),
     )
-    option(
-        videos,
-        "key-frame-interval",
-        PositiveInt | None,
-        "one in so many frames repeats nothing; default: the first alone",
-    )
-    rare = parser.rare("spatial scoring, memory, checkpoints")
-    option(rare, "spatial-weight", NonNegativeFloat, "weight of the consistency", default=0.3)
-    option(rare, "spatial-sigma", PositiveFloat, "in cells", default=1.0)
-    option(rare, "memory-limit-gb", PositiveFloat | None, "of cells and positions, per process")
-    option(rare, "checkpoint-every", PositiveFloat, "seconds between checkpoints", default=60.0)
     return parser
 
 
