@@ -153,10 +153,8 @@ def _pixels(args: Namespace) -> Callable[[np.ndarray], np.ndarray]:
     """Codes (h, w) → uint8 (h × d, w × d, 3), by the decoder of the quantizer."""
     import numpy as np
 
-    from ..quantizers.quantizing import reconstruct
-
     model, processor = _quantizer(args)
-    return lambda codes: np.asarray(reconstruct(codes, model, processor))
+    return lambda codes: np.asarray(processor.reconstruct(codes, model))
 
 
 def _inspect_video(args: Namespace, bpe: ImageBPE) -> tuple[dict[str, Any], list[str]]:
@@ -164,13 +162,13 @@ def _inspect_video(args: Namespace, bpe: ImageBPE) -> tuple[dict[str, Any], list
 
     from ..bpe.drawing import contact_sheet, draw_tokens, enlarged, save_animation, token_map
     from ..bpe.repeats import encode_frames
-    from ..quantizers.quantizing import quantize, reconstruct
+    from ..quantizers.quantizing import quantize
     from ..quantizers.video_loading import load_video
 
     frames, metadata = load_video(args.video, fps=args.fps, num_frames=args.num_frames)
     model, processor = _quantizer(args)
     codes = np.stack(quantize(list(frames), model, processor))
-    images = [reconstruct(frame, model, processor) for frame in codes]
+    images = [processor.reconstruct(frame, model) for frame in codes]
     ids = encode_frames(bpe, codes)
     height, width = codes.shape[1:]
     drawn = [

@@ -22,7 +22,7 @@ from transformers.utils import cached_file
 
 from ..bpe.grids import check_codes
 from ..hub.part import VQ_FOLDER, CheckpointPart, Origin, absolute_folder, hub_options, pinned
-from ..quantizers.quantizing import LazyVQ, quantize, reconstruct
+from ..quantizers.quantizing import LazyVQ, quantize
 from ..quantizers.video_processing_being_vl import BeingVLVideosKwargs
 from ..vocabulary import VocabularyLayout
 from .control_tokens import render_chat
@@ -164,7 +164,7 @@ class BeingVLProcessor(VideoMixin, CheckpointPart, ProcessorMixin):
 
     def reconstruct(self, codes: Any) -> Image.Image:
         """Codes (h, w) → the image that the VQ model makes of them."""
-        return reconstruct(integers(codes, "codes"), self.vq_model, self.image_processor)
+        return self.image_processor.reconstruct(integers(codes, "codes"), self.vq_model)
 
     # ---- text and images → ids: transformers' call, and its hooks
 

@@ -19,6 +19,7 @@ from urllib.request import url2pathname
 
 import numpy as np
 import PIL.Image
+import torch
 from transformers.image_processing_backends import PilBackend
 from transformers.image_processing_utils import BatchFeature
 from transformers.image_utils import ImageInput, PILImageResampling, SizeDict
@@ -249,6 +250,12 @@ class BeingVLImageProcessor(ChameleonPreprocessing, CheckpointPart, PilBackend):
                 "process each size by itself"
             )
         return BatchFeature(data={"pixel_values": processed}, tensor_type=return_tensors)
+
+    @torch.inference_mode()
+    def reconstruct(self, codes: Any, model: Any) -> PIL.Image.Image:
+        """Codes (h, w), integers → the image that a quantizer, `model`, makes of them."""
+        grid = torch.as_tensor(codes, dtype=torch.long, device=model.device)
+        return self.postprocess(model.decode(grid[None]))[0]
 
     def postprocess(self, pixel_values: Any) -> list[PIL.Image.Image]:
         """Pixel values back to pictures: the inverse of rescaling and normalising, clipped and rounded.

@@ -13,7 +13,6 @@ from contextlib import contextmanager
 from typing import Any, TypeVar
 
 import numpy as np
-import PIL.Image
 import torch
 from transformers import AutoConfig, AutoModel, PreTrainedModel
 from transformers.image_utils import make_flat_list_of_images
@@ -64,13 +63,6 @@ def encode_in_order(
     ):
         grids.update(zip(indices, codes.cpu().numpy().astype(np.int32), strict=True))
     return [grids[index] for index in range(len(pixels))]
-
-
-@torch.inference_mode()
-def reconstruct(codes: Any, model: Any, processor: BeingVLImageProcessor) -> PIL.Image.Image:
-    """Codes (h, w) → the image that the quantizer makes of them."""
-    grid = torch.as_tensor(codes, dtype=torch.long, device=model.device)
-    return processor.postprocess(model.decode(grid[None]))[0]
 
 
 def read_pixels(
