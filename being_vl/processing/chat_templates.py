@@ -27,70 +27,49 @@ _RENDER_CONTENT = """\
 {%- endmacro -%}
 """
 
-LLAMA_3_CHAT_TEMPLATE = (
-    _RENDER_CONTENT
-    + """\
-{{- bos_token -}}
-{%- for message in messages -%}
-    {{- '<|start_header_id|>' + message.role + '<|end_header_id|>\\n\\n' -}}
-    {%- if message.role == 'assistant' -%}
-        {%- generation -%}
-            {{- render(message.content) + '<|eot_id|>' -}}
-        {%- endgeneration -%}
-    {%- else -%}
-        {{- render(message.content) + '<|eot_id|>' -}}
-    {%- endif -%}
-{%- endfor -%}
-{%- if add_generation_prompt -%}
-    {{- '<|start_header_id|>assistant<|end_header_id|>\\n\\n' -}}
-{%- endif -%}
-"""
-)
-
-CHATML_CHAT_TEMPLATE = (
-    _RENDER_CONTENT
-    + """\
+_FRAME = """\
 {%- if bos_token and bos_token != '<|im_start|>' -%}
     {{- bos_token -}}
 {%- endif -%}
 {%- for message in messages -%}
-    {{- '<|im_start|>' + message.role + '\\n' -}}
     {%- if message.role == 'assistant' -%}
+        {{- PROMPT -}}
         {%- generation -%}
-            {{- render(message.content) + '<|im_end|>' -}}
+            {{- SPOKEN -}}
         {%- endgeneration -%}
     {%- else -%}
-        {{- render(message.content) + '<|im_end|>' -}}
+        {{- OTHERS -}}
     {%- endif -%}
-    {{- '\\n' -}}
+    {{- 'AFTER' -}}
 {%- endfor -%}
 {%- if add_generation_prompt -%}
-    {{- '<|im_start|>assistant\\n' -}}
+    {{- PROMPT -}}
 {%- endif -%}
 """
-)
 
-PLAIN_CHAT_TEMPLATE = (
-    _RENDER_CONTENT
-    + """\
-{%- if bos_token -%}
-    {{- bos_token -}}
-{%- endif -%}
-{%- for message in messages -%}
-    {%- if message.role == 'assistant' -%}
-        {{- 'ASSISTANT:' -}}
-        {%- generation -%}
-            {{- ' ' + render(message.content) + eos_token -}}
-        {%- endgeneration -%}
-    {%- else -%}
-        {{- message.role | upper + ': ' + render(message.content) -}}
-    {%- endif -%}
-    {{- '\\n' -}}
-{%- endfor -%}
-{%- if add_generation_prompt -%}
-    {{- 'ASSISTANT:' -}}
-{%- endif -%}
-"""
+
+def _template(prompt: str, spoken: str, others: str, after: str = "") -> str:
+    """Jinja: what precedes an answer, an answer (learned), any other message, and what follows each."""
+    frame = _FRAME.replace("PROMPT", prompt).replace("SPOKEN", spoken)
+    return _RENDER_CONTENT + frame.replace("OTHERS", others).replace("AFTER", after)
+
+
+LLAMA_3_CHAT_TEMPLATE = _template(
+    "'<|start_header_id|>assistant<|end_header_id|>\\n\\n'",
+    "render(message.content) + '<|eot_id|>'",
+    "'<|start_header_id|>' + message.role + '<|end_header_id|>\\n\\n' + render(message.content) + '<|eot_id|>'",
+)
+CHATML_CHAT_TEMPLATE = _template(
+    "'<|im_start|>assistant\\n'",
+    "render(message.content) + '<|im_end|>'",
+    "'<|im_start|>' + message.role + '\\n' + render(message.content) + '<|im_end|>'",
+    after="\\n",
+)
+PLAIN_CHAT_TEMPLATE = _template(
+    "'ASSISTANT:'",
+    "' ' + render(message.content) + eos_token",
+    "message.role | upper + ': ' + render(message.content)",
+    after="\\n",
 )
 
 
