@@ -3,6 +3,7 @@
 `tokenize_samples` makes a folder of ids, `load_training_data` opens one, or a mixture of several.
 """
 
+from .columns import Quantize, TokenizeConversations
 from .mixtures import mix
 from .selection import cap_per_group, cap_per_phrase, noun_phrases, select_samples
 from .sources import SampleSource, iter_samples, open_samples
@@ -10,7 +11,9 @@ from .tokenized import load_tokenized, load_training_data
 from .tokenizing import TokenizeSettings, tokenize_samples
 
 __all__ = [
+    "Quantize",
     "SampleSource",
+    "TokenizeConversations",
     "TokenizeSettings",
     "cap_per_group",
     "cap_per_phrase",

@@ -372,14 +372,16 @@ def tokenize_samples(
     """
     numbers = np.arange(source.num_samples) if selection is None else selection
     with locked(output, "another process is tokenizing into it"):
-        index, described = _open_codes(
-            codes, source, processor, output, accept_mismatch, verify_codes
+        index, described = open_codes(
+            codes,
+            processor,
+            output / _INDEX_FILE,
+            source=source,
+            accept=accept_mismatch,
+            verify=verify_codes,
         )
         parts = processor_identity(processor)
         if described is not None:
-            rule = "encode the images with this checkpoint's quantizer, preprocessing and --dtype"
-            own = {"quantizer": parts["quantizer"]}
-            compare(", ".join(codes), described, own, rule=rule, accept=accept_mismatch)
             parts["quantizer"] = described["quantizer"]
         run = {
             "parts": parts,
@@ -409,30 +411,41 @@ def tokenize_samples(
     return {**manifest, "finished_before": finished}
 
 
-def _open_codes(
+def open_codes(
     codes: Sequence[str],
-    source: SampleSource,
     processor: BeingVLProcessor,
-    output: Path,
-    accept: Collection[str],
-    verify: bool,
+    index_path: Path,
+    *,
+    source: SampleSource | None = None,
+    accept: Collection[str] = (),
+    verify: bool = False,
 ) -> tuple[CodeIndex | None, dict[str, Any] | None]:
+    """Index the codes at `index_path`, and say what they are; None of both without codes.
+
+    Raises:
+        ValueError: codes of another quantizer than the checkpoint's, or of another data set than the one that numbers
+            the images of `source`.
+    """
     if not codes:
         return None, None
     expected = processor.tokenizer.image_bpe.quantizer_codebook_size
-    index, shards = build_index(codes, output / _INDEX_FILE, codebook_size=expected, verify=verify)
+    index, shards = build_index(codes, index_path, codebook_size=expected, verify=verify)
     if shards.codebook_size != expected:
         raise ValueError(
             f"{', '.join(codes)}: codebook_size must be {expected}, as in the checkpoint, got "
             f"{shards.codebook_size}"
         )
-    own = source.positions()
+    own = None if source is None else source.positions()
     if own is not None:
         rule = "name the images by --id-column in both commands"
         for folder, encoded in positions_of(shards).items():
             found = {"positions": {name: encoded.get(name) for name in own}}
             compare(folder, found, {"positions": own}, rule=rule, accept=accept)
-    return index, codes_identity(shards)
+    described = codes_identity(shards)
+    rule = "encode the images with this checkpoint's quantizer, preprocessing and --dtype"
+    quantizer = {"quantizer": processor_identity(processor)["quantizer"]}
+    compare(", ".join(codes), described, quantizer, rule=rule, accept=accept)
+    return index, described
 
 
 def _read(source: SampleSource, numbers: list[int]) -> Chunk:
