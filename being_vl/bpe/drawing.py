@@ -1,4 +1,4 @@
-"""tokens → pictures: token shapes as text and as PNG, and tokens drawn over an image.
+"""tokens → images: token shapes as text and as PNG, and tokens drawn over an image.
 
 Needs Pillow only. A code's colour is a fixed function of its number, so that equal
 codes look equal in every drawing.

@@ -491,38 +491,38 @@ class BeingVLProcessor(VideoMixin, CheckpointPart, ProcessorMixin):
                 "generation_mode must be 'text', 'image', 'interleaved' or 'video', got "
                 f"{generation_mode!r}"
             )
-        if (
-            isinstance(generated_outputs, (torch.Tensor, np.ndarray))
-            and generated_outputs.ndim == 1
-        ):
+        is_array = isinstance(generated_outputs, (torch.Tensor, np.ndarray))
+        if is_array and generated_outputs.ndim == 1:
             generated_outputs = generated_outputs[None]
+        kwargs["skip_special_tokens"] = skip_special_tokens
         results: list[Any] = []
         for index, row in enumerate(generated_outputs):
+            where = f"row {index} of generated_outputs"
             if generation_mode == "video":
                 self._require_videos()
-                ids = self._last_video(row)
-                if ids is None:
-                    raise ValueError(f"row {index} of generated_outputs has no video")
+                if (ids := self._last_video(row)) is None:
+                    raise ValueError(f"{where} has no video")
                 results.append(self.decode_video(ids, num_frames, height, width))
-                continue
-            runs = self._split_images(row)
-            if generation_mode == "image":
-                images = [ids for is_image, ids in runs if is_image]
+            elif generation_mode == "image":
+                images = [ids for is_image, ids in self._split_images(row) if is_image]
                 if not images:
-                    raise ValueError(f"row {index} of generated_outputs has no image")
+                    raise ValueError(f"{where} has no image")
                 results.append(self.decode_image(images[-1], height, width))
-                continue
-            segments = []
-            for is_image, ids in runs:
-                if is_image:
-                    image = self.decode_image(ids, height, width)
-                    segments.append({"type": "image", "image": image})
-                elif text := self.tokenizer.decode(
-                    ids, skip_special_tokens=skip_special_tokens, **kwargs
-                ):
-                    segments.append({"type": "text", "text": text})
-            results.append(segments)
+            else:
+                results.append(self._segments(row, height, width, **kwargs))
         return results
+
+    def _segments(
+        self, row: Any, height: int | None, width: int | None, **kwargs: Any
+    ) -> list[dict[str, Any]]:
+        """The texts and images of a row, in order."""
+        segments: list[dict[str, Any]] = []
+        for is_image, ids in self._split_images(row):
+            if is_image:
+                segments.append({"type": "image", "image": self.decode_image(ids, height, width)})
+            elif text := self.tokenizer.decode(ids, **kwargs):
+                segments.append({"type": "text", "text": text})
+        return segments
 
     def _split_images(self, row: Any) -> list[tuple[bool, np.ndarray]]:
         """Runs of image tokens and runs of other tokens, in order."""

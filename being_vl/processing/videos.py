@@ -94,7 +94,7 @@ class VideoMixin:
     ) -> tuple[list[np.ndarray], list[Any]]:
         """Videos → codes int32 (t, h, w) of each, and their metadata.
 
-        A quantizer of single pictures gives one grid a frame. One that takes several frames to a grid
+        A quantizer of single images gives one grid a frame. One that takes several frames to a grid
         (`config.temporal_downsampling` above 1) gives its own, and the metadata then name the first frame of each.
         """
         self._require_videos()

@@ -25,7 +25,7 @@ class NotFiniteError(ValueError):
 
 
 def require_floats(pixel_values: torch.Tensor) -> None:
-    """Raises ValueError for integers: bytes of a picture are no pixel values, which an image processor makes."""
+    """Raises ValueError for integers: bytes of an image are no pixel values, which an image processor makes."""
     if not pixel_values.is_floating_point():
         raise ValueError(f"pixel_values must be floating point, got {pixel_values.dtype}")
 

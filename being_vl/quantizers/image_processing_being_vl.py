@@ -1,4 +1,4 @@
-"""pictures → pixel values, and pixel values → pictures.
+"""images → pixel values, and pixel values → images.
 
 Source: transformers' `ChameleonImageProcessorPil`, whose defaults and results it keeps exactly (shortest
 edge 512, centre crop, LANCZOS, rescale by 0.0078, mean and std 1). It differs in what it accepts
@@ -48,11 +48,11 @@ class BeingVLImageProcessorKwargs(ImagesKwargs, total=False):
     """Options beyond those of every image processor.
 
     Args:
-        max_image_pixels: pictures of more pixels are refused before they are decoded.
-        size_divisor: without a crop, both sides of a picture resized by `shortest_edge` or
+        max_image_pixels: images of more pixels are refused before they are decoded.
+        size_divisor: without a crop, both sides of an image resized by `shortest_edge` or
             `longest_edge` are rounded to multiples of this; padding rounds up to them. The VQ model's
             `config.downsampling`.
-        aspect_ratio_buckets: (height, width) pairs. Each picture is resized to cover the one with the
+        aspect_ratio_buckets: (height, width) pairs. Each image is resized to cover the one with the
             nearest aspect ratio, and centre-cropped to it, in place of `size` and `crop_size`.
     """
 
@@ -85,11 +85,11 @@ class ChameleonPreprocessing:
 class BeingVLImageProcessor(ChameleonPreprocessing, CheckpointPart, PilBackend):
     """Chameleon's preprocessing by default, and its inverse.
 
-    Pictures come as PIL images, numpy or torch arrays (see `image_loading.eight_bits` for types and ranges),
+    Images come as PIL images, numpy or torch arrays (see `image_loading.eight_bits` for types and ranges),
     paths, URLs, data URIs, base64, bytes, open files, rows of an `Image` column, or (nested) lists of these. Returns a `BatchFeature` with `pixel_values`, float32 (batch, 3, height, width).
 
     Raises:
-        UnreadableImageError: (a ValueError) a picture cannot be read; the message names it.
+        UnreadableImageError: (a ValueError) an image cannot be read; the message names it.
         ValueError: an option is out of range, or tensors are asked for and the sizes differ.
     """
 
@@ -138,7 +138,7 @@ class BeingVLImageProcessor(ChameleonPreprocessing, CheckpointPart, PilBackend):
                 )
 
     def fetch_images(self, image_url_or_urls: Any) -> Any:
-        """Load what is named by a path, a URL, a data URI or base64; pass pictures through."""
+        """Load what is named by a path, a URL, a data URI or base64; pass images through."""
         return self._fetch(image_url_or_urls, self.max_image_pixels or MAX_IMAGE_PIXELS)
 
     def _fetch(self, source: Any, max_pixels: int) -> Any:
@@ -173,17 +173,17 @@ class BeingVLImageProcessor(ChameleonPreprocessing, CheckpointPart, PilBackend):
     def _preprocess_image_like_inputs(self, images: Any, *args: Any, **kwargs: Any) -> BatchFeature:
         images = self._fetch(images, kwargs["max_image_pixels"] or MAX_IMAGE_PIXELS)
         dimensions = getattr(images, "ndim", None)
-        if dimensions == 2:  # one grey picture; transformers would look for pictures in it
+        if dimensions == 2:  # one grey image; transformers would look for images in it
             images = images[None]
             kwargs["input_data_format"] = "channels_first"
         elif dimensions == 4 and (kwargs.get("do_rescale", True) or not _is_float(images)):
             images = eight_bits(
                 images
-            )  # one array has one range, however dark one of its pictures is
+            )  # one array has one range, however dark one of its images is
         return super()._preprocess_image_like_inputs(images, *args, **kwargs)
 
     def process_image(self, image: ImageInput, **kwargs: Any) -> np.ndarray:
-        """One picture as an array (channels, height, width), RGB unless `do_convert_rgb` is False."""
+        """One image as an array (channels, height, width), RGB unless `do_convert_rgb` is False."""
         limit = kwargs.get("max_image_pixels") or MAX_IMAGE_PIXELS
         name = "<array>"
         if isinstance(image, PIL.Image.Image):
@@ -213,7 +213,7 @@ class BeingVLImageProcessor(ChameleonPreprocessing, CheckpointPart, PilBackend):
         return super().resize(image, size, resample, **kwargs)
 
     def _fit(self, image: np.ndarray, options: dict[str, Any]) -> np.ndarray:
-        """Resize and crop one picture (channels, height, width)."""
+        """Resize and crop one image (channels, height, width)."""
         if options["aspect_ratio_buckets"]:
             bucket = _nearest_bucket(image.shape[-2:], options["aspect_ratio_buckets"])
             image = self.resize(image, _cover(image.shape[-2:], bucket), options["resample"])
@@ -258,7 +258,7 @@ class BeingVLImageProcessor(ChameleonPreprocessing, CheckpointPart, PilBackend):
         return self.postprocess(model.decode(grid[None]))[0]
 
     def postprocess(self, pixel_values: Any) -> list[PIL.Image.Image]:
-        """Pixel values back to pictures: the inverse of rescaling and normalising, clipped and rounded.
+        """Pixel values back to images: the inverse of rescaling and normalising, clipped and rounded.
 
         Args:
             pixel_values: (batch, 3, height, width) or (3, height, width), torch or numpy, or a list of
@@ -293,7 +293,7 @@ def _is_float(values: Any) -> bool:
 
 
 def _check_options(processor: BeingVLImageProcessor, whose: str) -> None:
-    """Raises ValueError for an option of a file that is of another type, or a size beyond any picture's."""
+    """Raises ValueError for an option of a file that is of another type, or a size beyond any image's."""
     for name in ("size", "crop_size", "pad_size"):
         sides = getattr(processor, name, None)
         for side, value in vars(sides).items() if sides is not None else ():
@@ -342,7 +342,7 @@ def _base64_bytes(text: str) -> bytes | None:
 
 
 def _check_resized(shape: tuple[int, int], options: dict[str, Any], limit: int, name: str) -> None:
-    """A picture one pixel high is small until its shortest edge is resized."""
+    """An image one pixel high is small until its shortest edge is resized."""
     size: Any = options.get("size")
     if options.get("aspect_ratio_buckets"):
         size = _cover(shape, _nearest_bucket(shape, options["aspect_ratio_buckets"]))
@@ -383,7 +383,7 @@ def _nearest_bucket(shape: tuple[int, int], buckets: Any) -> SizeDict:
 
 
 def _cover(shape: tuple[int, int], bucket: Any) -> SizeDict:
-    """The smallest size of the picture's aspect ratio that is nowhere smaller than the bucket."""
+    """The smallest size of the image's aspect ratio that is nowhere smaller than the bucket."""
     scale = max(bucket.height / shape[0], bucket.width / shape[1])
     return SizeDict(
         height=max(bucket.height, round(shape[0] * scale)),

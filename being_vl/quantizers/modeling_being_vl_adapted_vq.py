@@ -40,7 +40,7 @@ class BeingVLAdaptedVQConfig(QuantizerPart, PreTrainedConfig):
         downsampling: pixels of a cell, along a side.
         resolution: side in pixels to which images are resized by default.
         preprocessing: options of the image processor that the model was trained with.
-        temporal_downsampling: frames of a video that make one grid; 1 for models of single pictures.
+        temporal_downsampling: frames of a video that make one grid; 1 for models of single images.
 
     Raises:
         ValueError: an unknown adapter.

@@ -2,7 +2,7 @@
 
 Source: transformers' `BaseVideoProcessor`, whose options and outputs it keeps. It differs in that it needs neither
 torchvision nor torchcodec: files are read by PyAV or Pillow (`video_loading.py`), and each frame is preprocessed as
-the checkpoint's image processor does pictures, so that a frame and the picture of it have the same codes.
+the checkpoint's image processor does images, so that a frame and the image of it have the same codes.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ class BeingVLVideosKwargs(VideosKwargs, total=False):
 
 
 class BeingVLVideoProcessor(ChameleonPreprocessing, CheckpointPart, BaseVideoProcessor):
-    """Samples frames, and preprocesses each as [`BeingVLImageProcessor`] does a picture.
+    """Samples frames, and preprocesses each as [`BeingVLImageProcessor`] does an image.
 
     Videos come as paths, addresses, bytes, open files, rows of a `Video` column, arrays (T, height, width, 3) or
     (T, 3, height, width), or lists of frames; see `flat_videos`. Returns a `BatchFeature` with

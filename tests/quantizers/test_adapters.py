@@ -235,5 +235,5 @@ def test_a_video_model_gives_its_own_grids():
     assert torch.equal(adapted.encode_video(frames[: step + 1])[0], codes[0])
     assert len(adapted.encode_video(frames[: step + 1])) == 2
     assert adapted.decode_video(codes).shape == frames.shape
-    with pytest.raises(ValueError, match="takes single pictures"):
+    with pytest.raises(ValueError, match="takes single images"):
         adapt(make("janus")).encode_video(frames)

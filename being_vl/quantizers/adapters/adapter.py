@@ -62,11 +62,11 @@ class Adapter:
 
     def encode_video(self, pixel_values: torch.Tensor) -> torch.Tensor:
         """pixels (T, 3, H, W) → codes (t, h, w) long, of a model that takes several frames to a grid."""
-        raise ValueError(f"{type(self.model).__name__} takes single pictures")
+        raise ValueError(f"{type(self.model).__name__} takes single images")
 
     def decode_video(self, codes: torch.Tensor) -> torch.Tensor:
         """codes (t, h, w) → pixels (T, 3, H, W)."""
-        raise ValueError(f"{type(self.model).__name__} takes single pictures")
+        raise ValueError(f"{type(self.model).__name__} takes single images")
 
     def vectors(self, codes: torch.Tensor, *, unit: bool = False) -> torch.Tensor:
         """Codes (B, h, w) → codebook vectors, (B, D, h, w)."""
