@@ -32,9 +32,8 @@ MAX_YAML_BYTES = 1 << 20
 _MAX_YAML_DEPTH = 64
 _MAX_YAML_VALUES = 100_000
 _HUGE = re.compile(rb"[0-9]{200}|[0-9][eE]\+?[0-9]{3}")  # whatever may be beyond floats
-_SURROGATE = re.compile(
-    rb"\\u[dD][89a-fA-F]"
-)  # an escape of half a character, or of a half of a pair
+# an escape of half a character, or of a half of a pair
+_SURROGATE = re.compile(rb"\\u[dD][89a-fA-F]")
 
 
 # Writing

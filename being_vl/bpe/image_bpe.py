@@ -33,7 +33,7 @@ from .grids import (
 )
 from .placement import GridState, ShapeTable
 from .rules import MAX_MERGES, MERGE_RULES, check_merges
-from .shapes import TokenTable, build_token_table, split_position
+from .shapes import TokenTable, build_token_table
 from .vocabulary_file import FILE_NAME, load_vocabulary, save_vocabulary
 
 __all__ = ["GridState", "ImageBPE"]
@@ -207,9 +207,7 @@ class ImageBPE(PushesCheckpoint):
         table = self._shapes_or_raise()
         if not 0 <= visual_id < self.vocab_size:
             raise ValueError(f"visual id {visual_id} is not in [0, {self.vocab_size})")
-        begin, end = table.start[visual_id], table.start[visual_id + 1]
-        rows, cols = split_position(table.position[begin:end])
-        return list(zip(rows.tolist(), cols.tolist(), table.code[begin:end].tolist(), strict=True))
+        return table.cells(visual_id)
 
     def token_sizes(self) -> np.ndarray:
         """int64 (vocab_size,): the number of cells of every visual id.

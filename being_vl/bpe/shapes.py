@@ -35,9 +35,11 @@ class TokenTable:
     position: np.ndarray
     code: np.ndarray
 
-    def rows_and_columns(self, visual_id: int) -> tuple[np.ndarray, np.ndarray]:
-        """Rows (≥ 0) and columns (may be negative) of a token's cells relative to its anchor."""
-        return split_position(self.position[self.start[visual_id] : self.start[visual_id + 1]])
+    def cells(self, visual_id: int) -> list[tuple[int, int, int]]:
+        """(row, column, code) of a token's cells, rows (≥ 0) and columns (any) relative to its anchor."""
+        own = slice(self.start[visual_id], self.start[visual_id + 1])
+        rows, cols = split_position(self.position[own])
+        return list(zip(rows.tolist(), cols.tolist(), self.code[own].tolist(), strict=True))
 
 
 def split_position(position: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

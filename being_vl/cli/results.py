@@ -22,9 +22,8 @@ def make_parser() -> Parser:
     folders = "checkpoints, or --output of eval"
     parser.add_argument("folders", type=str, nargs="*", default=[], help=folders)
     paper = "the paper's tables, as Markdown, with rows for the folders"
-    parser.add_argument(
-        "--paper", action="store_true", help=paper
-    )  # no `flag`: a folder may follow
+    # no `flag`: a folder may follow
+    parser.add_argument("--paper", action="store_true", help=paper)
     add(parser, "output", help="with --lmms-eval: the checkpoint's folder")
     options(
         parser,

@@ -20,10 +20,8 @@ from ..files import check_regular, parse_json, reading, shown, write_atomic
 VERSION = 1
 _METADATA_KEY = b"being_vl.codes"
 _ROW_GROUP = 4096
-_MAX_VALUES, _MAX_BYTES = (
-    1 << 27,
-    1 << 29,
-)  # of a file, decoded; encode's own have some 4 million values
+# of a file, decoded; encode's own have some 4 million values
+_MAX_VALUES, _MAX_BYTES = 1 << 27, 1 << 29
 
 
 @dataclass(frozen=True)

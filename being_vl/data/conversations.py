@@ -108,10 +108,8 @@ def parse_sample(sample: Any, *, where: str, number: int, fix: bool = False) -> 
             named[kind].append(own)
         if message["role"] == "assistant":
             learned.append(weight)
-    if field != "query" and sample.get("system") not in (
-        None,
-        "",
-    ):  # ShareGPT's and LLaMA-Factory's column
+    # ShareGPT's and LLaMA-Factory's column
+    if field != "query" and sample.get("system") not in (None, ""):
         if any(message["role"] == "system" for message in messages):
             raise ValueError(f"{where}: system is said twice, in its column and in {field}")
         turn = {"role": "system", "content": sample["system"]}

@@ -98,9 +98,8 @@ class GridMask:
         """Of each cell of each shape, anchored where the next token goes: flat position, and whether inside."""
         rows, cols = self._tables[:2]
         height, width = self._tracker.grid_size
-        anchor = self._covered.to(torch.uint8).argmin(
-            dim=1, keepdim=True
-        )  # the first uncovered cell
+        # the first uncovered cell
+        anchor = self._covered.to(torch.uint8).argmin(dim=1, keepdim=True)
         row, col = anchor // width + rows, anchor % width + cols
         is_inside = (row < height) & (col >= 0) & (col < width)
         return torch.where(is_inside, row * width + col, 0), is_inside

@@ -79,9 +79,8 @@ def download(url: str, *, max_bytes: int, option: str | None = None) -> bytes:
     Raises:
         UnreadableImageError: silence for a minute, a status of failure, or more than `max_bytes`.
     """
-    request = Request(
-        url, headers={"User-Agent": "being_vl"}
-    )  # some servers refuse Python's own name
+    # some servers refuse Python's own name
+    request = Request(url, headers={"User-Agent": "being_vl"})
     try:
         with urlopen(request, timeout=_TIMEOUT) as response:
             content = response.read(max_bytes + 1)

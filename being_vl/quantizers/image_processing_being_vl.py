@@ -144,9 +144,8 @@ class BeingVLImageProcessor(ChameleonPreprocessing, CheckpointPart, PilBackend):
     def _fetch(self, source: Any, max_pixels: int) -> Any:
         if isinstance(source, (list, tuple)):
             return [self._fetch(entry, max_pixels) for entry in source]
-        if isinstance(source, Mapping) and {"bytes", "path"} & set(
-            source
-        ):  # a row of an Image column
+        # a row of an Image column
+        if isinstance(source, Mapping) and {"bytes", "path"} & set(source):
             found = source.get("bytes")
             source = source.get("path") if found is None else found
             if source is None:
@@ -177,9 +176,8 @@ class BeingVLImageProcessor(ChameleonPreprocessing, CheckpointPart, PilBackend):
             images = images[None]
             kwargs["input_data_format"] = "channels_first"
         elif dimensions == 4 and (kwargs.get("do_rescale", True) or not _is_float(images)):
-            images = eight_bits(
-                images
-            )  # one array has one range, however dark one of its images is
+            # one array has one range, however dark one of its images is
+            images = eight_bits(images)
         return super()._preprocess_image_like_inputs(images, *args, **kwargs)
 
     def process_image(self, image: ImageInput, **kwargs: Any) -> np.ndarray:

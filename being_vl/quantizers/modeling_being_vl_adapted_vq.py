@@ -19,7 +19,7 @@ from .adapters.diffusers_vq import DiffusersAdapter
 from .adapters.emu3 import Emu3Adapter
 from .adapters.glm_image import GlmImageAdapter
 from .adapters.janus import JanusAdapter
-from .finite import require_finite, require_floats
+from .checks import require_codes, require_finite, require_pixels
 
 ADAPTERS: tuple[type[Adapter], ...] = (
     ChameleonAdapter,
@@ -48,25 +48,17 @@ class BeingVLAdaptedVQConfig(QuantizerPart, PreTrainedConfig):
 
     model_type = "being_vl_adapted_vq"
 
-    def __init__(
-        self,
-        adapter: str = "chameleon",
-        model_config: dict[str, Any] | None = None,
-        num_embeddings: int = 8192,
-        downsampling: int = 16,
-        resolution: int = 512,
-        preprocessing: dict[str, Any] | None = None,
-        temporal_downsampling: int = 1,
-        **kwargs: Any,
-    ):
-        self.adapter = adapter
-        self.model_config = model_config or {}
-        self.num_embeddings = num_embeddings
-        self.downsampling = downsampling
-        self.resolution = resolution
-        self.preprocessing = preprocessing or {}
-        self.temporal_downsampling = temporal_downsampling
-        super().__init__(**kwargs)
+    adapter: str = "chameleon"
+    model_config: dict[str, Any] | None = None
+    num_embeddings: int = 8192
+    downsampling: int = 16
+    resolution: int = 512
+    preprocessing: dict[str, Any] | None = None
+    temporal_downsampling: int = 1
+
+    def __post_init__(self, **kwargs: Any) -> None:
+        self.model_config, self.preprocessing = self.model_config or {}, self.preprocessing or {}
+        super().__post_init__(**kwargs)
 
 
 class BeingVLAdaptedVQModel(QuantizerModelPart, PreTrainedModel):
@@ -84,7 +76,7 @@ class BeingVLAdaptedVQModel(QuantizerModelPart, PreTrainedModel):
             raise ValueError(
                 f"adapter must be one of {[kind.name for kind in ADAPTERS]}, got {config.adapter!r}"
             )
-        self.model = kind.build(config.model_config) if model is None else model
+        self.model = kind.build(config.model_config or {}) if model is None else model
         self._adapter = kind(self.model)
         self.post_init()
 
@@ -103,14 +95,7 @@ class BeingVLAdaptedVQModel(QuantizerModelPart, PreTrainedModel):
             ValueError: a side is no multiple of `config.downsampling`.
             NotFiniteError: NaN or infinite latents.
         """
-        require_floats(pixel_values)
-        height, width = pixel_values.shape[-2:]
-        side = self.config.downsampling
-        if pixel_values.ndim != 4 or height % side or width % side:
-            raise ValueError(
-                f"pixel_values must be (batch, 3, height, width) with sides that {side} divides, got "
-                f"{tuple(pixel_values.shape)}"
-            )
+        require_pixels(pixel_values, 3, self.config.downsampling)
         check = self.model.quantize.register_forward_pre_hook(_require_finite)
         try:
             return self._adapter.encode(pixel_values.to(self.dtype))
@@ -123,13 +108,7 @@ class BeingVLAdaptedVQModel(QuantizerModelPart, PreTrainedModel):
         Raises:
             ValueError: the model has no decoder, or a code is out of range.
         """
-        if codes.ndim != 3 or (
-            codes.numel() and not 0 <= codes.min() <= codes.max() < self.config.num_embeddings
-        ):
-            raise ValueError(
-                f"codes must be (batch, height, width) in [0, {self.config.num_embeddings}), got shape "
-                f"{tuple(codes.shape)}"
-            )
+        require_codes(codes, self.config.num_embeddings)
         return self._adapter.decode(codes.long())
 
     @torch.no_grad()
@@ -164,11 +143,12 @@ def adapt(model: nn.Module) -> BeingVLAdaptedVQModel:
     if kind is None:
         raise ValueError(f"no adapter knows {type(model).__name__}; see docs/quantizers.md")
     adapter = kind(model)
+    sizes: dict[str, Any] = adapter.sizes()
     config = BeingVLAdaptedVQConfig(
         adapter=kind.name,
         model_config=adapter.model_config(),
         preprocessing=kind.preprocessing,
-        **adapter.sizes(),
+        **sizes,
     )
     return BeingVLAdaptedVQModel(config, model).eval()
 

@@ -15,7 +15,7 @@ from torch import nn
 from transformers import PreTrainedConfig, PreTrainedModel
 
 from ..hub.part import QuantizerModelPart, QuantizerPart
-from .finite import require_finite, require_floats
+from .checks import require_codes, require_finite, require_pixels
 
 
 class BeingVLPatchVQConfig(QuantizerPart, PreTrainedConfig):
@@ -30,27 +30,16 @@ class BeingVLPatchVQConfig(QuantizerPart, PreTrainedConfig):
 
     model_type = "being_vl_patch_vq"
 
-    def __init__(
-        self,
-        num_embeddings: int = 128,
-        patch_size: int = 4,
-        in_channels: int = 3,
-        resolution: int = 64,
-        **kwargs,
-    ):
-        for name, value in (
-            ("num_embeddings", num_embeddings),
-            ("patch_size", patch_size),
-            ("in_channels", in_channels),
-            ("resolution", resolution),
-        ):
-            if value < 1:
-                raise ValueError(f"{name} must be at least 1, got {value}")
-        self.num_embeddings = num_embeddings
-        self.patch_size = patch_size
-        self.in_channels = in_channels
-        self.resolution = resolution
-        super().__init__(**kwargs)
+    num_embeddings: int = 128
+    patch_size: int = 4
+    in_channels: int = 3
+    resolution: int = 64
+
+    def __post_init__(self, **kwargs: Any) -> None:
+        for name in ("num_embeddings", "patch_size", "in_channels", "resolution"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+        super().__post_init__(**kwargs)
 
     @property
     def downsampling(self) -> int:
@@ -94,7 +83,6 @@ class BeingVLPatchVQModel(QuantizerModelPart, PreTrainedModel):
             ValueError: the shape is not (batch, channels, height, width) with sides that the patch divides.
             NotFiniteError: pixels or codebook are NaN or infinite.
         """
-        require_floats(pixel_values)
         require_finite(pixel_values)
         require_finite(self.codebook[None])
         patches, grid = self._patches(pixel_values)
@@ -107,12 +95,7 @@ class BeingVLPatchVQModel(QuantizerModelPart, PreTrainedModel):
         Raises:
             ValueError: `codes` has not three dimensions, or a code is not in [0, K).
         """
-        if codes.dim() != 3:
-            raise ValueError(f"codes must be (batch, h, w), got shape {tuple(codes.shape)}")
-        if codes.numel() and not 0 <= int(codes.min()) <= int(codes.max()) < len(self.codebook):
-            raise ValueError(
-                f"codes must be in [0, {len(self.codebook)}), got {int(codes.min())} to {int(codes.max())}"
-            )
+        require_codes(codes, len(self.codebook))
         batch, h, w = codes.shape
         c, p = self.config.in_channels, self.config.patch_size
         patches = self.codebook[codes].view(batch, h, w, c, p, p)
@@ -162,13 +145,8 @@ class BeingVLPatchVQModel(QuantizerModelPart, PreTrainedModel):
 
     def _patches(self, pixel_values: torch.Tensor) -> tuple[torch.Tensor, tuple[int, int]]:
         c, p = self.config.in_channels, self.config.patch_size
-        shape = tuple(pixel_values.shape)
-        if len(shape) != 4 or shape[1] != c or shape[2] % p or shape[3] % p:
-            raise ValueError(
-                f"pixel_values must be (batch, {c}, height, width) with sides divisible by the patch size {p}, "
-                f"got shape {shape}"
-            )
-        batch, _, height, width = shape
+        require_pixels(pixel_values, c, p)
+        batch, _, height, width = pixel_values.shape
         h, w = height // p, width // p
         patches = pixel_values.reshape(batch, c, h, p, w, p).permute(0, 2, 4, 1, 3, 5)
         return patches.reshape(batch * h * w, c * p * p), (h, w)

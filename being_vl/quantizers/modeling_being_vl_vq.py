@@ -29,8 +29,8 @@ from transformers import initialization as init
 from transformers.utils import ModelOutput
 
 from ..hub.part import QuantizerModelPart
+from .checks import require_codes, require_finite, require_pixels
 from .configuration_being_vl_vq import BeingVLVQConfig
-from .finite import require_finite, require_floats
 
 # Pixels in one pass of encode or decode: one 512×512 image on a CPU, whose caches a bigger batch
 # would only spill, 16 of them elsewhere.
@@ -556,33 +556,6 @@ class BeingVLVQModel(QuantizerModelPart, PreTrainedModel):
             return self.quantize.embedding.weight
         return self.quantize.codebook()
 
-    def _check_pixels(self, pixel_values: torch.Tensor) -> None:
-        cell = self.config.downsampling
-        shape = tuple(pixel_values.shape)
-        if len(shape) != 4 or shape[1] != self.config.in_channels:
-            raise ValueError(
-                f"pixel_values must be (batch, {self.config.in_channels}, height, width), got {shape}"
-            )
-        require_floats(pixel_values)
-        if min(shape[2:]) < cell or shape[2] % cell or shape[3] % cell:
-            raise ValueError(
-                f"height and width of pixel_values must be multiples of {cell} (config.downsampling), "
-                f"got {shape[2]}×{shape[3]}"
-            )
-
-    def _check_codes(self, codes: torch.Tensor) -> None:
-        if codes.ndim != 3 or codes.dtype not in (torch.int64, torch.int32):
-            raise ValueError(
-                f"codes must be (batch, height, width) of int64 or int32, got {tuple(codes.shape)} of {codes.dtype}"
-            )
-        if torch.compiler.is_compiling() or codes.numel() == 0:
-            return  # reading values would break the graph
-        low, high = int(codes.min()), int(codes.max())
-        if low < 0 or high >= self.config.num_embeddings:
-            raise ValueError(
-                f"codes must be in [0, {self.config.num_embeddings}), got {low if low < 0 else high}"
-            )
-
     def _require_decoder(self) -> Decoder:
         if self.decoder is None:
             raise ValueError(
@@ -620,7 +593,7 @@ class BeingVLVQModel(QuantizerModelPart, PreTrainedModel):
             ValueError: wrong shape, type or size.
             NotFiniteError: NaN or infinite latents.
         """
-        self._check_pixels(pixel_values)
+        require_pixels(pixel_values, self.config.in_channels, self.config.downsampling)
         height, width = pixel_values.shape[2:]
         codes: list[torch.Tensor] = []
         first = 0
@@ -643,7 +616,7 @@ class BeingVLVQModel(QuantizerModelPart, PreTrainedModel):
             ValueError: wrong shape or type, a code out of range, or a model without a decoder.
         """
         decoder = self._require_decoder()
-        self._check_codes(codes)
+        require_codes(codes, self.config.num_embeddings)
         pixels_each = codes.shape[1] * codes.shape[2] * self.config.downsampling**2
         return torch.cat(
             [
@@ -662,7 +635,7 @@ class BeingVLVQModel(QuantizerModelPart, PreTrainedModel):
             ValueError: as `encode`, or a model without a decoder.
         """
         decoder = self._require_decoder()
-        self._check_pixels(pixel_values)
+        require_pixels(pixel_values, self.config.in_channels, self.config.downsampling)
         z = self._latents(pixel_values)
         codes = self.quantize(z)
         z = self.quantize.bound(z)

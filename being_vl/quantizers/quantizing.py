@@ -18,7 +18,7 @@ from transformers import AutoConfig, AutoModel, PreTrainedModel
 from transformers.image_utils import make_flat_list_of_images
 from transformers.integrations import deepspeed as deepspeed_integration
 
-from .finite import NotFiniteError
+from .checks import NotFiniteError
 from .image_loading import MAX_IMAGE_PIXELS, ImageSource, load_image
 from .image_processing_being_vl import BeingVLImageProcessor, check_cells
 
@@ -157,9 +157,8 @@ class LazyVQ:
     ):
         self._model: Any = model
         self._device = device
-        if source is not None and os.path.isdir(
-            source[0]
-        ):  # whatever the working directory later is
+        # whatever the working directory later is
+        if source is not None and os.path.isdir(source[0]):
             source = (os.path.abspath(source[0]), source[1])
         self._source = source
         self._loaded_as: tuple[tuple[Any, ...], ...] | None = None

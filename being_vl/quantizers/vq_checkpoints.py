@@ -243,9 +243,8 @@ def _stored_fields(source: str) -> dict[str, Any]:
 def _from_yaml(stored: dict[str, Any]) -> dict[str, Any]:
     """taming's, LDM's and the original Chameleon's configuration of a model, with our names."""
     params = stored["model"]["params"]
-    params = params.get("first_stage_config", {}).get(
-        "params", params
-    )  # of a latent diffusion model
+    # of a latent diffusion model
+    params = params.get("first_stage_config", {}).get("params", params)
     sizes = params["ddconfig"]
     return {
         **{ours: sizes.get(theirs) for theirs, ours in _TAMING_FIELDS.items()},

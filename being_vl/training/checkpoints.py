@@ -97,9 +97,8 @@ def rotate(newest: Path, limit: int | None, keep: Iterable[str | os.PathLike] = 
     others = [path for path in checkpoint_folders(newest.parent) if path.resolve() not in kept]
     others.sort(key=lambda path: path.stat().st_mtime)
     for path in others[: max(0, len(others) + len(kept) - limit)]:
-        doomed = _aside(
-            path, _DELETED
-        )  # a kill amid the deletion leaves no half checkpoint in place
+        # a kill amid the deletion leaves no half checkpoint in place
+        doomed = _aside(path, _DELETED)
         doomed.parent.mkdir(exist_ok=True)
         os.rename(path, doomed)
     clean_up(newest.parent)

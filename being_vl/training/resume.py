@@ -148,9 +148,8 @@ class ExactResumeMixin(Trainer):
         **kwargs: Any,
     ) -> None:
         """`Trainer`'s, with the order of this epoch, and nothing to do where all steps are done."""
-        if (
-            self._best is not None
-        ):  # `Trainer` knows it by a path, but the folder may have moved since
+        # `Trainer` knows it by a path, but the folder may have moved since
+        if self._best is not None:
             self.state.best_model_checkpoint = str(Path(self.args.output_dir) / self._best)
             self._best = None
         if self._log_window is not None:

@@ -16,7 +16,7 @@ from transformers import AutoModel
 
 from being_vl import BeingVLImageProcessor
 from being_vl.cli import main as command
-from being_vl.quantizers.finite import NotFiniteError
+from being_vl.quantizers.checks import NotFiniteError
 from being_vl.quantizers.identity import quantizer_identity
 from being_vl.quantizers.modeling_being_vl_adapted_vq import adapt
 from being_vl.quantizers.quantizer import default_image_processor, load_quantizer

@@ -7,8 +7,8 @@ import math
 import pytest
 import torch
 
+from being_vl.quantizers.checks import NotFiniteError
 from being_vl.quantizers.configuration_being_vl_vq import BeingVLVQConfig
-from being_vl.quantizers.finite import NotFiniteError
 from being_vl.quantizers.modeling_being_vl_vq import BeingVLVQModel
 
 SIZES = {

@@ -234,7 +234,7 @@ def test_wrong_pixels_are_named(small, pixels, message):
 @pytest.mark.parametrize(
     "codes, message",
     [
-        (torch.zeros(4, 4, dtype=torch.long), r"must be \(batch, height, width\)"),
+        (torch.zeros(4, 4, dtype=torch.long), r"must be \(batch, h, w\)"),
         (torch.zeros(1, 4, 4), "of int64 or int32"),
         (torch.full((1, 2, 2), 512), r"must be in \[0, 512\), got 512"),
         (torch.full((1, 2, 2), -1), "got -1"),

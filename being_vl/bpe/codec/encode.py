@@ -412,9 +412,8 @@ def encode_grids(codes, heights, widths, stride, codebook_size, vocabulary, seed
         np.empty(4 * most + 2 * stride, np.int64),
         np.empty(4 * most + 2 * stride, np.int64),
     )
-    entries = np.empty(
-        max(1024, 2 * most), dtype=np.int64
-    )  # an anchor, and the entry before in its list
+    # an anchor, and the entry before in its list
+    entries = np.empty(max(1024, 2 * most), dtype=np.int64)
     words = (len(vocabulary[1]) + 63) // 64
     newest = np.full(64 * words + 1, -1, dtype=np.int32)  # by rank: the head of its list
     waiting = np.zeros(words + 1, dtype=np.bool_)  # is any list of these 64 ranks filled?

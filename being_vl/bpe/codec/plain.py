@@ -8,13 +8,13 @@ popping (rank, anchor) in order is the same.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from functools import cached_property
+from functools import cache, cached_property
 from heapq import heapify, heappop, heappush
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from ..shapes import TokenTable, split_position
+from ..shapes import TokenTable
 
 UNCOVERED = -1
 # What is wrong with a sequence of ids; the kernels return the same numbers.
@@ -104,23 +104,17 @@ class PlainCodec:
 
 
 class _CellsOf:
-    """(row, col, code) lists by visual id, made when first asked for."""
+    """`TokenTable.cells` by visual id, made when first asked for."""
 
     def __init__(self, table: TokenTable):
-        self._table = table
-        self._made: dict[int, list[tuple[int, int, int]]] = {}
+        self._made = cache(table.cells)
+        self._size = len(table.start) - 1
 
     def __len__(self) -> int:
-        return len(self._table.start) - 1
+        return self._size
 
     def __getitem__(self, visual_id: int) -> list[tuple[int, int, int]]:
-        if visual_id not in self._made:
-            begin, end = self._table.start[visual_id], self._table.start[visual_id + 1]
-            rows, cols = split_position(self._table.position[begin:end])
-            self._made[visual_id] = list(
-                zip(rows.tolist(), cols.tolist(), self._table.code[begin:end].tolist(), strict=True)
-            )
-        return self._made[visual_id]
+        return self._made(visual_id)
 
 
 def encode(

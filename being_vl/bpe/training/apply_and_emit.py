@@ -51,9 +51,8 @@ class Batch(NamedTuple):
 
     keys: np.ndarray  # (n,) int64, their numbers
     rules: np.ndarray  # (n, 5) int64: a, b, row offset, column offset, c; offsets of 0 for "pair"
-    around: (
-        np.ndarray
-    )  # (_, 3) int32, the cells around each c: row, column, 1 touches a | 2 touches b
+    # (_, 3) int32, the cells around each c: row, column, 1 touches a | 2 touches b
+    around: np.ndarray
     around_ends: np.ndarray  # (n + 1,) int64
 
 
@@ -76,9 +75,8 @@ class Traces(NamedTuple):
     late: np.ndarray  # (_, 3) int64: tokens, offset, loss of keys made in this batch
     candidates: np.ndarray  # (_, 3) int64: rule << 55 | view, row, count of what may be listed
     slots: np.ndarray  # (power of two,) int32: the hash table, empty between rules
-    ends: (
-        np.ndarray
-    )  # (n + 1, 6) int64: after each rule, the length in use of the first six but slots'
+    # (n + 1, 6) int64: after each rule, the length in use of the first six but slots'
+    ends: np.ndarray
 
 
 ROWS, LOG, MERGED, LOSSES, LATE, CANDIDATES = range(6)

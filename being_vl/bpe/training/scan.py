@@ -18,9 +18,8 @@ from .choose import hash_of, offset_of, tokens_of
 from .pair import pairs_of_line
 
 SKETCH, COUNT, LIST = 0, 1, 2
-SATURATED = (
-    1 << 24
-)  # a sketch counter stops here, so that the sketches of 255 shards add up in 32 bits
+# a sketch counter stops here, so that the sketches of 255 shards add up in 32 bits
+SATURATED = 1 << 24
 
 
 @kernel

@@ -68,9 +68,8 @@ class Record:
         if isinstance(self.content, bytes):
             return self.content
         if isinstance(self.content, Path) or "://" not in self.content:
-            return read_bytes(
-                self.content, self.max_bytes
-            )  # fsspec takes "a::b" for a chain of places
+            # fsspec takes "a::b" for a chain of places
+            return read_bytes(self.content, self.max_bytes)
         with fsspec.open(self.content, "rb") as file:
             data = file.read(self.max_bytes + 1)
         if len(data) > self.max_bytes:

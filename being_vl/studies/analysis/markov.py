@@ -145,10 +145,8 @@ class MarkovSource:
             last = min(height - 1, diagonal)
             weights = np.zeros((last - first + 1, len(covariance)))
             for row in range(first, last + 1):
-                above, left = (
-                    (row - 1, row > 0),
-                    (row, row < diagonal),
-                )  # rows, and whether in the grid
+                # rows, and whether in the grid
+                above, left = ((row - 1, row > 0), (row, row < diagonal))
                 parents = [parent for parent, in_grid in (above, left) if in_grid]
                 for parent in parents:
                     weights[row - first, parent - above_first] = 1 / len(parents)
