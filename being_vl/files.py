@@ -69,7 +69,7 @@ def new_file(path: str | os.PathLike) -> Iterator[Path]:
     aside = path.with_name(f".{path.stem}.{unique}.tmp{path.suffix}")
     try:
         yield aside
-        _flush(aside)
+        flush(aside)
         os.replace(aside, path)
     except OSError as error:
         aside.unlink(missing_ok=True)
@@ -79,8 +79,7 @@ def new_file(path: str | os.PathLike) -> Iterator[Path]:
     except BaseException:
         aside.unlink(missing_ok=True)
         raise
-    if os.name == "posix":
-        _flush(path.parent)
+    flush(path.parent)
 
 
 def _remove_leftovers(path: Path) -> None:
@@ -103,8 +102,11 @@ def _is_running(pid: int) -> bool:
     return True
 
 
-def _flush(path: Path) -> None:
-    handle = os.open(path, os.O_RDONLY)
+def flush(path: Path) -> None:
+    """fsync of a file, or of a folder's entries where the system knows such a thing."""
+    if path.is_dir() and os.name != "posix":
+        return
+    handle = os.open(path, os.O_RDONLY if os.name == "posix" else os.O_RDWR)
     try:
         os.fsync(handle)
     finally:

@@ -15,7 +15,7 @@ import torch
 from tqdm.auto import tqdm
 
 from ..models.modeling_being_vl import BeingVLLanguageModel
-from ..processing.grid_inputs import nested_grids
+from ..processing.grid_inputs import nested_codes
 from ..processing.processing_being_vl import BeingVLProcessor
 
 # What bases bring along in generation_config.json (Qwen2's repetition_penalty of 1.05) would decode otherwise than
@@ -108,7 +108,7 @@ def iter_answers(
         stop = min(start + batch_size, len(prompts))
         grids = None
         if image_ids is not None and image_codes is not None:
-            grids = [nested_grids(image_codes[i]) for i in image_ids[start:stop]]
+            grids = [nested_codes(image_codes[i]) for i in image_ids[start:stop]]
         rows = processor(text=list(prompts[start:stop]), image_codes=grids)["input_ids"]
         ids, new_from = _generate(model, processor, rows, generation)
         yield processor.batch_decode(ids[:, new_from:], skip_special_tokens=True)

@@ -1,4 +1,4 @@
-"""what a user passes as grids of codes → a list of grids, or a list of lists of grids.
+"""what a user passes as grids, or clips, of codes → a list of them, or a list of lists.
 
 Source: the forms that transformers' processors accept for images (one, a list, a list for each text). It
 differs in that nested lists of integers are grids too, since that is how a parquet row comes back.
@@ -14,26 +14,30 @@ import torch
 
 from ..bpe.grids import check_integers
 
+_FORMS = {2: ("image_codes", "grids (h, w)"), 3: ("video_codes", "clips (T, h, w)")}
 
-def nested_grids(value: Any) -> list[Any]:
-    """Arrays, tensors and nested lists of codes → a list of grids, or of lists of grids.
+
+def nested_codes(value: Any, ndim: int = 2) -> list[Any]:
+    """Arrays, tensors and nested lists of codes → a list of grids (ndim 2) or clips (3), or of lists of them.
 
     Raises:
         ValueError: it is none of these.
     """
+    name, form = _FORMS[ndim]
     if isinstance(value, torch.Tensor):
         value = value.cpu().numpy()
     if isinstance(value, np.ndarray) and value.dtype != object:
-        if value.ndim == 2:
-            return [value]
-        if value.ndim in (3, 4):
-            return list(value) if value.ndim == 3 else [list(sample) for sample in value]
-        raise ValueError(f"image_codes must be grids (h, w), got an array of shape {value.shape}")
+        if not ndim <= value.ndim <= ndim + 2:
+            raise ValueError(f"{name} must be {form}, got an array of shape {value.shape}")
+        if value.ndim == ndim + 2:
+            return [list(sample) for sample in value]
+        return [value] if value.ndim == ndim else list(value)
     if not isinstance(value, (list, tuple, np.ndarray)):
-        raise ValueError(f"image_codes must be grids (h, w), got {type(value).__name__}")
-    if _depth(value) == 2:
+        raise ValueError(f"{name} must be {form}, got {type(value).__name__}")
+    if _depth(value, ndim) == ndim:
         return [np.asarray(value)]
-    return [_grid_or_list(item) for item in value]
+    nested = [(nested_codes(item, ndim), _depth(item, ndim) == ndim) for item in value]
+    return [codes[0] if is_one else codes for codes, is_one in nested]
 
 
 def flatten(images: Any) -> list[Any]:
@@ -56,15 +60,10 @@ def is_nested(images: Sequence[Any]) -> bool:
     return all(isinstance(sample, (list, tuple)) for sample in images)
 
 
-def _grid_or_list(item: Any) -> Any:
-    grids = nested_grids(item)
-    return grids[0] if _depth(item) == 2 else grids
-
-
-def _depth(value: Any) -> int:
-    """Levels above the numbers: 2 for a grid, however it is stored."""
+def _depth(value: Any, ndim: int) -> int:
+    """Levels above the numbers, however they are stored; an empty list is one of grids or clips, not one of them."""
     if isinstance(value, (np.ndarray, torch.Tensor)) and value.dtype != object:
         return value.ndim
     if isinstance(value, (list, tuple, np.ndarray)):
-        return 1 + (_depth(value[0]) if len(value) else 2)
+        return 1 + (_depth(value[0], ndim) if len(value) else ndim)
     return 0

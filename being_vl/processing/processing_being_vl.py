@@ -26,9 +26,9 @@ from ..quantizers.quantizing import LazyVQ, quantize
 from ..quantizers.video_processing_being_vl import BeingVLVideosKwargs
 from ..vocabulary import VocabularyLayout
 from .control_tokens import render_chat
-from .grid_inputs import flatten, integers, is_nested, nested_grids
+from .grid_inputs import flatten, integers, is_nested, nested_codes
 from .tokenization_being_vl import visual_token
-from .videos import Clips, VideoMixin, nested_clips
+from .videos import Clips, VideoMixin
 
 
 class BeingVLTextKwargs(TextKwargs, total=False):
@@ -207,8 +207,8 @@ class BeingVLProcessor(VideoMixin, CheckpointPart, ProcessorMixin):
         if text is None and (images is None) == (videos is None):
             raise ValueError("pass text, images or both; without text, images or videos alone")
         if text is not None:
-            given = images if image_codes is None else _Grids(nested_grids(image_codes))
-            clips = videos if video_codes is None else Clips(nested_clips(video_codes))
+            given = images if image_codes is None else _Grids(nested_codes(image_codes))
+            clips = videos if video_codes is None else Clips(nested_codes(video_codes, 3))
             # Tensors are made here, from arrays: transformers' tokenizers walk over every id twice for that.
             return_tensors = kwargs.pop("return_tensors", None)
             inputs = super().__call__(images=given, text=text, videos=clips, **kwargs)

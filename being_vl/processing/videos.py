@@ -29,32 +29,6 @@ class Clips(list):
     """Codes of videos, nested as they were given, on their way to `_process_videos` in the place of videos."""
 
 
-def nested_clips(value: Any) -> list[Any]:
-    """Arrays of codes → a list of clips (T, h, w), or of lists of them, one for each text.
-
-    Raises:
-        ValueError: it is none of these.
-    """
-    if isinstance(value, torch.Tensor):
-        value = value.cpu().numpy()
-    if isinstance(value, np.ndarray) and value.dtype != object:
-        if value.ndim in (3, 4):
-            return [value] if value.ndim == 3 else list(value)
-        raise ValueError(
-            f"video_codes must be clips (T, h, w), got an array of shape {value.shape}"
-        )
-    if not isinstance(value, (list, tuple)):
-        raise ValueError(f"video_codes must be clips (T, h, w), got {type(value).__name__}")
-    return [clip if _ndim(clip) == 3 else nested_clips(clip) for clip in value]
-
-
-def _ndim(value: Any) -> int:
-    is_array = isinstance(value, torch.Tensor) or (
-        isinstance(value, np.ndarray) and value.dtype.kind in "iu"
-    )
-    return value.ndim if is_array else 0
-
-
 class VideoMixin:
     """The part of [`BeingVLProcessor`] that is about videos."""
 

@@ -20,7 +20,7 @@ from typing import Any
 
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
-from ..files import read_json
+from ..files import flush, read_json
 
 MANIFEST_NAME = "checkpoint_manifest.json"
 _VERSION = 1
@@ -78,14 +78,14 @@ def publish(checkpoint: Path, content: dict[str, Any]) -> None:
     manifest["crc32"] = _content_crc32(manifest)
     (partial / MANIFEST_NAME).write_text(json.dumps(manifest, indent=2) + "\n")
     for path in partial.rglob("*"):
-        _flush(path)
-    _flush(partial)
+        flush(path)
+    flush(partial)
     if checkpoint.exists():
         replaced = _aside(checkpoint, _REPLACED)
         replaced.parent.mkdir(exist_ok=True)
         os.rename(checkpoint, replaced)
     os.replace(partial, checkpoint)
-    _flush(checkpoint.parent)
+    flush(checkpoint.parent)
     clean_up(checkpoint.parent)
 
 
@@ -219,14 +219,3 @@ def _crc32(path: Path) -> int:
         while block := file.read(_BLOCK):
             value = zlib.crc32(block, value)
     return value
-
-
-def _flush(path: Path) -> None:
-    """fsync of a file, or of a folder's entries where the system knows such a thing."""
-    if path.is_dir() and os.name != "posix":
-        return
-    descriptor = os.open(path, os.O_RDONLY if os.name == "posix" else os.O_RDWR)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
