@@ -1,0 +1,86 @@
+"""What the studies on drawings share: quantizer, codes, vocabulary and rows of ids, each by a command of being-vl."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import time
+from pathlib import Path
+from typing import Any
+
+from being_vl.cli import run_command
+from being_vl.studies.commands import Commands, make_part
+
+CODES = 512
+
+
+def fit_quantizer(images: Path, target: Path) -> None:
+    """512 patches of 4×4 pixels; `train-vq --kind patch` has 256 at this size."""
+    from being_vl import BeingVLPatchVQConfig
+    from being_vl.data.quantizing import FolderSource
+    from being_vl.quantizers.quantizer import default_image_processor
+    from being_vl.training.vq.data import SourceImages
+    from being_vl.training.vq.presets import fit_patch_vq
+
+    config = BeingVLPatchVQConfig(num_embeddings=CODES, patch_size=4, resolution=64)
+    processor = default_image_processor(config)
+    seen = SourceImages(FolderSource(images, shard_size=1), processor)
+    fit_patch_vq(config, seen, seed=0).save_pretrained(target)
+    processor.save_pretrained(target)
+
+
+class Parts:
+    """The parts of a study, made where they are missing.
+
+    Args:
+        drawings: folder that `python -m being_vl.studies.drawings` made.
+        work: folder of everything that the study makes.
+    """
+
+    def __init__(self, drawings: Path, work: Path):
+        self.drawings, self.work = drawings, work
+        self.command = Commands(run_command, lambda line: print(f"$ {line}", flush=True))
+        self.vq = make_part(work / "vq", lambda target: fit_quantizer(drawings / "train", target))
+        self.codes = {}
+        for split in ("train", "test"):
+            self.codes[split] = work / f"codes-{split}"
+            self.command(
+                "encode", **{
+                    "images": drawings / split, "quantizer": self.vq, "output": self.codes[split],
+                    "device": "cpu", "batch-size": 100, "workers": 0,
+                }, unless=self.codes[split] / "manifest.json",
+            )  # fmt: skip
+
+    def bpe(self, merges: int) -> Path:
+        """A vocabulary of the training drawings' codes."""
+        folder = self.work / f"bpe-{merges}"
+        self.command(
+            "train-bpe", **{
+                "codes": self.codes["train"], "num-merges": merges, "output": folder, "num-threads": 1,
+            }, unless=folder / "image_bpe.json",
+        )  # fmt: skip
+        return folder
+
+    def rows(self, checkpoint: Path, name: str, split: str, data: Path | None = None) -> Path:
+        """Ids of the questions of a split, or of another file about its drawings."""
+        folder = self.work / f"{name}-{split}"
+        data = data or self.drawings / split / "questions.json"
+        self.command(
+            "tokenize", checkpoint=checkpoint, data=data, codes=self.codes[split], output=folder,
+            workers=0, unless=folder / "tokenize.yaml",
+        )  # fmt: skip
+        return folder
+
+    def train(self, **options: Any) -> dict[str, Any]:
+        """`being-vl train` from the start; its metrics with `cpu_seconds`, of all threads, loading included."""
+        output = Path(options["output_dir"])
+        shutil.rmtree(
+            output, ignore_errors=True
+        )  # of a run that was stopped: its time is not known
+        started = time.process_time()
+        self.command(
+            "train", **options, packing="shared_image", save_strategy="no", use_cpu=True,
+            dataloader_pin_memory=False, disable_tqdm=True, report_to="none",
+        )  # fmt: skip
+        metrics = json.loads((output / "metrics.json").read_text())
+        return {**metrics, "cpu_seconds": round(time.process_time() - started, 1)}
