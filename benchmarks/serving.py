@@ -56,6 +56,7 @@ def make_checkpoint(
     hidden_size: int,
     num_layers: int,
     text_size: int,
+    num_images: int,
 ) -> dict[str, Any]:
     """A Llama with random weights and image tokens; returns what is worth saying of it."""
     import torch
@@ -72,7 +73,7 @@ def make_checkpoint(
     ).eval()
     size = {"height": 256, "width": 256}
     pixels = BeingVLImageProcessor(size={"shortest_edge": 256}, crop_size=size, size_divisor=8)
-    grids = quantize([drawn(seed) for seed in range(200)], vq, pixels)
+    grids = quantize([drawn(seed) for seed in range(num_images)], vq, pixels)
     bpe = ImageBPE.train(grids, num_merges=num_merges, codebook_size=codebook_size)
     words = {"<unk>": 0, "<s>": 1, "</s>": 2} | {f"w{i}": 3 + i for i in range(text_size - 3)}
     backend = Tokenizer(models.WordLevel(words, unk_token="<unk>"))
@@ -93,7 +94,22 @@ def make_checkpoint(
     save_checkpoint(model, processor, folder)
     held_out = quantize([drawn(seed) for seed in range(1000, 1020)], vq, pixels)
     tokens = statistics.mean(len(ids) for ids in bpe.encode_batch(held_out))
-    return {"vocab_size": model.config.vocab_size, "merges": bpe.num_merges, "tokens": tokens + 2}
+    return {
+        "vocab_size": model.config.vocab_size, "merges": bpe.num_merges, "tokens": tokens + 2,
+        "shapes": len(bpe.shape_table().starts),
+    }  # fmt: skip
+
+
+def made(work: Path, name: str, **options: int) -> dict[str, Any]:
+    """Make a checkpoint in a process of its own, unless it is there; what is worth saying of it."""
+    about = work / f"{name}.json"
+    if not about.exists():
+        command = [sys.executable, __file__, "make", str(work / name)]
+        for option, value in options.items():
+            command += [f"--{option.replace('_', '-')}", str(value)]
+        done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
+        about.write_text(done.stdout.splitlines()[-1])
+    return json.loads(about.read_text())
 
 
 # ---- the mask
@@ -102,49 +118,45 @@ def make_checkpoint(
 def mask(args: argparse.Namespace) -> None:
     """A batch of 32 images, with the mask and with none, by turns in one engine."""
     os.environ |= {"VLLM_ENABLE_V1_MULTIPROCESSING": "0", "BEING_VL_DISABLE_NUMBA": "1"}
-    with tempfile.TemporaryDirectory() as folder:
-        child = [sys.executable, __file__, "make", folder, "--text-size", str(128_256)]
-        done = subprocess.run(
-            [*child, "--codebook-size", "8192", "--num-merges", "8192", "--hidden-size", str(args.hidden_size)],
-            check=True, capture_output=True, text=True,
-        )  # fmt: skip
-        about = json.loads(done.stdout.splitlines()[-1])
-        from vllm import LLM, SamplingParams
+    work = Path(args.work or tempfile.mkdtemp())
+    name = f"mask-{args.hidden_size}"
+    about = made(
+        work, name, text_size=128_256, codebook_size=8192, num_merges=8192, num_images=600,
+        hidden_size=args.hidden_size,
+    )  # fmt: skip
+    from vllm import LLM, SamplingParams
 
-        from being_vl.serving.vllm.sampling import ImageGridLogitsProcessor
+    from being_vl.serving.vllm.sampling import ImageGridLogitsProcessor
 
-        llm = LLM(
-            f"{folder}/checkpoint", dtype="float32", enforce_eager=True, max_model_len=512,
-            max_num_seqs=32, limit_mm_per_prompt={"image": 0}, skip_mm_profiling=True,
-        )  # fmt: skip
-        with_mask = ImageGridLogitsProcessor.apply
-        options = {"generation_mode": "image", "image_grid_size": [32, 32]}
-        params = SamplingParams(
-            temperature=0,
-            max_tokens=args.steps,
-            ignore_eos=True,
-            extra_args=options,
-            detokenize=False,
-        )
-        ImageGridLogitsProcessor.validate_params = classmethod(
-            lambda cls, params: None
-        )  # cut on purpose
-        prompts = [{"prompt_token_ids": [1, 5 + i, 6]} for i in range(32)]
-        seconds: dict[bool, list[float]] = {True: [], False: []}
-        for turn in range(2 * args.repeats + 2):
-            is_masked = turn % 2 == 0
-            ImageGridLogitsProcessor.apply = with_mask if is_masked else lambda self, logits: logits
-            start = time.process_time() if args.cpu else time.perf_counter()
-            llm.generate(prompts, params, use_tqdm=False)
-            end = time.process_time() if args.cpu else time.perf_counter()
-            if turn > 1:
-                seconds[is_masked].append((end - start) / args.steps)
-        masked, free = (statistics.median(seconds[flag]) for flag in (True, False))
-        print(
-            f"vocabulary {about['vocab_size']}, batch 32: {1000 * masked:.1f} ms a step with the mask, "
-            f"{1000 * free:.1f} without, ratio {masked / free:.2f} (medians of {args.repeats}, "
-            f"{'CPU' if args.cpu else 'wall'} time)"
-        )
+    llm = LLM(
+        str(work / name / "checkpoint"), dtype="float32", enforce_eager=True, max_model_len=512,
+        max_num_seqs=32, limit_mm_per_prompt={"image": 0}, skip_mm_profiling=True,
+    )  # fmt: skip
+    with_mask = ImageGridLogitsProcessor.apply
+    params = SamplingParams(
+        temperature=0, max_tokens=args.steps, ignore_eos=True, detokenize=False,
+        extra_args={"generation_mode": "image", "image_grid_size": [32, 32]},
+    )  # fmt: skip
+    # cut on purpose
+    ImageGridLogitsProcessor.validate_params = classmethod(lambda cls, params: None)
+    prompts = [{"prompt_token_ids": [1, 5 + i, 6]} for i in range(32)]
+    clock = time.process_time if args.cpu else time.perf_counter
+    seconds: dict[bool, list[float]] = {True: [], False: []}
+    for turn in range(2 * args.repeats + 2):
+        is_masked = turn % 2 == 0
+        ImageGridLogitsProcessor.apply = with_mask if is_masked else lambda self, logits: logits
+        start = clock()
+        llm.generate(prompts, params, use_tqdm=False)
+        if turn > 1:
+            seconds[is_masked].append((clock() - start) / args.steps)
+    masked, free = (statistics.median(seconds[flag]) for flag in (True, False))
+    ratios = sorted(m / f for m, f in zip(seconds[True], seconds[False], strict=True))
+    print(
+        f"vocabulary {about['vocab_size']}, {about['shapes']} shapes, hidden size {args.hidden_size}, batch 32, "
+        f"{args.repeats} turns each, {'CPU' if args.cpu else 'wall'} time: {1000 * masked:.1f} ms a step with the "
+        f"mask, {1000 * free:.1f} without; ratio of medians {masked / free:.2f}, of turns "
+        f"{ratios[0]:.2f} to {ratios[-1]:.2f}"
+    )
 
 
 # ---- requests
@@ -219,20 +231,14 @@ def requests(args: argparse.Namespace) -> None:
         ("vLLM with the plugin", "merged", 1024), ("transformers", "merged", 1024),
         ("vLLM, raw codes", "raw", 0),
     ):  # fmt: skip
-        about = work / f"{folder}.json"
-        if not about.exists():
-            done = subprocess.run(
-                [sys.executable, __file__, "make", str(work / folder), "--num-merges", str(merges)],
-                check=True, capture_output=True, text=True,
-            )  # fmt: skip
-            about.write_text(done.stdout.splitlines()[-1])
+        about = made(work, folder, num_merges=merges)
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
             port = free.getsockname()[1]
         checkpoint = str(work / folder / "checkpoint")
         start = [*vllm, "--model"] if name.startswith("vLLM") else ours
         process = serve([*start, checkpoint, "--port", str(port)], port, work / f"{name}.log")
-        print(f"{name}: {json.loads(about.read_text())}", flush=True)
+        print(f"{name}: {about}", flush=True)
         try:
             asyncio.run(
                 ask(f"http://127.0.0.1:{port}", 1, 2)
@@ -252,6 +258,7 @@ def main() -> None:
     )
     parts = parser.add_subparsers(dest="part", required=True)
     step = parts.add_parser("mask")
+    step.add_argument("--work", help="folder for the checkpoint")
     step.add_argument("--hidden-size", type=int, default=128)
     step.add_argument("--steps", type=int, default=60)
     step.add_argument("--repeats", type=int, default=3)
@@ -265,13 +272,15 @@ def main() -> None:
     made = parts.add_parser("make", help="used by the other two")
     made.add_argument("folder")
     for name, default in (
-        ("num-merges", 1024), ("codebook-size", 512), ("hidden-size", 256), ("num-layers", 4), ("text-size", 8000)
+        ("num-merges", 1024), ("codebook-size", 512), ("hidden-size", 256), ("num-layers", 4), ("text-size", 8000),
+        ("num-images", 200),
     ):  # fmt: skip
         made.add_argument(f"--{name}", type=int, default=default)
     args = parser.parse_args()
     if args.part == "make":
-        names = ("num_merges", "codebook_size", "hidden_size", "num_layers", "text_size")
-        options = {name: getattr(args, name) for name in names}
+        options = {
+            name: value for name, value in vars(args).items() if name not in ("part", "folder")
+        }
         print(json.dumps(make_checkpoint(Path(args.folder) / "checkpoint", **options)))
     else:
         {"mask": mask, "requests": requests}[args.part](args)

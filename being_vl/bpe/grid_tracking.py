@@ -7,7 +7,6 @@ may be reordered, dropped and duplicated without it being told.
 
 from __future__ import annotations
 
-import copy
 from typing import Any
 
 import numpy as np
@@ -107,8 +106,7 @@ class OpenImageTracker:
                 parent = self._empty[may_repeat]
             else:
                 ids = ids[-1:]
-            state = copy.copy(parent)
-            state.codes = parent.codes.copy()
+            state = parent.copy()
             for token_id in ids.tolist():
                 state.append(self.layout.visual_id(token_id))
         now[key] = state
