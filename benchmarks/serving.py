@@ -121,7 +121,7 @@ def mask(args: argparse.Namespace) -> None:
     work = Path(args.work or tempfile.mkdtemp())
     name = f"mask-{args.hidden_size}"
     about = made(
-        work, name, text_size=128_256, codebook_size=8192, num_merges=8192, num_images=600,
+        work, name, text_size=128_257, codebook_size=8192, num_merges=8192, num_images=600,
         hidden_size=args.hidden_size,
     )  # fmt: skip
     from vllm import LLM, SamplingParams
