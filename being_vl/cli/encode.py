@@ -15,7 +15,7 @@ from jsonargparse import Namespace
 
 from ..files import write_atomic
 from .loading import load_quantizer
-from .options import add, add_source, answer, open_source, option, refuse_used
+from .options import add, add_engine, add_source, answer, flag, open_source, option, refuse_used
 from .parsing import Parser
 
 
@@ -40,9 +40,16 @@ def make_parser() -> Parser:
     add(work, "device")
     add(work, "dtype", default="float32", help="of the encoder's weights")
     add(work, "batch-size", default=16)
-    add(work, "workers", default=2, help="processes that decode images, per device")
+    add(
+        work,
+        "workers",
+        default=2,
+        help="processes that decode images, per device; or actors of Ray",
+    )
     add(work, "shard-size", help="images, or videos, in a shard; default: 4096, or 64")
     add(parser.rare("processor"), "image-processor")
+    add_engine(parser)
+    flag(parser, "dry-run", "say what there is to quantize, and stop")
     return parser
 
 
@@ -51,12 +58,7 @@ def main(args: Namespace) -> int:
     from accelerate import PartialState
     from tqdm import tqdm
 
-    from ..data.quantizing import (
-        quantize_source,
-        quantizer_identity,
-        reasons_of,
-        write_manifest,
-    )
+    from ..data import quantizing
 
     started = time.perf_counter()
     output = Path(args.output)
@@ -64,37 +66,50 @@ def main(args: Namespace) -> int:
     if args.shard_size is None:
         args.shard_size = 4096 if args.videos is None else 64
     source = open_source(args, shard_size=args.shard_size)
+    if args.dry_run:
+        print(quantizing.survey(source))
+        return 0
     things = "images" if source.sampling is None else "videos"
-    state = PartialState(cpu=args.device == "cpu")
+    by_ray = args.engine == "ray"
+    state = PartialState(cpu=by_ray or args.device == "cpu")
     device = state.device if args.device is None else torch.device(args.device)
     model, processor = load_quantizer(args.quantizer, args.image_processor)
-    model = model.to(device)
     dtype = model.dtype if args.dtype == "auto" else getattr(torch, args.dtype)
     if state.is_main_process:
         write_atomic(output / "encode.yaml", make_parser().dump(args))
-        found = things if source.num_images is None else f"{source.num_images:,} {things}"
-        left_out = reasons_of(source.left_out)
-        print(f"{found} to quantize on {device}, into {output}{left_out}", file=sys.stderr)
+        place = f"{args.workers} actors of Ray" if by_ray else device
+        print(f"{quantizing.survey(source)}: on {place}, into {output}", file=sys.stderr)
     total = source.num_images if state.num_processes == 1 else None
+    shared = {
+        "quantizer": quantizing.quantizer_identity(model, processor, dtype),
+        "shard_size": args.shard_size,
+        "batch_size": args.batch_size,
+        "on_error": args.on_error,
+        "dtype": dtype,
+    }
     with tqdm(total=total, unit=things[:-1], disable=not state.is_main_process) as bar:
-        summary = quantize_source(
-            source,
-            model,
-            processor,
-            output,
-            quantizer=quantizer_identity(model, processor, dtype),
-            shard_size=args.shard_size,
-            batch_size=args.batch_size,
-            num_workers=args.workers,
-            on_error=args.on_error,
-            dtype=dtype,
-            rank=state.process_index,
-            world=state.num_processes,
-            progress=bar.update,
-        )
+        shared["progress"] = bar.update
+        if by_ray:
+            actors = {
+                name: args[name] for name in ("workers", "cpus_per_worker", "gpus_per_worker")
+            }
+            summary = quantizing.quantize_with_ray(
+                source, model, processor, output, **shared, **actors
+            )
+        else:
+            summary = quantizing.quantize_source(
+                source,
+                model.to(device),
+                processor,
+                output,
+                num_workers=args.workers,
+                rank=state.process_index,
+                world=state.num_processes,
+                **shared,
+            )
     state.wait_for_everyone()
     if state.is_main_process:
-        manifest = write_manifest(output, source)
+        manifest = quantizing.write_manifest(output, source)
         result = {
             "output": str(output),
             **{name: manifest[name] for name in ("images", "skipped", "left_out", "cells")},

@@ -158,6 +158,17 @@ def add_source(parser: Any, *, streams: bool) -> None:
         flag(rare, "streaming", "read --data as a stream")
 
 
+def add_engine(parser: Any) -> None:
+    """Add --engine, and what each actor of Ray takes."""
+    group = parser.rare("engine", "docs/cluster.md")
+    options(
+        group,
+        ("engine", Literal["local", "ray"], "local", "ray: --workers actors on a cluster of Ray"),
+        ("cpus-per-worker", PositiveInt, 1, "of an actor"),
+        ("gpus-per-worker", NonNegativeFloat, 0.0, "of an actor; 0.5: two share one"),
+    )  # fmt: skip
+
+
 def open_source(args: Namespace, *, shard_size: int) -> Source:
     """The source that the options name."""
     from ..data.quantizing import FolderSource, Sampling, TarSource, load_dataset_source

@@ -2,9 +2,10 @@
 
 from ...quantizers.identity import quantizer_identity
 from .dataset_sources import DatasetSource, StreamSource, load_dataset_source
-from .engine import Summary, quantize_source
+from .engine import Summary, quantize_source, quantize_with_ray
 from .manifest import write_manifest
 from .sources import FolderSource, Record, Sampling, Source, TarSource, reasons_of
+from .survey import survey
 
 __all__ = [
     "DatasetSource",
@@ -17,7 +18,9 @@ __all__ = [
     "TarSource",
     "load_dataset_source",
     "quantize_source",
+    "quantize_with_ray",
     "quantizer_identity",
     "reasons_of",
+    "survey",
     "write_manifest",
 ]

@@ -11,7 +11,9 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, field
+from contextlib import contextmanager
+from dataclasses import dataclass, field, fields, replace
+from functools import partial
 from itertools import groupby, islice
 from pathlib import Path
 from typing import Any, Literal
@@ -25,6 +27,7 @@ from ...codes.shard_files import Frame, ShardInfo, code_type, write_shard
 from ...files import locked
 from ...quantizers.image_processing_being_vl import BeingVLImageProcessor
 from ...quantizers.quantizing import encode_by_size
+from ..ray_engine import ray_map
 from .decoding import Decoded, Item, make_loader
 from .manifest import claim, read_our_info, shard_path
 from .sources import Record, Source
@@ -32,13 +35,18 @@ from .sources import Record, Source
 
 @dataclass
 class Summary:
-    """What one process did: images and shards of this run, and shards it found done."""
+    """What one process did: images and shards of this run, shards it found done, and images of both."""
 
     images: int = 0
     skipped: int = 0
     cells: int = 0
     shards: int = 0
     shards_found: int = 0
+    seen: int = 0
+
+    def count(self, images: int) -> None:
+        """Take note of images that are finished, or were found done."""
+        self.seen += images
 
 
 def quantize_source(
@@ -79,26 +87,95 @@ def quantize_source(
             shard size in `output`; the message names what differs.
         OSError: another process holds this rank's lock, or a shard cannot be written.
     """
-    sizes = {"shard_size": shard_size, "codebook_size": model.config.num_embeddings}
+    run = _Run(source, model, output, quantizer, shard_size, batch_size, on_error, dtype, progress)
+    with _claimed(run, rank):
+        _make_parts(run, range(rank, source.num_parts, world), processor, num_workers)
+    return run.summary
+
+
+def quantize_with_ray(
+    source: Source,
+    model: Any,
+    processor: BeingVLImageProcessor,
+    output: Path,
+    *,
+    quantizer: str,
+    workers: int,
+    cpus_per_worker: int = 1,
+    gpus_per_worker: float = 0,
+    shard_size: int = 4096,
+    batch_size: int = 16,
+    on_error: Literal["raise", "skip"] = "raise",
+    dtype: torch.dtype = torch.float32,
+    progress: Callable[[int], Any] = lambda count: None,
+) -> Summary:
+    """Make all shards as `quantize_source` does, in actors of Ray, to each of which the quantizer travels.
+
+    Args:
+        workers: actors; each makes one part at a time, and writes its shards itself.
+        cpus_per_worker: all but one of them decode in processes of their own.
+        gpus_per_worker: 0.5 shares a GPU between two actors; with 0 the quantizer runs on CPUs.
+
+    The others are those of `quantize_source`, and so are the errors. `output` must be visible to all nodes.
+    """
+    run = _Run(
+        source, model.cpu(), output.absolute(), quantizer, shard_size, batch_size, on_error, dtype
+    )
+    make = partial(
+        _part_maker, run, processor, "cuda" if gpus_per_worker else "cpu", cpus_per_worker - 1
+    )
+    with _claimed(run, 0):
+        for part in ray_map(
+            make,
+            range(source.num_parts),
+            workers=workers,
+            cpus=cpus_per_worker,
+            gpus=gpus_per_worker,
+        ):
+            for entry in fields(Summary):
+                total = getattr(run.summary, entry.name) + getattr(part, entry.name)
+                setattr(run.summary, entry.name, total)
+            progress(part.seen)
+    return run.summary
+
+
+def _part_maker(
+    run: _Run, processor: BeingVLImageProcessor, device: str, num_workers: int
+) -> Callable[[int], Summary]:
+    model = run.model.to(device)
+
+    def make(part: int) -> Summary:
+        summary = Summary()
+        own = replace(run, model=model, summary=summary, progress=summary.count)
+        _make_parts(own, range(part, part + 1), processor, num_workers)
+        return summary
+
+    return make
+
+
+@contextmanager
+def _claimed(run: _Run, rank: int) -> Iterator[None]:
+    sizes = {"shard_size": run.shard_size, "codebook_size": run.model.config.num_embeddings}
     busy = f"another process is encoding into it as rank {rank}"
-    with locked(output, busy, name=f".rank-{rank:05d}.lock"):
-        claim(output, source, quantizer=quantizer, **sizes)
-        run = _Run(
-            source, model, output, quantizer, shard_size, batch_size, on_error, dtype, progress
-        )
-        items = _Items(run, range(rank, source.num_parts, world))
-        loader = make_loader(
-            items,
-            processor,
-            downsampling=model.config.downsampling,
-            num_workers=num_workers,
-            sampling=source.sampling,
-        )
-        for _, images in groupby(loader, key=lambda done: (done.item.part, done.item.chunk)):
-            shard = _Shard(run)
-            shard.encode(images)
-            shard.write()
-        return run.summary
+    with locked(run.output, busy, name=f".rank-{rank:05d}.lock"):
+        claim(run.output, run.source, quantizer=run.quantizer, **sizes)
+        yield
+
+
+def _make_parts(
+    run: _Run, parts: range, processor: BeingVLImageProcessor, num_workers: int
+) -> None:
+    loader = make_loader(
+        _Items(run, parts),
+        processor,
+        downsampling=run.model.config.downsampling,
+        num_workers=num_workers,
+        sampling=run.source.sampling,
+    )
+    for _, images in groupby(loader, key=lambda done: (done.item.part, done.item.chunk)):
+        shard = _Shard(run)
+        shard.encode(images)
+        shard.write()
 
 
 @dataclass
@@ -113,7 +190,7 @@ class _Run:
     batch_size: int
     on_error: str
     dtype: torch.dtype
-    progress: Callable[[int], Any]
+    progress: Callable[[int], Any] = lambda count: None
     summary: Summary = field(default_factory=Summary)
 
 

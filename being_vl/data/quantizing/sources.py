@@ -141,7 +141,7 @@ class FolderSource(IndexedSource):
         self.folder = Path(folder)
         if not self.folder.is_dir():
             raise ValueError(f"{folder}: not a folder")
-        self._files: list[tuple[str, int, float]] = []  # id, bytes, time of last change
+        self.files: list[tuple[str, int, float]] = []  # id, bytes, time of last change
         self.sampling = sampling
         self.left_out = []
         for root, folders, names in os.walk(self.folder):
@@ -154,19 +154,19 @@ class FolderSource(IndexedSource):
                     self.left_out.append((image_id, reason))
                     continue
                 stat = path.lstat() if not path.exists() else path.stat()
-                self._files.append((image_id, stat.st_size, stat.st_mtime))
-        if not self._files:
+                self.files.append((image_id, stat.st_size, stat.st_mtime))
+        if not self.files:
             kind = "image" if sampling is None else "video"
             raise ValueError(f"{folder}: no {kind} file{reasons_of(self.left_out)}")
-        self._files.sort()
+        self.files.sort()
         self.left_out.sort()
         self.shard_size = shard_size
-        self.num_images = len(self._files)
-        self.num_parts = -(-len(self._files) // shard_size)
+        self.num_images = len(self.files)
+        self.num_parts = -(-len(self.files) // shard_size)
 
     def identity(self) -> dict[str, Any]:
-        listing = ((name, size) for name, size, _ in self._files)
-        found = {"images": len(self._files), "listing": _digest(listing)}
+        listing = ((name, size) for name, size, _ in self.files)
+        found = {"images": len(self.files), "listing": _digest(listing)}
         if self.sampling is None:
             return {"kind": "folder", **found}
         return {"kind": "videos", **found, "sampling": asdict(self.sampling)}
@@ -181,12 +181,12 @@ class FolderSource(IndexedSource):
         )
 
     def record(self, index: int) -> Record:
-        name = self._files[index][0]
+        name = self.files[index][0]
         limit = _MAX_FILE if self.sampling is None else _MAX_VIDEO_FILE
         return Record(name, self.folder.absolute() / name, limit)
 
     def modified(self, part: int) -> float:
-        files = self._files[part * self.shard_size : (part + 1) * self.shard_size]
+        files = self.files[part * self.shard_size : (part + 1) * self.shard_size]
         return max(time for _, _, time in files)
 
 
