@@ -20,7 +20,7 @@ import tarfile
 import tempfile
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, field, fields
 from glob import escape
 from pathlib import Path
@@ -34,6 +34,39 @@ _MAX_YAML_VALUES = 100_000
 _HUGE = re.compile(rb"[0-9]{200}|[0-9][eE]\+?[0-9]{3}")  # whatever may be beyond floats
 # an escape of half a character, or of a half of a pair
 _SURROGATE = re.compile(rb"\\u[dD][89a-fA-F]")
+
+
+# Places: files here, and objects in a store
+
+
+def place(name: str | os.PathLike) -> Any:
+    """What a name stands for: a `Path`, or for a URL (s3://, gs://, hf://, https:// …) universal_pathlib's likeness of one.
+
+    A name that is there as a file is that file, whatever it looks like.
+
+    Raises:
+        ImportError: a URL, and the package that reads it is not installed.
+        ValueError: fsspec would take the URL for a chain of places.
+    """
+    if (
+        not isinstance(name, str)
+        or not re.match(r"[a-z][a-z0-9]+://", name)
+        or os.path.exists(name)
+    ):
+        return name if is_remote(name) else Path(name)
+    if "::" in name:
+        raise ValueError(f"{shown(name)}: a URL must not hold '::'")
+    try:
+        from upath import UPath
+
+        return UPath(name, use_listings_cache=False)  # others write there, too
+    except ImportError as error:
+        raise ImportError(f'{name}: needs pip install "being-vl[s3]" ({error})') from error
+
+
+def is_remote(path: Any) -> bool:
+    """Whether a path of `place` is an object in a store."""
+    return not isinstance(path, (str, bytes, os.PathLike)) and hasattr(path, "storage_options")
 
 
 # Writing
@@ -50,8 +83,12 @@ def write_atomic(path: str | os.PathLike, data: bytes | memoryview | str) -> Non
         OSError: the disk is full or the folder cannot be written; nothing is left behind, and the file
             that was there before is untouched.
     """
+    raw = data.encode("utf-8") if isinstance(data, str) else data
+    if is_remote(path):  # a store shows an object when the whole of it has come
+        path.fs.pipe_file(path.path, bytes(raw))  # type: ignore[union-attr]
+        return
     with new_file(path) as aside, open(aside, "wb") as file:
-        file.write(data.encode("utf-8") if isinstance(data, str) else data)
+        file.write(raw)
 
 
 @contextmanager
@@ -144,7 +181,8 @@ def check_regular(path: str | os.PathLike) -> None:
         ValueError: a pipe, a device or a socket.
         OSError: a folder, or nothing that can be looked at.
     """
-    _check_mode(os.stat(path).st_mode, path)
+    if not is_remote(path):
+        _check_mode(os.stat(path).st_mode, path)
 
 
 def _check_mode(mode: int, path: str | os.PathLike) -> None:
@@ -161,17 +199,25 @@ def read_bytes(path: str | os.PathLike, max_bytes: int) -> bytes:
         ValueError: the file is larger, or no regular file (a pipe would block, a device never ends).
         OSError: the file cannot be read.
     """
+    if is_remote(path):
+        with path.open("rb") as file:  # type: ignore[union-attr]
+            raw = file.read(max_bytes + 1)
+    else:
+        raw = _read_local(path, max_bytes)
+    if len(raw) > max_bytes:
+        raise ValueError(f"{path}: larger than {max_bytes} bytes")
+    return raw
+
+
+def _read_local(path: str | os.PathLike, max_bytes: int) -> bytes:
     # Without O_NONBLOCK, opening a pipe that nobody writes to waits for ever.
     handle = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
     try:
         _check_mode(os.fstat(handle).st_mode, path)
         with open(handle, "rb", closefd=False) as file:
-            raw = file.read(max_bytes + 1)
+            return file.read(max_bytes + 1)
     finally:
         os.close(handle)
-    if len(raw) > max_bytes:
-        raise ValueError(f"{path}: larger than {max_bytes} bytes")
-    return raw
 
 
 _MAX_MEMBER = 1 << 28  # bytes of a file in an archive
@@ -187,21 +233,26 @@ def tar_members(path: Path) -> Iterator[tuple[str, Callable[[], bytes]]]:
     """
     check_regular(path)
     try:
-        with tarfile.open(path) as archive:
+        with ExitStack() as stack:
+            size = path.stat().st_size
+            if is_remote(path):
+                file = stack.enter_context(path.open("rb"))
+                archive = stack.enter_context(tarfile.open(fileobj=file, mode="r|*"))
+            else:
+                archive = stack.enter_context(tarfile.open(path))
             for member in archive:
-                _check_member(path, member)
+                _check_member(path, member, size)
                 if member.isfile():
                     yield member.name, lambda: archive.extractfile(member).read()  # type: ignore[union-attr]  # noqa: B023
     except (tarfile.TarError, EOFError, zlib.error, lzma.LZMAError) as error:
         raise ValueError(f"{path}: damaged tar file: {error}") from error
 
 
-def _check_member(path: Path, member: tarfile.TarInfo) -> None:
+def _check_member(path: Path, member: tarfile.TarInfo, size: int) -> None:
     if member.size > _MAX_MEMBER and member.isfile():
         raise ValueError(
             f"{path}: {shown(member.name)} has {member.size} bytes, more than {_MAX_MEMBER}"
         )
-    size = path.stat().st_size
     if member.offset_data + member.size > _MOST_COMPRESSED * (size + (1 << 16)):
         raise ValueError(
             f"{path}: {shown(member.name)} ends at byte {member.offset_data + member.size} of a file of {size}: cut, "
@@ -241,10 +292,9 @@ def read_json(
         ValueError: naming the file and what is wrong.
         OSError: the file cannot be read.
     """
-    path = Path(path)
-    if optional and not path.exists():
+    if optional and not place(path).exists():
         return None
-    return parse_json(read_bytes(path, max_bytes), str(path), max_values)
+    return parse_json(read_bytes(place(path), max_bytes), str(path), max_values)
 
 
 def parse_json(raw: bytes, name: str, max_values: int = MAX_JSON_VALUES) -> Any:
@@ -470,8 +520,8 @@ def reading(path: str | os.PathLike, problem: str = "cannot be read") -> Iterato
         if isinstance(error, (ValueError, OSError, ImportError)) and str(path) in text:
             raise
         kind = "" if isinstance(error, (ValueError, OSError)) else f"{type(error).__name__}: "
-        place = _file_read(error, Path(path))
-        raise ValueError(f"{place}: {problem}: {kind}{text or type(error).__name__}") from error
+        named = path if is_remote(path) else _file_read(error, Path(path))
+        raise ValueError(f"{named}: {problem}: {kind}{text or type(error).__name__}") from error
 
 
 def _file_read(error: BaseException, path: Path) -> Path:
@@ -499,12 +549,24 @@ def write_json(path: str | os.PathLike, fields: Mapping[str, Any]) -> None:
     write_atomic(path, text + "\n")
 
 
+def free_memory() -> int | None:
+    """Bytes that this process may still take, of the machine's and its control group's; None where nobody says."""
+    found = []
+    if os.path.exists("/proc/meminfo"):
+        lines = dict(line.split(":", 1) for line in Path("/proc/meminfo").read_text().splitlines())
+        found.append(int(lines["MemAvailable"].split()[0]) * 1024)
+    group = Path("/sys/fs/cgroup")
+    if (group / "memory.max").exists() and (limit := (group / "memory.max").read_text()) != "max\n":
+        found.append(int(limit) - int((group / "memory.current").read_text()))
+    return min(found, default=None)
+
+
 # Folders that one run owns
 
 
 @contextmanager
 def locked(folder: Path, busy: str, *, name: str = ".lock") -> Iterator[None]:
-    """Make the folder and hold it.
+    """Make the folder and hold it; in a store, where nothing can be held, whoever writes last stays.
 
     Args:
         folder: the folder.
@@ -516,6 +578,9 @@ def locked(folder: Path, busy: str, *, name: str = ".lock") -> Iterator[None]:
     """
     from filelock import FileLock, Timeout
 
+    if is_remote(folder):
+        yield
+        return
     folder.mkdir(parents=True, exist_ok=True)
     lock = FileLock(folder / name)
     try:

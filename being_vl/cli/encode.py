@@ -8,12 +8,11 @@ from __future__ import annotations
 
 import sys
 import time
-from pathlib import Path
 from typing import Literal
 
 from jsonargparse import Namespace
 
-from ..files import write_atomic
+from ..files import place, write_atomic
 from .loading import load_quantizer
 from .options import add, add_engine, add_source, answer, flag, open_source, option, refuse_used
 from .parsing import Parser
@@ -40,16 +39,11 @@ def make_parser() -> Parser:
     add(work, "device")
     add(work, "dtype", default="float32", help="of the encoder's weights")
     add(work, "batch-size", default=16)
-    add(
-        work,
-        "workers",
-        default=2,
-        help="processes that decode images, per device; or actors of Ray",
-    )
+    add(work, "workers", default=2, help="processes that decode images, per device")
     add(work, "shard-size", help="images, or videos, in a shard; default: 4096, or 64")
     add(parser.rare("processor"), "image-processor")
     add_engine(parser)
-    flag(parser, "dry-run", "say what there is to quantize, and stop")
+    flag(parser, "dry-run", "say what there is, and stop")
     return parser
 
 
@@ -61,7 +55,7 @@ def main(args: Namespace) -> int:
     from ..data import quantizing
 
     started = time.perf_counter()
-    output = Path(args.output)
+    output = place(args.output)
     refuse_used(args, output, "codes-*")
     if args.shard_size is None:
         args.shard_size = 4096 if args.videos is None else 64
@@ -69,6 +63,8 @@ def main(args: Namespace) -> int:
     if args.dry_run:
         print(quantizing.survey(source))
         return 0
+    if args.rank >= args.world:
+        raise ValueError(f"--rank must be below --world, got {args.rank} of {args.world}")
     things = "images" if source.sampling is None else "videos"
     by_ray = args.engine == "ray"
     state = PartialState(cpu=by_ray or args.device == "cpu")
@@ -77,8 +73,8 @@ def main(args: Namespace) -> int:
     dtype = model.dtype if args.dtype == "auto" else getattr(torch, args.dtype)
     if state.is_main_process:
         write_atomic(output / "encode.yaml", make_parser().dump(args))
-        place = f"{args.workers} actors of Ray" if by_ray else device
-        print(f"{quantizing.survey(source)}: on {place}, into {output}", file=sys.stderr)
+        engine = f"{args.workers} actors of Ray" if by_ray else device
+        print(f"{quantizing.survey(source)}: on {engine}, into {output}", file=sys.stderr)
     total = source.num_images if state.num_processes == 1 else None
     shared = {
         "quantizer": quantizing.quantizer_identity(model, processor, dtype),
@@ -103,13 +99,18 @@ def main(args: Namespace) -> int:
                 processor,
                 output,
                 num_workers=args.workers,
-                rank=state.process_index,
-                world=state.num_processes,
+                rank=args.rank if args.world > 1 else state.process_index,
+                world=args.world if args.world > 1 else state.num_processes,
                 **shared,
             )
     state.wait_for_everyone()
     if state.is_main_process:
-        manifest = quantizing.write_manifest(output, source)
+        try:
+            manifest = quantizing.write_manifest(output, source)
+        except quantizing.MissingShardError:
+            if args.world == 1:
+                raise
+            return _wait_for_others(args, summary.images)
         result = {
             "output": str(output),
             **{name: manifest[name] for name in ("images", "skipped", "left_out", "cells")},
@@ -125,4 +126,12 @@ def main(args: Namespace) -> int:
             f"{result['skipped']} skipped, {len(source.left_out)} left out (skipped.jsonl names them)",
             sys.stderr,
         )
+    return 0
+
+
+def _wait_for_others(args: Namespace, images: int) -> int:
+    """Of an array of jobs, the one that ends last finds all shards and writes the manifest."""
+    said = f"rank {args.rank} of {args.world} is done; other ranks have shards to make"
+    result = {"output": args.output, "images": images, "rank": args.rank, "world": args.world}
+    answer(args, result, f"{args.output}: {said}", sys.stderr)
     return 0

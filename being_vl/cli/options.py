@@ -22,6 +22,8 @@ from jsonargparse.typing import (
     PositiveInt,
 )
 
+from ..files import place
+
 if TYPE_CHECKING:
     from ..data.quantizing import Source
 
@@ -149,13 +151,25 @@ def add_source(parser: Any, *, streams: bool) -> None:
     )
     add(group, "images", "data")
     if streams:
-        option(group, "webdataset", str, "tar files; quote it", metavar="GLOB")
+        option(
+            group,
+            "webdataset",
+            str,
+            "tar files or URLs, with * and {0000..0999}; quote it",
+            metavar="PATTERN",
+        )
         option(group, "videos", str, "folder of videos, searched recursively", metavar="FOLDER")
         add(group, "fps", "num-frames")
     rare = parser.rare("columns of --data")
     add(rare, "data-config", "split", "image-column", "id-column")
     if streams:
         flag(rare, "streaming", "read --data as a stream")
+        option(
+            rare,
+            "image-key",
+            str,
+            "extension of the images in --webdataset, such as left.png; default: all",
+        )
 
 
 def add_engine(parser: Any) -> None:
@@ -166,6 +180,8 @@ def add_engine(parser: Any) -> None:
         ("engine", Literal["local", "ray"], "local", "ray: --workers actors on a cluster of Ray"),
         ("cpus-per-worker", PositiveInt, 1, "of an actor"),
         ("gpus-per-worker", NonNegativeFloat, 0.0, "of an actor; 0.5: two share one"),
+        ("rank", NonNegativeInt, 0, "this job of an array, hub_configs/slurm"),
+        ("world", PositiveInt, 1, "jobs of the array; the last to end writes the manifest"),
     )  # fmt: skip
 
 
@@ -189,7 +205,7 @@ def open_source(args: Namespace, *, shard_size: int) -> Source:
     if args.images is not None:
         return FolderSource(args.images, shard_size=shard_size)
     if given == ["webdataset"]:
-        return TarSource(args.webdataset)
+        return TarSource(args.webdataset, image_key=args.image_key)
     return load_dataset_source(
         args.data,
         shard_size=shard_size,
@@ -208,7 +224,7 @@ def answer(args: Namespace, data: Any, text: str, file: TextIO | None = None) ->
 
 def refuse_used(args: Namespace, folder: str | Path, pattern: str = "*") -> None:
     """With `--resume false`, refuse a folder in which a run has left something."""
-    if not args.resume and any(Path(folder).glob(pattern)):
+    if not args.resume and any(place(folder).glob(pattern)):
         raise ValueError(f"--output {folder}: holds a run, and --resume is false")
 
 

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from jsonargparse import Namespace
 from jsonargparse.typing import NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 
-from ..files import write_atomic
+from ..files import free_memory, place, write_atomic
 from .loading import check_array, marked_frames
 from .options import add, answer, options, refuse_used
 from .parsing import Parser
@@ -61,13 +61,16 @@ def make_parser() -> Parser:
          "mark what a frame repeats of the one before; default: where the codes are of videos"),
     )  # fmt: skip
     add(videos, "key-frame-interval")
+    rare = parser.rare("spatial scoring, memory, checkpoints")
     options(
-        parser.rare("spatial scoring, memory, checkpoints"),
+        rare,
+        ("sample", PositiveInt | None, None, "count a random sample of so many grids"),
         ("spatial-weight", NonNegativeFloat, 0.3, "weight of the consistency"),
         ("spatial-sigma", PositiveFloat, 1.0, "in cells"),
         ("memory-limit-gb", PositiveFloat | None, None, "of cells and positions, per process"),
         ("checkpoint-every", PositiveFloat, 60.0, "seconds between checkpoints"),
     )
+    add(rare, "seed", help="decides which grids --sample takes")
     return parser
 
 
@@ -96,6 +99,10 @@ def _train(args: Namespace, output: Path, processes: Processes) -> None:
     if repeat_code is not None:
         options["codebook_size"] = repeat_code + 1
         stored = {**options, "key_frame_interval": args.key_frame_interval}
+    if args.sample is not None:
+        codes = _sampled(args, codes)
+        stored = {**stored, "sample": args.sample, "seed": args.seed}
+    _say_what_it_takes(args, codes, processes)
     checkpoint = _common_checkpoint(output, stored, processes)
     if processes.rank == 0:
         write_atomic(output / "train-bpe.yaml", make_parser().dump(args))
@@ -137,7 +144,7 @@ def _open_codes(args: Namespace) -> tuple[Any, int]:
     from ..codes.imported import holds_arrays, import_codes
     from ..codes.shards import CodeShards
 
-    if not Path(args.codes).exists():
+    if not place(args.codes).exists():
         raise FileNotFoundError(f"{args.codes}: no such file or folder")
     if args.codes.endswith((".npz", ".npy")):
         check_array(args.codes)
@@ -157,6 +164,40 @@ def _open_codes(args: Namespace) -> tuple[Any, int]:
         return CodeShards(codes), args.codebook_size
     shards = CodeShards(args.codes, codebook_size=args.codebook_size, verify=args.verify)
     return shards, shards.codebook_size
+
+
+def _sampled(args: Namespace, codes: Any) -> Any:
+    from ..codes.shards import CodeShards, SampledShards
+
+    if not isinstance(codes, CodeShards):
+        raise ValueError("--sample is for shards of images, as being-vl encode writes them")
+    return SampledShards(codes, args.sample, args.seed)
+
+
+# Measured: docs/plan.md has the commands. Bytes a code: what cells take, and what positions and sorting take beside
+# them where memory is not limited. Seconds a code of one thread, for 8,192 merges.
+_CELL_BYTES, _USUAL_BYTES, _SECONDS = 4.25, 15.0, 1e-7
+
+
+def _say_what_it_takes(args: Namespace, codes: Any, processes: Processes) -> None:
+    """Estimates of memory and time, before the start; refuses what cannot fit into the memory that is free."""
+    cells = getattr(codes, "num_cells", None)  # a path and marked frames do not say it
+    free = free_memory()
+    if cells is None or processes.rank > 0:
+        return
+    own = cells // processes.size
+    least, seconds = own * _CELL_BYTES, own * _SECONDS
+    print(
+        f"{len(codes):,} grids, {cells:,} codes: about {own * _USUAL_BYTES / 1e9:,.1f} GB of memory, at least "
+        f"{least / 1e9:,.1f} GB with --memory-limit-gb; some {max(1, seconds):,.0f} CPU seconds",
+        file=sys.stderr,
+    )
+    if free is not None and least > free:
+        fitting = int(len(codes) * free / (own * _USUAL_BYTES))
+        raise ValueError(
+            f"{args.codes}: needs at least {least / 1e9:,.1f} GB of memory, and {free / 1e9:,.1f} GB are free: "
+            f"--sample {fitting} takes a random sample that fits; torchrun shares the grids out among machines"
+        )
 
 
 def _with_repeats(args: Namespace, codes: Any) -> tuple[Any, int | None]:

@@ -16,16 +16,16 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from ..files import check_regular, reading, tar_members
+from ..files import check_regular, place, reading, tar_members
 from .shard_files import ShardInfo, read_columns, read_schema, write_shard
 
 ARRAY_SUFFIXES = (".npy", ".pt", ".pth", ".tar")
 _IDS = ("image_id", "id", "__key__")
 
 
-def holds_arrays(path: str | os.PathLike) -> bool:
+def holds_arrays(path: Any) -> bool:
     """Whether a file holds codes in a form that `import_codes` reads and `CodeShards` does not."""
-    path = Path(path)
+    path = place(path)
     if not path.is_file():
         return False
     if path.suffix == ".parquet":

@@ -9,13 +9,13 @@ import json
 import os
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
-from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from ..files import check_regular, parse_json, reading, shown, write_atomic
+from ..files import check_regular, is_remote, parse_json, reading, shown, write_atomic
 
 VERSION = 1
 _METADATA_KEY = b"being_vl.codes"
@@ -123,7 +123,12 @@ def write_shard(
         table, sink, compression="zstd", use_dictionary=False, write_statistics=False,
         row_group_size=_ROW_GROUP,
     )  # fmt: skip
-    write_atomic(Path(path), memoryview(sink.getvalue()))
+    write_atomic(path, memoryview(sink.getvalue()))
+
+
+def opened(path: Any) -> Any:
+    """A file as pyarrow takes it; of an object in a store it fetches what it needs."""
+    return path.open("rb") if is_remote(path) else path
 
 
 def read_schema(path: str | os.PathLike) -> pa.Schema:
@@ -135,7 +140,7 @@ def read_schema(path: str | os.PathLike) -> pa.Schema:
     """
     check_regular(path)
     with reading(path, "not a readable parquet file"):
-        metadata = pq.read_metadata(path)
+        metadata = pq.read_metadata(opened(path))
         schema = metadata.schema.to_arrow_schema()
         groups = [metadata.row_group(number) for number in range(metadata.num_row_groups)]
         columns = [group.column(n) for group in groups for n in range(metadata.num_columns)]
@@ -153,7 +158,7 @@ def read_columns(path: str | os.PathLike, columns: Sequence[str]) -> pa.Table:
     """Columns of a parquet file, as `read_schema` allows it."""
     read_schema(path)
     with reading(path, "not a readable parquet file"):
-        table = pq.read_table(path, columns=list(columns), partitioning=None)
+        table = pq.read_table(opened(path), columns=list(columns), partitioning=None)
         table.validate(full=True)
         return table
 

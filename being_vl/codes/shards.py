@@ -20,7 +20,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import pyarrow as pa
 
-from ..files import new_file, read_json, shown
+from ..files import new_file, place, read_json, shown
 from .shard_files import (
     VERSION,
     ShardInfo,
@@ -216,19 +216,49 @@ class CodeShards(Sequence[np.ndarray]):
         return values, offsets - offsets[0]
 
 
+class SampledShards(CodeShards):
+    """A sample of the grids of `CodeShards`, uniform over all of them, in their order.
+
+    Args:
+        shards: the grids.
+        count: how many, at most.
+        seed: decides which.
+    """
+
+    def __init__(self, shards: CodeShards, count: int, seed: int):
+        self.__dict__.update(shards.__dict__)
+        self._whole = shards
+        drawn = np.random.default_rng(seed).choice(
+            len(shards), min(count, len(shards)), replace=False
+        )
+        self.chosen = np.sort(drawn)  # (count,) numbers of grids
+        self.heights, self.widths = shards.heights[self.chosen], shards.widths[self.chosen]
+
+    def __getitem__(self, index: Any) -> Any:
+        if isinstance(index, slice):
+            return [self[i] for i in range(*index.indices(len(self)))]
+        return self._whole[int(self.chosen[index])]
+
+    def iter_flat(self) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
+        """Grid by grid."""
+        for i in range(len(self)):
+            yield self[i].reshape(-1), self.heights[i : i + 1], self.widths[i : i + 1]
+
+
 def _list_files(path: Any, verify: bool) -> list[Path]:
-    described = isinstance(path, (str, os.PathLike)) and Path(path, RUN_FILE).exists()
+    several = isinstance(path, Sequence) and not isinstance(path, str)
+    folder = None if several else place(path)
+    described = folder is not None and (folder / RUN_FILE).exists()
     if verify and not described:
         raise ValueError(f"{path}: no folder of being-vl encode, so that no checksums are known")
-    if isinstance(path, Sequence) and not isinstance(path, str):
-        files = [Path(file) for file in path]
-    elif Path(path).is_dir():
-        folder = Path(path)
+    if folder is None:
+        files = [place(file) for file in path]
+    elif folder.is_dir():
         files = sorted(folder.glob("*.parquet"))
         if described:
             _check_finished(folder, verify)
     else:
-        files = [Path(path)]
+        files = [folder]
     if not files:
         raise FileNotFoundError(f"{path}: no parquet file in this folder")
     for file in files:
@@ -239,7 +269,7 @@ def _list_files(path: Any, verify: bool) -> list[Path]:
 
 def manifest_entry(path: Path) -> dict[str, Any]:
     """What `manifest.json` says of a shard's file: its name, bytes and sha256."""
-    with open(path, "rb") as file:
+    with path.open("rb") as file:
         digest = hashlib.file_digest(file, "sha256").hexdigest()
     return {"file": path.name, "bytes": path.stat().st_size, "sha256": digest}
 

@@ -18,6 +18,7 @@ import numpy as np
 import pyarrow.parquet as pq
 
 from ..codes.imported import holds_arrays, import_codes
+from ..codes.shard_files import opened, read_schema
 from ..codes.shards import RUN_FILE, CodeShards, Video, read_columns, read_info
 from ..files import read_json
 
@@ -41,7 +42,9 @@ class CodeIndex:
         keys = np.load(path, mmap_mode="r")
         self._hashes = keys["hash"]
         self._places = keys["place"]
-        self._starts = np.cumsum([0, *(pq.read_metadata(file).num_rows for file in self.files)])
+        self._starts = np.cumsum(
+            [0, *(pq.read_metadata(opened(file)).num_rows for file in self.files)]
+        )
 
     def __len__(self) -> int:
         return len(self._hashes)
@@ -71,7 +74,7 @@ class CodeIndex:
     @cached_property
     def _videos(self) -> tuple[CodeShards | None, dict[str, Video]]:
         """The shards of videos, and the videos by id; few beside images, so their rows are kept in memory."""
-        files = [file for file in self.files if "video_id" in pq.read_schema(file).names]
+        files = [file for file in self.files if "video_id" in read_schema(file).names]
         if not files:
             return None, {}
         shards = CodeShards(files)

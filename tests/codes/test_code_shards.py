@@ -16,6 +16,7 @@ from being_vl.bpe import ImageBPE
 from being_vl.cli import main
 from being_vl.codes.shards import (
     CodeShards,
+    SampledShards,
     ShardInfo,
     code_type,
     manifest_entry,
@@ -268,3 +269,26 @@ def test_commands_compare_checksums_on_request(tmp_path, capsys, command):
     for unknown in (str(codes), str(paths[1]), array):
         status, error = run("unknown", "--verify", codes=unknown)
         assert status == 2 and "checksums" in error, unknown
+
+
+def test_a_sample_is_uniform_over_all_shards_and_seeded(tmp_path):
+    grids = [np.full((2, 3 + number % 2), number) for number in range(40)]
+    for part in range(4):
+        own = range(part * 10, part * 10 + 10)
+        info = ShardInfo(codebook_size=64)
+        write_shard(
+            tmp_path / f"{part}.parquet", [str(i) for i in own], [grids[i] for i in own], info
+        )
+    shards = CodeShards(tmp_path, cached_shards=1)
+    sample = SampledShards(shards, 12, seed=0)
+    numbers = [int(grid[0, 0]) for grid in sample]
+    assert len(sample) == len(numbers) == 12 and numbers == sorted(set(numbers))
+    assert sample.num_cells == sum(grids[number].size for number in numbers)
+    assert [int(grid[0, 0]) for grid in sample[3:5]] == numbers[3:5]
+    assert numbers == SampledShards(shards, 12, seed=0).chosen.tolist()
+    assert numbers != SampledShards(shards, 12, seed=1).chosen.tolist()
+    counts = np.zeros(4, int)
+    for seed in range(300):
+        counts += np.bincount(SampledShards(shards, 4, seed).chosen // 10, minlength=4)
+    assert (abs(counts - 300) < 60).all()  # four standard deviations
+    assert len(SampledShards(shards, 100, seed=0)) == 40

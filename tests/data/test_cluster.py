@@ -24,7 +24,9 @@ def cluster():
     import ray
     from ray.cluster_utils import Cluster
 
-    made = Cluster(initialize_head=True, head_node_args={"num_cpus": 2, "object_store_memory": 1 << 28})
+    made = Cluster(
+        initialize_head=True, head_node_args={"num_cpus": 2, "object_store_memory": 1 << 28}
+    )
     ray.init(address=made.address, log_to_driver=False)
     yield made
     ray.shutdown()
@@ -37,8 +39,16 @@ def command(tmp_path):
     make_images(tmp_path / "images", 60)
     make_quantizer().save_pretrained(tmp_path / "vq")
     make_processor().save_pretrained(tmp_path / "vq")
-    options = {"images": tmp_path / "images", "quantizer": tmp_path / "vq", "device": "cpu", "shard-size": 4}
-    return ["encode", *(part for name, value in options.items() for part in (f"--{name}", str(value)))]
+    options = {
+        "images": tmp_path / "images",
+        "quantizer": tmp_path / "vq",
+        "device": "cpu",
+        "shard-size": 4,
+    }
+    return [
+        "encode",
+        *(part for name, value in options.items() for part in (f"--{name}", str(value))),
+    ]
 
 
 def encode(command, output, *options):

@@ -23,7 +23,7 @@ import pyarrow.parquet as pq
 import torch
 from torch.utils.data import Sampler
 
-from ...codes.shard_files import Frame, ShardInfo, code_type, write_shard
+from ...codes.shard_files import Frame, ShardInfo, code_type, opened, write_shard
 from ...files import locked
 from ...quantizers.image_processing_being_vl import BeingVLImageProcessor
 from ...quantizers.quantizing import encode_by_size
@@ -224,7 +224,7 @@ class _Items(Sampler[Item]):
             info = read_our_info(path)
             self._check(path, part, chunk, info)
             self._run.summary.shards_found += 1
-            self._run.progress(pq.read_metadata(path).num_rows + len(info.skipped))
+            self._run.progress(pq.read_metadata(opened(path)).num_rows + len(info.skipped))
             chunk += 1
             if info.last:
                 return chunk, True

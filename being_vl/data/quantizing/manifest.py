@@ -27,6 +27,10 @@ from ...files import reading, write_atomic
 from .sources import Source
 
 
+class MissingShardError(ValueError):
+    """A shard that is still to be made."""
+
+
 def shard_path(output: Path, part: int, chunk: int) -> Path:
     """Where the `chunk`-th shard of a part of the source lies."""
     return output / f"codes-{part:05d}-{chunk:05d}.parquet"
@@ -62,7 +66,8 @@ def write_manifest(output: Path, source: Source) -> dict[str, Any]:
         bytes, sha256, images and skipped images; of videos, how many there are, and their frames as images.
 
     Raises:
-        ValueError: a shard is missing or not ours.
+        MissingShardError: a shard is missing.
+        ValueError: a shard is not ours.
     """
     shards: list[dict[str, Any]] = []
     skipped: list[dict[str, Any]] = []
@@ -111,7 +116,9 @@ def _all_shards(output: Path, source: Source) -> list[tuple[Path, ShardInfo]]:
             if not path.exists():
                 if chunk == 0 and next(source.records(part), None) is None:
                     break  # an empty part has no shard
-                raise ValueError(f"{path}: this shard is missing; run the command again to make it")
+                raise MissingShardError(
+                    f"{path}: this shard is missing; run the command again to make it"
+                )
             info = read_our_info(path)
             found.append((path, info))
             if info.last:

@@ -10,15 +10,17 @@ from __future__ import annotations
 import glob
 import hashlib
 import os
+import re
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
+from datetime import datetime
 from pathlib import Path
 from typing import Any, Protocol
 
 import fsspec
 
-from ...files import read_bytes, tar_members
+from ...files import is_remote, place, read_bytes, tar_members
 from ...quantizers.image_loading import plugin_of
 
 # What Pillow reads; HEIC and JPEG XL need a plugin. Programs and videos (EPS, WMF, FLI) are no pictures here.
@@ -67,10 +69,12 @@ class Record:
             raise ValueError("the sample has no image")
         if isinstance(self.content, bytes):
             return self.content
-        if isinstance(self.content, Path) or "://" not in self.content:
-            # fsspec takes "a::b" for a chain of places
+        url = isinstance(self.content, str) and not os.path.exists(self.content)
+        if not url or "://" not in str(self.content):
             return read_bytes(self.content, self.max_bytes)
-        with fsspec.open(self.content, "rb") as file:
+        # Not fsspec.open, which takes "a::b" for a chain of places.
+        protocol = str(self.content).partition("://")[0]
+        with fsspec.filesystem(protocol).open(self.content, "rb") as file:
             data = file.read(self.max_bytes + 1)
         if len(data) > self.max_bytes:
             raise ValueError(f"{self.content}: larger than {self.max_bytes} bytes")
@@ -138,23 +142,18 @@ class FolderSource(IndexedSource):
     def __init__(
         self, folder: str | os.PathLike, *, shard_size: int, sampling: Sampling | None = None
     ):
-        self.folder = Path(folder)
+        self.folder = place(folder)
         if not self.folder.is_dir():
             raise ValueError(f"{folder}: not a folder")
         self.files: list[tuple[str, int, float]] = []  # id, bytes, time of last change
         self.sampling = sampling
         self.left_out = []
-        for root, folders, names in os.walk(self.folder):
-            links = [name for name in folders if os.path.islink(os.path.join(root, name))]
-            for name in (*names, *links):
-                path = Path(root, name)
-                image_id = _utf8(path.relative_to(self.folder).as_posix())
-                reason = "a link to a folder" if name in links else self._unfit(image_id)
-                if reason is not None:
-                    self.left_out.append((image_id, reason))
-                    continue
-                stat = path.lstat() if not path.exists() else path.stat()
-                self.files.append((image_id, stat.st_size, stat.st_mtime))
+        for image_id, size, modified, is_link in _listing(self.folder):
+            reason = "a link to a folder" if is_link else self._unfit(image_id)
+            if reason is not None:
+                self.left_out.append((image_id, reason))
+            else:
+                self.files.append((image_id, size, modified))
         if not self.files:
             kind = "image" if sampling is None else "video"
             raise ValueError(f"{folder}: no {kind} file{reasons_of(self.left_out)}")
@@ -183,6 +182,8 @@ class FolderSource(IndexedSource):
     def record(self, index: int) -> Record:
         name = self.files[index][0]
         limit = _MAX_FILE if self.sampling is None else _MAX_VIDEO_FILE
+        if is_remote(self.folder):
+            return Record(name, f"{str(self.folder).rstrip('/')}/{name}", limit)
         return Record(name, self.folder.absolute() / name, limit)
 
     def modified(self, part: int) -> float:
@@ -190,57 +191,132 @@ class FolderSource(IndexedSource):
         return max(time for _, _, time in files)
 
 
+def _listing(folder: Any) -> Iterator[tuple[str, int, float, bool]]:
+    """Relative path, bytes and time of last change of all files below a folder; and links to folders."""
+    if is_remote(folder):
+        for path, info in folder.fs.find(folder.path, detail=True).items():
+            changed = info.get("LastModified") or info.get("mtime") or info.get("updated")
+            if isinstance(changed, str):
+                changed = datetime.fromisoformat(changed)
+            seconds = changed.timestamp() if isinstance(changed, datetime) else changed or 0.0
+            name = path.removeprefix(folder.path.rstrip("/")).lstrip("/")
+            yield name, info.get("size") or 0, seconds, False
+        return
+    for root, folders, names in os.walk(folder):
+        links = [name for name in folders if os.path.islink(os.path.join(root, name))]
+        for name in (*names, *links):
+            path = Path(root, name)
+            stat = path.lstat() if not path.exists() else path.stat()
+            relative = _utf8(path.relative_to(folder).as_posix())
+            yield relative, stat.st_size, stat.st_mtime, name in links
+
+
 class TarSource(Source):
-    """WebDataset shards on local disks; an id is the archive's base name, a slash, the sample's key.
+    """WebDataset shards, here or in a store; an id is the archive's base name, a slash, the sample's key.
+
+    As WebDataset has it, a key ends at the first dot of a name, and the rest is the extension: the members `a.left.png`
+    and `a.right.png` are two images of the sample `a`. Where a sample has several, an id ends in the extension.
 
     Args:
-        pattern: a path or a glob pattern of tar files (plain or compressed); a part is one file.
+        pattern: a path or a URL of tar files, plain or compressed, with braces (`{0000..0999}`, `{train,val}`) and
+            `*`; a part is one file.
+        image_key: the extension of the images that are wanted, such as `left.png`; by default all images are.
 
     Raises:
         ValueError: no file matches.
     """
 
-    def __init__(self, pattern: str):
-        self.paths = [Path(path) for path in sorted(glob.glob(pattern, recursive=True))]
+    def __init__(self, pattern: str, *, image_key: str | None = None):
+        found = [path for name in _without_braces(pattern) for path in _matches(name)]
+        self.paths = sorted(dict.fromkeys(found), key=str)
         if not self.paths:
             raise ValueError(f"{pattern}: no tar file matches")
+        self.image_key = image_key
         self.num_parts = len(self.paths)
         self.num_images = None
         self.left_out = []
 
     def identity(self) -> dict[str, Any]:
         listing = ((path.name, path.stat().st_size) for path in self.paths)
-        return {"kind": "webdataset", "files": len(self.paths), "listing": _digest(listing)}
+        own = {} if self.image_key is None else {"image_key": self.image_key}
+        return {
+            "kind": "webdataset",
+            "files": len(self.paths),
+            "listing": _digest(listing),
+            **own,
+        }
 
     def records(self, part: int) -> Iterator[Record]:
-        """One record a sample; a sample without an image is a record whose content is None.
+        """One record an image; a sample without an image is a record whose content is None.
 
         Raises:
-            ValueError: the archive is damaged, or a sample has two images.
+            ValueError: the archive is damaged.
         """
         path = self.paths[part]
         stem = path.name.split(".", 1)[0]
         key: str | None = None
-        content: bytes | None = None
+        images: list[tuple[str, bytes]] = []
+
+        def sample() -> Iterator[Record]:
+            name = f"{stem}/{_utf8(str(key))}"
+            if len(images) < 2:
+                yield Record(name, images[0][1] if images else None)
+                return
+            yield from (Record(f"{name}.{_utf8(kind)}", data) for kind, data in images)
+
         for member, read in tar_members(path):
-            folder, slash, name = member.rpartition("/")
+            folder, _, name = member.rpartition("/")
             base, dot, extension = name.partition(".")
             if not base or not dot:
                 continue
-            found = f"{folder}{slash}{base}"
+            found = f"{folder}/{base}" if folder else base
             if key is not None and found != key:
-                yield Record(f"{stem}/{_utf8(key)}", content)
-                content = None
+                yield from sample()
+                images = []
             key = found
-            if f".{extension.rpartition('.')[2].lower()}" in IMAGE_EXTENSIONS:
-                if content is not None:
-                    raise ValueError(f"{path}: sample {key!r} has two images")
-                content = read()
+            if self._is_wanted(extension):
+                images.append((extension, read()))
         if key is not None:
-            yield Record(f"{stem}/{_utf8(key)}", content)
+            yield from sample()
+
+    def _is_wanted(self, extension: str) -> bool:
+        if self.image_key is not None:
+            return extension.lower() == self.image_key.lower().lstrip(".")
+        return f".{extension.rpartition('.')[2].lower()}" in IMAGE_EXTENSIONS
 
     def modified(self, part: int) -> float:
-        return self.paths[part].stat().st_mtime
+        path = self.paths[part]
+        return 0.0 if is_remote(path) else path.stat().st_mtime
+
+
+_BRACES = re.compile(r"\{(\d+)\.\.(\d+)\}|\{([^{}]*,[^{}]*)\}")
+
+
+def _without_braces(pattern: str) -> list[str]:
+    """A pattern without its braces, as a shell expands them: `{08..10}` is 08, 09, 10."""
+    found = None if os.path.exists(pattern) else _BRACES.search(pattern)
+    if found is None:
+        return [pattern]
+    first, last, words = found.groups()
+    if words is not None:
+        middles = words.split(",")
+    else:
+        if int(last) - int(first) > 10_000_000:
+            raise ValueError(f"{pattern}: stands for more than 10,000,000 files")
+        middles = [str(i).zfill(len(first)) for i in range(int(first), int(last) + 1)]
+    rests = _without_braces(pattern[found.end() :])
+    return [f"{pattern[: found.start()]}{middle}{rest}" for middle in middles for rest in rests]
+
+
+def _matches(pattern: str) -> list[Any]:
+    """The files that a pattern of `*` stands for; a name without one must be there."""
+    path = place(pattern)
+    if not is_remote(path):
+        return [Path(found) for found in sorted(glob.glob(pattern, recursive=True))]
+    if not glob.has_magic(path.path):
+        return [path]
+    protocol = pattern.partition("://")[0]
+    return [place(f"{protocol}://{found}") for found in sorted(path.fs.glob(path.path))]
 
 
 def _hidden(name: str) -> str | None:

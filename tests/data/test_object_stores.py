@@ -1,0 +1,305 @@
+"""Images, archives and codes in a bucket, on moto's S3 server; names that only look like URLs."""
+
+from __future__ import annotations
+
+import importlib.util
+import io
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import tarfile
+import time
+from pathlib import Path
+
+import pytest
+from data_fixtures import make_checkpoint, make_rows, write_rows
+from encode_fixtures import make_images, shard_bytes
+
+from being_vl.cli import main as being_vl_command
+from being_vl.data.quantizing import FolderSource, TarSource
+from being_vl.files import place, write_atomic
+
+_NEEDED = ("s3fs", "upath", "moto", "flask")
+needs_s3 = pytest.mark.skipif(
+    not all(map(importlib.util.find_spec, _NEEDED)),
+    reason="needs s3fs and moto; .ci/cluster installs them",
+)
+
+
+@pytest.fixture(scope="module")
+def server():
+    from moto.server import ThreadedMotoServer
+
+    with pytest.MonkeyPatch.context() as environment:
+        made = ThreadedMotoServer(port=0, verbose=False)
+        made.start()
+        host, port = made.get_host_and_port()
+        environment.setenv("AWS_ENDPOINT_URL", f"http://{host}:{port}")
+        for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
+            environment.setenv(name, "test")
+        environment.setenv("AWS_DEFAULT_REGION", "us-east-1")
+        yield made
+        made.stop()
+
+
+@pytest.fixture
+def bucket(server):
+    import s3fs
+
+    store = s3fs.S3FileSystem(use_listings_cache=False)
+    if store.exists("bucket"):
+        store.rm("bucket", recursive=True)
+    store.mkdir("bucket")
+    return store
+
+
+def command(checkpoint, images, output, *more):
+    options = [
+        "--quantizer",
+        f"{checkpoint}/vq_model",
+        "--images",
+        str(images),
+        "--output",
+        str(output),
+    ]
+    return ["encode", *options, "--device", "cpu", "--shard-size", "4", *more]
+
+
+def in_bucket(store, folder, local):
+    """Bytes of the files of a local folder's names in the bucket."""
+    return {name: store.cat(f"bucket/{folder}/{name}") for name in local}
+
+
+@needs_s3
+def test_from_images_in_a_bucket_to_ids(bucket, tmp_path):
+    checkpoint = make_checkpoint(tmp_path / "checkpoint")
+    names = make_images(tmp_path / "images", 10)
+    bucket.put(str(tmp_path / "images"), "bucket/images", recursive=True)
+    assert being_vl_command(command(checkpoint, tmp_path / "images", tmp_path / "codes")) == 0
+    local = shard_bytes(tmp_path / "codes")
+    remote = command(checkpoint, "s3://bucket/images", "s3://bucket/codes", "--workers", "2")
+    assert being_vl_command(remote) == 0
+    bucket.get("bucket/codes", str(tmp_path / "fetched"), recursive=True)
+    assert shard_bytes(tmp_path / "fetched") == local
+    assert being_vl_command(remote) == 0  # finds all of it done
+    data = write_rows(tmp_path / "samples.json", make_rows(names))
+    made = {}
+    for name, codes in (("local", tmp_path / "codes"), ("remote", "s3://bucket/codes")):
+        train = ["train-bpe", "--codes", str(codes), "--output", str(tmp_path / f"bpe-{name}")]
+        assert being_vl_command([*train, "--num-merges", "8"]) == 0
+        ids = [
+            "tokenize",
+            "--checkpoint",
+            str(checkpoint),
+            "--data",
+            str(data),
+            "--codes",
+            str(codes),
+        ]
+        ids += ["--output", str(tmp_path / f"ids-{name}"), "--workers", "0", "--verify"]
+        assert being_vl_command(ids) == 0
+        shard = (tmp_path / f"ids-{name}" / "data-00000-of-00001.arrow").read_bytes()
+        made[name] = ((tmp_path / f"bpe-{name}" / "image_bpe.json").read_bytes(), shard)
+    assert made["remote"] == made["local"]
+    changed = command(checkpoint, "s3://bucket/images", "s3://bucket/codes", "--batch-size", "2")
+    assert being_vl_command([*changed, "--shard-size", "5"]) == 2  # refused as in a folder
+
+
+@needs_s3
+def test_a_run_that_was_killed_goes_on(bucket, tmp_path):
+    checkpoint = make_checkpoint(tmp_path / "checkpoint")
+    make_images(tmp_path / "images", 24)
+    assert being_vl_command(command(checkpoint, tmp_path / "images", tmp_path / "codes")) == 0
+    local = shard_bytes(tmp_path / "codes")
+    whole = {name: (tmp_path / "codes" / name).read_bytes() for name in local}
+    remote = command(checkpoint, tmp_path / "images", "s3://bucket/codes", "--workers", "0")
+    run = subprocess.Popen([sys.executable, "-m", "being_vl", *remote], stderr=subprocess.DEVNULL)
+    try:
+        while run.poll() is None and not bucket.glob("bucket/codes/codes-*"):
+            time.sleep(0.01)
+    finally:
+        run.send_signal(signal.SIGKILL)
+        run.wait()
+    for name in bucket.glob("bucket/codes/codes-*"):  # whatever is there is whole
+        assert bucket.cat(name) == whole[name.rpartition("/")[2]]
+    assert being_vl_command(remote) == 0
+    assert in_bucket(bucket, "codes", local) == whole
+
+
+@needs_s3
+def test_an_upload_that_was_killed_leaves_nothing_under_its_name(bucket):
+    """Of more than s3fs sends at once: the parts that have come are no object."""
+    script = (
+        "import sys; from being_vl.files import place, write_atomic\n"
+        "write_atomic(place('s3://bucket/large'), bytes(300 << 20))"
+    )
+    run = subprocess.Popen([sys.executable, "-c", script])
+    uploads = []
+    while run.poll() is None and not uploads:
+        uploads = bucket.call_s3("list_multipart_uploads", Bucket="bucket").get("Uploads", [])
+        time.sleep(0.01)
+    run.send_signal(signal.SIGKILL)
+    assert run.wait() == -signal.SIGKILL and uploads
+    assert not bucket.exists("bucket/large")
+    write_atomic(place("s3://bucket/large"), b"whole")
+    assert bucket.cat("bucket/large") == b"whole"
+
+
+@needs_s3
+def test_archives_by_braces_and_stars(bucket, tmp_path):
+    make_images(tmp_path / "images", 3)
+    picture = next((tmp_path / "images").rglob("*.png")).read_bytes()
+    for number in (8, 9, 10):
+        file = io.BytesIO()
+        with tarfile.open(fileobj=file, mode="w:gz") as archive:
+            for name in ("x.left.png", "x.right.png", "y.png", "z.json"):
+                member = tarfile.TarInfo(name)
+                member.size = len(picture)
+                archive.addfile(member, io.BytesIO(picture))
+        bucket.pipe(f"bucket/tars/t-{number:02d}.tar.gz", file.getvalue())
+    for pattern in ("s3://bucket/tars/t-{08..10}.tar.gz", "s3://bucket/tars/t-*.tar.gz"):
+        source = TarSource(pattern)
+        assert source.num_parts == 3
+        records = [(record.image_id, record.content) for record in source.records(2)]
+        assert [name for name, _ in records] == [
+            "t-10/x.left.png",
+            "t-10/x.right.png",
+            "t-10/y",
+            "t-10/z",
+        ]
+        assert [content for _, content in records] == [picture] * 3 + [None]
+    chosen = TarSource("s3://bucket/tars/t-{08,10}.tar.gz", image_key="left.png")
+    found = [(record.image_id, record.content is None) for record in chosen.records(0)]
+    assert found == [("t-08/x", False), ("t-08/y", True), ("t-08/z", True)]
+
+
+@needs_s3
+def test_odd_names_in_a_bucket_are_those_objects(bucket, tmp_path):
+    make_images(tmp_path / "images", 1)
+    picture = next((tmp_path / "images").rglob("*.png")).read_bytes()
+    names = ["a::b.png", "a#1.png", "with space.png", "ü.png"]
+    for number, name in enumerate(names):
+        bucket.pipe(f"bucket/odd/{name}", picture + bytes(number))
+    source = FolderSource("s3://bucket/odd", shard_size=10)
+    read = {record.image_id: record.read() for record in source.records(0)}
+    assert read == {name: picture + bytes(number) for number, name in enumerate(names)}
+    with pytest.raises(ValueError, match="a URL must not hold '::'"):
+        place("s3://bucket/a::file://b")
+
+
+def test_a_local_name_that_looks_like_a_url_is_that_file(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for name in ("a::b", "s3:x#y", "x#y"):
+        write_atomic(name, name)
+        assert place(name).read_text() == name
+    make_images(tmp_path / "s3:" / "bucket", 2)
+    assert FolderSource("s3://bucket", shard_size=4).num_images == 2
+
+
+def test_what_there_is_to_encode_is_said_before_it_starts(tmp_path, capsys):
+    make_images(tmp_path / "images", 5)
+    (tmp_path / "images" / "notes.txt").write_text("no picture")
+    (tmp_path / "images" / "a" / "000.png").rename(tmp_path / "images" / "a" / "000.JPG")
+    options = ["encode", "--quantizer", "nowhere", "--output", str(tmp_path / "out"), "--dry-run"]
+    assert being_vl_command([*options, "--images", str(tmp_path / "images")]) == 0
+    said = capsys.readouterr().out.strip()
+    assert said == "5 images (4 × .png, 1 × .jpg); left out 1: 1 × no picture: .txt"
+    assert not (tmp_path / "out").exists()
+    with tarfile.open(tmp_path / "w.tar", "w") as archive:
+        for path in sorted((tmp_path / "images").rglob("*.*")):
+            archive.add(path, f"{path.name.replace('.', '-')}{path.suffix}")
+    (tmp_path / "bad.png").write_bytes(b"no picture")
+    with tarfile.open(tmp_path / "w.tar", "a") as archive:
+        archive.add(tmp_path / "bad.png", "bad.png")
+    assert being_vl_command([*options, "--webdataset", str(tmp_path / "w.tar")]) == 0
+    said = capsys.readouterr().out.strip()
+    assert (
+        said == "images in 1 parts (of 7 looked at: 5 × PNG, 1 × without an image, 1 × unreadable)"
+    )
+
+
+def test_braces_are_those_of_a_shell(tmp_path):
+    names = [f"{word}-{number:03d}.tar" for word in ("train", "val") for number in range(9, 12)]
+    for name in names:
+        tarfile.open(tmp_path / name, "w").close()
+    found = TarSource(f"{tmp_path}/{{train,val}}-{{009..011}}.tar")
+    assert [path.name for path in found.paths] == names
+    assert TarSource(f"{tmp_path}/val-*.tar").num_parts == 3
+    odd = tmp_path / "{1,2}.tar"
+    tarfile.open(odd, "w").close()
+    assert TarSource(str(odd)).paths == [odd]
+    with pytest.raises(ValueError, match=r"\{3..4\}.tar: no tar file matches"):
+        TarSource(f"{tmp_path}/{{3..4}}.tar")
+
+
+def test_jobs_of_an_array_share_the_parts_and_the_last_writes_the_manifest(tmp_path, capsys):
+    checkpoint = make_checkpoint(tmp_path / "checkpoint")
+    make_images(tmp_path / "images", 10)
+    assert being_vl_command(command(checkpoint, tmp_path / "images", tmp_path / "one")) == 0
+    job = command(
+        checkpoint, tmp_path / "images", tmp_path / "many", "--workers", "0", "--world", "2"
+    )
+    assert being_vl_command([*job, "--rank", "1"]) == 0
+    assert "rank 1 of 2 is done; other ranks have shards to make" in capsys.readouterr().err
+    assert not (tmp_path / "many" / "manifest.json").exists()
+    assert being_vl_command([*job, "--rank", "0"]) == 0
+    assert shard_bytes(tmp_path / "many") == shard_bytes(tmp_path / "one")
+    assert being_vl_command([*job, "--rank", "2"]) == 2
+    assert "--rank must be below --world, got 2 of 2" in capsys.readouterr().err
+
+
+SCRIPTS = sorted((Path(__file__).parents[2] / "hub_configs" / "slurm").glob("*.sbatch"))
+
+
+@pytest.mark.skipif(
+    shutil.which("shellcheck") is None, reason="needs shellcheck; .ci/cluster installs it"
+)
+@pytest.mark.parametrize("script", SCRIPTS, ids=lambda path: path.name)
+def test_slurm_scripts_pass_shellcheck(script):
+    run = subprocess.run(["shellcheck", str(script)], capture_output=True, text=True)
+    assert run.returncode == 0, run.stdout
+
+
+@pytest.mark.parametrize("script", SCRIPTS, ids=lambda path: path.name)
+def test_slurm_scripts_name_options_that_there_are(script, tmp_path):
+    """With commands of Slurm and torch that print what they are given, the line is one that being-vl reads."""
+    (tmp_path / "bin").mkdir()
+    for name, body in (
+        ("srun", '"$@"'),
+        ("scontrol", "echo node-1"),
+        ("torchrun", 'echo "$@"'),
+        ("being-vl", 'echo "$@"'),
+    ):
+        (tmp_path / "bin" / name).write_text(f"#!/bin/sh\n{body}\n")
+        (tmp_path / "bin" / name).chmod(0o755)
+    job = {
+        "ARRAY_TASK_ID": 7,
+        "ARRAY_TASK_MIN": 4,
+        "ARRAY_TASK_COUNT": 8,
+        "JOB_ID": 5,
+        "JOB_NUM_NODES": 2,
+    }
+    job |= {"JOB_NODELIST": "node-[1-2]", "GPUS_ON_NODE": 4, "CPUS_PER_TASK": 8}
+    environment = {f"SLURM_{name}": str(value) for name, value in job.items()}
+    environment["PATH"] = f"{tmp_path}/bin:{os.environ['PATH']}"
+    arguments = (
+        ["in put", "q", "out"] if "encode" in script.name else ["recipe.yaml", "--max_steps", "5"]
+    )
+    run = subprocess.run(
+        ["bash", str(script), *arguments], capture_output=True, text=True, env=environment
+    )
+    assert run.returncode == 0, run.stderr
+    line = run.stdout.strip()
+    if "encode" in script.name:
+        assert (
+            line
+            == "encode --images in put --quantizer q --output out --workers 8 --rank 3 --world 8"
+        )
+    else:
+        assert (
+            line.startswith("--nnodes 2 --nproc-per-node 4 ")
+            and "--rdzv-endpoint node-1:29500" in line
+        )
+        assert line.endswith("-m being_vl train --config recipe.yaml --max_steps 5")
