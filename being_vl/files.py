@@ -8,8 +8,8 @@ folder that one run owns, and `Result`, the one record that evaluation writes an
 from __future__ import annotations
 
 import errno
+import gc
 import json
-import lzma
 import math
 import os
 import re
@@ -18,13 +18,13 @@ import shutil
 import stat
 import tarfile
 import tempfile
-import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, field, fields
+from functools import partial
 from glob import escape
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar, get_args, get_origin, get_type_hints
 
 MAX_JSON_BYTES = 1 << 26  # tokenizer.json of 300,000 ids fits
 MAX_JSON_VALUES = 1 << 20  # bounds what parsing may allocate, to some 150 MB
@@ -35,6 +35,7 @@ _HUGE = re.compile(rb"[0-9]{200}|[0-9][eE]\+?[0-9]{3}")  # whatever may be beyon
 # an escape of half a character, or of a half of a pair
 _SURROGATE = re.compile(rb"\\u[dD][89a-fA-F]")
 
+_T = TypeVar("_T")
 
 # Places: files here, and objects in a store
 
@@ -221,6 +222,7 @@ def _read_local(path: str | os.PathLike, max_bytes: int) -> bytes:
 
 
 _MAX_MEMBER = 1 << 28  # bytes of a file in an archive
+_DAMAGED_TAR = "damaged tar file"
 _MOST_COMPRESSED = 200  # pictures and codes hardly shrink; a bomb shrinks a thousandfold
 
 
@@ -232,20 +234,22 @@ def tar_members(path: Path) -> Iterator[tuple[str, Callable[[], bytes]]]:
             refused before it is read.
     """
     check_regular(path)
-    try:
-        with ExitStack() as stack:
-            size = path.stat().st_size
-            if is_remote(path):
-                file = stack.enter_context(path.open("rb"))
-                archive = stack.enter_context(tarfile.open(fileobj=file, mode="r|*"))
-            else:
-                archive = stack.enter_context(tarfile.open(path))
-            for member in archive:
-                _check_member(path, member, size)
-                if member.isfile():
-                    yield member.name, lambda: archive.extractfile(member).read()  # type: ignore[union-attr]  # noqa: B023
-    except (tarfile.TarError, EOFError, zlib.error, lzma.LZMAError) as error:
-        raise ValueError(f"{path}: damaged tar file: {error}") from error
+
+    def content(member: tarfile.TarInfo) -> bytes:
+        with reading(path, _DAMAGED_TAR):
+            return archive.extractfile(member).read()  # type: ignore[union-attr]
+
+    with reading(path, _DAMAGED_TAR), ExitStack() as stack:
+        size = path.stat().st_size
+        if is_remote(path):
+            file = stack.enter_context(path.open("rb"))
+            archive = stack.enter_context(tarfile.open(fileobj=file, mode="r|*"))
+        else:
+            archive = stack.enter_context(tarfile.open(path))
+        for member in archive:
+            _check_member(path, member, size)
+            if member.isfile():
+                yield member.name, partial(content, member)
 
 
 def _check_member(path: Path, member: tarfile.TarInfo, size: int) -> None:
@@ -307,7 +311,7 @@ def parse_json(raw: bytes, name: str, max_values: int = MAX_JSON_VALUES) -> Any:
     if sum(map(raw.count, (b",", b":", b"[", b"{"))) > max_values:
         raise ValueError(f"{name}: more than {max_values} values")
     try:
-        value = json.loads(
+        value = load_json(
             raw.decode("utf-8"),
             object_pairs_hook=_distinct_keys,
             parse_constant=_refuse_constant,
@@ -320,6 +324,20 @@ def parse_json(raw: bytes, name: str, max_values: int = MAX_JSON_VALUES) -> Any:
     except ValueError as error:  # of Unicode, of JSON, integers of thousands of digits
         raise ValueError(f"{name}: not valid JSON: {error}") from None
     return value
+
+
+def load_json(text: str | bytes, **options: Any) -> Any:
+    """`json.loads` without collections of garbage, which a million new lists would set off again and again.
+
+    With torch and transformers in memory, each walks over a million objects; a file of 3 MB took seconds.
+    """
+    was_enabled = gc.isenabled()
+    gc.disable()
+    try:
+        return json.loads(text, **options)
+    finally:
+        if was_enabled:
+            gc.enable()
 
 
 def read_weight_map(path: Path) -> dict[str, str]:
@@ -468,6 +486,8 @@ def check_model_folder(folder: str | os.PathLike) -> None:
             content = read_json(path)
             if not isinstance(content, dict):
                 raise ValueError(f"{path}: must hold an object, got {shown(content)}")
+            if path.name == "generation_config.json":
+                _check_token_ids(path, content)
         elif path.name.endswith(".safetensors.index.json"):
             if path.with_name(path.name.removesuffix(".index.json")).exists():
                 continue  # an older save with more files left it, and nobody reads it
@@ -478,6 +498,14 @@ def check_model_folder(folder: str | os.PathLike) -> None:
             _check_weights(path)
         elif path.suffix != ".model" and path.stat().st_size > MAX_JSON_BYTES:
             raise ValueError(f"{path}: larger than {MAX_JSON_BYTES} bytes")
+
+
+def _check_token_ids(path: Path, content: dict[str, Any]) -> None:
+    """Raises ValueError for ids that are none: generation would fail at its first step."""
+    for name, value in content.items():
+        ids = value if isinstance(value, list) else [value]
+        if name.endswith("_token_id") and not all(one is None or type(one) is int for one in ids):
+            raise ValueError(f"{path}: {name} must be an id or a list of ids, got {shown(value)}")
 
 
 def _check_weights(path: Path) -> None:
@@ -528,7 +556,10 @@ def _file_read(error: BaseException, path: Path) -> Path:
     """The file below a folder that the innermost function to hold one was reading."""
     found, traceback = path, error.__traceback__
     while traceback is not None and path.is_dir():
-        for value in traceback.tb_frame.f_locals.values():
+        frame = traceback.tb_frame
+        # pathlib's own frames hold paths that are not made yet, which have no text.
+        own = "pathlib" in frame.f_globals.get("__name__", "")
+        for value in () if own else frame.f_locals.values():
             if isinstance(value, (str, os.PathLike)) and len(str(value)) < 4096:
                 candidate = Path(value)
                 if path in candidate.parents and os.path.isfile(candidate):
@@ -541,6 +572,31 @@ def shown(value: Any) -> str:
     """A value for an error message, never long."""
     text = repr(value) if not isinstance(value, (list, dict)) else f"a {type(value).__name__}"
     return text if len(text) <= 60 else text[:57] + "..."
+
+
+def record(kind: type[_T], content: Any) -> _T:
+    """A dataclass of numbers, texts, and dictionaries and lists of them, from JSON.
+
+    Raises:
+        ValueError: a field is missing, unknown, or of another type than the class says.
+    """
+    hints = get_type_hints(kind)
+    if not isinstance(content, dict) or content.keys() != hints.keys():
+        raise ValueError(f"must have the fields {', '.join(hints)}, got {shown(content)}")
+    for name, hint in hints.items():
+        if not _is_of(content[name], hint):
+            raise ValueError(f"{name} must be {hint}, got {shown(content[name])}")
+    return kind(**content)
+
+
+def _is_of(value: Any, hint: Any) -> bool:
+    kind, inner = get_origin(hint) or hint, get_args(hint)
+    if kind is float:
+        kind = (int, float)
+    if not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool):
+        return False
+    parts = value.values() if isinstance(value, dict) else value if inner else ()
+    return all(_is_of(part, inner[-1]) for part in parts)
 
 
 def write_json(path: str | os.PathLike, fields: Mapping[str, Any]) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import difflib
+import os
 import re
 import types
 from typing import Any, Literal, NoReturn, Union, get_args, get_origin
@@ -16,7 +17,7 @@ import yaml
 from jsonargparse import ArgumentParser, DefaultHelpFormatter, Namespace, set_loader
 from jsonargparse._loaders_dumpers import yaml_load
 
-from ..files import check_yaml_keys
+from ..files import check_regular, check_yaml_keys
 
 MAX_CONFIG_BYTES = 1 << 20
 _PRINTING = ("config", "json", "traceback")
@@ -101,6 +102,12 @@ class Parser(ArgumentParser):
 
     def parse_path(self, cfg_path: Any, *args: Any, **kwargs: Any) -> Any:
         self._file, self._reading = str(cfg_path), True
+        if os.path.exists(self._file):
+            check_regular(
+                self._file
+            )  # jsonargparse would wait for a pipe's writer, and read a device for ever
+            if os.path.getsize(self._file) > MAX_CONFIG_BYTES:
+                raise ValueError(f"{self._file}: larger than {MAX_CONFIG_BYTES} characters")
         config = super().parse_path(cfg_path, *args, **kwargs)
         self._reading = False
         return config

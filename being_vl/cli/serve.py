@@ -9,6 +9,7 @@ from typing import Any, Literal
 from jsonargparse import Namespace
 from jsonargparse.typing import PositiveFloat, PositiveInt
 
+from ..files import reading
 from .loading import check_part
 from .options import add, add_about, flag, option, options
 from .parsing import Parser
@@ -79,24 +80,25 @@ def main(args: Namespace) -> int:
         raise ValueError(f"the environment's {_KEY} is empty: give it a key, or unset it")
     if args.vllm_url is not None and args.backend != "vllm":
         raise ValueError("--vllm-url needs --backend vllm")
-    config = AutoConfig.from_pretrained(args.checkpoint)
-    limits = Limits(
-        max_body=args.max_body,
-        max_pixels=args.max_image_pixels,
-        max_images=args.max_images,
-        max_model_len=args.max_model_len or config.max_position_embeddings,
-        allow_image_urls=args.allow_image_urls,
-        timeout=args.timeout,
-        max_waiting=args.max_waiting,
-    )
-    server = Server(
-        args.served_model_name or Path(args.checkpoint).name,
-        BeingVLProcessor.from_pretrained(args.checkpoint, vq_device=_device(args)),
-        _backend(args, limits, config),
-        limits,
-        grid_size=config.image_grid_size,
-        api_key=api_key,
-    )
+    with reading(args.checkpoint):
+        config = AutoConfig.from_pretrained(args.checkpoint)
+        limits = Limits(
+            max_body=args.max_body,
+            max_pixels=args.max_image_pixels,
+            max_images=args.max_images,
+            max_model_len=args.max_model_len or config.max_position_embeddings,
+            allow_image_urls=args.allow_image_urls,
+            timeout=args.timeout,
+            max_waiting=args.max_waiting,
+        )
+        server = Server(
+            args.served_model_name or Path(args.checkpoint).name,
+            BeingVLProcessor.from_pretrained(args.checkpoint, vq_device=_device(args)),
+            _backend(args, limits, config),
+            limits,
+            grid_size=config.image_grid_size,
+            api_key=api_key,
+        )
     uvicorn.run(
         server.app(),
         host=args.host,

@@ -163,6 +163,19 @@ def read_columns(path: str | os.PathLike, columns: Sequence[str]) -> pa.Table:
         return table
 
 
+def read_ids(path: str | os.PathLike, column: str = "image_id") -> list[str]:
+    """The ids of a shard's images, or of their videos, one a row.
+
+    Raises:
+        ValueError: an id is no text.
+    """
+    ids = read_columns(path, [column])[column].to_pylist()
+    for number, name in enumerate(ids):
+        if not isinstance(name, str):
+            raise ValueError(f"{path}: {column} must be text, got {shown(name)} in row {number}")
+    return ids
+
+
 def read_info(path: str | os.PathLike) -> ShardInfo | None:
     """The metadata of a shard; None for a parquet file that carries none of ours.
 

@@ -27,6 +27,7 @@ from .shard_files import (
     check_range,
     code_type,
     read_columns,
+    read_ids,
     read_info,
     read_schema,
     write_shard,
@@ -128,8 +129,7 @@ class CodeShards(Sequence[np.ndarray]):
 
     def image_ids(self) -> list[str]:
         """The ids of all images, in order."""
-        columns = (read_columns(file, ["image_id"])["image_id"] for file in self.files)
-        return [name for column in columns for name in column.to_pylist()]
+        return [name for file in self.files for name in read_ids(file)]
 
     @property
     def has_videos(self) -> bool:
@@ -146,7 +146,8 @@ class CodeShards(Sequence[np.ndarray]):
             return []
         columns = [read_columns(file, _VIDEO_COLUMNS) for file in self.files]
         table = pa.concat_tables(columns)
-        names, numbers = table["video_id"].to_pylist(), table["frame"].to_numpy()
+        names = [name for file in self.files for name in read_ids(file, "video_id")]
+        numbers = table["frame"].to_numpy()
         starts = np.flatnonzero(numbers == 0).tolist()
         times = table["time"].to_numpy()
         found = []

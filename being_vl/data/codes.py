@@ -19,7 +19,7 @@ import pyarrow.parquet as pq
 
 from ..codes.imported import holds_arrays, import_codes
 from ..codes.shard_files import opened, read_schema
-from ..codes.shards import RUN_FILE, CodeShards, Video, read_columns, read_info
+from ..codes.shards import RUN_FILE, CodeShards, Video, read_ids, read_info
 from ..files import read_json
 
 _KEY = np.dtype([("hash", np.uint64), ("place", np.int64)])
@@ -64,10 +64,10 @@ class CodeIndex:
         grids = {}
         for shard in sorted(by_shard):
             opened = CodeShards(self.files[shard], cached_shards=1)
-            names = read_columns(self.files[shard], ["image_id"])["image_id"]
+            names = read_ids(self.files[shard])
             for image_id in by_shard[shard]:
                 place = places[image_id] - int(self._starts[shard])
-                if names[place].as_py() == image_id:  # else another id of the same hash
+                if names[place] == image_id:  # else another id of the same hash
                     grids[image_id] = opened[place].copy()
         return grids
 
@@ -123,7 +123,7 @@ def build_index(
     keys["place"] = np.arange(len(shards))
     start = 0
     for file in shards.files:
-        names = read_columns(file, ["image_id"])["image_id"].to_pylist()
+        names = read_ids(file)
         keys["hash"][start : start + len(names)] = [_hash(name) for name in names]
         start += len(names)
     keys.sort(order="hash", kind="stable")

@@ -7,7 +7,6 @@ its form demands; JSON Lines and data sets are read piece by piece.
 from __future__ import annotations
 
 import hashlib
-import json
 import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -18,7 +17,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from ..files import check_regular
+from ..files import check_regular, load_json
 from .quantizing.dataset_sources import image_digest, load_dataset_by_name
 
 _MOST_COMPRESSED = 60  # conversations shrink some ten times
@@ -118,11 +117,11 @@ def _open_json(path: Path) -> JsonSource | JsonLinesSource:
     with _open_plain(path) as file:
         data = file.read()
     try:
-        samples = json.loads(data)
+        samples = load_json(data)
     except (ValueError, RecursionError) as error:
         first, _, rest = data.lstrip().partition(b"\n")
         try:
-            lines = rest.strip() and isinstance(json.loads(first), dict)
+            lines = rest.strip() and isinstance(load_json(first), dict)
         except (ValueError, RecursionError):
             lines = False
         if lines:
@@ -271,7 +270,7 @@ def decode_sample(raw: Any, where: str) -> Any:
     if not isinstance(raw, bytes):
         return raw
     try:
-        return json.loads(raw)
+        return load_json(raw)
     except (ValueError, RecursionError) as error:
         raise ValueError(f"{where}: not valid JSON: {error}") from None
 

@@ -23,8 +23,8 @@ import numpy as np
 import pyarrow as pa
 from datasets import Features, List, Value
 
+from ..files import check_regular, parse_json, read_json, write_atomic
 from ..files import claim as claim_folder
-from ..files import read_json, write_atomic
 from ..processing.processing_being_vl import BeingVLProcessor
 from ..processing.tokenization_being_vl import BeingVLTokenizer
 from .identity import compare, processor_identity, tokenizer_identity
@@ -188,10 +188,11 @@ def shard_bytes(columns: dict[str, Sequence[Any]], report: dict[str, Any]) -> by
 
 def read_report(path: Path) -> dict[str, Any]:
     """What a shard's metadata says of it."""
+    check_regular(path)
     try:
         with pa.memory_map(str(path)) as source:
             metadata = pa.ipc.open_stream(source).schema.metadata or {}
-        report = json.loads(metadata[_SHARD_KEY])
+        report = parse_json(metadata[_SHARD_KEY], str(path))
         wrong = [name for name in COUNTS if type(report[name]) is not int]
         if wrong or not isinstance(report["skipped"], list):
             raise ValueError(f"{(wrong or ['skipped'])[0]} has another type")

@@ -110,8 +110,19 @@ def iter_answers(
         if image_ids is not None and image_codes is not None:
             grids = [nested_codes(image_codes[i]) for i in image_ids[start:stop]]
         rows = processor(text=list(prompts[start:stop]), image_codes=grids)["input_ids"]
+        _check_lengths(rows, start, model)
         ids, new_from = _generate(model, processor, rows, generation)
         yield processor.batch_decode(ids[:, new_from:], skip_special_tokens=True)
+
+
+def _check_lengths(rows: Sequence[list[int]], first: int, model: BeingVLLanguageModel) -> None:
+    limit = model.config.max_position_embeddings
+    for number, row in enumerate(rows, first):
+        if len(row) > limit:
+            raise ValueError(
+                f"prompt {number} has {len(row)} tokens, the model takes {limit}: a question, or the chat template, "
+                "is too long"
+            )
 
 
 @torch.inference_mode()
@@ -122,7 +133,7 @@ def _generate(
     generation: Mapping[str, Any],
 ) -> tuple[torch.Tensor, int]:
     """Generated ids (rows, length), and where in them the answers begin."""
-    pad = processor.tokenizer.pad_token_id
+    pad = processor.tokenizer.pad_token_id or 0  # the masks say that nobody reads it
     if generation.get("num_beams", 1) > 1:  # beams reorder the cache of whole prompts alone
         ids, mask = _left_padded(rows, pad, model.device)
         return model.generate(input_ids=ids, attention_mask=mask, **generation), ids.shape[1]

@@ -6,13 +6,12 @@ downloaded. What is malformed is an error that names the file, the example, the 
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from ..files import read_json, read_text
+from ..files import parse_json, read_json, read_text, shown
 
 # Questions and answers of a whole benchmark; those of VQA v2 are the largest.
 _MAX_BYTES = 1 << 29
@@ -176,7 +175,7 @@ def read_mllm_bench(data: Path, images: Path | None) -> list[Example]:
         unique_idx = _get(entry, "unique_idx", (int, str), where)
         name = _get(entry, "image", str, where)
         image = _image(images, Path(name).name, where) if images else _near(data, name, where)
-        meta = entry.get("meta") or {}
+        meta = _get(entry, "meta", dict, where) if entry.get("meta") else {}
         extra = {"unique_idx": unique_idx, "meta": meta}
         question = _get(entry, "question", str, where)
         examples.append(
@@ -226,7 +225,7 @@ def _get(entry: Any, name: str, kind: type | tuple[type, ...], where: str) -> An
     value = entry[name]
     if not isinstance(value, kind) or isinstance(value, bool):
         names = " or ".join(k.__name__ for k in (kind if isinstance(kind, tuple) else (kind,)))
-        raise ValueError(f"{where}: {name!r} must be {names}, got {value!r}")
+        raise ValueError(f"{where}: {name!r} must be {names}, got {shown(value)}")
     return value
 
 
@@ -252,10 +251,7 @@ def read_json_lines(path: Path) -> list[Any]:
     entries = []
     for number, line in enumerate(read_text(path, _MAX_BYTES).splitlines(), 1):
         if line.strip():
-            try:
-                entries.append(json.loads(line))
-            except json.JSONDecodeError as error:
-                raise ValueError(f"{path}: line {number} is not JSON: {error}") from None
+            entries.append(parse_json(line.encode(), f"{path}: line {number}"))
     return entries
 
 

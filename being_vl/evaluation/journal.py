@@ -44,9 +44,11 @@ class Journal:
 
     def _take(self, line: str) -> None:
         try:
-            self.found.update(json.loads(line))
-        except ValueError:
-            pass  # the process was killed while it wrote this batch, which is answered again
+            answers = json.loads(line)
+        except (ValueError, RecursionError):
+            return  # the process was killed while it wrote this batch, which is answered again
+        if isinstance(answers, dict):
+            self.found |= {key: text for key, text in answers.items() if isinstance(text, str)}
 
     def __enter__(self) -> Journal:
         self._file = open(self._path, "a", encoding="utf-8")

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -95,11 +96,18 @@ def load_task(
     else:
         task = TASKS[name](data, images)
     examples = numbered(task.examples)
+    root = images or data
     asked = json.dumps(
-        [[example.image, example.question, example.target] for example in examples]
+        [[_below(root, example.image), example.question, example.target] for example in examples]
     ).encode()
     digest = hashlib.sha256(asked).hexdigest()[:16]  # tells data of one name apart
     return replace(task, examples=examples, dataset={**task.dataset, "digest": digest})
+
+
+def _below(folder: Path, image: Any) -> Any:
+    """A picture's name as it is wherever the data lie."""
+    path = Path(image) if isinstance(image, str) else None
+    return image if path is None else os.path.relpath(path, folder).replace(os.sep, "/")
 
 
 def _data(name: str, split: str | None) -> dict[str, str | None]:

@@ -36,7 +36,7 @@ from ..processing.tokenization_being_vl import BeingVLTokenizer
 from .commit import CARD, CARD_MARK
 from .example import DRAWING, EXAMPLE
 from .facts import FACTS_FILE, CardFacts, read_facts, read_mapping
-from .folder import ENTRIES_FOLDER, Kind, folder_kind, read_weights
+from .folder import ENTRIES_FOLDER, Kind, folder_kind, quantizer_config, read_weights
 from .part import VQ_FOLDER
 
 _TEMPLATES = Path(__file__).parent / "templates"
@@ -170,9 +170,7 @@ def _checkpoint_card(folder: Path, facts: CardFacts) -> str:
         "family": family_of_checkpoint(config.model_type, str(folder)).title,
         "layout": config.layout,
         "weights": weights,
-        "vq": AutoConfig.from_pretrained(folder / VQ_FOLDER)
-        if (folder / VQ_FOLDER).exists()
-        else None,
+        "vq": quantizer_config(folder) if (folder / VQ_FOLDER).exists() else None,
         "recipe": _recipe(folder),
     }
     return _render(ModelCard, data, "model_card.md.jinja", context)

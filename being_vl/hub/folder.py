@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Literal
 
 from safetensors import SafetensorError, safe_open
-from transformers import AutoConfig
+from transformers import AutoConfig, PreTrainedConfig
 
 from ..bpe.image_bpe import ImageBPE
 from ..codes.shards import CodeShards
@@ -122,6 +122,12 @@ def _read_variant(folder: Path, variant: str) -> Weights:
     )
 
 
+def quantizer_config(folder: Path) -> PreTrainedConfig:
+    """The configuration of a checkpoint's quantizer."""
+    with reading(folder / VQ_FOLDER / "config.json"):
+        return AutoConfig.from_pretrained(folder / VQ_FOLDER)
+
+
 def check_whole(folder: Path) -> Kind:
     """What a folder holds; fails on what could not be loaded from a repository as it can be here.
 
@@ -161,7 +167,7 @@ def _check_checkpoint(folder: Path) -> None:
         raise ValueError(f"{folder} is no whole checkpoint: {', '.join(missing)} missing")
     config = AutoConfig.from_pretrained(folder)
     layout = config.layout
-    vq_config = AutoConfig.from_pretrained(folder / VQ_FOLDER)
+    vq_config = quantizer_config(folder)
     bpe = ImageBPE.from_pretrained(folder)
     tokenizer = read_json(folder / "tokenizer.json", max_values=_MAX_TOKENIZER_VALUES)
     ids = [

@@ -16,6 +16,14 @@ _QUANTIZERS = ("codebook", "fsq", "lfq")
 _MOST_BITS = 24  # each code becomes a row of the language model's embeddings
 
 
+def require_sizes(config: PreTrainedConfig, *names: str) -> None:
+    """Raises ValueError for a field that is no positive integer."""
+    for name in names:
+        value = getattr(config, name)
+        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+            raise ValueError(f"{name} must be a positive integer, got {value!r}")
+
+
 class BeingVLVQConfig(QuantizerPart, PreTrainedConfig):
     """Sizes of a VQ-GAN; the defaults are Chameleon's (512 px → 32×32 of 8,192 codes).
 
@@ -70,7 +78,8 @@ class BeingVLVQConfig(QuantizerPart, PreTrainedConfig):
 
     def __post_init__(self, **kwargs: Any) -> None:
         self._complete_quantizer()
-        for name in (
+        require_sizes(
+            self,
             "embed_dim",
             "num_embeddings",
             "latent_channels",
@@ -80,10 +89,7 @@ class BeingVLVQConfig(QuantizerPart, PreTrainedConfig):
             "base_channels",
             "num_res_blocks",
             "norm_num_groups",
-        ):
-            value = getattr(self, name)
-            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-                raise ValueError(f"{name} must be a positive integer, got {value!r}")
+        )
         if not self.channel_multiplier or min(self.channel_multiplier) < 1:
             raise ValueError(
                 f"channel_multiplier must be positive integers, got {self.channel_multiplier!r}"

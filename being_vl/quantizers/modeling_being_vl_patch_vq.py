@@ -16,6 +16,7 @@ from transformers import PreTrainedConfig, PreTrainedModel
 
 from ..hub.part import QuantizerModelPart, QuantizerPart
 from .checks import require_codes, require_finite, require_pixels
+from .configuration_being_vl_vq import require_sizes
 
 
 class BeingVLPatchVQConfig(QuantizerPart, PreTrainedConfig):
@@ -36,9 +37,7 @@ class BeingVLPatchVQConfig(QuantizerPart, PreTrainedConfig):
     resolution: int = 64
 
     def __post_init__(self, **kwargs: Any) -> None:
-        for name in ("num_embeddings", "patch_size", "in_channels", "resolution"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+        require_sizes(self, "num_embeddings", "patch_size", "in_channels", "resolution")
         super().__post_init__(**kwargs)
 
     @property

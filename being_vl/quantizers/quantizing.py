@@ -18,6 +18,7 @@ from transformers import AutoConfig, AutoModel, PreTrainedModel
 from transformers.image_utils import make_flat_list_of_images
 from transformers.integrations import deepspeed as deepspeed_integration
 
+from ..files import reading
 from .checks import NotFiniteError
 from .image_loading import MAX_IMAGE_PIXELS, ImageSource, load_image
 from .image_processing_being_vl import BeingVLImageProcessor, check_cells
@@ -184,7 +185,7 @@ class LazyVQ:
         """
         if self._model is None:
             path, options = self._source_or_raise()
-            with _in_one_piece():
+            with reading(_folder(path, options)), _in_one_piece():
                 self._model = AutoModel.from_pretrained(path, **options)
             self._place()
             self._loaded_as = self._checksums()
@@ -197,7 +198,8 @@ class LazyVQ:
             return self._model.config
         if self._config is None:
             path, options = self._source_or_raise()
-            self._config = AutoConfig.from_pretrained(path, **options)
+            with reading(_folder(path, options)):
+                self._config = AutoConfig.from_pretrained(path, **options)
         return self._config
 
     @property
@@ -244,6 +246,10 @@ class LazyVQ:
                 "pass image_codes instead of images; nothing can be decoded to pixels"
             )
         return self._source
+
+
+def _folder(path: str, options: dict[str, Any]) -> str:
+    return os.path.join(path, options.get("subfolder") or "")
 
 
 def _checksum(tensor: torch.Tensor) -> int:

@@ -10,6 +10,7 @@ status is 1 if there was one. PYTHONPATH must name the folders that setup.cfg gi
 from __future__ import annotations
 
 import argparse
+import gc
 import json
 import multiprocessing as mp
 import os
@@ -66,6 +67,8 @@ def _make(world: Path) -> None:
     runner.prepare()
     for target in TARGETS:
         runner.run(target, None)
+    gc.collect()
+    gc.freeze()  # what the commands left is walked over by no child's collections
 
 
 def _work(connection: Any, number: int, world: Path, scratch: Path, seed: int, first: int, count: int) -> None:  # fmt: skip

@@ -91,7 +91,7 @@ def test_pictures_elsewhere(tmp_path):
             lambda t: t.replace('"no"', '"nay"'),
             "'label' must be yes",
         ),
-        ("pope", "coco_pope_random.json", lambda t: t + "{", "line 9 is not JSON"),
+        ("pope", "coco_pope_random.json", lambda t: t + "{", "line 9: not valid JSON"),
         (
             "vqav2",
             "v2_OpenEnded_mscoco_val2014_questions.json",

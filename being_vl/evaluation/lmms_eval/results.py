@@ -10,7 +10,7 @@ import math
 from pathlib import Path
 from typing import Any
 
-from ...files import Result, read_json
+from ...files import Result, read_json, shown
 
 # Metrics that lmms-eval gives as shares of 1; others (MME's points, CIDEr, …) are kept as they are.
 _POPE = ("accuracy", "f1_score", "precision", "recall", "yes_ratio")
@@ -29,9 +29,11 @@ def read_lmms_eval(path: Path, *, hardware: str) -> list[Result]:
 
 
 def _result(content: dict[str, Any], task: str, hardware: str) -> Result:
-    config = content["configs"][task]
+    config, found = content["configs"][task], content["results"][task]
+    if not isinstance(config, dict) or not isinstance(found, dict):
+        raise ValueError(f"configs and results of {shown(task)} must be objects")
     metrics = {}
-    for key, value in content["results"][task].items():
+    for key, value in found.items():
         name = key.partition(",")[0]
         is_number = isinstance(value, (int, float)) and math.isfinite(value)
         if is_number and "," in key and not name.endswith(("_stderr", "_clt", "_clustered")):

@@ -21,7 +21,7 @@ from transformers.utils import cached_file
 
 from ...bpe.image_bpe import ImageBPE
 from ...data.sources import open_samples
-from ...files import claim, locked, read_json, write_atomic
+from ...files import claim, locked, read_json, record, write_atomic
 from ...training.arguments import (
     BeingVLTrainingArguments,
     DataArguments,
@@ -133,8 +133,14 @@ def result_path(output: Path, cell: Cell) -> Path:
 def read_result(path: Path) -> CellResult:
     """A finished cell."""
     try:
-        return CellResult(**read_json(path))
-    except (TypeError, ValueError) as error:
+        result = record(CellResult, read_json(path))
+        name = Cell(result.merges, result.regime, result.seed).name
+        if name != path.stem:
+            raise ValueError(f"it holds {name}")
+        if "accuracy" not in result.metrics:
+            raise ValueError("metrics.accuracy is missing")
+        return result
+    except ValueError as error:
         raise ValueError(f"{path}: not a row of being-vl ablate: {error}") from None
 
 
