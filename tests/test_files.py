@@ -2,15 +2,30 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import subprocess
 import sys
+import tarfile
+import time
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 
-from being_vl.files import new_file, new_folder, read_bytes, read_json, read_yaml, write_atomic
+from being_vl.files import (
+    check_model_folder,
+    new_file,
+    new_folder,
+    read_bytes,
+    read_json,
+    read_yaml,
+    reading,
+    record,
+    tar_members,
+    write_atomic,
+)
 
 _LAUGHS = "a: &a [x, x, x, x, x, x, x, x, x]\n" + "".join(
     f"{name}: &{name} [{', '.join([f'*{before}'] * 9)}]\n"
@@ -152,3 +167,77 @@ def test_a_folder_appears_whole_or_not_at_all(tmp_path: Path) -> None:
         new_folder(tmp_path / "a"),
     ):
         pass
+
+
+@pytest.mark.parametrize("mode", ["w", "w:gz", "w:bz2", "w:xz"])
+def test_a_tar_file_damaged_anywhere_is_named(tmp_path: Path, mode: str) -> None:
+    """Also in the middle of a member, which its reader reads long after the file was opened."""
+    path = tmp_path / "a.tar"
+    with tarfile.open(path, mode) as archive:
+        for number in range(3):
+            member = tarfile.TarInfo(f"{number}.png")
+            member.size = 40_000
+            archive.addfile(member, io.BytesIO(os.urandom(member.size)))
+    whole = path.read_bytes()
+    for at in range(600, len(whole), 9_000):
+        for damaged in (whole[:at], whole[:at] + b"\xff" * 64 + whole[at + 64 :]):
+            path.write_bytes(damaged)
+            try:
+                for _, content in tar_members(path):
+                    content()
+            except ValueError as error:
+                assert f"{path}: " in str(error)
+
+
+def test_a_million_lists_are_read_without_collections(tmp_path: Path) -> None:
+    """Each collection would walk over what torch and transformers keep."""
+    path = tmp_path / "lists.json"
+    path.write_bytes(b"[" + b"[]," * 500_000 + b"1]")
+    kept = [[number] for number in range(1_000_000)]
+    started = time.process_time()
+    assert len(read_json(path)) == 500_001
+    raw = time.process_time()
+    assert raw - started < 0.5 and len(kept) == 1_000_000
+
+
+@dataclass
+class Row:
+    name: str
+    steps: dict[str, int]
+    losses: list[float]
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"name": 1}, "name must be .*str.*, got 1"),
+        ({"steps": {"a": "1"}}, "steps must be dict"),
+        ({"steps": {"a": True}}, "steps must be dict"),
+        ({"losses": [1, None]}, "losses must be list"),
+        ({"more": 1}, "must have the fields name, steps, losses"),
+    ],
+)
+def test_records_have_the_types_that_they_say(change: dict, message: str) -> None:
+    fields = {"name": "a", "steps": {"b": 1}, "losses": [1, 2.5]}
+    assert record(Row, fields) == Row(**fields)
+    with pytest.raises(ValueError, match=message):
+        record(Row, {**fields, **change})
+
+
+def test_ids_that_generation_would_stumble_over_are_named(tmp_path: Path) -> None:
+    path = tmp_path / "generation_config.json"
+    for content in ({"eos_token_id": 1, "pad_token_id": None}, {"eos_token_id": [1, 2]}):
+        path.write_text(json.dumps(content))
+        check_model_folder(tmp_path)
+    for wrong in ({}, "1", [None, "x"], 1.5, True):
+        path.write_text(json.dumps({"eos_token_id": wrong}))
+        with pytest.raises(
+            ValueError, match=r"generation_config\.json: eos_token_id must be an id"
+        ):
+            check_model_folder(tmp_path)
+
+
+def test_the_file_that_was_read_is_found_in_spite_of_half_made_paths(tmp_path: Path) -> None:
+    """`Path(1)` fails inside pathlib, whose frame holds a path without a text."""
+    with pytest.raises(ValueError, match=f"{tmp_path}: cannot be read"), reading(tmp_path):
+        Path("a", 1)  # type: ignore[arg-type]

@@ -136,6 +136,18 @@ def test_a_hostile_config_file(text, message, tmp_path):
     assert message in done.stderr and done.stderr.count("\n") == 1 and len(done.stderr) < 2000
 
 
+def test_a_config_file_that_never_ends(tmp_path, capsys):
+    path = tmp_path / "options.yaml"
+    os.mkfifo(path)
+    assert main(["quickstart", "--config", str(path)]) == 2
+    assert f"{path}: not a regular file" in capsys.readouterr().err
+    path.unlink()
+    with open(path, "wb") as file:
+        file.truncate(1 << 40)
+    assert main(["quickstart", "--config", str(path)]) == 2
+    assert "larger than" in capsys.readouterr().err
+
+
 def test_an_unexpected_error_is_one_line(monkeypatch, capsys):
     def fail(args):
         raise KeyError("missing")

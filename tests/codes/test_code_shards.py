@@ -115,6 +115,8 @@ def test_to_npy_refuses_mixed_sizes(tmp_path):
         ({"codes": pa.array([[1, None]], pa.list_(pa.int16()))}, "codes must not be null"),
         ({"height": pa.array([0], pa.int32())}, r"height\[0\] must be at least 1, got 0"),
         ({"width": pa.array([None], pa.int32())}, "width must be int32 without nulls"),
+        ({"image_id": [None]}, "image_id must be text, got None in row 0"),
+        ({"image_id": [["a"]]}, "image_id must be text, got a list in row 0"),
     ],
 )  # fmt: skip
 def test_a_malformed_file_is_named_with_field_and_value(tmp_path, columns, message):
@@ -127,7 +129,9 @@ def test_a_malformed_file_is_named_with_field_and_value(tmp_path, columns, messa
     table = {name: value for name, value in {**good, **columns}.items() if value is not None}
     pq.write_table(pa.table(table), tmp_path / "bad.parquet")
     with pytest.raises(ValueError, match=message) as caught:
-        list(CodeShards(tmp_path, codebook_size=9))
+        shards = CodeShards(tmp_path, codebook_size=9)
+        shards.image_ids()
+        list(shards)
     assert "bad.parquet" in str(caught.value)
 
 

@@ -392,6 +392,10 @@ def test_damaged_and_foreign_shards_are_refused(data, tmp_path, capsys) -> None:
     (tmp_path / "out/data-00000-of-00003.arrow").write_bytes(b"not arrow")
     assert data.run(path, tmp_path / "out") == 2
     assert "not a shard of being-vl tokenize" in capsys.readouterr().err
+    (tmp_path / "out/data-00000-of-00003.arrow").unlink()
+    os.mkfifo(tmp_path / "out/data-00000-of-00003.arrow")  # its reader would wait for ever
+    assert data.run(path, tmp_path / "out") == 2
+    assert "data-00000-of-00003.arrow: not a regular file" in capsys.readouterr().err
     (tmp_path / "foreign").mkdir()
     (tmp_path / "foreign/data.arrow").touch()
     assert data.run(path, tmp_path / "foreign") == 2

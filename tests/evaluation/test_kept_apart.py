@@ -19,6 +19,8 @@ from being_vl.evaluation.code_cache import CodeCache
 from being_vl.evaluation.tasks import load_task
 from being_vl.files import Result, load_results
 from being_vl.hub.checkpoint import save_checkpoint
+from being_vl.models.loading import load_language_model
+from being_vl.processing.processing_being_vl import BeingVLProcessor
 
 
 @pytest.fixture(scope="module")
@@ -106,6 +108,13 @@ def test_other_data_of_the_same_name_is_refused_before_it_is_answered(
             evaluator.run(task, max_new_tokens=1)  # the same once more
 
 
+def test_data_that_were_moved_are_the_same(evaluator, tmp_path):
+    for name in ("a", "b"):
+        (tmp_path / name).mkdir()
+        task = load_task("llava", llava_file(tmp_path / name, ["one"]))
+        evaluator.run(task, max_new_tokens=1)
+
+
 @pytest.mark.parametrize(
     "changes",
     [
@@ -188,3 +197,12 @@ def test_answers_are_decoded_as_is_said(evaluator, tmp_path):
         "do_sample": False,
         "max_new_tokens": 2,
     }
+
+
+def test_a_prompt_beyond_the_models_positions_is_named(checkpoint):
+    processor = BeingVLProcessor.from_pretrained(checkpoint)
+    model = load_language_model(str(checkpoint))
+    limit = model.config.max_position_embeddings
+    message = rf"prompt 1 has \d+ tokens, the model takes {limit}"
+    with pytest.raises(ValueError, match=message):
+        generate_answers(model, processor, ["a", "b " * (2 * limit)], max_new_tokens=1)

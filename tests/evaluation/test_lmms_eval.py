@@ -137,6 +137,9 @@ def test_lmms_evals_results_become_result_files(tmp_path, capsys, monkeypatch):
     source.write_text('{"results": {}}')
     assert main([*command, "--hardware", "x"]) == 2
     assert "not a results file of lmms-eval" in capsys.readouterr().err
+    source.write_text('{"results": {"pope": "x"}, "configs": {"pope": {}}}')
+    assert main([*command, "--hardware", "x"]) == 2
+    assert "configs and results of 'pope' must be objects" in capsys.readouterr().err
 
 
 def test_the_task_asks_as_our_own_does():

@@ -182,5 +182,7 @@ def test_pairwise_table():
 def test_pairwise_verdicts_are_checked():
     with pytest.raises(ValueError, match="verdict 2: 'verdict' must be one of win, tie, lose"):
         pairwise_table([{"verdict": "win"}, {"verdict": "draw"}])
+    with pytest.raises(ValueError, match="verdict 1: 'verdict' must be one of win, tie, lose"):
+        pairwise_table(["win"])
     with pytest.raises(ValueError, match="no verdicts"):
         pairwise_table([])

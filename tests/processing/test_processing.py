@@ -513,6 +513,16 @@ def test_save_and_load_with_the_vq_model_on_first_use(processor, tmp_path: Path)
     assert again(images=image, text=text) == processor(images=image, text=text)
 
 
+@pytest.mark.parametrize("name", ["config.json", "model.safetensors"])
+def test_a_damaged_vq_model_is_named_on_first_use(processor, tmp_path: Path, name: str) -> None:
+    processor.save_pretrained(tmp_path)
+    loaded = AutoProcessor.from_pretrained(tmp_path)
+    path = tmp_path / "vq_model" / name
+    path.write_bytes(path.read_bytes()[:-10])
+    with pytest.raises((ValueError, OSError), match="vq_model"):
+        loaded(images=picture(), text="<image>")
+
+
 def test_text_only_without_a_vq_model(processor, tmp_path: Path) -> None:
     processor.save_pretrained(tmp_path)
     loaded = AutoProcessor.from_pretrained(tmp_path, vq=False)

@@ -101,7 +101,11 @@ def test_save_and_load(fitted, tmp_path):
             r"codes must be in \[0, 32\), got 32 to 32",
         ),
         (lambda m: m.fit(torch.zeros(2, 3, 8, 8)), "1 distinct patches cannot fill 32 codes"),
-        (lambda m: BeingVLPatchVQConfig(patch_size=0), "patch_size must be at least 1, got 0"),
+        (
+            lambda m: BeingVLPatchVQConfig(patch_size=0),
+            "patch_size must be a positive integer, got 0",
+        ),
+        (lambda m: BeingVLPatchVQConfig(in_channels=[3]), r"in_channels must be .*, got \[3\]"),
     ],
 )
 def test_errors(fitted, call, message):

@@ -29,7 +29,7 @@ def pairwise_table(verdicts: Iterable[Mapping[str, Any]]) -> dict[str, dict[str,
     table: dict[str, dict[str, float]] = {}
     total: dict[str, float] = dict.fromkeys(OUTCOMES, 0)
     for number, row in enumerate(verdicts, 1):
-        verdict = row.get("verdict") if isinstance(row, Mapping) else row
+        verdict = row.get("verdict") if isinstance(row, Mapping) else None
         if verdict not in OUTCOMES:
             raise ValueError(
                 f"verdict {number}: 'verdict' must be one of {', '.join(OUTCOMES)}, got {verdict!r}"
