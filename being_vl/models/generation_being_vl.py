@@ -11,13 +11,20 @@ import warnings
 from typing import Any, Literal, get_args
 
 import torch
-from transformers import GenerationConfig, LogitsProcessorList
+from transformers import (
+    GenerationConfig,
+    LogitsProcessorList,
+    MaxTimeCriteria,
+    StoppingCriteriaList,
+    StopStringCriteria,
+)
 from transformers.utils import cached_file
 
 from ..bpe.grid_tracking import OpenImageTracker
 from ..bpe.image_bpe import ImageBPE
 from ..hub.part import hub_options
 from .legal_logits import ImageGridLogitsProcessor, TextOnlyLogitsProcessor, image_token_bound
+from .stopping import StopOutsideImages
 
 GenerationTarget = Literal["text", "image", "interleaved", "video"]
 
@@ -107,6 +114,7 @@ class BeingVLGenerationMixin:
         inputs: torch.Tensor | None = None,
         generation_config: GenerationConfig | None = None,
         logits_processor: LogitsProcessorList | None = None,
+        stopping_criteria: StoppingCriteriaList | None = None,
         *args: Any,
         generation_mode: GenerationTarget | None = None,
         image_grid_size: tuple[int, int] | None = None,
@@ -148,7 +156,9 @@ class BeingVLGenerationMixin:
             # An assistant model is handed the main model's processors, and follows its mode.
             if not any(isinstance(p, ImageGridLogitsProcessor) for p in processors):
                 processors.append(TextOnlyLogitsProcessor(self.config))
-            return super().generate(inputs, generation_config, processors, *args, **kwargs)
+            return super().generate(
+                inputs, generation_config, processors, stopping_criteria, *args, **kwargs
+            )
 
         settings = _Settings(generation_config, self.generation_config, kwargs)
         tracker = self._tracker(image_grid_size)
@@ -184,7 +194,23 @@ class BeingVLGenerationMixin:
                 num_frames=num_frames,
             )
         )
-        return super().generate(inputs, settings.config, processors, *args, **settings.kwargs)
+        criteria = StoppingCriteriaList(stopping_criteria or [])
+        criteria.append(StopOutsideImages(self.config))
+        return super().generate(
+            inputs, settings.config, processors, criteria, *args, **settings.kwargs
+        )
+
+    def _get_stopping_criteria(self, *args: Any, **kwargs: Any) -> StoppingCriteriaList:
+        """Transformers'; `max_time` and `stop_strings` wait for the end of an image."""
+        criteria = super()._get_stopping_criteria(*args, **kwargs)
+        outside = next((one for one in criteria if isinstance(one, StopOutsideImages)), None)
+        if outside is None:
+            return criteria
+        kept = StoppingCriteriaList()
+        for one in criteria:
+            waits = isinstance(one, (MaxTimeCriteria, StopStringCriteria))
+            (outside.criteria if waits else kept).append(one)
+        return kept
 
     def _check_num_frames(self, num_frames: int) -> int:
         if num_frames < 1:

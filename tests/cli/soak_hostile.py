@@ -65,7 +65,7 @@ def _make(world: Path) -> None:
     runner = Runner(make_world(world), world / "scratch")
     (world / "scratch").mkdir()
     runner.prepare()
-    for target in TARGETS:
+    for target in {(target.command, target.argv): target for target in TARGETS}.values():
         runner.run(target, None)
     gc.collect()
     gc.freeze()  # what the commands left is walked over by no child's collections

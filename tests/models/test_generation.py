@@ -28,6 +28,7 @@ from being_vl import ImageBPE
 from being_vl.bpe.grid_tracking import OpenImageTracker
 from being_vl.models.image_grid_positions import image_token_positions
 from being_vl.models.legal_logits import ImageGridLogitsProcessor, image_token_bound
+from being_vl.models.stopping import StopOutsideImages
 
 NUM_SOAK_IMAGES = int(os.environ.get("BEING_VL_SOAK_IMAGES", "5000"))
 PROMPT = random_ids(3, 7, high=TEXT_SIZE)
@@ -212,6 +213,30 @@ def test_interleaved_emits_text_and_whole_images(model):
                 ids = ids[end + 1 :]
             assert EOI not in ids and all(token_id < LAYOUT.first_code_id for token_id in ids)
     assert num_images > 5 and num_texts > 3
+
+
+def test_time_ends_no_image_in_the_middle(model):
+    """`max_time` is over before the first token: the row in an image draws it to its end, the others stop."""
+    prompt = torch.cat([PROMPT[:2], torch.tensor([[BOI], [9]])], dim=1)
+    settings = {"generation_mode": "interleaved", "image_grid_size": (2, 3), "max_new_tokens": 60}
+    out = model.generate(prompt, max_time=1e-9, **settings)[:, 8:]
+    assert out[0].tolist().count(EOI) == 1 and out[0, -1] == EOI
+    bpe = ImageBPE(MERGES, LAYOUT.codebook_size)
+    bpe.decode(out[0, :-1].numpy() - LAYOUT.first_code_id, 2, 3)
+    assert (out[1, 1:] == PAD).all()
+    (image,) = model.generate(
+        PROMPT[:1], max_time=1e-9, generation_mode="image", image_grid_size=(2, 3)
+    )
+    assert image[7] == BOI and image[-1] == EOI
+    assert model.generate(prompt, max_time=1e-9, max_new_tokens=9).shape[1] == 9  # text
+
+
+def test_a_stop_string_that_an_image_token_spells_ends_no_image():
+    outside = StopOutsideImages(being_vl_model().config)
+    outside.criteria.append(lambda ids, scores: torch.tensor([True] * len(ids)))
+    rows = [[5, BOI, 40], [5, BOI, 40, EOI], [5, 6, 7, 8]]
+    ids = torch.tensor([[PAD] * (4 - len(row)) + row for row in rows])
+    assert outside(ids, None).tolist() == [False, True, True]
 
 
 @pytest.mark.parametrize("room", [{"max_new_tokens": 7}, {"max_length": 14}, {}], ids=str)
