@@ -130,8 +130,10 @@ def main() -> None:
         name = f"{merges} {seed} {args.steps} {args.batch} {equal}"
         row = once(args.work / "runs", name, lambda: run(parts, merges, seed, steps, args))
         rows.append({"equal": equal, **row})
-        facts = {"batch": args.batch, "without_looking": guess}
-        write_results({**facts, "runs": rows}, Path(args.output) / "drawings-merges.json")
+        settings = {"batch": args.batch, "without_looking": guess}
+        write_results(
+            {"settings": settings, "runs": rows}, Path(args.output) / "drawings-merges.json"
+        )
         return row
 
     for seed in seeds(args):
