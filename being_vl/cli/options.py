@@ -59,6 +59,7 @@ _TABLE: tuple[tuple[str, Any, str | None, Any, str], ...] = (
     ("dtype", Dtype, None, "auto", "of the weights"),
     ("batch-size", PositiveInt, None, None, "images in a batch"),
     ("workers", NonNegativeInt, None, None, "processes that prepare data"),
+    ("engine", Literal["local", "ray"], None, "local", "ray: --workers actors on a cluster of Ray"),
     ("num-threads", PositiveInt, None, None, "default: all CPUs"),
     ("max-new-tokens", PositiveInt, None, None, "most tokens of an answer"),
     ("temperature", NonNegativeFloat, None, 0.0, "0: always the likeliest token"),
@@ -175,9 +176,9 @@ def add_source(parser: Any, *, streams: bool) -> None:
 def add_engine(parser: Any) -> None:
     """Add --engine, and what each actor of Ray takes."""
     group = parser.rare("engine", "docs/cluster.md")
+    add(group, "engine")
     options(
         group,
-        ("engine", Literal["local", "ray"], "local", "ray: --workers actors on a cluster of Ray"),
         ("cpus-per-worker", PositiveInt, 1, "of an actor"),
         ("gpus-per-worker", NonNegativeFloat, 0.0, "of an actor; 0.5: two share one"),
         ("rank", NonNegativeInt, 0, "this job of an array, hub_configs/slurm"),

@@ -60,6 +60,7 @@ def make_parser() -> Parser:
     work = parser.add_argument_group("work")
     add(work, "workers", help="processes; default: one for each core")
     add(work, "shard-size", default=2048, help="samples in a shard")
+    add(parser.rare("engine", "docs/cluster.md"), "engine")
     columns = parser.rare("columns of --data")
     add(columns, "data-config", "split", "id-column")
     add(columns, "image-column", help="of images or their ids, as given to being-vl encode")
@@ -137,6 +138,7 @@ def main(args: Namespace) -> int:
             selected_by=None if selection is None else filters,
             accept_mismatch=args.accept_mismatch,
             num_workers=_cores() if args.workers is None else args.workers,
+            by_ray=args.engine == "ray",
             progress=bar.update,
         )
     write_atomic(output / "tokenize.yaml", make_parser().dump(args))

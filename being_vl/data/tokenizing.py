@@ -14,6 +14,7 @@ from collections import defaultdict
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal, NoReturn
 
@@ -28,6 +29,7 @@ from .codes import CodeIndex, build_index, codes_identity, normal_id, positions_
 from .conversations import Conversation, parse_sample
 from .identity import compare, processor_identity
 from .quantizing.decoding import end_with_parent
+from .ray_engine import ray_map
 from .sources import SampleSource, decode_sample
 from .tokenized import COUNTS, check_finished, claim, finish, read_report, shard_bytes, shard_path
 
@@ -347,6 +349,7 @@ def tokenize_samples(
     selection: np.ndarray | None = None,
     selected_by: dict[str, Any] | None = None,
     num_workers: int = 0,
+    by_ray: bool = False,
     accept_mismatch: Collection[str] = (),
     progress: Callable[[int], Any] = lambda count: None,
 ) -> dict[str, Any]:
@@ -363,6 +366,7 @@ def tokenize_samples(
         selection: ascending sample numbers to keep; all by default.
         selected_by: the filters that made the selection, for the manifest.
         num_workers: processes; 0 works in this one.
+        by_ray: the processes are actors of Ray; `codes` must be visible to all nodes.
         accept_mismatch: differences between the parts that are a warning, see `identity.ACCEPTABLE`.
         progress: called with the number of samples just finished or found done.
 
@@ -403,7 +407,9 @@ def tokenize_samples(
         todo = [i for i, path in enumerate(paths) if not path.exists()]
         finished = check_finished(output) and not todo
         read = ((i, _read(source, chunks[i])) for i in todo)
-        for i, data in _map(read, processor, checkpoint, index, settings, num_workers, len(todo)):
+        for i, data in _map(
+            read, processor, checkpoint, index, settings, num_workers, len(todo), by_ray
+        ):
             write_atomic(paths[i], data)
             progress(len(chunks[i]))
         (output / _INDEX_FILE).unlink(missing_ok=True)
@@ -463,8 +469,13 @@ def _map(
     settings: TokenizeSettings,
     num_workers: int,
     num_chunks: int,
+    by_ray: bool,
 ) -> Iterator[tuple[int, bytes]]:
     """The shard of each chunk, as they come; few are under way at once, for the sake of memory."""
+    if by_ray and num_chunks:
+        make = partial(_numbered_tokenizer, processor, index, settings)
+        yield from ray_map(make, chunks, workers=min(max(1, num_workers), num_chunks))
+        return
     if num_workers < 2 or num_chunks < 2:
         tokenizer = ChunkTokenizer(processor, index, settings)
         for i, chunk in chunks:
@@ -486,6 +497,13 @@ def _map(
                 yield from _finished(waiting)
         finally:
             pool.shutdown(wait=True, cancel_futures=True)
+
+
+def _numbered_tokenizer(
+    processor: BeingVLProcessor, index: CodeIndex | None, settings: TokenizeSettings
+) -> Callable[[tuple[int, Chunk]], tuple[int, bytes]]:
+    tokenizer = ChunkTokenizer(processor, index, settings)
+    return lambda task: (task[0], tokenizer(task[1]))
 
 
 def _finished(waiting: dict[Future, int]) -> Iterator[tuple[int, bytes]]:

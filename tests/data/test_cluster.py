@@ -9,6 +9,7 @@ import time
 
 import psutil
 import pytest
+from data_fixtures import folder_bytes, make_checkpoint, make_codes, make_rows, write_rows
 from encode_fixtures import make_images, make_processor, make_quantizer, shard_bytes
 
 from being_vl.cli import main as being_vl_command
@@ -110,3 +111,25 @@ def test_what_dies_costs_only_time(where, cluster, command, tmp_path, monkeypatc
     found = encode(command, tmp_path / "ray", "--engine", "ray", "--workers", workers)
     thread.join()
     assert killed and found == local
+
+
+def test_ids_are_those_of_the_local_engine(cluster, tmp_path):
+    checkpoint = make_checkpoint(tmp_path / "checkpoint")
+    names = sorted(make_codes(tmp_path / "codes"))
+    data = write_rows(tmp_path / "samples.json", make_rows(names, 20))
+    command = [
+        "tokenize",
+        "--checkpoint",
+        str(checkpoint),
+        "--data",
+        str(data),
+        "--shard-size",
+        "3",
+    ]
+    command += ["--codes", str(tmp_path / "codes"), "--workers", "2"]
+    assert being_vl_command([*command, "--output", str(tmp_path / "local"), "--workers", "0"]) == 0
+    assert being_vl_command([*command, "--output", str(tmp_path / "ray"), "--engine", "ray"]) == 0
+    local, ray = folder_bytes(tmp_path / "local"), folder_bytes(tmp_path / "ray")
+    assert sum(name.endswith(".arrow") for name in local) == 7
+    assert ray.keys() == local.keys()
+    assert [name for name in local if local[name] != ray[name]] == ["tokenize.yaml"]
