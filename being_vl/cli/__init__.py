@@ -104,7 +104,12 @@ def run_command(name: str, argv: list[str]) -> int:
     asks_help = {"-h", "--help"} & set(argv) and hasattr(command, "make_help_parser")
     parser = command.make_help_parser() if asks_help else command.make_parser()
     parser.prog = f"being-vl {name}"
-    return command.main(parser.parse_args(argv)) or 0
+    args = parser.parse_args(argv)
+    if args.get("device") not in (None, "cpu"):
+        from .loading import check_device
+
+        check_device(args.device)
+    return command.main(args) or 0
 
 
 def _one_line(error: BaseException, argv: list[str]) -> str:

@@ -33,6 +33,25 @@ def check_part(option: str, source: str, *, file: str = "config.json") -> None:
         ) from None
 
 
+def check_device(name: str) -> None:
+    """Refuse a --device that torch does not know or this machine does not have, before anything slow."""
+    import torch
+
+    try:
+        device = torch.device(name)
+        if (
+            device.type == "cuda"
+        ):  # asked without initializing it, which forked workers would not survive
+            count = torch.cuda.device_count()
+            if (device.index or 0) >= count:
+                raise ValueError(f"--device {name}: this machine has {count} of that kind")
+        else:
+            torch.empty(0, device=device)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        reason = str(error).partition("\n")[0]
+        raise ValueError(f"--device {name}: {reason}") from None
+
+
 def load_vocabulary(option: str, source: str) -> Any:
     """The ImageBPE in a folder, a file, or a repository on the Hub."""
     from ..bpe.image_bpe import ImageBPE

@@ -18,7 +18,7 @@ from transformers import AutoModel
 from transformers.utils import cached_file
 
 from ..files import read_json
-from ..hub.part import hub_options, pinned
+from ..hub.part import VQ_FOLDER, hub_options, pinned
 from .image_processing_being_vl import BeingVLImageProcessor
 from .modeling_being_vl_adapted_vq import ADAPTERS, BeingVLAdaptedVQConfig, adapt
 
@@ -159,6 +159,10 @@ def load_quantizer(source: str | os.PathLike, **options: Any) -> Any:
     for adapter in ADAPTERS:
         if model_type in adapter.model_types:
             return adapt(adapter.load(name, **options))
+    if os.path.exists(os.path.join(name, VQ_FOLDER, "config.json")):
+        raise ValueError(
+            f"{name}: a whole checkpoint; its quantizer is {os.path.join(name, VQ_FOLDER)}"
+        )
     raise ValueError(
         f"{name}: a {model_type!r} is no quantizer that is known here; convert-vq reads VQ-GANs of taming-transformers, "
         "LDM and LlamaGen, and package.module:name brings your own (docs/quantizers.md)"

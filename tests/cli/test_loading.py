@@ -57,6 +57,31 @@ def test_what_is_no_vocabulary(name, message, bpe, tmp_path, capsys):
     assert f"bpe {tmp_path / name}: {message}" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    "device, message",
+    [
+        ("gpu", "--device gpu: Expected one of cpu, cuda"),
+        ("cuda:99", "--device cuda:99: this machine has "),
+        ("cpu:x", "--device cpu:x: Invalid device string"),
+    ],
+)
+def test_a_device_that_is_not_there_is_named(device, message, tmp_path, capsys):
+    flags = ["--images", str(tmp_path), "--output", str(tmp_path / "out"), "--quantizer", "q"]
+    assert main(["encode", *flags, "--device", device]) == 2
+    error = capsys.readouterr().err
+    assert message in error and "unexpected" not in error
+
+
+def test_a_whole_checkpoint_is_no_quantizer(tmp_path, capsys):
+    (tmp_path / "vq_model").mkdir()
+    for folder in (tmp_path, tmp_path / "vq_model"):
+        (folder / "config.json").write_text('{"model_type": "being_vl"}')
+    Image.new("RGB", (8, 8)).save(tmp_path / "a.png")
+    flags = ["--images", str(tmp_path), "--output", str(tmp_path / "out"), "--device", "cpu"]
+    assert main(["encode", *flags, "--quantizer", str(tmp_path)]) == 2
+    assert f"its quantizer is {tmp_path}/vq_model" in capsys.readouterr().err
+
+
 def test_an_image_needs_a_quantizer(bpe, tmp_path, capsys):
     Image.new("RGB", (8, 8)).save(tmp_path / "a.png")
     assert main(["inspect", bpe, "--image", str(tmp_path / "a.png")]) == 2
