@@ -13,11 +13,14 @@ import tarfile
 import time
 from pathlib import Path
 
+import datasets
+import numpy as np
 import pytest
 from data_fixtures import make_checkpoint, make_rows, write_rows
 from encode_fixtures import make_images, shard_bytes
 
 from being_vl.cli import main as being_vl_command
+from being_vl.codes.shards import CodeShards
 from being_vl.data.quantizing import FolderSource, TarSource
 from being_vl.files import place, write_atomic
 
@@ -145,6 +148,34 @@ def test_an_upload_that_was_killed_leaves_nothing_under_its_name(bucket):
     assert not bucket.exists("bucket/large")
     write_atomic(place("s3://bucket/large"), b"whole")
     assert bucket.cat("bucket/large") == b"whole"
+
+
+@needs_s3
+@pytest.mark.parametrize("streaming", ["false", "true"])
+def test_parquet_files_here_and_in_a_bucket(streaming, bucket, tmp_path):
+    checkpoint = make_checkpoint(tmp_path / "checkpoint")
+    names = make_images(tmp_path / "images", 6)
+    assert being_vl_command(command(checkpoint, tmp_path / "images", tmp_path / "codes")) == 0
+    rows = [{"name": n, "image": {"bytes": (tmp_path / "images" / n).read_bytes()}} for n in names]
+    features = datasets.Features({"name": datasets.Value("string"), "image": datasets.Image()})
+    for number in range(2):
+        part = datasets.Dataset.from_list(rows[number * 3 : number * 3 + 3], features=features)
+        part.to_parquet(tmp_path / f"{number}.parquet")
+        bucket.put(str(tmp_path / f"{number}.parquet"), f"bucket/rows/{number}.parquet")
+    for place_, name in ((tmp_path, "local"), ("s3://bucket/rows", "remote")):
+        options = [
+            "encode",
+            "--quantizer",
+            f"{checkpoint}/vq_model",
+            "--data",
+            f"{place_}/*.parquet",
+        ]
+        options += ["--id-column", "name", "--output", str(tmp_path / name), "--device", "cpu"]
+        assert being_vl_command([*options, "--streaming", streaming, "--workers", "0"]) == 0
+        found = CodeShards(tmp_path / name)
+        assert found.image_ids() == names
+        for own, expected in zip(found, CodeShards(tmp_path / "codes"), strict=True):
+            np.testing.assert_array_equal(own, expected)
 
 
 @needs_s3

@@ -130,8 +130,15 @@ def load_dataset_by_name(
     streaming: bool = False,
     shard_size: int = 4096,
 ) -> datasets.Dataset | datasets.IterableDataset:
-    """A split of a saved data set, of a folder that `load_dataset` reads, or of a Hub id."""
+    """A split of a saved data set, of a folder that `load_dataset` reads, of parquet files or a Hub id.
+
+    Parquet files are a path or a URL that ends in `.parquet`, `*` included; `split` says nothing of them.
+    """
     path = Path(name)
+    if path.suffix == ".parquet" and not path.is_dir():
+        if "::" in name:  # even in a local file's name: fsspec would read another one
+            raise ValueError(f"{name}: the name of parquet files must not hold '::'")
+        return datasets.load_dataset("parquet", data_files=name, split="train", streaming=streaming)
     if not (path / "state.json").exists() and not (path / "dataset_dict.json").exists():
         return datasets.load_dataset(name, config_name, split=split, streaming=streaming)
     for record in (
