@@ -204,6 +204,8 @@ class DatasetSamples(SampleSource):
         self._identity = {"samples": len(dataset), "fingerprint": dataset._fingerprint}
         self._whole = dataset
         self._dataset = dataset.remove_columns(images)
+        if not self._dataset.column_names:
+            raise ValueError(f"{name}: holds images alone, and no conversations about them")
         self.num_samples = len(dataset)
 
     def identity(self) -> dict[str, Any]:

@@ -82,6 +82,14 @@ def test_a_whole_checkpoint_is_no_quantizer(tmp_path, capsys):
     assert f"its quantizer is {tmp_path}/vq_model" in capsys.readouterr().err
 
 
+def test_tokenize_wants_a_checkpoint_that_init_made(tmp_path, capsys):
+    (tmp_path / "config.json").write_text('{"model_type": "llama"}')
+    flags = ["--data", "rows.json", "--codes", "codes", "--output", str(tmp_path / "out")]
+    assert main(["tokenize", *flags, "--checkpoint", str(tmp_path)]) == 2
+    error = capsys.readouterr().err
+    assert f"--checkpoint {tmp_path}: the folder has no processor_config.json" in error
+
+
 def test_an_image_needs_a_quantizer(bpe, tmp_path, capsys):
     Image.new("RGB", (8, 8)).save(tmp_path / "a.png")
     assert main(["inspect", bpe, "--image", str(tmp_path / "a.png")]) == 2

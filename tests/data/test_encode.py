@@ -150,6 +150,25 @@ def test_samples_without_an_image_and_damaged_archives(tmp_path):
         encode(TarSource(str(tmp_path / "b.tar")), tmp_path / "damaged")
 
 
+def test_names_in_archives(tmp_path):
+    """Two images of a key, keys with dots before the extension, a key that two archives have."""
+    Image.new("RGB", (32, 32)).save(tmp_path / "x.png")
+    data = (tmp_path / "x.png").read_bytes()
+    members = {
+        "a": ("k.left.png", "k.right.png", "d/v1.0.png", "._k.png", "README"),
+        "b": ("k.png",),
+    }
+    for name, inside in members.items():
+        with tarfile.open(tmp_path / f"{name}.tar", "w") as archive:
+            for one in inside:
+                member = tarfile.TarInfo(one)
+                member.size = len(data)
+                archive.addfile(member, io.BytesIO(data))
+    encode(TarSource(str(tmp_path / "*.tar")), tmp_path / "out")
+    wanted = ["a/k.left.png", "a/k.right.png", "a/d/v1", "b/k"]
+    assert CodeShards(tmp_path / "out").image_ids() == wanted
+
+
 def test_a_continued_run_makes_only_what_is_missing(images, tmp_path):
     source = folder_source(images)
     encode(source, tmp_path / "out")

@@ -183,6 +183,19 @@ def test_null_pictures_lists_of_pictures_and_names_of_columns():
         DatasetSamples(many, "many", image_column="pic")
 
 
+def test_a_folder_of_pictures_holds_no_conversations(tmp_path):
+    Image.new("RGB", (8, 8)).save(tmp_path / "a.png")
+    with pytest.raises(ValueError, match="holds images alone, and no conversations about them"):
+        open_samples(str(tmp_path))
+
+
+def test_a_data_set_that_cannot_be_made_is_named(tmp_path):
+    (tmp_path / "a.jsonl").write_text('{"a": 1}\n')
+    (tmp_path / "b.jsonl").write_text('{"c": "x"}\n')
+    with pytest.raises(ValueError, match=str(tmp_path)):
+        open_samples(str(tmp_path))
+
+
 # ---- bad rows
 
 

@@ -140,7 +140,8 @@ def load_dataset_by_name(
             raise ValueError(f"{name}: the name of parquet files must not hold '::'")
         return datasets.load_dataset("parquet", data_files=name, split="train", streaming=streaming)
     if not (path / "state.json").exists() and not (path / "dataset_dict.json").exists():
-        return datasets.load_dataset(name, config_name, split=split, streaming=streaming)
+        with reading(name):
+            return datasets.load_dataset(name, config_name, split=split, streaming=streaming)
     for record in (
         *path.rglob("state.json"),
         *path.rglob("dataset_info.json"),
