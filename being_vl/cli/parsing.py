@@ -100,6 +100,10 @@ class Parser(ArgumentParser):
             text += f"\n{formatter.format_help()}"
         return text
 
+    def parse_args(self, *args: Any, **kwargs: Any) -> Any:
+        """Values of plain types: what a run saves, as optimizers their learning rate, is read without jsonargparse."""
+        return _plain(super().parse_args(*args, **kwargs))
+
     def parse_path(self, cfg_path: Any, *args: Any, **kwargs: Any) -> Any:
         self._file, self._reading = str(cfg_path), True
         if os.path.exists(self._file):
@@ -203,6 +207,19 @@ class _Formatter(DefaultHelpFormatter):
         if "default:" in text or action.default in (None, [], {}):
             return text
         return f"{text} (default: {yaml_text(action.default)})".lstrip()
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Namespace):
+        for name, part in vars(value).items():
+            setattr(value, name, _plain(part))
+    elif isinstance(value, (list, tuple)):
+        return type(value)(map(_plain, value))
+    elif isinstance(value, dict):
+        return {name: _plain(part) for name, part in value.items()}
+    elif type(value).__module__.startswith("jsonargparse"):
+        return next((kind(value) for kind in (int, float) if isinstance(value, kind)), value)
+    return value
 
 
 def yaml_text(value: Any) -> str:

@@ -112,3 +112,15 @@ def test_switches_stand_alone_or_take_a_value():
     given = ["--checkpoint", "a", "--data", "b", "--output_dir", "c"]
     assert PARSERS["train"].parse_args([*given, "--use_cpu"]).use_cpu is True
     assert PARSERS["train"].parse_args([*given, "--bf16", "false"]).bf16 is False
+
+
+def test_values_are_of_plain_types():
+    """An optimizer's state holds them, and is read without jsonargparse."""
+    from being_vl.cli.train_vq import make_parser
+
+    words = (
+        "--images i --output o --learning-rate 1e-3 --weight-decay 0.1 --adam-beta1 0.5 --steps 3"
+    )
+    args = make_parser().parse_args(words.split())
+    assert {type(args[n]) for n in ("learning_rate", "weight_decay", "adam_beta1")} == {float}
+    assert type(args.steps) is int and args.learning_rate == 1e-3

@@ -477,7 +477,9 @@ def test_the_command_trains_continues_and_refuses(tmp_path, capsys):
     (tmp_path / "images").mkdir()
     for i, image in enumerate(pictures(12)):
         Image.fromarray(image).save(tmp_path / "images" / f"{i}.png")
-    config = {"model": SIZES, "steps": 4, "batch_size": 4, "cache_images": True}
+    config = {
+        "model": SIZES, "steps": 4, "batch_size": 4, "cache_images": True, "learning_rate": 1e-3, "weight_decay": 0.01,
+    }  # fmt: skip
     (tmp_path / "config.yaml").write_text(yaml.safe_dump(config))
 
     def run(*more: str) -> int:
