@@ -17,10 +17,14 @@ import time
 from pathlib import Path
 
 import numpy as np
+import torch
 from bpe_data import _codebook, _patches, _quantize
 from PIL import Image
 
+from being_vl import BeingVLConfig
 from being_vl.bpe import ImageBPE, encode_frames, mark_repeats
+from being_vl.bpe.grid_tracking import OpenImageTracker
+from being_vl.models.legal_logits import ImageGridLogitsProcessor
 from being_vl.quantizers.video_loading import load_video
 
 FRAMES, SIDE = 16, 128
@@ -81,6 +85,7 @@ def tokens_of_clips(clips: dict, codebook_size: int, num_merges: int, step: int)
 
 def speed(clips: dict, codebook_size: int, num_merges: int) -> dict:
     """CPU seconds of one thread, medians."""
+    torch.set_num_threads(1)
     every = [w for codes in clips.values() for w in windows(codes, 1)]
     marked = [frame for clip in every for frame in mark_repeats(clip, codebook_size)]
     bpe = ImageBPE.train(marked, num_merges, codebook_size + 1, repeat_code=codebook_size)
@@ -94,7 +99,44 @@ def speed(clips: dict, codebook_size: int, num_merges: int) -> dict:
         "16 frames of 32x32, ms, median of clips": statistics.median(milliseconds),
         "least": min(milliseconds),
         "most": max(milliseconds),
+        **mask_cost(bpe),
     }
+
+
+def mask_cost(bpe: ImageBPE, *, batch: int = 32, steps: int = 64) -> dict:
+    """CPU milliseconds of the mask of a step, medians: frames of 32×32 of a video, and images of the same rules."""
+    config = BeingVLConfig(
+        text_vocab_size=128_256, num_special_tokens=7, codebook_size=bpe.codebook_size,
+        num_merges=bpe.num_merges, boi_token_id=128_256, eoi_token_id=128_257, bov_token_id=128_258,
+        eov_token_id=128_259, image_grid_size=(32, 32), bos_token_id=1, eos_token_id=2,
+    )  # fmt: skip
+    boi, eoi, bov, eov = range(128_256, 128_260)
+    found = {}
+    for name, rules, prompt, num_frames in (
+        ("image", ImageBPE(bpe.merges, bpe.codebook_size), [1, boi], None),
+        ("second frame of a video", bpe, None, 2),
+    ):
+        tracker = OpenImageTracker(
+            config.layout, rules, (32, 32), boi, eoi, bov_token_id=bov if num_frames else None,
+            eov_token_id=eov if num_frames else None,
+        )  # fmt: skip
+        if prompt is None:
+            frame = rules.encode(np.zeros((32, 32), int)) + config.layout.first_code_id
+            prompt = [1, bov, boi, *frame.tolist(), eoi, boi]
+        ids = torch.tensor([prompt] * batch)
+        process = ImageGridLogitsProcessor(
+            tracker, config, prompt_length=len(prompt), max_new_tokens=None, num_frames=num_frames
+        )
+        scores = torch.randn(batch, config.layout.size, generator=torch.Generator().manual_seed(0))
+        times = []
+        for _ in range(steps):
+            started = time.thread_time()
+            masked = process(ids, scores)
+            times.append(time.thread_time() - started)
+            ids = torch.cat([ids, masked.argmax(dim=1, keepdim=True)], dim=1)
+            scores = scores.roll(1, dims=1)
+        found[f"mask of a step, {batch} sequences, {name}, ms"] = 1e3 * statistics.median(times[1:])
+    return found
 
 
 def cpu(work, times: int = 9) -> float:
