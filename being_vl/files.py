@@ -488,6 +488,9 @@ def check_model_folder(folder: str | os.PathLike) -> None:
                 raise ValueError(f"{path}: must hold an object, got {shown(content)}")
             if path.name == "generation_config.json":
                 _check_token_ids(path, content)
+            length = content.get("model_max_length")
+            if not isinstance(length, (int, float, type(None))):
+                raise ValueError(f"{path}: model_max_length must be a number, got {shown(length)}")
         elif path.name.endswith(".safetensors.index.json"):
             if path.with_name(path.name.removesuffix(".index.json")).exists():
                 continue  # an older save with more files left it, and nobody reads it

@@ -237,6 +237,16 @@ def test_ids_that_generation_would_stumble_over_are_named(tmp_path: Path) -> Non
             check_model_folder(tmp_path)
 
 
+def test_a_length_that_is_no_number_is_named(tmp_path: Path) -> None:
+    path = tmp_path / "tokenizer_config.json"
+    for length in (4096, 10**30, None):
+        path.write_text(json.dumps({"model_max_length": length}))
+        check_model_folder(tmp_path)
+    path.write_text(json.dumps({"model_max_length": [1]}))
+    with pytest.raises(ValueError, match=r"tokenizer_config\.json: model_max_length must be a num"):
+        check_model_folder(tmp_path)
+
+
 def test_the_file_that_was_read_is_found_in_spite_of_half_made_paths(tmp_path: Path) -> None:
     """`Path(1)` fails inside pathlib, whose frame holds a path without a text."""
     with pytest.raises(ValueError, match=f"{tmp_path}: cannot be read"), reading(tmp_path):
