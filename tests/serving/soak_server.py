@@ -12,6 +12,7 @@ import http.client
 import json
 import os
 import random
+import signal
 import subprocess
 import sys
 import tempfile
@@ -149,10 +150,22 @@ def main() -> int:
                 except OSError:
                     assert process.poll() is None, "the server did not start"
                     time.sleep(0.5)
-            return soak(args, process)
+            return soak(args, process) or stop(args.port, process)
         finally:
-            process.terminate()
-            print("exit status after SIGTERM:", process.wait(60))
+            process.kill()
+            process.wait(60)
+
+
+def stop(port: int, process: subprocess.Popen[bytes]) -> int:
+    """SIGTERM while an answer is under way: it comes, and the process ends by that signal, as uvicorn's do."""
+    with ThreadPoolExecutor(1) as client:
+        body = json.dumps({**good(7), "max_tokens": 200}).encode()
+        answer = client.submit(post, port, body)
+        time.sleep(0.5)
+        process.terminate()
+        status, exit_status = answer.result()[0], process.wait(60)
+    print(f"stopped during a request: status {status}, exit status {exit_status}")
+    return int((status, exit_status) != (200, -signal.SIGTERM))
 
 
 def soak(args: argparse.Namespace, process: subprocess.Popen[bytes]) -> int:
