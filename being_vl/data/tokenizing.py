@@ -36,6 +36,7 @@ from .tokenized import COUNTS, check_finished, claim, finish, read_report, shard
 # Codes by kind and id: of an image (h, w); of a video (T, h, w) and the time of each frame.
 Grids = dict[tuple[str, str], Any]
 _BATCH = 64  # samples through the processor at once
+_STAND_IN = np.zeros((1, 1), np.int32)
 _INDEX_FILE = ".code-index.npy"
 _GENERATION = re.compile(r"{%-?\s*generation\b")
 
@@ -112,6 +113,9 @@ class ChunkTokenizer:
         columns: dict[str, Any] = defaultdict(list)
         read = self._read(chunk)
         grids = self._grids([c for c, _ in read])
+        images = {name: codes for (medium, name), codes in grids.items() if medium == "image"}
+        encoded_images = self._processor.tokenizer.encode_codes(images.values())
+        image_tokens = dict(zip(images, encoded_images, strict=True))
         kept = []
         for conversation, where in read:
             whole = self._attempt(conversation, where, self._with_codes, conversation, where, grids)
@@ -121,7 +125,9 @@ class ChunkTokenizer:
             batch = kept[start : start + _BATCH]
             encoded = self._encode([c for c, _ in batch], grids)
             for (conversation, where), pair in zip(batch, encoded, strict=True):
-                checked = self._attempt(conversation, where, self._check, conversation, where, pair)
+                checked = self._attempt(
+                    conversation, where, self._check, conversation, where, pair, image_tokens
+                )
                 if checked is None:
                     continue
                 ids, mask = checked
@@ -223,8 +229,12 @@ class ChunkTokenizer:
     def _encode(
         self, batch: list[Conversation], grids: Grids
     ) -> list[tuple[np.ndarray, np.ndarray] | ValueError]:
-        """Ids int32 and assistant masks int8 of each sample, or why there are none."""
-        images = [[grids["image", i] for i in conversation.image_ids] for conversation in batch]
+        """Ids int32 and assistant masks int8 of each sample, or why there are none.
+
+        Each image is one cell here, and one token: a tokenizer takes longer for the text of an image's tokens
+        than for all else, and a data set asks many questions about one image. `_with_images` puts them in.
+        """
+        images = [[_STAND_IN] * len(conversation.image_ids) for conversation in batch]
         videos = [[grids["video", i] for i in conversation.video_ids] for conversation in batch]
         given: dict[str, Any] = {"image_codes": images} if any(images) else {}
         if any(videos):
@@ -258,6 +268,7 @@ class ChunkTokenizer:
         conversation: Conversation,
         where: str,
         encoded: tuple[np.ndarray, np.ndarray] | ValueError,
+        image_tokens: dict[str, np.ndarray],
     ) -> tuple[np.ndarray, np.ndarray]:
         """Ids and mask of a sample, after all that can be wrong with them."""
         if isinstance(encoded, ValueError):
@@ -268,6 +279,7 @@ class ChunkTokenizer:
         if token is not None:
             reason = f"its text spells the special token {token!r}"
             self._leave_out("on_control_token", where, reason)
+        ids, mask = self._with_images(ids, mask, [image_tokens[i] for i in conversation.image_ids])
         if settings.max_length is not None and len(ids) > settings.max_length:
             reason = f"{len(ids)} tokens, but max_length is {settings.max_length}"
             self._leave_out("on_too_long", where, reason)
@@ -275,6 +287,25 @@ class ChunkTokenizer:
         if not mask[1:].any():
             raise ValueError(f"{where}: the chat template marks no token of it as the assistant's")
         return ids, mask
+
+    def _with_images(
+        self, ids: np.ndarray, mask: np.ndarray, images: Sequence[np.ndarray]
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Ids and mask of a sample with the tokens of its images, each in place of the one that stands for it."""
+        tokenizer = self._processor.tokenizer
+        begins = ids == tokenizer.boi_token_id
+        if (
+            bov := getattr(tokenizer, "bov_token_id", None)
+        ) is not None:  # frames stand as they are
+            begins &= np.cumsum(ids == bov) == np.cumsum(ids == tokenizer.eov_token_id)
+        places = np.flatnonzero(begins) + 1
+        lengths = np.ones(len(ids), np.int64)
+        lengths[places] = [len(tokens) for tokens in images]
+        whole = np.repeat(ids, lengths)
+        starts = np.cumsum(lengths)[places] - lengths[places]
+        for start, tokens in zip(starts, images, strict=True):
+            whole[start : start + len(tokens)] = tokens
+        return whole, np.repeat(mask, lengths)
 
     def _leave_out(self, setting: str, where: str, reason: str) -> NoReturn:
         if getattr(self._settings, setting) == "raise":

@@ -18,7 +18,9 @@ from being_vl.cli import main
 from being_vl.codes.shard_files import Frame, ShardInfo, write_shard
 from being_vl.codes.shards import CodeShards
 from being_vl.data.codes import CodeIndex, build_index
+from being_vl.data.conversations import parse_sample
 from being_vl.hub.checkpoint import init_checkpoint, save_checkpoint
+from being_vl.quantizers.video_loading import FrameMetadata
 
 
 @pytest.fixture(scope="module")
@@ -223,3 +225,36 @@ def test_the_nearest_id_beside_images(folder, tmp_path) -> None:
     np.save(tmp_path / "keys.npy", keys)
     both = CodeIndex(files, tmp_path / "keys.npy")
     assert (both.nearest("a.mp4"), both.nearest("x.jpg")) == ("a.webp", "x.png")
+
+
+def test_images_beside_videos_and_in_answers_are_those_of_the_processor(folder, tmp_path) -> None:
+    """`tokenize` puts the tokens of images in after the tokenizer, and those of frames before it."""
+    rows = [
+        {"image": ["a.webp#1"], "video": "b.webp", "conversations": turns("<video><image> <image>?", "<image> it")},
+        {"image": ["b.webp#0", "a.webp#2"], "conversations": turns("<image>?", "so <image>")},
+        {"image": ["b.webp#0"], "video": "a.webp", "conversations": turns("<image><video>?", "no <image>")},
+    ]  # fmt: skip
+    rows[0]["image"] *= 3
+    rows[2]["image"] *= 2
+    found = tokenize(folder, rows, tmp_path / "rows")
+    processor = BeingVLProcessor.from_pretrained(folder / "checkpoint")
+    index = build_index(
+        [str(folder / "codes")], tmp_path / "index.npy", codebook_size=CODEBOOK_SIZE
+    )[0]
+    for row, made in zip(rows, found, strict=True):
+        given: dict = {"image_codes": [[index.lookup([i])[i] for i in row["image"]]]}
+        if "video" in row:
+            ((codes, times),) = index.lookup_videos([row["video"]]).values()
+            metadata = FrameMetadata(
+                total_num_frames=len(codes), frames_indices=list(range(len(codes))), frame_times=times.tolist()
+            )  # fmt: skip
+            given |= {"video_codes": [[codes]], "video_metadata": [metadata]}
+        conversation = parse_sample(row, where="row", number=0)
+        expected = processor.apply_chat_template(
+            [conversation.messages], tokenize=True, return_dict=True,
+            return_assistant_tokens_mask=True, processor_kwargs=given,
+        )  # fmt: skip
+        assert made["input_ids"] == expected["input_ids"][0]
+        assert made["assistant_masks"] == expected["assistant_masks"][0]
+        spoken = np.array(made["input_ids"])[np.array(made["assistant_masks"]) == 1]
+        assert (spoken == processor.boi_token_id).sum() == 1
