@@ -45,9 +45,16 @@ def make_parser() -> Parser:
     add(parser, "resume")
     chosen = parser.add_argument_group("cells")
     option(chosen, "merges", PositiveInt, "of VQ+BPE", default=512)
-    option(chosen, "curve-merges", list[int], "more vocabularies, PT(freeze)+SFT alone", default=[])
-    option(chosen, "regimes", list[str], "default: all of them", default=list(_REGIMES))
-    option(chosen, "seeds", list[int], "every cell is trained with each", default=[0, 1, 2])
+    option(
+        chosen,
+        "curve-merges",
+        int,
+        "more vocabularies, PT(freeze)+SFT alone",
+        nargs="+",
+        default=[],
+    )
+    option(chosen, "regimes", str, "default: all of them", nargs="+", default=list(_REGIMES))
+    option(chosen, "seeds", int, "every cell is trained with each", nargs="+", default=[0, 1, 2])
     add(chosen, "device", help="of training and answers", default="cpu")
     own = parser.add_argument_group("own data", "all of the first five, or none for easy-VQA")
     add(own, "base", "quantizer")

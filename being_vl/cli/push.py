@@ -30,7 +30,9 @@ def make_parser() -> Parser:
     option(parser, "revision", str, "branch, made if missing; default: main")
     flag(parser, "create-pr", "open a pull request instead")
     option(parser, "message", str, "first line of the commit's message")
-    option(parser, "include", list[str], "patterns of more files, such as ['*.yaml']", default=[])
+    option(
+        parser, "include", str, "patterns of more files, such as '*.yaml'", nargs="+", default=[]
+    )
     flag(parser, "dry-run", "say what would go, without a connection")
     return parser
 

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Literal
 
 from jsonargparse import Namespace
 from jsonargparse.typing import PositiveFloat
 
 from . import run_command
-from .options import add, options
+from .options import add, option, options
 from .parsing import Parser
 
 
@@ -21,14 +21,19 @@ def make_parser() -> Parser:
     add(parser, "output", default="being-vl-quickstart")
     add(parser, "seed")
     add(parser, "device", default="cpu", help="of the language model")
-    rows: Any = list[Literal["bpe", "vq", "question-only"]]
     options(
         parser,
         ("minutes", PositiveFloat, 4.0, "approximate time on two CPU cores; sets the numbers of steps"),
         ("quantizer-kind", Literal["patch", "vqgan"], "patch", "k-means of patches, or a VQ-GAN"),
-        ("rows", rows, ["bpe", "vq", "question-only"],
-         "rows of the table: LLM+VQ+BPE (always made), LLM+VQ, and answers without the image"),
     )  # fmt: skip
+    option(
+        parser,
+        "rows",
+        Literal["bpe", "vq", "question-only"],
+        "rows of the table: LLM+VQ+BPE (always made), LLM+VQ, and answers without the image",
+        nargs="+",
+        default=["bpe", "vq", "question-only"],
+    )
     return parser
 
 

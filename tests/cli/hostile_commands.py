@@ -83,7 +83,7 @@ _TRAIN_VQ = (
 )
 _ABLATE = (
     "--base {w}/base --quantizer {w}/quantizer --codes {w}/codes --bpe {w}/bpe --sft-data {w}/rows.json "
-    "--test-data {w}/test.json --merges 4 --seeds [0] --regimes [sft] --output {o}"
+    "--test-data {w}/test.json --merges 4 --seeds 0 --regimes sft --output {o}"
 )
 _CHECKPOINT = {
     "config.json": "json", "generation_config.json": "json", "model.safetensors": "safetensors",

@@ -35,7 +35,7 @@ RUNS = {
     "train": "--checkpoint {f}/start --data {f}/rows --stage pretrain --max_steps 1 --use_cpu true --bf16 false "
     "--report_to none --output_dir {f}/model",
     "ablate": "--base {f}/base --quantizer {f}/vq --codes {f}/codes --sft-data {f}/chats.json --test-data "
-    "{f}/chats.json --merges 2 --regimes [sft] --seeds [0] --sft.max_steps 1 --output {f}/ablation",
+    "{f}/chats.json --merges 2 --regimes sft --seeds 0 --sft.max_steps 1 --output {f}/ablation",
     "eval": "{f}/model --tasks pope --data pope={f}/pictures --limit 2 --device cpu",
     "results": "{f}/model",
     "chat": "{f}/model --max-new-tokens 2 --device cpu",

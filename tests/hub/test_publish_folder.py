@@ -129,7 +129,7 @@ def test_what_goes_and_what_stays(checkpoint: Path, capsys) -> None:
     for name in ("checkpoint-10/model.safetensors", "optimizer.pt", "train.yaml", ".env"):
         (checkpoint / name).write_text("x: 1\n")
     before = sorted(checkpoint.rglob("*"))
-    command = ["push", str(checkpoint), "a/b", "--dry-run", "--json", "--include", "['*.yaml']"]
+    command = ["push", str(checkpoint), "a/b", "--dry-run", "--json", "--include", "*.yaml"]
     assert main(command) == 0
     answer = json.loads(capsys.readouterr().out)
     assert answer["left_out"] == [".env", "checkpoint-10/model.safetensors", "optimizer.pt"]

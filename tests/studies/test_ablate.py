@@ -162,7 +162,7 @@ def ablate(inputs: Path, output: Path, *flags: str) -> int:
 
 def test_a_tiny_grid_runs_goes_on_and_refuses_other_settings(inputs, tmp_path, capsys) -> None:
     output = tmp_path / "out"
-    small = ["--regimes", '["pt-freeze+sft"]', "--seeds", "[0]"]
+    small = ["--regimes", "pt-freeze+sft", "--seeds", "0"]
     assert ablate(inputs, output, *small, "--json") == 0
     printed = json.loads(capsys.readouterr().out.splitlines()[-1])
     assert [(r["merges"], r["regime"]) for r in printed] == [
@@ -181,7 +181,7 @@ def test_a_tiny_grid_runs_goes_on_and_refuses_other_settings(inputs, tmp_path, c
     lost = output / "rows/m4-pt-freeze+sft-s0.json"
     again = lost.read_text()
     lost.unlink()
-    assert ablate(inputs, output, *small, "--curve-merges", "[2]") == 0
+    assert ablate(inputs, output, *small, "--curve-merges", "2") == 0
     assert kept.stat().st_mtime_ns == before  # finished rows are not run again
     fields = [
         {k: v for k, v in json.loads(t).items() if k != "seconds"}
