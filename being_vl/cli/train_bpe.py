@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from jsonargparse import Namespace
 from jsonargparse.typing import NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
+from rich.filesize import decimal
 
 from ..files import free_memory, place, write_atomic
 from .loading import check_array, marked_frames
@@ -186,16 +187,16 @@ def _say_what_it_takes(args: Namespace, codes: Any, processes: Processes) -> Non
     if cells is None or processes.rank > 0:
         return
     own = cells // processes.size
-    least, seconds = own * _CELL_BYTES, own * _SECONDS
+    usual, least = (int(own * size) for size in (_USUAL_BYTES, _CELL_BYTES))
     print(
-        f"{len(codes):,} grids, {cells:,} codes: about {own * _USUAL_BYTES / 1e9:,.1f} GB of memory, at least "
-        f"{least / 1e9:,.1f} GB with --memory-limit-gb; some {max(1, seconds):,.0f} CPU seconds",
+        f"{len(codes):,} grids, {cells:,} codes: about {decimal(usual)} of memory, at least {decimal(least)} "
+        f"with --memory-limit-gb; some {max(1, own * _SECONDS):,.0f} CPU seconds",
         file=sys.stderr,
     )
     if free is not None and least > free:
-        fitting = int(len(codes) * free / (own * _USUAL_BYTES))
+        fitting = int(len(codes) * free / usual)
         raise ValueError(
-            f"{args.codes}: needs at least {least / 1e9:,.1f} GB of memory, and {free / 1e9:,.1f} GB are free: "
+            f"{args.codes}: needs at least {decimal(least)} of memory, and {decimal(free)} are free: "
             f"--sample {fitting} takes a random sample that fits; torchrun shares the grids out among machines"
         )
 
