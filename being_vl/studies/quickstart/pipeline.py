@@ -58,9 +58,9 @@ class Variant:
 
 
 BPE = Variant(
-    "LLM+VQ+BPE", "bpe", NUM_MERGES, pretrain=45, sft=440, longer=310, learning_rate=1e-3, decay=0.3
+    "LLM+VQ+BPE", "bpe", NUM_MERGES, pretrain=45, sft=500, longer=340, learning_rate=1e-3, decay=0.3
 )
-VQ = Variant("LLM+VQ", "vq", 0, pretrain=14, sft=235)
+VQ = Variant("LLM+VQ", "vq", 0, pretrain=14, sft=245)
 
 
 def run(settings: Settings, run_command: RunCommand, console: Console | None = None) -> None:
