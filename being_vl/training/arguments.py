@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from transformers import TrainingArguments
 
+from .logs import check_report_to
 from .stage_arguments import DataArguments, ModelArguments, StageArguments, option
 
 __all__ = ["BeingVLTrainingArguments", "DataArguments", "ModelArguments", "StageArguments"]
@@ -47,6 +48,7 @@ class BeingVLTrainingArguments(TrainingArguments):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        check_report_to(self.report_to)
         for name, (allowed, reason) in _REFUSED.items():
             value = getattr(self, name)
             if value != allowed:

@@ -15,9 +15,11 @@ from model_fixtures import LAYOUT, PAD, being_vl_model
 from training_fixtures import SMALL_RUN, rows_of
 from transformers import TrainerCallback
 
+from being_vl.training import logs
 from being_vl.training.arguments import BeingVLTrainingArguments
 from being_vl.training.samples import PaddingCollator, TokenizedSamples
 from being_vl.training.trainer import BeingVLTrainer
+from being_vl.training.vq.trainer import VQTrainingArguments
 
 
 class StopAt(TrainerCallback):
@@ -121,6 +123,17 @@ def test_a_full_evaluation_leaves_the_model_as_it_was(tmp_path, flag):
 def test_flags_that_mean_something_else_are_refused(tmp_path, flag):
     with pytest.raises(ValueError, match=f"^{next(iter(flag))} must be "):
         BeingVLTrainingArguments(output_dir=str(tmp_path), use_cpu=True, **flag)
+
+
+def test_a_service_that_is_not_installed_is_named_before_training(tmp_path, monkeypatch):
+    monkeypatch.setattr(logs, "get_available_reporting_integrations", lambda: ["wandb"])
+    options = {"output_dir": str(tmp_path), "use_cpu": True}
+    with pytest.raises(ValueError, match=r"^report_to tensorboard: its package is not installed"):
+        BeingVLTrainingArguments(**options, report_to="tensorboard")
+    with pytest.raises(ValueError, match=r"^report_to must be none, all or of .*got 'tensorbord'"):
+        VQTrainingArguments(**options, report_to=["tensorbord"])
+    assert BeingVLTrainingArguments(**options, report_to="wandb").report_to == ["wandb"]
+    assert BeingVLTrainingArguments(**options, report_to="none").report_to == []
 
 
 # ---- two processes

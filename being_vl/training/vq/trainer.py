@@ -26,6 +26,7 @@ from transformers import (
 
 from ...quantizers.metrics import PixelScale, ReconstructionMetrics, evaluate_reconstruction
 from ...quantizers.modeling_being_vl_vq import BeingVLVQModel
+from ..logs import check_report_to
 from ..resume import ExactResumeMixin
 from .codebook import fit_codebook
 from .data import augment
@@ -55,6 +56,7 @@ class VQTrainingArguments(TrainingArguments):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        check_report_to(self.report_to)
         if not 0 <= self.autoencoder_fraction < 1:
             raise ValueError(
                 f"autoencoder_fraction must be in [0, 1), got {self.autoencoder_fraction}"
