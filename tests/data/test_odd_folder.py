@@ -44,7 +44,8 @@ def test_every_file_is_read_or_named_with_the_reason(tmp_path, quantizer, capsys
     printed = capsys.readouterr()
     answer = json.loads(printed.out)
     assert sum(answer["left_out"].values()) == len(made) - counts[READ] - counts[BROKEN]
-    found = rf"{counts[READ] + counts[BROKEN]} images \(\d+ × .*\) to quantize on cpu, into {re.escape(str(tmp_path))}/out; left out "
+    count = counts[READ] + counts[BROKEN]
+    found = rf"{count} images \(\d+ × .*\); left out \d+: .*: on cpu, into {re.escape(str(tmp_path))}/out\n"
     assert re.search(found, printed.err) and "× hidden" in printed.err  # before it starts
 
 
