@@ -48,7 +48,7 @@ class BeingVLTrainingArguments(TrainingArguments):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_report_to(self.report_to)
+        check_report_to(self)
         for name, (allowed, reason) in _REFUSED.items():
             value = getattr(self, name)
             if value != allowed:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import astuple, fields
 
 import torch
 from accelerate import Accelerator
+from transformers import TrainingArguments
 from transformers.integrations import get_available_reporting_integrations
 from transformers.integrations.integration_utils import INTEGRATION_TO_CALLBACK
 
@@ -20,10 +21,11 @@ _COUNTS = tuple(field.name for field in fields(BatchCounts))
 _NOT_ASKED = ("azure_ml", "flyte")  # transformers does not say whether these are installed
 
 
-def check_report_to(names: Iterable[str]) -> None:
+def check_report_to(arguments: TrainingArguments) -> None:
     """Fail before any data is read where a service of `report_to` is unknown or not installed."""
     installed = {*get_available_reporting_integrations(), *_NOT_ASKED}
-    for name in names:
+    names = arguments.report_to or []  # a list since __post_init__
+    for name in [names] if isinstance(names, str) else names:
         if name not in INTEGRATION_TO_CALLBACK:
             known = ", ".join(sorted(INTEGRATION_TO_CALLBACK))
             raise ValueError(f"report_to must be none, all or of {known}, got {name!r}")

@@ -56,7 +56,7 @@ class VQTrainingArguments(TrainingArguments):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_report_to(self.report_to)
+        check_report_to(self)
         if not 0 <= self.autoencoder_fraction < 1:
             raise ValueError(
                 f"autoencoder_fraction must be in [0, 1), got {self.autoencoder_fraction}"
