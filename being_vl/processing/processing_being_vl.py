@@ -103,6 +103,11 @@ class BeingVLProcessor(VideoMixin, CheckpointPart, ProcessorMixin):
         vq_device=None,
         video_processor=None,
     ):
+        if not hasattr(tokenizer, "image_bpe"):
+            raise ValueError(
+                f"tokenizer_config.json of {tokenizer.name_or_path or 'the tokenizer'}: tokenizer_class must be "
+                f"BeingVLTokenizer, got {type(tokenizer).__name__}, which knows no image BPE"
+            )
         self.image_token = tokenizer.image_token
         self.image_token_id = tokenizer.image_token_id
         self.boi_token = tokenizer.boi_token

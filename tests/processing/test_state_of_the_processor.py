@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import pickle
 import shutil
 
@@ -130,3 +131,12 @@ def test_bytes_are_no_pixel_values(folder):
     processor = AutoProcessor.from_pretrained(folder)
     with pytest.raises(ValueError, match=r"pixel_values must be floating point, got torch\.uint8"):
         processor.vq_model.encode(torch.zeros(1, 3, 16, 16, dtype=torch.uint8))
+
+
+def test_a_tokenizer_of_another_class_is_named(folder):
+    path = folder / "tokenizer_config.json"
+    config = json.loads(path.read_text())
+    config["tokenizer_class"] = "PreTrainedTokenizerFast"
+    path.write_text(json.dumps(config))
+    with pytest.raises(ValueError, match=r"tokenizer_class must be BeingVLTokenizer, got "):
+        AutoProcessor.from_pretrained(folder)
