@@ -113,9 +113,7 @@ class ChunkTokenizer:
         columns: dict[str, Any] = defaultdict(list)
         read = self._read(chunk)
         grids = self._grids([c for c, _ in read])
-        images = {name: codes for (medium, name), codes in grids.items() if medium == "image"}
-        encoded_images = self._processor.tokenizer.encode_codes(images.values())
-        image_tokens = dict(zip(images, encoded_images, strict=True))
+        image_tokens = self._image_tokens(grids)
         kept = []
         for conversation, where in read:
             whole = self._attempt(conversation, where, self._with_codes, conversation, where, grids)
@@ -226,6 +224,21 @@ class ChunkTokenizer:
         hint = f" (the nearest known id is {near!r}; --image-root, --id-column)"
         return "" if near is None else hint
 
+    def _image_tokens(self, grids: Grids) -> dict[str, np.ndarray | ValueError]:
+        """The token ids of each image, without begin and end tokens, or why it has none."""
+        images = {name: codes for (medium, name), codes in grids.items() if medium == "image"}
+        encode = self._processor.tokenizer.encode_codes
+        try:
+            return dict(zip(images, encode(images.values()), strict=True))
+        except ValueError:  # to name the sample
+            found: dict[str, np.ndarray | ValueError] = {}
+            for name, codes in images.items():
+                try:
+                    found[name] = encode([codes])[0]
+                except ValueError as error:
+                    found[name] = error
+            return found
+
     def _encode(
         self, batch: list[Conversation], grids: Grids
     ) -> list[tuple[np.ndarray, np.ndarray] | ValueError]:
@@ -268,7 +281,7 @@ class ChunkTokenizer:
         conversation: Conversation,
         where: str,
         encoded: tuple[np.ndarray, np.ndarray] | ValueError,
-        image_tokens: dict[str, np.ndarray],
+        image_tokens: dict[str, np.ndarray | ValueError],
     ) -> tuple[np.ndarray, np.ndarray]:
         """Ids and mask of a sample, after all that can be wrong with them."""
         if isinstance(encoded, ValueError):
@@ -279,7 +292,13 @@ class ChunkTokenizer:
         if token is not None:
             reason = f"its text spells the special token {token!r}"
             self._leave_out("on_control_token", where, reason)
-        ids, mask = self._with_images(ids, mask, [image_tokens[i] for i in conversation.image_ids])
+        images = []
+        for name in conversation.image_ids:
+            tokens = image_tokens[name]
+            if isinstance(tokens, ValueError):
+                raise ValueError(f"{where}: image {name!r}: {tokens}")
+            images.append(tokens)
+        ids, mask = self._with_images(ids, mask, images)
         if settings.max_length is not None and len(ids) > settings.max_length:
             reason = f"{len(ids)} tokens, but max_length is {settings.max_length}"
             self._leave_out("on_too_long", where, reason)
@@ -293,12 +312,8 @@ class ChunkTokenizer:
     ) -> tuple[np.ndarray, np.ndarray]:
         """Ids and mask of a sample with the tokens of its images, each in place of the one that stands for it."""
         tokenizer = self._processor.tokenizer
-        begins = ids == tokenizer.boi_token_id
-        if (
-            bov := getattr(tokenizer, "bov_token_id", None)
-        ) is not None:  # frames stand as they are
-            begins &= np.cumsum(ids == bov) == np.cumsum(ids == tokenizer.eov_token_id)
-        places = np.flatnonzero(begins) + 1
+        is_frame = tokenizer.open_videos(ids) > 0
+        places = np.flatnonzero((ids == tokenizer.boi_token_id) & ~is_frame) + 1
         lengths = np.ones(len(ids), np.int64)
         lengths[places] = [len(tokens) for tokens in images]
         whole = np.repeat(ids, lengths)

@@ -37,7 +37,7 @@ class ControlTokens:
 
     def __init__(self, tokenizer: Any, encode: Callable[[list[dict[str, Any]]], Iterable[int]]):
         self._encode = encode
-        self._layout = tokenizer.layout
+        self._layout, self._open_videos = tokenizer.layout, tokenizer.open_videos
         self._boi, self._eoi = tokenizer.boi_token_id, tokenizer.eoi_token_id
         self._bov = getattr(tokenizer, "bov_token_id", None)  # no video without it
         self._eov = getattr(tokenizer, "eov_token_id", None)
@@ -71,9 +71,8 @@ class ControlTokens:
 
     def _outside_images(self, ids: np.ndarray) -> np.ndarray:
         """The ids that stand in no image or video: a text's image token would stand outside of one."""
-        if self._bov is not None:  # what stands between these is all the processor's
-            opened = np.cumsum(ids == self._bov) - np.cumsum(ids == self._eov)
-            ids = ids[(opened <= 0) | (ids == self._bov)]
+        # What stands between the marks of a video is all the processor's.
+        ids = ids[(self._open_videos(ids) <= 0) | (ids == self._bov)]
         depth = np.cumsum(ids == self._boi)
         depth -= np.cumsum(ids == self._eoi)
         image = (ids >= self._layout.first_code_id) & (ids < self._layout.size)

@@ -20,7 +20,6 @@ from transformers import BatchFeature, ProcessorMixin
 from transformers.processing_utils import MultiModalData, ProcessingKwargs, TextKwargs
 from transformers.utils import cached_file
 
-from ..bpe.grids import check_codes
 from ..hub.part import VQ_FOLDER, CheckpointPart, Origin, absolute_folder, hub_options, pinned
 from ..quantizers.quantizing import LazyVQ, quantize
 from ..quantizers.video_processing_being_vl import BeingVLVideosKwargs
@@ -314,16 +313,13 @@ class BeingVLProcessor(VideoMixin, CheckpointPart, ProcessorMixin):
         grids = flatten(images)
         if grids and not isinstance(images, _Grids):
             grids = self.quantize(images, **kwargs)
-        bpe = self.tokenizer.image_bpe
-        if bpe.repeat_code is not None:
-            for number, grid in enumerate(grids):
-                check_codes(np.asarray(grid), bpe.repeat_code, f"image_codes[{number}]")
-        inputs = {"visual_ids": bpe.encode_batch(grids) if grids else []}
+        inputs = {"image_ids": self.tokenizer.encode_codes(grids)}
         return {}, [self.replace_image_token(inputs, index) for index in range(len(grids))]
 
     def replace_image_token(self, image_inputs: dict, image_idx: int, **kwargs: Any) -> str:
         """What stands for an image in the text: its tokens, by their texts, between begin and end."""
-        tokens = map(visual_token, image_inputs["visual_ids"][image_idx].tolist())
+        visual_ids = image_inputs["image_ids"][image_idx] - self._layout.first_code_id
+        tokens = map(visual_token, visual_ids.tolist())
         return f"{self.boi_token}{''.join(tokens)}{self.eoi_token}"
 
     def get_text_with_replacements(

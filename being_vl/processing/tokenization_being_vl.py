@@ -19,6 +19,7 @@ import numpy as np
 from tokenizers import AddedToken, Tokenizer
 from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
+from ..bpe.grids import check_codes
 from ..bpe.image_bpe import ImageBPE
 from ..hub.part import CheckpointPart, Origin, commit_of
 from ..vocabulary import VocabularyLayout
@@ -196,9 +197,23 @@ class BeingVLTokenizer(CheckpointPart, PreTrainedTokenizerFast):
 
         Returns:
             one int32 array of token ids for each grid.
+
+        Raises:
+            ValueError: a code that no quantizer gives, the repeat code of videos among them; grid and cell are named.
         """
+        grids, bpe = list(grids), self.image_bpe
+        if bpe.repeat_code is not None:
+            for number, grid in enumerate(grids):
+                check_codes(np.asarray(grid), bpe.repeat_code, f"image_codes[{number}]")
         first_code_id = self.layout.first_code_id
-        return [ids + np.int32(first_code_id) for ids in self.image_bpe.encode_batch(list(grids))]
+        return [ids + np.int32(first_code_id) for ids in bpe.encode_batch(grids)]
+
+    def open_videos(self, ids: np.ndarray) -> np.ndarray:
+        """How many videos are open at each of the ids (n,): the begin token is inside, the end token is not."""
+        begin, end = (getattr(self, f"{name}_token_id", None) for name in ("bov", "eov"))
+        if begin is None:
+            return np.zeros(len(ids), np.int64)
+        return np.cumsum(ids == begin) - np.cumsum(ids == end)
 
     def _check_image_tokens(self) -> None:
         """Fails on files that do not belong together: another image_bpe.json, or a cut tokenizer.json."""

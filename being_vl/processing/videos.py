@@ -159,8 +159,7 @@ class VideoMixin:
         rows = []
         for ids, row in zip(input_ids, types, strict=True):
             array, marks = np.asarray(row), np.asarray(ids)
-            opened = np.cumsum(marks == self.bov_token_id) - np.cumsum(marks == self.eov_token_id)
-            array[(opened > 0) & (array == 1)] = 2
+            array[(self.tokenizer.open_videos(marks) > 0) & (array == 1)] = 2
             array[(marks == self.bov_token_id) | (marks == self.eov_token_id)] = 2
             rows.append(array.tolist())
         return rows

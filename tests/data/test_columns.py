@@ -107,6 +107,19 @@ def test_ids_are_those_of_the_command(own, tmp_path):
     ] == expected
 
 
+def test_codes_that_no_quantizer_gives_name_their_sample(tmp_path):
+    checkpoint = make_checkpoint(tmp_path / "checkpoint")
+    turns = [{"from": "human", "value": "<image>?"}, {"from": "gpt", "value": "yes"}]
+    batch = {
+        "id": ["good", "bad"], "image": ["a", "b"], "conversations": [turns, turns],
+        "height": [1, 1], "width": [2, 2], "codes": [[0, 1], [0, 9999]],
+    }  # fmt: skip
+    with pytest.raises(ValueError, match=r"^row 'bad': image 'b': .*is 9999, but codes lie in \[0"):
+        TokenizeConversations(str(checkpoint))(batch)
+    skipping = TokenizeSettings(source="columns", on_bad_row="skip")
+    assert TokenizeConversations(str(checkpoint), settings=skipping)(batch)["id"] == ["good"]
+
+
 def test_codes_of_another_quantizer_are_refused(tmp_path):
     checkpoint = make_checkpoint(tmp_path / "checkpoint")
     make_codes(tmp_path / "codes", quantizer="another")
