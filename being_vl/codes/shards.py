@@ -37,7 +37,7 @@ MANIFEST = "manifest.json"
 RUN_FILE = "encode.json"
 _CODE_TYPES = (pa.int16(), pa.uint16(), pa.int32())
 _COLUMNS = ("image_id", "height", "width", "codes")
-_VIDEO_COLUMNS = ("video_id", "frame", "time")
+_VIDEO_COLUMNS = ("frame", "time")  # beside video_id
 
 
 class Video(NamedTuple):

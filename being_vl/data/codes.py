@@ -63,12 +63,12 @@ class CodeIndex:
             by_shard.setdefault(shard, []).append(image_id)
         grids = {}
         for shard in sorted(by_shard):
-            opened = CodeShards(self.files[shard], cached_shards=1)
+            grid = CodeShards(self.files[shard], cached_shards=1)
             names = read_ids(self.files[shard])
             for image_id in by_shard[shard]:
                 place = places[image_id] - int(self._starts[shard])
                 if names[place] == image_id:  # else another id of the same hash
-                    grids[image_id] = opened[place].copy()
+                    grids[image_id] = grid[place].copy()
         return grids
 
     @cached_property

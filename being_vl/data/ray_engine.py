@@ -48,9 +48,8 @@ def ray_map(
     actor = ray.remote(num_cpus=cpus, num_gpus=gpus)(_Actor)
     made = ray.put(make)
     numbered, back = enumerate(tasks), deque[tuple[int, Task]]()
-    running: dict[
-        Any, tuple[Any, tuple[int, Task] | None]
-    ] = {}  # call → actor and task, None while it starts
+    # By call: the actor, and its task, None while it starts.
+    running: dict[Any, tuple[Any, tuple[int, Task] | None]] = {}
     idle: list[Any] = []
     deaths: Counter[int] = Counter()
 

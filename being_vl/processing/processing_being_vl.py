@@ -254,10 +254,8 @@ class BeingVLProcessor(VideoMixin, CheckpointPart, ProcessorMixin):
         self, conversation: Any, chat_template: str | None = None, **kwargs: Any
     ) -> Any:
         """As of every processor, but that a part which the template would drop is an error; see `render_chat`."""
-        template, apply = (
-            str(chat_template or self.chat_template or ""),
-            super().apply_chat_template,
-        )
+        template = str(chat_template or self.chat_template or "")
+        apply = super().apply_chat_template
         return render_chat(self.tokenizer, template, apply, conversation, chat_template, **kwargs)
 
     def validate_inputs(

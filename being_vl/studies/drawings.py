@@ -17,7 +17,7 @@ import re
 import sys
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -227,8 +227,7 @@ def make_drawings(source: Path, side: int) -> tuple[list[Drawing], Counter[str]]
         names = [kept[first].name for first in near_duplicates([d.pixels for d in kept])]
     splits = ["test" if fraction("split", name) < TEST_SHARE else "train" for name in names]
     return [
-        Drawing(d.name, d.kind, d.color, d.title, d.pixels, split)
-        for d, split in zip(kept, splits, strict=True)
+        replace(drawing, split=split) for drawing, split in zip(kept, splits, strict=True)
     ], left_out
 
 
