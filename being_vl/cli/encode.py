@@ -1,4 +1,4 @@
-"""`being-vl encode`: images or videos → parquet shards of codes.
+"""`being-vl encode`: images or videos → shards of codes.
 
 From a folder, a data set or WebDataset shards, on one device or, under `accelerate launch`, on many. After an
 interruption the same command continues; only unfinished shards are made again.
@@ -20,7 +20,7 @@ from .parsing import Parser
 
 def make_parser() -> Parser:
     parser = Parser(
-        "Quantize images, or frames of videos, into parquet shards of codes: OUTPUT/codes-*.parquet, manifest.json and skipped.jsonl.",
+        "Quantize images, or frames of videos, into shards of codes: OUTPUT/codes-*.parquet (or .tar), manifest.json and skipped.jsonl.",
         epilog="Many devices: accelerate launch -m being_vl encode …",
         json="print a summary as JSON",
     )
@@ -41,6 +41,13 @@ def make_parser() -> Parser:
     add(work, "batch-size", default=16)
     add(work, "workers", default=2, help="processes that decode images, per device")
     add(work, "shard-size", help="images, or videos, in a shard; default: 4096, or 64")
+    option(
+        work,
+        "format",
+        Literal["parquet", "webdataset"],
+        "of the shards; webdataset: tars of KEY.codes.npy and KEY.json",
+        default="parquet",
+    )
     add(parser.rare("processor"), "image-processor")
     add_engine(parser)
     flag(parser, "dry-run", "say what there is, and stop")
@@ -82,6 +89,7 @@ def main(args: Namespace) -> int:
         "batch_size": args.batch_size,
         "on_error": args.on_error,
         "dtype": dtype,
+        "format": args.format,
     }
     with tqdm(total=total, unit=things[:-1], disable=not state.is_main_process) as bar:
         shared["progress"] = bar.update
@@ -106,7 +114,7 @@ def main(args: Namespace) -> int:
     state.wait_for_everyone()
     if state.is_main_process:
         try:
-            manifest = quantizing.write_manifest(output, source)
+            manifest = quantizing.write_manifest(output, source, args.format)
         except quantizing.MissingShardError:
             if args.world == 1:
                 raise

@@ -7,7 +7,6 @@ lists, WebDataset shards with a .npy a sample. An image is known by its name whe
 
 from __future__ import annotations
 
-import io
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,8 +15,9 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from ..files import check_regular, place, reading, tar_members
-from .shard_files import ShardInfo, read_columns, read_schema, write_shard
+from ..files import check_regular, place, reading, shown, tar_members
+from .shard_files import ShardInfo, is_shard, read_columns, read_schema, write_shard
+from .tars import read_npy
 
 ARRAY_SUFFIXES = (".npy", ".pt", ".pth", ".tar")
 _IDS = ("image_id", "id", "__key__")
@@ -30,7 +30,7 @@ def holds_arrays(path: Any) -> bool:
         return False
     if path.suffix == ".parquet":
         return "height" not in read_schema(path).names
-    return path.suffix in ARRAY_SUFFIXES
+    return path.suffix in ARRAY_SUFFIXES and not is_shard(path)
 
 
 def import_codes(
@@ -141,4 +141,4 @@ def _tar(path: Path) -> Iterator[tuple[str, Any]]:
         if member.endswith(".npy"):
             folder, slash, name = member.rpartition("/")
             key = name.partition(".")[0]
-            yield f"{folder}{slash}{key}", np.load(io.BytesIO(read()), allow_pickle=False)
+            yield f"{folder}{slash}{key}", read_npy(read(), f"{path}: {shown(member)}")

@@ -1,14 +1,16 @@
-"""codes → files: one parquet shard of code grids, and what its metadata says.
+"""codes → files: one shard of code grids, parquet or WebDataset tar, and what its metadata says.
 
 The format is described in `shards.py`, which reads it.
 """
 
 from __future__ import annotations
 
+import io
 import json
 import os
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
+from pathlib import PurePath
 from typing import Any
 
 import numpy as np
@@ -16,6 +18,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from ..files import check_regular, is_remote, parse_json, reading, shown, write_atomic
+from .tars import INDEX, SUFFIX, keys_of, read_codes, read_index, tar_bytes
 
 VERSION = 1
 _METADATA_KEY = b"being_vl.codes"
@@ -77,7 +80,7 @@ def write_shard(
     """Write one shard atomically; equal input gives equal bytes.
 
     Args:
-        path: the file to make.
+        path: the file to make, of the format of `tars` where it ends in .tar, else parquet.
         image_ids: one id a grid.
         grids: (h, w) integer arrays, of mixed sizes if need be.
         info: the metadata; its `codebook_size` chooses the type of the codes.
@@ -118,21 +121,57 @@ def write_shard(
             **of_videos,
         }
     ).replace_schema_metadata({_METADATA_KEY: json.dumps(asdict(info)).encode()})
+    if not _is_tar(path):
+        write_atomic(path, memoryview(_parquet(table)))
+        return
+    index = table.drop_columns("codes")
+    said = {"codebook_size": info.codebook_size, "quantizer": info.quantizer}
+    fields = ({**_plain(row), **said} for row in index.to_pylist())
+    typed = [grid.astype(kind.to_pandas_dtype()) for grid in grids]
+    write_atomic(path, tar_bytes(_parquet(index).to_pybytes(), keys_of(image_ids), typed, fields))
+
+
+def _plain(row: dict[str, Any]) -> dict[str, Any]:
+    """A row as JSON: a time that is not known is null."""
+    return {name: None if value != value else value for name, value in row.items()}
+
+
+def _parquet(table: pa.Table) -> pa.Buffer:
     sink = pa.BufferOutputStream()
     pq.write_table(
         table, sink, compression="zstd", use_dictionary=False, write_statistics=False,
         row_group_size=_ROW_GROUP,
     )  # fmt: skip
-    write_atomic(path, memoryview(sink.getvalue()))
+    return sink.getvalue()
+
+
+def _is_tar(path: Any) -> bool:
+    return PurePath(str(path)).suffix == SUFFIX
+
+
+def is_shard(path: Any) -> bool:
+    """Whether a file is of a format of `write_shard`, as far as its name and, of a tar, its first member say."""
+    return read_index(path) is not None if _is_tar(path) else path.suffix == ".parquet"
 
 
 def opened(path: Any) -> Any:
-    """A file as pyarrow takes it; of an object in a store it fetches what it needs."""
+    """A shard's parquet part, as pyarrow takes it; of an object in a store it fetches what it needs."""
+    if _is_tar(path):
+        index = read_index(path)
+        if index is None:
+            raise ValueError(f"{path}: not a shard that being-vl encode wrote (no {INDEX} in it)")
+        return io.BytesIO(index)
     return path.open("rb") if is_remote(path) else path
 
 
+def count_rows(path: Any) -> int:
+    """The grids of a shard, as its footer has them."""
+    with reading(path, "not a readable shard"):
+        return pq.read_metadata(opened(path)).num_rows
+
+
 def read_schema(path: str | os.PathLike) -> pa.Schema:
-    """The schema of a parquet file that is small enough to be read whole.
+    """The schema of a shard, or of another parquet file, that is small enough to be read whole.
 
     Raises:
         ValueError: no parquet file, or one that stands for more than 2²⁷ values or 512 MB, whatever its own size.
@@ -151,16 +190,39 @@ def read_schema(path: str | os.PathLike) -> pa.Schema:
             f"{path}: stands for {values} values in {size} bytes, more than {_MAX_VALUES} or {_MAX_BYTES}: make "
             "smaller shards"
         )
-    return schema
+    if not _is_tar(path) or "codes" in schema.names:
+        return schema
+    info = _info_of(schema, path)
+    if info is None:
+        raise ValueError(f"{path}: not a shard that being-vl encode wrote")
+    return schema.append(pa.field("codes", pa.list_(code_type(info.codebook_size))))
 
 
 def read_columns(path: str | os.PathLike, columns: Sequence[str]) -> pa.Table:
-    """Columns of a parquet file, as `read_schema` allows it."""
-    read_schema(path)
+    """Columns of a shard, or of another parquet file, as `read_schema` allows it."""
+    schema = read_schema(path)
+    from_arrays = _is_tar(path) and "codes" in columns
+    wanted = [name for name in columns if not (from_arrays and name == "codes")]
+    needed = {*wanted, *(("image_id", "height", "width") if from_arrays else ())}
     with reading(path, "not a readable parquet file"):
-        table = pq.read_table(opened(path), columns=list(columns), partitioning=None)
+        table = pq.read_table(opened(path), columns=sorted(needed), partitioning=None)
         table.validate(full=True)
-        return table
+    if from_arrays:
+        codes = _codes_of_tar(path, table, schema.field("codes").type)
+        table = table.append_column("codes", codes)
+    return table.select(list(columns))
+
+
+def _codes_of_tar(path: Any, index: pa.Table, kind: pa.DataType) -> pa.ListArray:
+    with reading(path, "not a readable shard"):
+        heights, widths = (index[name].to_numpy().astype(np.int64) for name in ("height", "width"))
+        cells = heights.astype(float) * widths  # floats do not wrap
+        if (heights < 1).any() or (widths < 1).any() or cells.sum() > _MAX_VALUES:
+            raise ValueError(f"{path}: height × width must be from 1 to {_MAX_VALUES} in all")
+        keys = keys_of(index["image_id"].to_pylist())
+        values = read_codes(path, keys, heights, widths, kind.value_type.to_pandas_dtype())
+        offsets = np.concatenate([[0], np.cumsum(heights * widths)]).astype(np.int32)
+        return pa.ListArray.from_arrays(pa.array(offsets), pa.array(values), type=kind)
 
 
 def read_ids(path: str | os.PathLike, column: str = "image_id") -> list[str]:
@@ -182,7 +244,10 @@ def read_info(path: str | os.PathLike) -> ShardInfo | None:
     Raises:
         ValueError: the file is not parquet, or its metadata is malformed or of a later version.
     """
-    schema = read_schema(path)
+    return _info_of(read_schema(path), path)
+
+
+def _info_of(schema: pa.Schema, path: Any) -> ShardInfo | None:
     raw = (schema.metadata or {}).get(_METADATA_KEY)
     if raw is None:
         return None

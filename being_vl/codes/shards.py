@@ -1,6 +1,6 @@
-"""codes ↔ files: parquet shards of code grids.
+"""codes ↔ files: shards of code grids.
 
-A plain parquet table, so that pandas, polars, DuckDB and `datasets` read it
+A plain parquet table, or a WebDataset tar that reads as one (`tars`), so that pandas, polars, DuckDB and `datasets` read it
 too. One row is one image: `image_id` string, `height` and `width` int32 in cells, `codes` list<int16>
 (uint16 or int32 where the codebook needs it) in row-major order. Frames of videos also have `video_id`, `frame`
 (int32, from 0) and `time` (float64, seconds); those of a video lie together, in order. The file's metadata says which quantizer
@@ -26,6 +26,7 @@ from .shard_files import (
     ShardInfo,
     check_range,
     code_type,
+    is_shard,
     read_columns,
     read_ids,
     read_info,
@@ -256,12 +257,15 @@ def _list_files(path: Any, verify: bool) -> list[Path]:
         files = [place(file) for file in path]
     elif folder.is_dir():
         files = sorted(folder.glob("*.parquet"))
+        if not files:
+            tars = folder.glob("codes-*.tar" if described else "*.tar")
+            files = sorted(file for file in tars if described or is_shard(file))
         if described:
             _check_finished(folder, verify)
     else:
         files = [folder]
     if not files:
-        raise FileNotFoundError(f"{path}: no parquet file in this folder")
+        raise FileNotFoundError(f"{path}: no parquet file, nor tar of codes, in this folder")
     for file in files:
         if not file.is_file():
             raise FileNotFoundError(f"{file}: no such file")

@@ -15,10 +15,9 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 import numpy as np
-import pyarrow.parquet as pq
 
 from ..codes.imported import holds_arrays, import_codes
-from ..codes.shard_files import opened, read_schema
+from ..codes.shard_files import count_rows, read_schema
 from ..codes.shards import RUN_FILE, CodeShards, Video, read_ids, read_info
 from ..files import read_json
 
@@ -31,7 +30,7 @@ class CodeIndex:
     Build one with [`build_index`]; another process opens the saved array with `CodeIndex(files, path)`.
 
     Args:
-        files: parquet shards, in the order that the places count in.
+        files: shards, in the order that the places count in.
         path: .npy file of a structured array (images,), sorted by hash: hash of the image id, number of
             the image.
     """
@@ -42,9 +41,7 @@ class CodeIndex:
         keys = np.load(path, mmap_mode="r")
         self._hashes = keys["hash"]
         self._places = keys["place"]
-        self._starts = np.cumsum(
-            [0, *(pq.read_metadata(opened(file)).num_rows for file in self.files)]
-        )
+        self._starts = np.cumsum([0, *map(count_rows, self.files)])
 
     def __len__(self) -> int:
         return len(self._hashes)

@@ -245,7 +245,7 @@ def _codes_card(folder: Path, facts: CardFacts) -> str:
         **{k: v for k, v in _metadata(facts, ["being_vl", "vq", "codes"]).items() if v},
         pretty_name=facts.title,
         size_categories=[_size_category(len(shards))],
-        configs=[{"config_name": "default", "data_files": "codes-*.parquet"}],
+        configs=[{"config_name": "default", "data_files": f"codes-*{shards.files[0].suffix}"}],
     )
     manifest = read_json(folder / "manifest.json", optional=True) or {}
     context = {

@@ -27,6 +27,7 @@ from .part import VQ_FOLDER, variant_of, weight_names
 
 CODES_PATTERNS = (
     "codes-*.parquet",
+    "codes-*.tar",
     "manifest.json",
     "skipped.jsonl",
     CARD,
@@ -61,12 +62,12 @@ def folder_kind(folder: Path) -> Kind:
         return "parts"
     if (folder / "image_bpe.json").exists():
         return "image_bpe"
-    if any(folder.glob("codes-*.parquet")):
+    if any(any(folder.glob(pattern)) for pattern in CODES_PATTERNS[:2]):
         return "codes"
     if (folder / "preprocessor_config.json").exists():
         return "parts"
     raise ValueError(
-        f"{folder} holds no checkpoint (config.json), vocabulary (image_bpe.json) or codes (codes-*.parquet)"
+        f"{folder} holds no checkpoint (config.json), vocabulary (image_bpe.json) or codes (codes-*.parquet, codes-*.tar)"
     )
 
 

@@ -42,5 +42,6 @@ def make_images(folder: Path, count: int = 10, *, seed: int = 0) -> list[str]:
 
 def shard_bytes(folder: Path) -> dict[str, str]:
     """Name → sha256 of every shard and of the lists beside them."""
-    files = [*folder.glob("*.parquet"), folder / "manifest.json", folder / "skipped.jsonl"]
+    shards = [*folder.glob("*.parquet"), *folder.glob("*.tar")]
+    files = [*shards, folder / "manifest.json", folder / "skipped.jsonl"]
     return {file.name: hashlib.sha256(file.read_bytes()).hexdigest() for file in sorted(files)}

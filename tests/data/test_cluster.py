@@ -66,7 +66,9 @@ def actors():
     return found
 
 
-def test_the_bytes_are_those_of_the_local_engine(cluster, command, tmp_path):
+@pytest.mark.parametrize("format", ["parquet", "webdataset"])
+def test_the_bytes_are_those_of_the_local_engine(cluster, command, tmp_path, format):
+    command += ["--format", format]
     broken = tmp_path / "images" / "a" / "broken.png"
     broken.write_bytes(b"no picture")
     skip = ["--on-error", "skip", "--workers"]

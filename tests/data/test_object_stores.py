@@ -76,13 +76,20 @@ def in_bucket(store, folder, local):
 
 
 @needs_s3
-def test_from_images_in_a_bucket_to_ids(bucket, tmp_path):
+@pytest.mark.parametrize("format", ["parquet", "webdataset"])
+def test_from_images_in_a_bucket_to_ids(bucket, tmp_path, format):
     checkpoint = make_checkpoint(tmp_path / "checkpoint")
     names = make_images(tmp_path / "images", 10)
     bucket.put(str(tmp_path / "images"), "bucket/images", recursive=True)
-    assert being_vl_command(command(checkpoint, tmp_path / "images", tmp_path / "codes")) == 0
+    assert (
+        being_vl_command(
+            command(checkpoint, tmp_path / "images", tmp_path / "codes", "--format", format)
+        )
+        == 0
+    )
     local = shard_bytes(tmp_path / "codes")
     remote = command(checkpoint, "s3://bucket/images", "s3://bucket/codes", "--workers", "2")
+    remote += ["--format", format]
     assert being_vl_command(remote) == 0
     bucket.get("bucket/codes", str(tmp_path / "fetched"), recursive=True)
     assert shard_bytes(tmp_path / "fetched") == local

@@ -19,17 +19,16 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
-import pyarrow.parquet as pq
 import torch
 from torch.utils.data import Sampler
 
-from ...codes.shard_files import Frame, ShardInfo, code_type, opened, write_shard
+from ...codes.shard_files import Frame, ShardInfo, code_type, count_rows, write_shard
 from ...files import locked
 from ...quantizers.image_processing_being_vl import BeingVLImageProcessor
 from ...quantizers.quantizing import encode_by_size
 from ..ray_engine import ray_map
 from .decoding import Decoded, Item, make_loader
-from .manifest import claim, read_our_info, shard_path
+from .manifest import Format, claim, read_our_info, shard_path
 from .sources import Record, Source
 
 
@@ -61,6 +60,7 @@ def quantize_source(
     num_workers: int = 0,
     on_error: Literal["raise", "skip"] = "raise",
     dtype: torch.dtype = torch.float32,
+    format: Format = "parquet",
     rank: int = 0,
     world: int = 1,
     progress: Callable[[int], Any] = lambda count: None,
@@ -78,6 +78,7 @@ def quantize_source(
         num_workers: processes that decode; 0 decodes in this one.
         on_error: whether an unreadable image ends the run or is named in the manifest.
         dtype: float32, or a type to autocast to.
+        format: of the shards.
         rank: this process among `world`.
         world: processes that share the work.
         progress: called with the number of images just finished or found done.
@@ -87,7 +88,9 @@ def quantize_source(
             shard size in `output`; the message names what differs.
         OSError: another process holds this rank's lock, or a shard cannot be written.
     """
-    run = _Run(source, model, output, quantizer, shard_size, batch_size, on_error, dtype, progress)
+    run = _Run(
+        source, model, output, quantizer, shard_size, batch_size, on_error, dtype, format, progress
+    )
     with _claimed(run, rank):
         _make_parts(run, range(rank, source.num_parts, world), processor, num_workers)
     return run.summary
@@ -107,6 +110,7 @@ def quantize_with_ray(
     batch_size: int = 16,
     on_error: Literal["raise", "skip"] = "raise",
     dtype: torch.dtype = torch.float32,
+    format: Format = "parquet",
     progress: Callable[[int], Any] = lambda count: None,
 ) -> Summary:
     """Make all shards as `quantize_source` does, in actors of Ray, to each of which the quantizer travels.
@@ -118,8 +122,9 @@ def quantize_with_ray(
 
     The others are those of `quantize_source`, and so are the errors. `output` must be visible to all nodes.
     """
+    output = output.absolute()
     run = _Run(
-        source, model.cpu(), output.absolute(), quantizer, shard_size, batch_size, on_error, dtype
+        source, model.cpu(), output, quantizer, shard_size, batch_size, on_error, dtype, format
     )
     make = partial(
         _part_maker, run, processor, "cuda" if gpus_per_worker else "cpu", cpus_per_worker - 1
@@ -158,7 +163,7 @@ def _claimed(run: _Run, rank: int) -> Iterator[None]:
     sizes = {"shard_size": run.shard_size, "codebook_size": run.model.config.num_embeddings}
     busy = f"another process is encoding into it as rank {rank}"
     with locked(run.output, busy, name=f".rank-{rank:05d}.lock"):
-        claim(run.output, run.source, quantizer=run.quantizer, **sizes)
+        claim(run.output, run.source, quantizer=run.quantizer, format=run.format, **sizes)
         yield
 
 
@@ -190,6 +195,7 @@ class _Run:
     batch_size: int
     on_error: str
     dtype: torch.dtype
+    format: Format
     progress: Callable[[int], Any] = lambda count: None
     summary: Summary = field(default_factory=Summary)
 
@@ -220,11 +226,11 @@ class _Items(Sampler[Item]):
     def _finished_chunks(self, part: int) -> tuple[int, bool]:
         """How many shards of a part are there, and whether these are all."""
         chunk = 0
-        while (path := shard_path(self._run.output, part, chunk)).exists():
+        while (path := shard_path(self._run.output, part, chunk, self._run.format)).exists():
             info = read_our_info(path)
             self._check(path, part, chunk, info)
             self._run.summary.shards_found += 1
-            self._run.progress(pq.read_metadata(opened(path)).num_rows + len(info.skipped))
+            self._run.progress(count_rows(path) + len(info.skipped))
             chunk += 1
             if info.last:
                 return chunk, True
@@ -327,7 +333,7 @@ class _Shard:
         )
         places = sorted(self._grids)
         grids = [self._grids[place] for place in places]
-        path = shard_path(run.output, self._last.part, self._last.chunk)
+        path = shard_path(run.output, self._last.part, self._last.chunk, run.format)
         ids = [self._row_id(self._ids[at], number) for at, number in places]
         frames = None
         if run.source.sampling is not None:

@@ -9,10 +9,11 @@ from __future__ import annotations
 import json
 from collections import Counter
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
+from ...codes import tars
 from ...codes.shards import (
     MANIFEST,
     RUN_FILE,
@@ -26,14 +27,17 @@ from ...files import claim as claim_folder
 from ...files import reading, write_atomic
 from .sources import Source
 
+Format = Literal["parquet", "webdataset"]
+_SUFFIXES = {"parquet": ".parquet", "webdataset": tars.SUFFIX}
+
 
 class MissingShardError(ValueError):
     """A shard that is still to be made."""
 
 
-def shard_path(output: Path, part: int, chunk: int) -> Path:
+def shard_path(output: Path, part: int, chunk: int, format: Format) -> Path:
     """Where the `chunk`-th shard of a part of the source lies."""
-    return output / f"codes-{part:05d}-{chunk:05d}.parquet"
+    return output / f"codes-{part:05d}-{chunk:05d}{_SUFFIXES[format]}"
 
 
 def read_our_info(path: Path) -> ShardInfo:
@@ -45,20 +49,26 @@ def read_our_info(path: Path) -> ShardInfo:
 
 
 def claim(
-    output: Path, source: Source, *, quantizer: str, codebook_size: int, shard_size: int
+    output: Path,
+    source: Source,
+    *,
+    quantizer: str,
+    codebook_size: int,
+    shard_size: int,
+    format: Format,
 ) -> None:
     """Write down what this folder is made from; refuse a folder that was made from something else.
 
     Raises:
-        ValueError: the folder holds, or is to hold, shards of another source, quantizer or shard size.
+        ValueError: the folder holds, or is to hold, shards of another source, quantizer, format or shard size.
     """
     sizes = {"quantizer": quantizer, "codebook_size": codebook_size, "shard_size": shard_size}
-    wanted = {"version": VERSION, **sizes, "source": source.identity()}
+    wanted = {"version": VERSION, **sizes, "format": format, "source": source.identity()}
     rule = "shards of both must not be mixed; choose another output folder"
-    claim_folder(output / RUN_FILE, wanted, rule, made="codes-*.parquet")
+    claim_folder(output / RUN_FILE, wanted, rule, made=f"codes-*{_SUFFIXES[format]}")
 
 
-def write_manifest(output: Path, source: Source) -> dict[str, Any]:
+def write_manifest(output: Path, source: Source, format: Format = "parquet") -> dict[str, Any]:
     """Check that every shard is there, and write `manifest.json` and `skipped.jsonl`.
 
     Returns:
@@ -72,7 +82,7 @@ def write_manifest(output: Path, source: Source) -> dict[str, Any]:
     shards: list[dict[str, Any]] = []
     skipped: list[dict[str, Any]] = []
     cells = 0
-    for path, info in _all_shards(output, source):
+    for path, info in _all_shards(output, source, format):
         has_frames = source.sampling is not None
         sizes = read_columns(path, ["height", "width", *["frame"] * has_frames])
         with reading(path):
@@ -107,12 +117,12 @@ def write_manifest(output: Path, source: Source) -> dict[str, Any]:
     return manifest
 
 
-def _all_shards(output: Path, source: Source) -> list[tuple[Path, ShardInfo]]:
+def _all_shards(output: Path, source: Source, format: Format) -> list[tuple[Path, ShardInfo]]:
     found = []
     for part in range(source.num_parts):
         chunk = 0
         while True:
-            path = shard_path(output, part, chunk)
+            path = shard_path(output, part, chunk, format)
             if not path.exists():
                 if chunk == 0 and next(source.records(part), None) is None:
                     break  # an empty part has no shard
