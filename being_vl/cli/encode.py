@@ -40,12 +40,12 @@ def make_parser() -> Parser:
     add(work, "dtype", default="float32", help="of the encoder's weights")
     add(work, "batch-size", default=16)
     add(work, "workers", default=2, help="processes that decode images, per device")
-    add(work, "shard-size", help="images, or videos, in a shard; default: 4096, or 64")
+    add(work, "shard-size", help="images or videos a shard; default: 4096 or 64")
     option(
         work,
         "format",
         Literal["parquet", "webdataset"],
-        "of the shards; webdataset: tars of KEY.codes.npy and KEY.json",
+        "of the shards; webdataset: tars",
         default="parquet",
     )
     add(parser.rare("processor"), "image-processor")

@@ -43,7 +43,8 @@ def test_the_same_name_has_the_same_type_everywhere():
             option = action.option_strings[-1].lstrip("-").removesuffix("+").replace("_", "-")
             kind = _type_text(getattr(action, "_typehint", None) or action.type)
             types.setdefault(option, {}).setdefault(kind, []).append(name)
-    types.pop("accept-mismatch")  # each command has choices of its own
+    for own in ("accept-mismatch", "format"):  # each command has choices of its own
+        types.pop(own)
     assert {option: kinds for option, kinds in types.items() if len(kinds) > 1} == {}
 
 
