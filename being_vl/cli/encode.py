@@ -39,13 +39,13 @@ def make_parser() -> Parser:
     add(work, "device")
     add(work, "dtype", default="float32", help="of the encoder's weights")
     add(work, "batch-size", default=16)
-    add(work, "workers", default=2, help="processes that decode images, per device")
+    add(work, "workers", default=2, help="processes that decode, per device")
     add(work, "shard-size", help="images or videos a shard; default: 4096 or 64")
     option(
         work,
         "format",
         Literal["parquet", "webdataset"],
-        "of the shards; webdataset: tars",
+        "shards: webdataset is tars",
         default="parquet",
     )
     add(parser.rare("processor"), "image-processor")

@@ -65,7 +65,7 @@ _TABLE: tuple[tuple[str, Any, str | None, Any, str], ...] = (
     ("temperature", NonNegativeFloat, None, 0.0, "0: always the likeliest token"),
     ("top-p", ClosedUnitInterval, None, 1.0, "probability mass sampled from"),
     ("fps", PositiveFloat, None, None, "frames to keep a second; default: all"),
-    ("num-frames", PositiveInt, None, None, "frames to keep of each video, at most; default: all"),
+    ("num-frames", PositiveInt, None, None, "frames of each video, at most; default: all"),
     ("key-frame-interval", PositiveInt | None, None, None,
      "of codes of videos: one in so many frames repeats nothing; default: the first alone"),
     ("rfid-weights", str, "FILE", None, "measure rFID with torch-fidelity's Inception weights"),
