@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Literal
 
 from jsonargparse import Namespace
-from jsonargparse.typing import PositiveInt
+from jsonargparse.typing import ClosedUnitInterval, PositiveInt
 
 from ..files import reading, write_atomic
 from .loading import check_part
@@ -24,7 +24,8 @@ _FILTERS = (
     "label_field", "max_per_label", "phrase_field", "spacy_model", "max_per_phrase", "min_phrase_count", "seed",
 )  # fmt: skip
 _SETTINGS = (
-    "on_missing", "max_length", "on_too_long", "on_control_token", "on_bad_row", "image_root", "shard_size",
+    "on_missing", "max_length", "on_too_long", "on_control_token", "on_bad_row", "image_root", "shard_size", "dropout",
+    "seed",
 )  # fmt: skip
 
 
@@ -80,6 +81,15 @@ def make_parser() -> Parser:
         nargs="+",
         default=[],
     )
+    draws = parser.rare("dropout", "docs/data.md")
+    option(
+        draws,
+        "dropout",
+        ClosedUnitInterval,
+        "BPE-dropout of images: the probability that a merge is left out",
+        default=0.0,
+    )
+    add(draws, "seed", help="of --dropout, and of the samples that a cap keeps")
     filters = parser.rare("filters for many concepts", "docs/data.md says how they choose")
     options(
         filters,
@@ -90,7 +100,6 @@ def make_parser() -> Parser:
         ("max-per-phrase", PositiveInt, 100, "most samples that a phrase brings"),
         ("min-phrase-count", PositiveInt, 3, "rarer phrases bring no sample"),
     )
-    add(filters, "seed", help="decides which samples a cap keeps")
     return parser
 
 

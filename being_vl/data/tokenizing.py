@@ -7,6 +7,8 @@ continues it and ends with the same bytes.
 
 from __future__ import annotations
 
+import hashlib
+import json
 import multiprocessing
 import os
 import re
@@ -55,9 +57,13 @@ class TokenizeSettings:
             placeholders that are missing in front, as LLaVA's loaders do, and skip what that does not mend.
         image_root: what stands before the ids of `being-vl encode` in the data's names of images.
         shard_size: samples in a shard.
+        dropout: the probability that a merge of an image is left out where it applies (BPE-dropout, see
+            `ImageBPE.encode`). Not of videos, which are then refused.
+        seed: of dropout. What is left out follows from it, the id of the sample, the place of the image in the
+            sample and its id, so from neither processes nor order; another seed gives other tokens of each image.
 
     Raises:
-        ValueError: a number is not positive.
+        ValueError: a number is not positive, or dropout not in [0, 1].
     """
 
     source: str
@@ -68,12 +74,23 @@ class TokenizeSettings:
     on_bad_row: Literal["raise", "skip", "fix"] = "raise"
     image_root: str = ""
     shard_size: int = 2048
+    dropout: float = 0.0
+    seed: int = 0
 
     def __post_init__(self) -> None:
         for name in ("max_length", "shard_size"):
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise ValueError(f"{name} must be at least 1, got {value}")
+        if not 0 <= self.dropout <= 1:
+            raise ValueError(f"dropout must be a probability in [0, 1], got {self.dropout!r}")
+
+    def identity(self) -> dict[str, Any]:
+        """What a folder says of them. Dropout and its seed only where they decide ids."""
+        said = asdict(self)
+        if not self.dropout:
+            del said["dropout"], said["seed"]
+        return said
 
 
 Chunk = list[tuple[int, Any, str]]  # number of a sample, what its source gives, its name in errors
@@ -124,7 +141,7 @@ class ChunkTokenizer:
             encoded = self._encode([c for c, _ in batch], grids)
             for (conversation, where), pair in zip(batch, encoded, strict=True):
                 checked = self._attempt(
-                    conversation, where, self._check, conversation, where, pair, image_tokens
+                    conversation, where, self._check, conversation, where, pair, image_tokens, grids
                 )
                 if checked is None:
                     continue
@@ -282,6 +299,7 @@ class ChunkTokenizer:
         where: str,
         encoded: tuple[np.ndarray, np.ndarray] | ValueError,
         image_tokens: dict[str, np.ndarray | ValueError],
+        grids: Grids,
     ) -> tuple[np.ndarray, np.ndarray]:
         """Ids and mask of a sample, after all that can be wrong with them."""
         if isinstance(encoded, ValueError):
@@ -292,11 +310,18 @@ class ChunkTokenizer:
         if token is not None:
             reason = f"its text spells the special token {token!r}"
             self._leave_out("on_control_token", where, reason)
+        if settings.dropout and conversation.video_ids:
+            name = conversation.video_ids[0]
+            raise ValueError(
+                f"{where}: video {name!r}: dropout must be 0 where samples have videos"
+            )
         images = []
-        for name in conversation.image_ids:
+        for place, name in enumerate(conversation.image_ids):
             tokens = image_tokens[name]
             if isinstance(tokens, ValueError):
                 raise ValueError(f"{where}: image {name!r}: {tokens}")
+            if settings.dropout:
+                tokens = self._with_dropout(grids["image", name], conversation.id, place, name)
             images.append(tokens)
         ids, mask = self._with_images(ids, mask, images)
         if settings.max_length is not None and len(ids) > settings.max_length:
@@ -306,6 +331,13 @@ class ChunkTokenizer:
         if not mask[1:].any():
             raise ValueError(f"{where}: the chat template marks no token of it as the assistant's")
         return ids, mask
+
+    def _with_dropout(self, codes: np.ndarray, *drawn_from: str | int) -> np.ndarray:
+        """The token ids of an image with merges left out, drawn from what names this use of it."""
+        dropout, seed = self._settings.dropout, self._settings.seed
+        digest = hashlib.sha256(json.dumps([seed, *drawn_from]).encode()).digest()
+        encode = self._processor.tokenizer.encode_codes
+        return encode([codes], dropout=dropout, seed=int.from_bytes(digest, "little"))[0]
 
     def _with_images(
         self, ids: np.ndarray, mask: np.ndarray, images: Sequence[np.ndarray]
@@ -437,7 +469,7 @@ def tokenize_samples(
             "parts": parts,
             "data": source.identity(),
             "codes": described,
-            "settings": asdict(settings),
+            "settings": settings.identity(),
             "selected_by": selected_by or {},
         }
         claim(output, run)

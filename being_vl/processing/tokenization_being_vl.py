@@ -189,11 +189,14 @@ class BeingVLTokenizer(CheckpointPart, PreTrainedTokenizerFast):
         apply = super().apply_chat_template
         return render_chat(self, template, apply, conversation, *args, **kwargs)
 
-    def encode_codes(self, grids: Iterable[np.ndarray]) -> list[np.ndarray]:
+    def encode_codes(
+        self, grids: Iterable[np.ndarray], *, dropout: float = 0.0, seed: int | None = None
+    ) -> list[np.ndarray]:
         """Grids of codes → token ids, without the begin and end tokens.
 
         Args:
             grids: arrays (h, w) of codes, of any sizes.
+            dropout, seed: as of `ImageBPE.encode`.
 
         Returns:
             one int32 array of token ids for each grid.
@@ -206,7 +209,8 @@ class BeingVLTokenizer(CheckpointPart, PreTrainedTokenizerFast):
             for number, grid in enumerate(grids):
                 check_codes(np.asarray(grid), bpe.repeat_code, f"image_codes[{number}]")
         first_code_id = self.layout.first_code_id
-        return [ids + np.int32(first_code_id) for ids in bpe.encode_batch(grids)]
+        encoded = bpe.encode_batch(grids, dropout=dropout, seed=seed)
+        return [ids + np.int32(first_code_id) for ids in encoded]
 
     def open_videos(self, ids: np.ndarray) -> np.ndarray:
         """How many videos are open at each of the ids (n,): the begin token is inside, the end token is not."""

@@ -21,7 +21,7 @@ from PIL import Image
 from being_vl import BeingVLProcessor
 from being_vl.cli import main as being_vl_command
 from being_vl.codes.shards import ShardInfo, write_shard
-from being_vl.data import load_tokenized, load_training_data
+from being_vl.data import TokenizeSettings, load_tokenized, load_training_data
 from being_vl.data.codes import CodeIndex, build_index
 from being_vl.data.conversations import parse_sample
 from being_vl.data.identity import processor_identity
@@ -324,6 +324,99 @@ def test_rows_with_images_without_codes_say_so(data, tmp_path, capsys) -> None:
     arguments = ["tokenize", "--checkpoint", str(data.checkpoint), "--data", str(path)]
     assert being_vl_command([*arguments, "--output", str(tmp_path / "out")]) == 2
     assert "image 'a/0.png': no --codes given" in capsys.readouterr().err
+
+
+# ---- dropout
+
+
+def image_tokens(data: Data, made: dict) -> list[list[int]]:
+    """The visual ids of each image of a sample."""
+    tokenizer, layout = data.processor.tokenizer, data.processor.tokenizer.layout
+    ids = np.array(made["input_ids"])
+    begins, ends = (
+        np.flatnonzero(ids == token) for token in (tokenizer.boi_token_id, tokenizer.eoi_token_id)
+    )
+    return [
+        (ids[begin + 1 : end] - layout.first_code_id).tolist()
+        for begin, end in zip(begins, ends, strict=True)
+    ]
+
+
+def test_dropout_gives_other_tokens_of_the_same_images(data, tmp_path) -> None:
+    """Exact decoding; other tokens in each use of an image and with each seed; text and labels as without."""
+    rows = make_rows(list(data.grids), 60)
+    path = write_rows(tmp_path / "rows.json", rows)
+    loaded = []
+    for name, *flags in (
+        ("plain",),
+        ("zero", "--dropout", "0", "--seed", "5"),
+        ("half", "--dropout", "0.5"),
+        ("other", "--dropout", "0.5", "--seed", "1"),
+    ):
+        assert data.run(path, tmp_path / name, *flags) == 0
+        loaded.append(load_tokenized(tmp_path / name, data.processor.tokenizer, verify=True))
+    plain, zero, half, other = loaded
+    assert plain.to_list() == zero.to_list()
+    for a, b in zip(plain, half, strict=True):
+        without = [
+            np.array([i for i, m in zip(row["input_ids"], row["assistant_masks"], strict=True) if m == 1])
+            for row in (a, b)
+        ]  # fmt: skip
+        np.testing.assert_array_equal(*without)
+    bpe = data.processor.tokenizer.image_bpe
+    uses: dict[str, set] = {}
+    for made, again in zip(half, other, strict=True):
+        for one, two, name in zip(
+            image_tokens(data, made), image_tokens(data, again), made["image_ids"], strict=True
+        ):
+            grid = data.grids[name]
+            for ids in (one, two):
+                np.testing.assert_array_equal(bpe.decode(ids, *grid.shape), grid)
+                uses.setdefault(name, set()).add(tuple(ids))
+    assert min(map(len, uses.values())) > 8
+    assert sum(half["length"]) > sum(plain["length"])
+
+
+def test_dropout_depends_on_samples_alone_and_is_part_of_the_folder(data, tmp_path, capsys) -> None:
+    """Neither processes, shards nor the order of the samples decide; another dropout or seed is refused."""
+    rows = make_rows(list(data.grids), 20)
+    path, flags = write_rows(tmp_path / "rows.json", rows), ("--dropout", "0.3", "--seed", "7")
+    assert data.run(path, tmp_path / "out", *flags) == 0
+    for name, changes in (("processes", ("--workers", "2")), ("shards", ("--shard-size", "7"))):
+        assert data.run(path, tmp_path / name, *flags, *changes) == 0
+    (tmp_path / "reversed").mkdir()
+    backwards = write_rows(tmp_path / "reversed" / "rows.json", rows[::-1])
+    assert data.run(backwards, tmp_path / "backwards", *flags) == 0
+    tokenizer = data.processor.tokenizer
+    wanted = load_tokenized(tmp_path / "out", tokenizer).to_list()
+    for name in ("processes", "shards", "backwards"):
+        found = load_tokenized(tmp_path / name, tokenizer).to_list()
+        assert (found[::-1] if name == "backwards" else found) == wanted
+    said = json.loads((tmp_path / "out/tokenized.json").read_text())["settings"]
+    assert said["dropout"] == 0.3 and said["seed"] == 7
+    for changed in (["--dropout", "0.3"], ["--dropout", "0.2", "--seed", "7"], []):
+        assert data.run(path, tmp_path / "out", *changed) == 2
+        assert "tokenize.json: settings is" in capsys.readouterr().err
+
+
+def test_without_dropout_a_folder_says_nothing_of_it(data, tmp_path) -> None:
+    """So a folder begun before the option existed continues; its seed decides nothing."""
+    path = write_rows(tmp_path / "rows.json", make_rows(list(data.grids)))
+    assert data.run(path, tmp_path / "out") == 0
+    assert not {"dropout", "seed"} & json.loads((tmp_path / "out/tokenize.json").read_text())["settings"].keys()  # fmt: skip
+    before = folder_bytes(tmp_path / "out")
+    del before["tokenize.yaml"]
+    assert data.run(path, tmp_path / "out", "--seed", "3") == 0
+    assert before.items() <= folder_bytes(tmp_path / "out").items()
+
+
+def test_dropout_that_is_no_probability(data, tmp_path, capsys) -> None:
+    path = write_rows(tmp_path / "rows.json", make_rows(list(data.grids)))
+    with pytest.raises(SystemExit) as end:
+        data.run(path, tmp_path / "out", "--dropout", "1.5")
+    assert end.value.code == 2 and "--dropout" in capsys.readouterr().err
+    with pytest.raises(ValueError, match=r"dropout must be a probability in \[0, 1\], got nan"):
+        TokenizeSettings(source="x", dropout=float("nan"))
 
 
 # ---- restarts

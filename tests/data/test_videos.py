@@ -118,6 +118,12 @@ def test_vocabulary_and_statistics(folder, capsys) -> None:
     assert ImageBPE.from_pretrained(folder / "plain").repeat_code is None
 
 
+def test_dropout_is_refused_where_samples_have_videos(folder, tmp_path, capsys) -> None:
+    rows = [{"id": "l", "video": "b.webp", "conversations": turns("<video>\nWhat moves?")}]
+    tokenize(folder, rows, tmp_path / "rows", "--dropout", "0.1", status=2)
+    assert "video 'b.webp': dropout must be 0 where samples have videos" in capsys.readouterr().err
+
+
 def test_conversations_about_videos(folder, tmp_path) -> None:
     rows = [
         {"id": "l", "video": "b.webp", "conversations": turns("<video>\nWhat moves?")},
