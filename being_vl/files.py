@@ -226,8 +226,15 @@ _DAMAGED_TAR = "damaged tar file"
 _MOST_COMPRESSED = 200  # pictures and codes hardly shrink; a bomb shrinks a thousandfold
 
 
-def tar_members(path: Path) -> Iterator[tuple[str, Callable[[], bytes]]]:
+def no_member() -> bytes:
+    """Stands for the content of a link or a device in a tar file."""
+    raise ValueError("a link or a device in a tar file, which is not read")
+
+
+def tar_members(path: Path, *, others: bool = False) -> Iterator[tuple[str, Callable[[], bytes]]]:
     """The files of a tar file, plain or compressed, in order: name, and a function that reads the content.
+
+    With `others`, links and devices too, with `no_member` for that function.
 
     Raises:
         ValueError: a damaged file; a member that is too large, or stands for far more than the file has, is
@@ -250,6 +257,8 @@ def tar_members(path: Path) -> Iterator[tuple[str, Callable[[], bytes]]]:
             _check_member(path, member, size)
             if member.isfile():
                 yield member.name, partial(content, member)
+            elif others and not member.isdir():
+                yield member.name, no_member
 
 
 def _check_member(path: Path, member: tarfile.TarInfo, size: int) -> None:

@@ -127,11 +127,15 @@ def main(args: Namespace) -> int:
             "shards_found_done": summary.shards_found,
             "seconds": round(time.perf_counter() - started, 3),
         }
+        reasons = ", ".join(
+            f"{count:,} × {reason}" for reason, count in manifest["left_out"].items()
+        )
+        why = f" ({reasons})" if reasons else ""
         answer(
             args,
             result,
             f"{output}: {manifest[things]} {things} in {result['shards']} shards, "
-            f"{result['skipped']} skipped, {len(source.left_out)} left out (skipped.jsonl names them)",
+            f"{result['skipped']} skipped, {sum(manifest['left_out'].values())} left out{why} (skipped.jsonl names them)",
             sys.stderr,
         )
     return 0

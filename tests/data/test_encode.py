@@ -169,6 +169,45 @@ def test_names_in_archives(tmp_path):
     assert CodeShards(tmp_path / "out").image_ids() == wanted
 
 
+@pytest.mark.parametrize("workers", [0, 2])
+def test_what_is_no_image_in_an_archive_is_counted_and_named(tmp_path, capsys, workers):
+    """Members that are passed over, also where nothing else is in an archive: in the answer, and in skipped.jsonl."""
+    make_quantizer().save_pretrained(tmp_path / "vq")
+    make_processor(crop=True).save_pretrained(tmp_path / "vq")
+    Image.new("RGB", (32, 32)).save(tmp_path / "x.png")
+    data = (tmp_path / "x.png").read_bytes()
+    members = {
+        "a": ("./k.png", "._k.png", "__MACOSX/k.png", ".git/k.png", "d/README", "link.png"),
+        "b": ("README",),
+    }
+    for name, inside in members.items():
+        with tarfile.open(tmp_path / f"{name}.tar", "w") as archive:
+            for one in inside:
+                member = tarfile.TarInfo(one)
+                member.size = len(data)
+                if one == "link.png":
+                    member.type, member.linkname, member.size = tarfile.LNKTYPE, "./k.png", 0
+                archive.addfile(member, io.BytesIO(data))
+    argv = ["encode", "--quantizer", tmp_path / "vq", "--webdataset", tmp_path / "*.tar", "--output", tmp_path / "out"]  # fmt: skip
+    argv += ["--device", "cpu", "--workers", workers, "--json"]
+    for _ in range(2):  # made, and found done
+        assert being_vl_command(list(map(str, argv))) == 0
+        result = json.loads(capsys.readouterr().out)
+        assert (result["images"], result["skipped"]) == (1, 0)
+        assert result["left_out"] == {
+            "made by macOS beside a file": 2, "hidden": 1, "no extension": 2, "a link or a device": 1,
+        }  # fmt: skip
+    lines = map(json.loads, (tmp_path / "out/skipped.jsonl").read_text().splitlines())
+    assert {line["image_id"]: line["reason"] for line in lines} == {
+        "a/._k.png": "left out: made by macOS beside a file",
+        "a/__MACOSX/k.png": "left out: made by macOS beside a file",
+        "a/.git/k.png": "left out: hidden",
+        "a/d/README": "left out: no extension",
+        "a/link.png": "left out: a link or a device",
+        "b/README": "left out: no extension",
+    }
+
+
 def test_a_continued_run_makes_only_what_is_missing(images, tmp_path):
     source = folder_source(images)
     encode(source, tmp_path / "out")

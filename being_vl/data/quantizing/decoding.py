@@ -20,7 +20,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 from ...quantizers.image_processing_being_vl import BeingVLImageProcessor
 from ...quantizers.quantizing import read_pixels
 from ...quantizers.video_processing_being_vl import BeingVLVideoProcessor, read_frames
-from .sources import Record, Sampling
+from .sources import LEFT_OUT, Record, Sampling
 
 _PREFETCH = 8  # decoded images that wait, for each worker
 
@@ -87,6 +87,8 @@ class _Decoder(Dataset):
     def __getitem__(self, item: Item) -> Decoded:
         image_id = item.record.image_id
         digest = b""
+        if item.record.left_out:
+            return Decoded(item, digest, None, f"{LEFT_OUT}{item.record.left_out}")
         try:
             data = item.record.read()
             digest = hashlib.sha256(data).digest()

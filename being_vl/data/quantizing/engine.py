@@ -298,7 +298,7 @@ class _Shard:
             _add_to_digest(self._digest, image_id, decoded.digest)
             self._ids.append(image_id)
             if decoded.pixels is None:
-                if self._run.on_error == "raise":
+                if self._run.on_error == "raise" and not item.record.left_out:
                     raise ValueError(f"{image_id}: {decoded.reason}")
                 self._skipped.append((item.position, image_id, decoded.reason))
                 self._run.progress(1)

@@ -25,7 +25,7 @@ from ...codes.shards import (
 )
 from ...files import claim as claim_folder
 from ...files import reading, write_atomic
-from .sources import Source
+from .sources import LEFT_OUT, Source
 
 Format = Literal["parquet", "webdataset"]
 _SUFFIXES = {"parquet": ".parquet", "webdataset": tars.SUFFIX}
@@ -97,17 +97,17 @@ def write_manifest(output: Path, source: Source, format: Format = "parquet") -> 
             {"image_id": image_id, "reason": reason, "shard": path.name}
             for _, image_id, reason in info.skipped
         ]
-    skipped_images = len(skipped)
     skipped += [
-        {"image_id": name, "reason": f"left out: {reason}", "shard": None}
+        {"image_id": name, "reason": f"{LEFT_OUT}{reason}", "shard": None}
         for name, reason in source.left_out
     ]
+    left_out = [line["reason"].removeprefix(LEFT_OUT) for line in skipped if line["reason"].startswith(LEFT_OUT)]  # fmt: skip
     manifest = {
         "version": VERSION,
         "images": sum(shard["images"] for shard in shards),
-        "skipped": skipped_images,
+        "skipped": len(skipped) - len(left_out),
         **({} if source.sampling is None else {"videos": sum(s["videos"] for s in shards)}),
-        "left_out": dict(Counter(reason for _, reason in source.left_out)),
+        "left_out": dict(Counter(left_out)),
         "cells": cells,
         "shards": shards,
     }

@@ -20,7 +20,7 @@ from typing import Any, Protocol
 
 import fsspec
 
-from ...files import is_remote, place, read_bytes, tar_members
+from ...files import is_remote, no_member, place, read_bytes, tar_members
 from ...quantizers.image_loading import plugin_of
 
 # What Pillow reads; HEIC and JPEG XL need a plugin. Programs and videos (EPS, WMF, FLI) are no pictures here.
@@ -32,6 +32,7 @@ IMAGE_EXTENSIONS = frozenset(
 VIDEO_EXTENSIONS = frozenset(
     ".3gp .avi .flv .gif .m4v .mkv .mov .mp4 .mpeg .mpg .ogv .ts .webm .webp .wmv".split()
 )
+LEFT_OUT = "left out: "  # how reasons in skipped.jsonl begin for what is no image
 # Bytes: a picture of the most pixels that are read takes 201 MB in the plainest format.
 _MAX_FILE, _MAX_VIDEO_FILE = 1 << 28, 1 << 31
 
@@ -52,11 +53,13 @@ class Record:
         image_id: its name in the source.
         content: the encoded file, the path or the URL of one; None if the sample has no image.
         max_bytes: of the file.
+        left_out: why a member of an archive is no image, for the summary; "" for an image.
     """
 
     image_id: str
     content: bytes | str | Path | None
     max_bytes: int = _MAX_FILE
+    left_out: str = ""
 
     def read(self) -> bytes:
         """The encoded file.
@@ -216,6 +219,8 @@ class TarSource(Source):
 
     As WebDataset has it, a key ends at the first dot of a name, and the rest is the extension: the members `a.left.png`
     and `a.right.png` are two images of the sample `a`. Where a sample has several, an id ends in the extension.
+    Hidden members, those without an extension, links and devices are records that say why they are left out: `left_out`
+    is empty, since archives are read by whoever encodes them, and only once.
 
     Args:
         pattern: a path or a URL of tar files, plain or compressed, with braces (`{0000..0999}`, `{train,val}`) and
@@ -264,10 +269,14 @@ class TarSource(Source):
                 return
             yield from (Record(f"{name}.{_utf8(kind)}", data) for kind, data in images)
 
-        for member, read in tar_members(path):
+        for member, read in tar_members(path, others=True):
             folder, _, name = member.rpartition("/")
             base, dot, extension = name.partition(".")
-            if not base or not dot:
+            reason = "a link or a device" if read is no_member else _hidden(member)
+            if reason is None and not (base and dot):
+                reason = "no extension"
+            if reason is not None:
+                yield Record(f"{stem}/{_utf8(member)}", None, left_out=reason)
                 continue
             found = f"{folder}/{base}" if folder else base
             if key is not None and found != key:
@@ -323,7 +332,7 @@ def _hidden(name: str) -> str | None:
     parts = name.split("/")
     if "__MACOSX" in parts or parts[-1].startswith("._"):
         return "made by macOS beside a file"
-    if any(part.startswith(".") for part in parts):
+    if any(part.startswith(".") and part not in (".", "..") for part in parts):
         return "hidden"
     return None
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 from collections import Counter
+from collections.abc import Iterator
 from itertools import islice
 from pathlib import PurePosixPath
 
@@ -21,27 +22,29 @@ def survey(source: Source) -> str:
     """
     things = "images" if source.sampling is None else "videos"
     count = f"{things}" if source.num_images is None else f"{source.num_images:,} {things}"
+    left_out = list(source.left_out)
     parts = f" in {source.num_parts:,} parts" if source.num_images is None else ""
     if isinstance(source, FolderSource):
         formats = Counter(PurePosixPath(name).suffix.lower() for name, _, _ in source.files)
         looked_at = ""
     else:
-        formats = Counter(_formats(source))
+        records = list(_looked_at(source))
+        formats = Counter(_format(record) for record in records if not record.left_out)
+        left_out += [(record.image_id, record.left_out) for record in records if record.left_out]
         looked_at = f"of {formats.total():,} looked at: "
     shown = ", ".join(f"{number:,} × {name}" for name, number in formats.most_common(12))
-    return f"{count}{parts} ({looked_at}{shown}){reasons_of(source.left_out)}"
+    return f"{count}{parts} ({looked_at}{shown}){reasons_of(left_out)}"
 
 
-def _formats(source: Source) -> list[str]:
+def _looked_at(source: Source) -> Iterator[Record]:
     step = max(1, source.num_parts // _PARTS)
-    found = []
     for part in list(range(0, source.num_parts, step))[:_PARTS]:
-        for record in islice(source.records(part), _IMAGES):
-            found.append("without an image" if record.content is None else _format(record))
-    return found
+        yield from islice(source.records(part), _IMAGES)
 
 
 def _format(record: Record) -> str:
+    if record.content is None:
+        return "without an image"
     try:
         with PIL.Image.open(io.BytesIO(record.read())) as image:
             return image.format or "unknown"
