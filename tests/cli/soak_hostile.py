@@ -43,7 +43,7 @@ def main() -> int:
     parser.add_argument("--only", default="", help="a pattern of the names of targets")
     parser.add_argument("--jobs", type=int, default=1, help="targets at a time")
     parser.add_argument(
-        "--output", type=Path, help="JSON lines of the targets, written as they end"
+        "--output", type=Path, help="JSON lines of the targets; those in it are not run again"
     )
     args = parser.parse_args()
     from hostile_commands import TARGETS
@@ -54,7 +54,10 @@ def main() -> int:
         world = Path(scratch, "world")
         _make(world)
         work, done = mp.SimpleQueue(), mp.SimpleQueue()  # type: ignore[var-annotated]
-        tasks = [(seed, number) for seed in args.seeds for number in numbers]
+        if args.output is not None and args.output.exists():
+            rows = [json.loads(line) for line in args.output.read_text().splitlines()]
+        found = {(row["seed"], row["target"]) for row in rows}
+        tasks = [(s, i) for s in args.seeds for i in numbers if (s, i) not in found]
         for task in [*tasks, *[None] * args.jobs]:
             work.put(task)
         for job in range(args.jobs):
@@ -129,7 +132,7 @@ def _fuzz(number: int, world: Path, scratch: Path, first: int, stop: int, seed: 
 
     target = TARGETS[number]
     row: dict[str, Any] = {
-        "command": target.command, "file": target.file, "seed": seed, "mutants": 0, "refused": 0, "read": 0,
+        "target": number, "command": target.command, "file": target.file, "seed": seed, "mutants": 0, "refused": 0, "read": 0,
         "slowest": 0.0, "memory": 0.0, "seconds": time.monotonic(), "problems": {},
     }  # fmt: skip
 
