@@ -80,7 +80,7 @@ def load_tokenized(
         ValueError: the folder is not finished or damaged, its ids are another tokenizer's, or it has no
             sample.
     """
-    return _open(Path(folder), _identity(checkpoint), accept_mismatch, verify)[0]
+    return _open(Path(folder), identity_of(checkpoint), accept_mismatch, verify)[0]
 
 
 def load_training_data(
@@ -110,7 +110,7 @@ def load_training_data(
         ValueError: a folder as in [`load_tokenized`]; a mixture with an unknown or missing field, a value
             out of range, or codes of two quantizers; the message names file, field, rule and value.
     """
-    identity = _identity(checkpoint)
+    identity = identity_of(checkpoint)
 
     def open_folder(folder: Path) -> tuple[datasets.Dataset, str]:
         loaded, manifest = _open(folder, identity, accept_mismatch, verify)
@@ -121,7 +121,8 @@ def load_training_data(
     return load_mixture(spec, open_folder, stage=stage, seed=seed)
 
 
-def _identity(checkpoint: BeingVLTokenizer | BeingVLProcessor) -> dict[str, Any]:
+def identity_of(checkpoint: BeingVLTokenizer | BeingVLProcessor) -> dict[str, Any]:
+    """What the ids of a folder must be of, for a tokenizer; and of a processor, the codes and the template, too."""
     if isinstance(checkpoint, BeingVLProcessor):
         return processor_identity(checkpoint)
     return {"tokenizer": tokenizer_identity(checkpoint)}
@@ -141,15 +142,19 @@ def _open(
     return loaded, manifest
 
 
-def _open_shard(folder: Path, shard: Mapping[str, Any], verify: bool) -> datasets.Dataset:
-    """A shard, if it is as it was written: its size always, its digest with `verify`."""
-    path = folder / shard["file"]
+def check_shard(path: Any, shard: Mapping[str, Any], verify: bool) -> None:
+    """Raises ValueError if a shard is not as it was written: its size always, its digest with `verify`."""
     if not path.is_file():
         raise ValueError(f"{path}: is listed in {MANIFEST} but missing")
     if (size := path.stat().st_size) != shard["bytes"]:
         raise ValueError(f"{path}: has {size} bytes, {shard['bytes']} were written")
     if verify and (found := _sha256(path)) != shard["sha256"]:
         raise ValueError(f"{path}: its sha256 is {found}, {shard['sha256']} was written")
+
+
+def _open_shard(folder: Path, shard: Mapping[str, Any], verify: bool) -> datasets.Dataset:
+    path = folder / shard["file"]
+    check_shard(path, shard, verify)
     try:
         loaded = datasets.Dataset.from_file(str(path))
     except (pa.ArrowException, OSError) as error:
@@ -293,6 +298,6 @@ def _list_array(values: Sequence[np.ndarray], kind: pa.DataType) -> pa.Array:
     return pa.ListArray.from_arrays(pa.array(offsets), pa.array(flat), type=kind)
 
 
-def _sha256(path: Path) -> str:
-    with open(path, "rb") as file:
+def _sha256(path: Any) -> str:
+    with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()

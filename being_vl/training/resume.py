@@ -23,6 +23,7 @@ import numpy as np
 import torch
 from accelerate.utils import broadcast_object_list
 from torch import nn
+from torch.utils.data import IterableDataset
 from transformers import Trainer, TrainingArguments
 from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_pt_utils import nested_gather
@@ -37,6 +38,7 @@ from .checkpoints import (
     rotate,
 )
 from .distributed import check_deepspeed_settings, check_fsdp_settings
+from .streaming import StreamedSamples
 
 
 class ExactResumeMixin(Trainer):
@@ -161,7 +163,8 @@ class ExactResumeMixin(Trainer):
             return
         # The loop sets a sampler's epoch through one wrapper. Sharing batches out among processes and
         # skipping those of a resumed epoch are two, and the order would be that of epoch 0.
-        part: Any = train_dataloader
+        is_stream = isinstance(self.train_dataset, IterableDataset)  # has no sampler to tell
+        part: Any = None if is_stream else train_dataloader
         while part is not None:
             part = getattr(part, "batch_sampler", None) or getattr(part, "sampler", None)
             if hasattr(part, "set_epoch"):
@@ -316,6 +319,8 @@ def _sample(parameter: torch.Tensor) -> bytes:
 
 
 def _data_identity(dataset: Any) -> dict[str, Any]:
+    if isinstance(dataset, StreamedSamples):
+        return dataset.identity()
     if not hasattr(dataset, "__len__"):
         return {"samples": None}
     identity: dict[str, Any] = {"samples": len(dataset)}

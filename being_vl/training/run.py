@@ -19,7 +19,7 @@ import yaml
 from transformers import TrainerCallback, set_seed
 from transformers.trainer import TRAINING_ARGS_NAME
 
-from ..data import load_training_data
+from ..data import TokenizedStream, load_training_data, stream_tokenized
 from ..data.identity import compare
 from ..files import (
     check_model_folder,
@@ -42,6 +42,7 @@ from .packing import FlatCollator, PackedSamples, SharedImageCollator, SharedIma
 from .resume import DECISIVE_ARGUMENTS, identity_differences
 from .samples import PaddingCollator, TokenizedSamples
 from .stages import add_lora, merge_lora, prepare_stage
+from .streaming import StreamedEpochs, StreamedSamples, check_streaming
 from .trainer import BeingVLTrainer
 
 if TYPE_CHECKING:
@@ -79,7 +80,7 @@ def run_stage(
     stage_args: StageArguments,
     training_args: BeingVLTrainingArguments,
     *,
-    train_dataset: datasets.Dataset | None = None,
+    train_dataset: datasets.Dataset | TokenizedStream | None = None,
     eval_dataset: datasets.Dataset | None = None,
     callbacks: Sequence[TrainerCallback] = (),
 ) -> StageResult:
@@ -113,7 +114,12 @@ def run_stage(
         set_seed(training_args.seed)
         model, processor = load_for_training(model_args, stage_args)
         train, held_out = train_dataset, eval_dataset
-        if train is None:
+        if train is None and data_args.streaming:
+            accepted = data_args.accept_mismatch or ()
+            train = stream_tokenized(
+                data_args.data, processor, accept_mismatch=accepted, verify=data_args.verify_data
+            )
+        elif train is None:
             train = _load(data_args.data, data_args, processor, training_args)
         if held_out is None and data_args.eval_data is not None:
             held_out = _load(data_args.eval_data, data_args, processor, training_args)
@@ -132,9 +138,12 @@ def run_stage(
             return StageResult(str(output), finished, finished_before=True)
         metrics = dict(trainer.train(resume_from_checkpoint="auto").metrics)
         metrics["steps"] = trainer.state.global_step
-        samples = trainer.train_dataset.samples  # type: ignore[union-attr]
-        metrics["samples_too_long"] = samples.num_too_long
-        metrics["samples_without_labels"] = samples.num_without_labels
+        if not isinstance(
+            trainer.train_dataset, StreamedSamples
+        ):  # which counts none before it ends
+            samples = trainer.train_dataset.samples  # type: ignore[union-attr]
+            metrics["samples_too_long"] = samples.num_too_long
+            metrics["samples_without_labels"] = samples.num_without_labels
         if held_out is not None:
             metrics.update(trainer.evaluate())
         _finish(trainer, output, metrics, identity, has_adapters=model_args.use_peft)
@@ -298,7 +307,7 @@ def load_for_training(
 def make_trainer(
     model: BeingVLLanguageModel | PeftModel,
     processor: BeingVLProcessor,
-    train_dataset: datasets.Dataset,
+    train_dataset: datasets.Dataset | TokenizedStream,
     eval_dataset: datasets.Dataset | None,
     data_args: DataArguments,
     stage_args: StageArguments,
@@ -310,7 +319,8 @@ def make_trainer(
     Args:
         model: prepared for its stage.
         processor: saved with every checkpoint.
-        train_dataset, eval_dataset: tokenized samples, see `TokenizedSamples`.
+        train_dataset, eval_dataset: tokenized samples, see `TokenizedSamples`; a stream to train on, see
+            `StreamedSamples`.
         data_args, stage_args, training_args, callbacks: see `run_stage`.
     """
     attention = model.config._attn_implementation
@@ -320,8 +330,26 @@ def make_trainer(
             "sdpa or flex_attention"
         )
 
+    longest = data_args.max_length or model.config.max_position_embeddings
+
+    def streamed(stream: TokenizedStream) -> StreamedSamples:
+        is_packed = data_args.packing == "samples"
+        check_streaming(training_args, packed=is_packed)
+        seed = training_args.seed if training_args.data_seed is None else training_args.data_seed
+        return (StreamedSamples if is_packed else StreamedEpochs)(
+            stream,
+            model.config.layout,
+            labels=stage_args.labels,
+            max_length=longest,
+            drop_long=data_args.drop_long,
+            packed=is_packed,
+            buffer_size=data_args.shuffle_buffer_size,
+            seed=seed,
+            rank=training_args.process_index,
+            world=training_args.world_size,
+        )
+
     def packed(dataset: datasets.Dataset) -> TokenizedSamples | PackedSamples | SharedImageSamples:
-        longest = data_args.max_length or model.config.max_position_embeddings
         samples = TokenizedSamples(
             dataset,
             model.config.layout,
@@ -346,10 +374,12 @@ def make_trainer(
         collator = FlatCollator()
     else:
         collator = PaddingCollator(pad)
+    is_stream = isinstance(train_dataset, TokenizedStream)
+    train: Any = streamed(train_dataset) if is_stream else packed(train_dataset)
     return BeingVLTrainer(
         model=model,
         args=training_args,
-        train_dataset=packed(train_dataset),
+        train_dataset=train,
         eval_dataset=None if eval_dataset is None else packed(eval_dataset),
         data_collator=collator,
         processing_class=processor,

@@ -55,15 +55,34 @@ class DataArguments:
         "chat_template, quantizer: may differ from the data's", None
     )
     verify_data: bool = option("compare the digest of every shard first", False)
+    streaming: bool = option("read shard after shard instead of mapping all", False)
+    shuffle_buffer_size: int = option("streaming: samples in the buffer that shuffles", 10_000)
 
     def __post_init__(self) -> None:
         if self.max_length is not None and self.max_length < 1:
             raise ValueError(f"max_length must be positive, got {self.max_length}")
+        if self.shuffle_buffer_size < 1:
+            raise ValueError(
+                f"shuffle_buffer_size must be positive, got {self.shuffle_buffer_size}"
+            )
+        if self.streaming:
+            self._check_streaming()
         for name in self.accept_mismatch or ():
             if name not in ("chat_template", "quantizer"):
                 raise ValueError(
                     f"accept_mismatch must be chat_template or quantizer, got {name!r}"
                 )
+
+    def _check_streaming(self) -> None:
+        if self.data.endswith((".yaml", ".yml")) or self.mixture_stage is not None:
+            raise ValueError(
+                f"streaming reads one folder, not a mixture, got {self.mixture_stage or self.data!r}: leave it out"
+            )
+        if self.packing == "shared_image":
+            raise ValueError(
+                "packing must be none or samples with streaming, got 'shared_image': the questions about an image "
+                "may lie in several shards"
+            )
 
 
 @dataclass

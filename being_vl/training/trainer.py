@@ -19,7 +19,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 from torch.distributed.tensor import DTensor
-from torch.utils.data import Sampler
+from torch.utils.data import DataLoader, Sampler
 from transformers import Trainer, TrainerCallback, trainer_pt_utils
 from transformers.trainer_utils import EvalLoopOutput
 
@@ -37,6 +37,7 @@ from .samples import (
     count_labels,
     kinds_of,
 )
+from .streaming import StreamedSamples
 
 
 class TrainingDiverged(ValueError):
@@ -96,6 +97,27 @@ class BeingVLTrainer(ExactResumeMixin, Trainer):
         }
         kept_out = {n for n, p in model.named_parameters() if id(p) in embeddings}
         return [n for n in super().get_decay_parameter_names(model) if n not in kept_out]
+
+    def get_train_dataloader(self) -> DataLoader:
+        """`Trainer.get_train_dataloader`; a stream, which is of this process alone, is not shared out again."""
+        if not isinstance(self.train_dataset, StreamedSamples):
+            return super().get_train_dataloader()
+        return DataLoader(
+            self.train_dataset,
+            batch_size=self._train_batch_size,
+            collate_fn=self.data_collator,
+            drop_last=self.args.dataloader_drop_last,
+            pin_memory=self.args.dataloader_pin_memory,
+        )
+
+    def _run_epoch(self, *, epoch: int, **kwargs: Any) -> None:  # type: ignore[override]
+        """`Trainer`'s; a stream is told what of it will be passed over."""
+        if isinstance(self.train_dataset, StreamedSamples):
+            goes_on = kwargs["resume_from_checkpoint"] is not None
+            is_first = goes_on and epoch == kwargs["epochs_trained"]
+            batches = kwargs["steps_trained_in_current_epoch"] if is_first else 0
+            self.train_dataset.start(epoch, batches * self._train_batch_size)
+        super()._run_epoch(epoch=epoch, **kwargs)
 
     def _get_train_sampler(self, train_dataset: Any = None) -> Sampler | None:
         if self.args.train_sampling_strategy != "group_by_length":

@@ -73,16 +73,18 @@ def tokenized(processor, **options) -> datasets.Dataset:
     return datasets.Dataset.from_list(conversations(processor, **options), features=FEATURES)
 
 
-def tokenized_folder(folder: Path, data: datasets.Dataset, processor) -> None:
+def tokenized_folder(folder: Path, data: datasets.Dataset, processor, *, shards: int = 1) -> None:
     """`data` as a folder of `being-vl tokenize`."""
-    columns = {name: data[:][name] for name in FEATURES}
-    for name in ("input_ids", "assistant_masks"):
-        columns[name] = [np.array(values) for values in columns[name]]
-    report = {**dict.fromkeys(COUNTS, 0), "samples": len(data), "skipped": []}
     parts = processor_identity(processor)
     claim(folder, {"parts": parts})
-    write_atomic(shard_path(folder, 0, 1), shard_bytes(columns, report))
-    finish(folder, 1, {"parts": parts})
+    for number in range(shards):
+        rows = data.shard(shards, number)[:]
+        columns = {name: rows[name] for name in FEATURES}
+        for name in ("input_ids", "assistant_masks"):
+            columns[name] = [np.array(values) for values in columns[name]]
+        report = {**dict.fromkeys(COUNTS, 0), "samples": len(columns["id"]), "skipped": []}
+        write_atomic(shard_path(folder, number, shards), shard_bytes(columns, report))
+    finish(folder, shards, {"parts": parts})
 
 
 SMALL_RUN = {
