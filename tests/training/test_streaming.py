@@ -187,6 +187,7 @@ def test_another_buffer_or_shards_are_another_run(made, tmp_path):
         made[0] / "start", tmp_path / "run", data={"streaming": True, "shuffle_buffer_size": 5},
         save_strategy="steps", save_steps=2, **CASES["steps"][1],
     )  # fmt: skip
+    given[1].data = str(made[0] / "rows")
     with pytest.raises(ValueError, match="shuffle_buffer_size is 4, but this run's is 5"):
         run_stage(*given)
 
