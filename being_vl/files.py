@@ -475,6 +475,14 @@ _CONFIGURATIONS = (
     "config.json", "generation_config.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json",
     "processor_config.json", "preprocessor_config.json", "chat_template.json",
 )  # fmt: skip
+# Fields of theirs that other libraries read without a look at the type.
+_FIELD_TYPES: dict[str, tuple[type, ...]] = {
+    "model_type": (str,),
+    "model_max_length": (int, float),
+    "output_attentions": (bool,),
+    "output_hidden_states": (bool,),
+}
+_MAX_LAYERS = 10_000  # each is built before a weight is looked for
 _MAX_HEADER_BYTES = 100_000_000  # of safetensors, as its own readers have it
 
 
@@ -497,9 +505,16 @@ def check_model_folder(folder: str | os.PathLike) -> None:
                 raise ValueError(f"{path}: must hold an object, got {shown(content)}")
             if path.name == "generation_config.json":
                 _check_token_ids(path, content)
-            length = content.get("model_max_length")
-            if not isinstance(length, (int, float, type(None))):
-                raise ValueError(f"{path}: model_max_length must be a number, got {shown(length)}")
+            for name, kinds in _FIELD_TYPES.items():
+                value = content.get(name)
+                if value is not None and type(value) not in kinds:
+                    must = " or ".join(kind.__name__ for kind in kinds)
+                    raise ValueError(f"{path}: {name} must be {must}, got {shown(value)}")
+            layers = content.get("num_hidden_layers")
+            if isinstance(layers, int) and layers > _MAX_LAYERS:
+                raise ValueError(
+                    f"{path}: num_hidden_layers must be at most {_MAX_LAYERS}, got {shown(layers)}"
+                )
         elif path.name.endswith(".safetensors.index.json"):
             if path.with_name(path.name.removesuffix(".index.json")).exists():
                 continue  # an older save with more files left it, and nobody reads it
@@ -835,6 +850,9 @@ def _load_result(path: Path) -> Result:
                 raise ValueError(
                     f"{path}: {part}.{name} must be str, got {content[part].get(name)!r}"
                 )
+    for name, value in content["dataset"].items():
+        if not isinstance(value, (str, type(None))):
+            raise ValueError(f"{path}: dataset.{name} must be str or null, got {shown(value)}")
     for part in ("metrics", "images"):
         for name, value in content[part].items():
             if isinstance(value, bool) or not isinstance(value, (int, float)):

@@ -237,13 +237,24 @@ def test_ids_that_generation_would_stumble_over_are_named(tmp_path: Path) -> Non
             check_model_folder(tmp_path)
 
 
-def test_a_length_that_is_no_number_is_named(tmp_path: Path) -> None:
-    path = tmp_path / "tokenizer_config.json"
-    for length in (4096, 10**30, None):
-        path.write_text(json.dumps({"model_max_length": length}))
+@pytest.mark.parametrize(
+    ("file", "name", "right", "wrong", "must"),
+    [
+        ("tokenizer_config.json", "model_max_length", (4096, 10**30, None), [1], "int or float"),
+        ("config.json", "model_type", ("llama", None), ["llama"], "str"),
+        ("generation_config.json", "output_hidden_states", (True, None), "yes", "bool"),
+        ("config.json", "num_hidden_layers", (0, 80), 10**400, "at most 10000"),
+    ],
+)
+def test_fields_that_other_libraries_would_stumble_over_are_named(
+    tmp_path: Path, file: str, name: str, right: tuple, wrong: object, must: str
+) -> None:
+    path = tmp_path / file
+    for value in right:
+        path.write_text(json.dumps({name: value}))
         check_model_folder(tmp_path)
-    path.write_text(json.dumps({"model_max_length": [1]}))
-    with pytest.raises(ValueError, match=r"tokenizer_config\.json: model_max_length must be a num"):
+    path.write_text(json.dumps({name: wrong}))
+    with pytest.raises(ValueError, match=f"{file}: {name} must be {must}, got .{{1,60}}$"):
         check_model_folder(tmp_path)
 
 

@@ -91,9 +91,11 @@ def main(args: Namespace) -> int:
             timeout=args.timeout,
             max_waiting=args.max_waiting,
         )
+        processor = BeingVLProcessor.from_pretrained(args.checkpoint, vq_device=_device(args))
+        processor.tokenizer.check_rows(config.vocab_size)
         server = Server(
             args.served_model_name or Path(args.checkpoint).name,
-            BeingVLProcessor.from_pretrained(args.checkpoint, vq_device=_device(args)),
+            processor,
             _backend(args, limits, config),
             limits,
             grid_size=config.image_grid_size,

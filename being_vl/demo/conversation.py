@@ -167,4 +167,5 @@ def load_speaker(checkpoint: str, *, device: str | None = None, **options: Any) 
     with reading(checkpoint):
         processor = BeingVLProcessor.from_pretrained(checkpoint, vq_device=place)
         model = load_language_model(checkpoint, dtype="auto").to(place)
+    processor.tokenizer.check_rows(model.config.vocab_size)
     return Speaker(model, processor, **options)

@@ -69,7 +69,9 @@ def read_vqav2(data: Path, images: Path | None) -> tuple[list[Example], str]:
     """
     paths = [_only(data, f"*{kind}.json") for kind in ("questions", "annotations")]
     questions, annotations = map(_json, paths)
-    subtype = str(questions.get("data_subtype", "val2014"))
+    subtype = "val2014"
+    if isinstance(questions, dict) and "data_subtype" in questions:
+        subtype = _get(questions, "data_subtype", str, str(paths[0]))
     folder = images or (data / subtype if (data / subtype).is_dir() else data)
     by_id: dict[int, tuple[str, Any]] = {}
     for where, entry in _entries(annotations, "annotations", paths[1]):

@@ -51,6 +51,7 @@ def load_checkpoint(
         raise ValueError(
             f"{checkpoint}: its processor is a {type(processor).__name__}, not Being-VL's"
         )
+    processor.tokenizer.check_rows(model.config.vocab_size)
     return model.to(place).eval(), processor  # type: ignore[arg-type]
 
 

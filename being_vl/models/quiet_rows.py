@@ -35,11 +35,19 @@ def quiet_shift(text_model: Any, text_size: int, rows: torch.Tensor) -> torch.Te
         text_model: any text model with a head.
         text_size: T, the number of its token ids.
         rows: (number of new rows, hidden_size), alike but for noise, as of `"mean_text"`.
+
+    Raises:
+        ValueError: the text model gives hidden states that are not finite, or all zero.
     """
     shift = torch.zeros(rows.shape[1])
     if text_model.get_output_embeddings().weight.is_meta or not len(rows):
         return shift
     hidden_states, text_logits = _look(text_model, text_size)
+    if not hidden_states.isfinite().all() or not hidden_states.any():
+        raise ValueError(
+            f"{text_model.name_or_path or 'the text model'}: its hidden states are not finite, or all zero: the "
+            "weights are damaged"
+        )
     # Over the text rows: the best that the model can do without the new ones.
     share = hidden_states @ rows.mean(dim=0) + math.log(len(rows)) - text_logits.logsumexp(dim=-1)
     direction = _common_direction(hidden_states)

@@ -219,6 +219,19 @@ class BeingVLTokenizer(CheckpointPart, PreTrainedTokenizerFast):
             return np.zeros(len(ids), np.int64)
         return np.cumsum(ids == begin) - np.cumsum(ids == end)
 
+    def check_rows(self, vocab_size: int) -> None:
+        """Raises ValueError for a special token that has no row in a model of `vocab_size` ids.
+
+        A text in tokenizer_config.json that tokenizer.json does not have is appended by transformers.
+        """
+        for name, token in self.special_tokens_map.items():
+            row = self._tokenizer.token_to_id(token) if isinstance(token, str) else None
+            if row is not None and row >= vocab_size:
+                raise ValueError(
+                    f"tokenizer_config.json of {self.name_or_path}: {name} is {token!r} with the id {row}, but the model "
+                    f"has {vocab_size} rows"
+                )
+
     def _check_image_tokens(self) -> None:
         """Fails on files that do not belong together: another image_bpe.json, or a cut tokenizer.json."""
         if "text_vocab_size" not in self.init_kwargs:

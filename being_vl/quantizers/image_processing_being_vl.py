@@ -290,15 +290,39 @@ def _is_float(values: Any) -> bool:
     return "float" in str(getattr(values, "dtype", ""))
 
 
+# What PilBackend.resize takes.
+_SIZES = (
+    ("height", "width"),
+    ("shortest_edge",),
+    ("shortest_edge", "longest_edge"),
+    ("max_height", "max_width"),
+)
+
+
 def _check_options(processor: BeingVLImageProcessor, whose: str) -> None:
     """Raises ValueError for an option of a file that is of another type, or a size beyond any image's."""
-    for name in ("size", "crop_size", "pad_size"):
-        sides = getattr(processor, name, None)
-        for side, value in vars(sides).items() if sides is not None else ():
-            if value is not None and not _is_side(value):
+    for name in ("do_resize", "do_center_crop", "do_rescale", "do_normalize", "do_convert_rgb", "do_pad"):  # fmt: skip
+        if getattr(processor, name) not in (True, False, None):
+            raise ValueError(
+                f"{whose} {name} must be true or false, got {shown(getattr(processor, name))}"
+            )
+    for name, step in (
+        ("size", "do_resize"),
+        ("crop_size", "do_center_crop"),
+        ("pad_size", "do_pad"),
+    ):
+        sides = {k: v for k, v in vars(getattr(processor, name, None) or SizeDict()).items() if v is not None}  # fmt: skip
+        for side, value in sides.items():
+            if not _is_side(value):
                 raise ValueError(
                     f"{whose} {name}.{side} must be 1 … {_MAX_SIDE}, got {shown(str(value))}"
                 )
+        allowed = _SIZES if name == "size" else _SIZES[:1]
+        if (sides or getattr(processor, step)) and set(sides) not in map(set, allowed):
+            must = ", or ".join(map(" and ".join, allowed))
+            raise ValueError(
+                f"{whose} {name} must have {must}, got {' and '.join(sides) or 'none'}"
+            )
     for name in ("max_image_pixels", "size_divisor"):
         value = getattr(processor, name)
         if value is not None and (type(value) is not int or value < 1):

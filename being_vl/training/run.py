@@ -288,6 +288,7 @@ def load_for_training(
     with reading(source):
         model = load_language_model(source, **options)
         processor = BeingVLProcessor.from_pretrained(source, **commit)
+    processor.tokenizer.check_rows(model.config.vocab_size)
     own, rule = asdict(model.config.layout), "model and tokenizer must be of one checkpoint"
     compare(
         source, {"vocabulary": asdict(processor.tokenizer.layout)}, {"vocabulary": own}, rule=rule

@@ -134,6 +134,9 @@ def test_lmms_evals_results_become_result_files(tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(importlib.metadata, "version", lambda package: f"installed {package}")
     assert main([*command, "--hardware", "x"]) == 0
     assert load_results(tmp_path)[0].harness["version"] == "installed lmms-eval"
+    source.write_text(source.read_text().replace('"unknown@unknown"', '["0.7.3"]'))
+    assert main([*command, "--hardware", "x"]) == 2
+    assert "lmms_eval_version must be str, got a list" in capsys.readouterr().err
     source.write_text('{"results": {}}')
     assert main([*command, "--hardware", "x"]) == 2
     assert "not a results file of lmms-eval" in capsys.readouterr().err

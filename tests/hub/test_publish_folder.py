@@ -236,6 +236,7 @@ def test_results_without_a_data_set_on_the_hub_are_in_the_card_alone(checkpoint:
         ({"version": 2}, "with version: 1"),
         ({"metrics": {"accuracy": "99"}}, r"metrics\.accuracy must be a number, got '99'"),
         ({"dataset": {"id": "a/b"}}, r"dataset\.name must be str, got None"),
+        ({"dataset": {"name": "a", "id": {}}}, r"dataset\.id must be str or null, got a dict"),
         ({"num_examples": "many"}, "num_examples must be int, got 'many'"),
         ({"harness": {"name": "x"}}, r"harness\.version must be str"),
     ],

@@ -345,6 +345,15 @@ def test_the_default_leaves_text_alone_in_an_unmasked_softmax(name, tied, codes)
         assert losses["normal"] > 0.1
 
 
+def test_a_base_with_damaged_weights_is_refused():
+    base = base_model("being_vl")
+    torch.nn.init.zeros_(base.model.norm.weight)
+    layout = VocabularyLayout(TEXT_SIZE, 4, 16, 0)
+    special = {"boi_token_id": BOI, "eoi_token_id": EOI, "image_token_id": IMAGE}
+    with pytest.raises(ValueError, match="hidden states are not finite, or all zero"):
+        extend_text_model(base, layout, **special, image_init="mean_text")
+
+
 def test_a_base_whose_rows_cannot_be_quiet_is_told(caplog):
     base = base_model(
         "being_vl", initializer_range=0.001

@@ -204,6 +204,18 @@ def test_more_tokens_can_be_added(pairs, tmp_path: Path) -> None:
     assert BeingVLTokenizer.from_pretrained(tmp_path)("<|tool|>").input_ids[-1] == size
 
 
+def test_a_special_token_without_a_row_is_refused(pairs, tmp_path: Path) -> None:
+    pairs["llama-3"][1].save_pretrained(tmp_path)
+    path = tmp_path / "tokenizer_config.json"
+    path.write_text(path.read_text().replace('"eoi_token": "', '"eoi_token": "/'))
+    tokenizer = BeingVLTokenizer.from_pretrained(tmp_path)
+    tokenizer.check_rows(len(tokenizer))
+    with pytest.raises(
+        ValueError, match=r"tokenizer_config\.json of .*: eoi_token is '/.*but the model has"
+    ):
+        tokenizer.check_rows(tokenizer.layout.size)
+
+
 def test_repr_is_short(pairs) -> None:
     assert len(repr(pairs["llama-3"][1])) < 700
 

@@ -2,6 +2,7 @@
 
 import base64
 import io
+import json
 import struct
 import warnings
 import zlib
@@ -307,6 +308,25 @@ def test_different_sizes_are_named_when_a_tensor_is_asked_for():
 def test_wrong_options_are_named(name):
     with pytest.raises(ValueError, match=f"{name} must be positive, got -1"):
         BeingVLImageProcessor()(photo(), **{name: -1})
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ({"size": {"shortest_edge": None}}, "size must have height and width, or .*, got none"),
+        (
+            {"crop_size": {"shortest_edge": 16}},
+            "crop_size must have height and width, got shortest",
+        ),
+        ({"do_convert_rgb": {}}, "do_convert_rgb must be true or false, got a dict"),
+    ],
+)
+def test_wrong_options_in_a_file_are_named(tmp_path, wrong, message):
+    BeingVLImageProcessor().save_pretrained(tmp_path)
+    path = tmp_path / "preprocessor_config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), **wrong}))
+    with pytest.raises(ValueError, match=f"the image processor's {message}"):
+        BeingVLImageProcessor.from_pretrained(tmp_path)
 
 
 @pytest.mark.parametrize("options", [{}, {"image_mean": [0.5, 0.4, 0.3], "image_std": 0.25}])

@@ -56,8 +56,10 @@ def _result(content: dict[str, Any], task: str, hardware: str) -> Result:
     )
 
 
-def _version(written: str) -> str:
+def _version(written: Any) -> str:
     """The version that a file names; lmms-eval 0.7.3, installed from a wheel, writes "unknown@unknown"."""
+    if not isinstance(written, str):
+        raise ValueError(f"lmms_eval_version must be str, got {shown(written)}")
     if not written.startswith("unknown"):
         return written
     try:
