@@ -8,6 +8,7 @@ standard error and exit status 2; `--traceback` shows where it arose.
 from __future__ import annotations
 
 import difflib
+import gc
 import importlib
 import io
 import os
@@ -42,6 +43,9 @@ COMMANDS = {
 _INTERRUPTED = 130
 _LONGEST = 1000  # characters of an error; values may be whole files
 _PACKAGE = str(Path(__file__).parents[1])
+_OBJECTS_OF_IMPORTS = (
+    500_000  # torch and transformers make 650,000 that the collector of garbage tracks
+)
 
 
 def _usage() -> str:
@@ -81,6 +85,8 @@ def main(argv: list[str] | None = None) -> int:
         print(f"being-vl: error: no command {name!r}; {hint}", file=sys.stderr)
         return 2
     show_traceback = "--traceback" in argv
+    if "torch" not in sys.modules:
+        _collect_after_imports()
     try:
         return run_command(name, argv[1:])
     except KeyboardInterrupt:
@@ -110,6 +116,20 @@ def run_command(name: str, argv: list[str]) -> int:
 
         check_device(args.device)
     return command.main(args) or 0
+
+
+def _collect_after_imports() -> None:
+    """Put off the search for garbage until most imports are done: a fifth of the time to the prompt of `chat`."""
+    usual = gc.get_threshold()
+
+    def restore(phase: str, info: dict[str, int]) -> None:
+        if phase == "stop":
+            gc.callbacks.remove(restore)
+            gc.set_threshold(*usual)
+            gc.freeze()  # what imports made stays; later searches pass it over
+
+    gc.callbacks.append(restore)
+    gc.set_threshold(_OBJECTS_OF_IMPORTS, *usual[1:])
 
 
 def _one_line(error: BaseException, argv: list[str]) -> str:

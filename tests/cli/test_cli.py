@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import statistics
 import subprocess
@@ -170,3 +171,32 @@ def test_traceback_on_request(tmp_path):
 def test_a_terminal_without_utf_8():
     done = run("ablate", "--help", PYTHONIOENCODING="ascii", PYTHONUTF8="0")
     assert done.returncode == 0 and "VQ+BPE} ? {SFT" in done.stdout
+
+
+def test_garbage_is_collected_as_usual_after_the_imports():
+    """The first search comes after half a million objects; then the thresholds are the interpreter's again."""
+    code = """
+import gc, json, weakref
+from being_vl import cli
+
+class Node: pass
+
+usual, seen = gc.get_threshold(), []
+
+def command(name, argv):
+    node = Node()
+    node.itself = node
+    gone = weakref.ref(node)
+    del node
+    few = [[] for _ in range(100_000)]
+    seen.append((gc.get_threshold() == usual, gone() is None, len(gc.callbacks), gc.get_freeze_count() > 0))
+    many = [[] for _ in range(500_000)]
+    seen.append((gc.get_threshold() == usual, gone() is None, len(gc.callbacks), gc.get_freeze_count() > 0))
+    return 0
+
+cli.run_command = command
+cli.main(["env"])
+print(json.dumps(seen))
+"""
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert json.loads(run.stdout) == [[False, False, 1, False], [True, True, 0, True]]
