@@ -50,14 +50,7 @@ def generate_answers(
     description: str = "answering",
     **generation: Any,
 ) -> list[str]:
-    """Answer prompts; those about one image should stand next to each other. See [`iter_answers`].
-
-    Args:
-        description: of the progress bar.
-
-    Returns:
-        a text for each prompt, special tokens left out.
-    """
+    """[`iter_answers`] with a progress bar: a text for each prompt, special tokens left out."""
     answers: list[str] = []
     batches = iter_answers(
         model, processor, prompts, image_ids, image_codes, batch_size=batch_size, **generation
@@ -84,15 +77,11 @@ def iter_answers(
     """Answer prompts batch by batch, greedily unless told otherwise.
 
     Args:
-        model: in evaluation mode, on any device.
-        processor: of the same checkpoint.
-        prompts: texts of the chat template.
+        model: in evaluation mode.
+        prompts: texts of the chat template; those about one image should stand next to each other.
         image_ids: what names the images of each prompt in `image_codes`.
         image_codes: int (h, w) codes of the prompt's one image, or a list of such, in the order of its
             placeholders. Neither of the two where no prompt has images.
-        batch_size: prompts at a time.
-        max_new_tokens: after which an answer is cut.
-        do_sample: sample instead of taking the likeliest token.
         generation: further options of `generate`; what they leave out of penalties, beams and least lengths
             is neutral, whatever the checkpoint's generation_config.json says.
 
@@ -110,19 +99,15 @@ def iter_answers(
         if image_ids is not None and image_codes is not None:
             grids = [nested_codes(image_codes[i]) for i in image_ids[start:stop]]
         rows = processor(text=list(prompts[start:stop]), image_codes=grids)["input_ids"]
-        _check_lengths(rows, start, model)
+        limit = model.config.max_position_embeddings
+        for number, row in enumerate(rows, start):
+            if len(row) > limit:
+                raise ValueError(
+                    f"prompt {number} has {len(row)} tokens, the model takes {limit}: a question, or the chat template, "
+                    "is too long"
+                )
         ids, new_from = _generate(model, processor, rows, generation)
         yield processor.batch_decode(ids[:, new_from:], skip_special_tokens=True)
-
-
-def _check_lengths(rows: Sequence[list[int]], first: int, model: BeingVLLanguageModel) -> None:
-    limit = model.config.max_position_embeddings
-    for number, row in enumerate(rows, first):
-        if len(row) > limit:
-            raise ValueError(
-                f"prompt {number} has {len(row)} tokens, the model takes {limit}: a question, or the chat template, "
-                "is too long"
-            )
 
 
 @torch.inference_mode()
@@ -138,12 +123,11 @@ def _generate(
         ids, mask = _left_padded(rows, pad, model.device)
         return model.generate(input_ids=ids, attention_mask=mask, **generation), ids.shape[1]
     splits = [_prefix_length(row, processor.eoi_token_id) for row in rows]
-    prefixes = [tuple(row[:split]) for row, split in zip(rows, splits, strict=True)]
+    parts = [(row[:split], row[split:]) for row, split in zip(rows, splits, strict=True)]
+    prefixes = [tuple(prefix) for prefix, _ in parts]
     numbers = {prefix: n for n, prefix in enumerate(dict.fromkeys(prefixes))}
     prefix, prefix_mask = _left_padded(list(map(list, numbers)), pad, model.device)
-    suffix, suffix_mask = _left_padded(
-        [row[split:] for row, split in zip(rows, splits, strict=True)], pad, model.device
-    )
+    suffix, suffix_mask = _left_padded([suffix for _, suffix in parts], pad, model.device)
     positions = (prefix_mask.cumsum(1) - 1).clamp(min=0)
     past = model(  # type: ignore[operator]
         input_ids=prefix,

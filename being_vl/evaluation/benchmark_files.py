@@ -1,7 +1,7 @@
 """a benchmark's files on disk → examples: question, image, what is right.
 
-Source: the formats in which POPE, VQA v2, MME, LLaVA, COCO captions and MLLM-Bench are published. Nothing is
-downloaded. What is malformed is an error that names the file, the example, the field, the rule and the value.
+Source: the formats in which POPE, VQA v2, MME, LLaVA, COCO captions and MLLM-Bench are published. What is
+malformed is an error that names the file, the example, the field, the rule and the value.
 """
 
 from __future__ import annotations
@@ -22,23 +22,14 @@ _SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp")
 
 @dataclass(frozen=True)
 class Example:
-    """A question about an image, and what is right.
+    """A question about an image, and what is right."""
 
-    Args:
-        id: tells the examples of a task apart.
-        image: path of its image.
-        question: what the model is asked.
-        target: what the scorer compares the answer with.
-        group: category that is scored by itself, or "".
-        extra: fields that an export repeats.
-    """
-
-    id: str
-    image: str
+    id: str  # tells the examples of a task apart
+    image: str  # a path
     question: str
-    target: Any
-    group: str = ""
-    extra: dict[str, Any] = field(default_factory=dict)
+    target: Any  # what the scorer compares the answer with
+    group: str = ""  # category that is scored by itself
+    extra: dict[str, Any] = field(default_factory=dict)  # fields that an export repeats
 
 
 def read_pope(data: Path, images: Path | None) -> list[Example]:
@@ -64,8 +55,7 @@ def read_pope(data: Path, images: Path | None) -> list[Example]:
 def read_vqav2(data: Path, images: Path | None) -> tuple[list[Example], str]:
     """`*questions.json` and `*annotations.json`; images `COCO_SUBTYPE_000000000000.jpg`.
 
-    Returns:
-        the examples, and the subtype, such as val2014.
+    Returns: the examples, and the subtype, such as val2014.
     """
     paths = [_only(data, f"*{kind}.json") for kind in ("questions", "annotations")]
     questions, annotations = map(_json, paths)
@@ -89,15 +79,9 @@ def read_vqav2(data: Path, images: Path | None) -> tuple[list[Example], str]:
         answers = _get(annotation, "answers", list, there)
         truths = [_get(answer, "answer", str, there) for answer in answers]
         name = f"COCO_{subtype}_{_get(entry, 'image_id', int, where):012d}.jpg"
-        examples.append(
-            Example(
-                str(question_id),
-                _image(folder, name, where),
-                _get(entry, "question", str, where),
-                truths,
-                str(annotation.get("answer_type", "")),
-            )
-        )
+        image, question = _image(folder, name, where), _get(entry, "question", str, where)
+        group = str(annotation.get("answer_type", ""))
+        examples.append(Example(str(question_id), image, question, truths, group))
     return examples, subtype
 
 
@@ -134,8 +118,7 @@ def read_llava(data: Path, images: Path | None) -> list[Example]:
     A field `type` groups the scores.
     """
     examples = []
-    for number, entry in enumerate(_list(data)):
-        where = f"{data}: [{number}]"
+    for number, (where, entry) in enumerate(_list(data)):
         image = _image(images or data.parent, _get(entry, "image", str, where), where)
         turns = _get(entry, "conversations", list, where)
         said = [(_get(turn, "from", str, where), _get(turn, "value", str, where)) for turn in turns]
@@ -172,17 +155,18 @@ def read_captions(data: Path, images: Path | None, prompt: str) -> list[Example]
 def read_mllm_bench(data: Path, images: Path | None) -> list[Example]:
     """The list of MLLM-Bench: `unique_idx`, `image`, `question`, `meta` with `level`."""
     examples = []
-    for number, entry in enumerate(_list(data)):
-        where = f"{data}: [{number}]"
+    for where, entry in _list(data):
         unique_idx = _get(entry, "unique_idx", (int, str), where)
         name = _get(entry, "image", str, where)
-        image = _image(images, Path(name).name, where) if images else _near(data, name, where)
+        if images:
+            image = _image(images, Path(name).name, where)
+        else:  # its paths begin at the folder above `data/`
+            is_below = not (data.parent / name).is_file() and (data.parent.parent / name).is_file()
+            image = _image(data.parent.parent if is_below else data.parent, name, where)
         meta = _get(entry, "meta", dict, where) if entry.get("meta") else {}
         extra = {"unique_idx": unique_idx, "meta": meta}
-        question = _get(entry, "question", str, where)
-        examples.append(
-            Example(str(unique_idx), image, question, None, str(meta.get("level", "")), extra)
-        )
+        question, level = _get(entry, "question", str, where), str(meta.get("level", ""))
+        examples.append(Example(str(unique_idx), image, question, None, level, extra))
     return examples
 
 
@@ -198,12 +182,6 @@ def numbered(examples: Sequence[Example]) -> list[Example]:
         seen.add(name)
         apart.append(example if name == example.id else replace(example, id=name))
     return apart
-
-
-def _near(data: Path, name: str, where: str) -> str:
-    """MLLM-Bench writes paths from the folder above its `data/`."""
-    folders = [folder for folder in (data.parent, data.parent.parent) if (folder / name).is_file()]
-    return _image(folders[0] if folders else data.parent, name, where)
 
 
 def _image(folder: Path, name: str, where: str) -> str:
@@ -241,20 +219,21 @@ def _json(path: Path) -> Any:
     return read_json(path, _MAX_BYTES, max_values=_MAX_VALUES)
 
 
-def _list(path: Path) -> list[Any]:
+def _list(path: Path) -> list[tuple[str, Any]]:
+    """The entries of a file that is a list, each with its name in errors."""
     content = _json(path)
     if not isinstance(content, list) or not content:
         raise ValueError(f"{path}: must be a list with entries, got {type(content).__name__}")
-    return content
+    return [(f"{path}: [{number}]", entry) for number, entry in enumerate(content)]
 
 
 def read_json_lines(path: Path) -> list[Any]:
     """A JSON value a line; blank lines are passed over."""
-    entries = []
-    for number, line in enumerate(read_text(path, _MAX_BYTES).splitlines(), 1):
-        if line.strip():
-            entries.append(parse_json(line.encode(), f"{path}: line {number}"))
-    return entries
+    return [
+        parse_json(line.encode(), f"{path}: line {number}")
+        for number, line in enumerate(read_text(path, _MAX_BYTES).splitlines(), 1)
+        if line.strip()
+    ]
 
 
 def _listed(folder: Path) -> Sequence[Path]:

@@ -31,20 +31,12 @@ _STRIP = 64  # rows of pixels
 _Image = str | os.PathLike | Image.Image
 
 
-def default_cache_folder() -> Path:
-    """`$BEING_VL_CACHE`, or `being_vl` beside the caches of the Hub."""
-    return Path(os.environ.get("BEING_VL_CACHE") or Path(HF_HOME) / "being_vl")
-
-
 class CodeCache:
-    """Codes of images, from the folder or else from the processor's quantizer.
+    """Codes of images, from a folder or else from the processor's quantizer.
 
     A file each, `codes/QUANTIZER/xx/IMAGE.npy`, written aside and renamed, so that processes can share the
-    folder and one that is killed leaves no half file. A file that cannot be read is made again.
-
-    Args:
-        processor: quantizes what the folder lacks.
-        folder: by default [`default_cache_folder`].
+    folder, by default `$BEING_VL_CACHE`, or `being_vl` beside the caches of the Hub. A file that cannot be
+    read is made again.
     """
 
     def __init__(self, processor: BeingVLProcessor, folder: str | os.PathLike | None = None):
@@ -52,14 +44,12 @@ class CodeCache:
         vq_model = processor.vq_model
         identity = quantizer_identity(vq_model, processor.image_processor)
         self._codebook_size = vq_model.config.num_embeddings
-        root = default_cache_folder() if folder is None else Path(folder)
-        self.folder = root / "codes" / identity.partition(":")[2][:32]
+        if folder is None:
+            folder = os.environ.get("BEING_VL_CACHE") or Path(HF_HOME) / "being_vl"
+        self.folder = Path(folder) / "codes" / identity.partition(":")[2][:32]
 
     def codes(
-        self,
-        images: Sequence[_Image],
-        *,
-        progress: Callable[[int], Any] = lambda count: None,
+        self, images: Sequence[_Image], *, progress: Callable[[int], Any] = lambda count: None
     ) -> list[np.ndarray]:
         """The codes of images, in order, int32 (h, w)."""
         grids: list[np.ndarray] = []
@@ -71,16 +61,13 @@ class CodeCache:
 
     def _batch(self, images: list[Image.Image]) -> list[np.ndarray]:
         paths = [self._path(image) for image in images]
-        found = {
-            path: grid for path in dict.fromkeys(paths) if (grid := self._read(path)) is not None
-        }
-        missing = {
-            path: image for path, image in zip(paths, images, strict=True) if path not in found
-        }
+        found: dict[Path, Any] = {path: self._read(path) for path in dict.fromkeys(paths)}
+        missing = {p: image for p, image in zip(paths, images, strict=True) if found[p] is None}
         if missing:
             made = self._processor.quantize(list(missing.values()))
             for path, grid in zip(missing, made, strict=True):
-                self._write(path, grid)
+                with new_file(path) as aside, open(aside, "wb") as file:
+                    np.save(file, grid.astype(np.int32), allow_pickle=False)
                 found[path] = grid
         return [found[path] for path in paths]
 
@@ -106,10 +93,6 @@ class CodeCache:
             warnings.warn(f"{path} holds no codes and is made again", stacklevel=2)
             return None
         return grid
-
-    def _write(self, path: Path, grid: np.ndarray) -> None:
-        with new_file(path) as aside, open(aside, "wb") as file:
-            np.save(file, grid.astype(np.int32), allow_pickle=False)
 
 
 def _open(image: _Image) -> Image.Image:

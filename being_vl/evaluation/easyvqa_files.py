@@ -12,6 +12,7 @@ import os
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from ..files import write_atomic
 from .easyvqa import SHAPES, Question, load_easyvqa
@@ -30,10 +31,9 @@ def write_easyvqa(
 ) -> dict[str, Path]:
     """Write `FOLDER/images/SPLIT/N.png`, `FOLDER/SPLIT.json` and `FOLDER/SPLIT-captions.json`.
 
-    A question's row has a field `type`: yes/no, shape or color.
+    A question's row has a field `type`: yes/no, shape or color. Files of the same names are replaced.
 
     Args:
-        folder: made if need be; files of the same names are replaced.
         splits: of `"train"`, `"validation"` (a tenth of the official training images), `"test"`.
         images: only the first so many images of each split; all by default.
         seed: decides which training images are for validation.
@@ -55,12 +55,12 @@ def write_easyvqa(
         for image_id in groups:
             shutil.copyfile(data.image_paths[image_id], target / f"{image_id}.png")
         rows = [
-            llava_row(question, f"{split}/{image_id}.png", number)
+            llava_row(f"{split}/{image_id}.png", f"#{number}", q.text, q.answer, type=q.type)
             for image_id, questions in groups.items()
-            for number, question in enumerate(questions)
+            for number, q in enumerate(questions)
         ]
         captions = [
-            _row(f"{split}/{image_id}.png", CAPTION_PROMPT, said, "#caption")
+            llava_row(f"{split}/{image_id}.png", "#caption", CAPTION_PROMPT, said)
             for image_id, questions in groups.items()
             if (said := caption(questions)) is not None
         ]
@@ -68,11 +68,6 @@ def write_easyvqa(
         write_atomic(folder / f"{split}-captions.json", json.dumps(captions, indent=0).encode())
         write_atomic(written[split], json.dumps(rows, indent=0).encode())
     return written
-
-
-def llava_row(question: Question, image: str, number: int) -> dict[str, object]:
-    """A question as a row of LLaVA's form."""
-    return {**_row(image, question.text, question.answer, f"#{number}"), "type": question.type}
 
 
 def caption(questions: Sequence[Question]) -> str | None:
@@ -87,20 +82,14 @@ def caption(questions: Sequence[Question]) -> str | None:
 
 def _affirmed(text: str) -> str:
     """The answer that says that what a yes/no question names is there."""
-    words = _words(text)
-    return "no" if "not" in words or "no" in words else "yes"
+    return "no" if {"not", "no"} & set(_words(text)) else "yes"
 
 
 def _words(text: str) -> list[str]:
     return text.rstrip("?").split()
 
 
-def _row(image: str, question: str, answer: str, suffix: str) -> dict[str, object]:
-    return {
-        "id": f"{image}{suffix}",
-        "image": image,
-        "conversations": [
-            {"from": "human", "value": f"<image>\n{question}"},
-            {"from": "gpt", "value": answer},
-        ],
-    }
+def llava_row(image: str, suffix: str, question: str, answer: str, **more: Any) -> dict[str, Any]:
+    """A row of LLaVA's form about an image, whose id is the image's name and a suffix."""
+    turns = [{"from": "human", "value": f"<image>\n{question}"}, {"from": "gpt", "value": answer}]
+    return {"id": f"{image}{suffix}", "image": image, "conversations": turns, **more}

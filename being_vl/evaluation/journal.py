@@ -20,10 +20,7 @@ _SETTINGS = "settings.json"
 class Journal:
     """Answers of a run under way, a file for each process; a context manager that is open for writing.
 
-    Args:
-        folder: of the files.
-        settings: answers saved under other settings are discarded.
-        state: of accelerate.
+    Answers in `folder` that were saved under other `settings` are discarded.
     """
 
     def __init__(self, folder: Path, settings: dict[str, Any], state: PartialState):
@@ -38,17 +35,14 @@ class Journal:
         self.found: dict[str, str] = {}
         for path in sorted(folder.glob("*.jsonl")):
             for line in path.read_text("utf-8", errors="replace").splitlines():
-                self._take(line)
+                try:
+                    answers = json.loads(line)
+                except (ValueError, RecursionError):
+                    continue  # its process was killed while it wrote this batch: it is answered again
+                if isinstance(answers, dict):
+                    self.found |= {k: text for k, text in answers.items() if isinstance(text, str)}
         state.wait_for_everyone()
         self._path = folder / f"{state.process_index:05d}.jsonl"
-
-    def _take(self, line: str) -> None:
-        try:
-            answers = json.loads(line)
-        except (ValueError, RecursionError):
-            return  # the process was killed while it wrote this batch, which is answered again
-        if isinstance(answers, dict):
-            self.found |= {key: text for key, text in answers.items() if isinstance(text, str)}
 
     def __enter__(self) -> Journal:
         self._file = open(self._path, "a", encoding="utf-8")

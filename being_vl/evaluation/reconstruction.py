@@ -46,12 +46,9 @@ def evaluate_reconstruction(
 ) -> Result:
     """Quantize images, reconstruct them, and encode their codes with 0, 1, 2, 4, … and all merges.
 
-    Args:
-        task: the name of the result, and so of its file.
-
     Returns:
-        `psnr` (dB), `psnr_per_image`, `ssim`, `code_usage` (share), `perplexity`, `rfid` where weights are given;
-        `tokens_per_image/N` with the first N merges.
+        the result `task`, with `psnr` (dB), `psnr_per_image`, `ssim`, `code_usage` (share), `perplexity`, `rfid`
+        where weights are given; and `tokens_per_image/N` with the first N merges.
     """
     started = time.perf_counter()
     vq, bpe = processor.vq_model, processor.tokenizer.image_bpe
@@ -87,13 +84,9 @@ def evaluate_reconstruction(
 
 
 def tokens_by_merges(bpe: ImageBPE, grids: Sequence[np.ndarray]) -> dict[int, float]:
-    """Number of merges → mean tokens of a grid, for none, powers of two, and all of a vocabulary.
-
-    The first N merges of a vocabulary are the vocabulary that training would have stopped at.
-    """
+    """Number of merges → mean tokens of a grid, for none, powers of two, and all of a vocabulary."""
     counts = {0, bpe.num_merges} | {2**n for n in range(bpe.num_merges.bit_length())}
     return {
         count: float(np.mean([len(ids) for ids in bpe.first(count).encode_batch(list(grids))]))
         for count in sorted(counts)
-        if count <= bpe.num_merges
     }

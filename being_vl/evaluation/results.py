@@ -21,9 +21,7 @@ def hardware(device: torch.device, num_processes: int = 1) -> str:
     return f"{name} ({platform.system()} {platform.machine()})"
 
 
-def comparison_rows(
-    results: Mapping[str | os.PathLike, Sequence[Result]],
-) -> list[dict[str, Any]]:
+def comparison_rows(results: Mapping[str | os.PathLike, Sequence[Result]]) -> list[dict[str, Any]]:
     """Tokens per image beside the first metric of every result, for each checkpoint.
 
     Returns:
@@ -35,20 +33,13 @@ def comparison_rows(
         for result in measured:
             if not result.images or not result.metrics:
                 continue
-            metric, value = _headline(result.metrics)
+            # The first metric of all questions, where there is one.
+            metric = min(result.metrics, key=lambda name: "/" in name)
             rows.append(
                 {
-                    "checkpoint": str(folder),
-                    "task": result.task,
-                    **result.images,
-                    "metric": metric,
-                    "value": value,
+                    "checkpoint": str(folder), "task": result.task, **result.images,
+                    "metric": metric, "value": result.metrics[metric],
                     "num_examples": result.num_examples,
                 }
-            )
+            )  # fmt: skip
     return sorted(rows, key=lambda row: (row["task"], row["tokens_per_image"]))
-
-
-def _headline(metrics: Mapping[str, float]) -> tuple[str, float]:
-    """The first metric that is not of a part of the questions."""
-    return next(((k, v) for k, v in metrics.items() if "/" not in k), next(iter(metrics.items())))

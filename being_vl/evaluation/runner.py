@@ -33,7 +33,7 @@ from .benchmark_files import Example
 from .code_cache import CodeCache
 from .journal import Journal
 from .results import hardware
-from .tasks import Task, generation_record
+from .tasks import Task
 
 
 def load_checkpoint(
@@ -61,7 +61,6 @@ class Evaluator:
     Args:
         checkpoint: folder, or repository on the Hub.
         output: results go into `evaluation/` below it.
-        device, dtype: see [`load_checkpoint`].
         cache: folder of the codes; see [`CodeCache`].
         batch_size: questions at a time.
 
@@ -88,36 +87,34 @@ class Evaluator:
     def run(self, task: Task, *, max_new_tokens: int | None = None) -> Result | None:
         """Answer and score a task; files are written by the first process, which alone gets the result.
 
-        Args:
-            task: the questions.
-            max_new_tokens: in place of the task's own.
-
-        Returns:
-            the result; its metrics are empty where the answers are for an outside judge.
+        `max_new_tokens` takes the place of the task's own. The metrics are empty where the answers are for
+        an outside judge.
         """
         started = time.perf_counter()
         # Results of other data are not replaced: said now, not after hours of work.
         result_path(self.output, task.name, task.dataset, "being_vl")
         decoding = {"do_sample": False, "max_new_tokens": max_new_tokens or task.max_new_tokens}
-        prompts = render_prompts(
-            self.processor, [example.question for example in task.examples], image=True
-        )
+        prompts = render_prompts(self.processor, [e.question for e in task.examples], image=True)
         mine = _share(task.examples, self.state.process_index, self.state.num_processes)
         examples = task.examples[mine]
-        codes = self._quantize([example.image for example in examples], task.name)
-        journal = Journal(
-            self.output / RESULTS_FOLDER / f".{task.name}.partial",
-            self._settings(task.examples, prompts, decoding),
-            self.state,
-        )
+        paths = list(dict.fromkeys(example.image for example in examples))
+        with self._bar(len(paths), f"{task.name}: quantizing", "image") as bar:
+            grids = CodeCache(self.processor, self.cache).codes(paths, progress=bar.update)
+        codes = dict(zip(paths, grids, strict=True))
+        folder = self.output / RESULTS_FOLDER / f".{task.name}.partial"
+        settings = self._settings(task.examples, prompts, decoding)
+        journal = Journal(folder, settings, self.state)
         answers = self._answer(
             examples, prompts[mine], mine.start, codes, journal, decoding, task.name
         )
-        lengths = self._lengths(codes)
-        answers = self._gather(answers)
-        lengths = dict(self._gather(list(lengths.items())))
+        # Path → cells and tokens of its image.
+        tokens = self.processor.tokenizer.encode_codes(grids) if grids else []
+        lengths = [(p, (g.size, len(ids))) for p, g, ids in zip(paths, grids, tokens, strict=True)]
+        answers, lengths = self._gather(answers), self._gather(lengths)
         if not self.state.is_main_process:
             return None
+        cells_and_tokens = list(dict(lengths).values())
+        codes_per_image, tokens_per_image = np.mean(cells_and_tokens, axis=0).tolist()
         result = Result(
             task=task.name,
             dataset=task.dataset,
@@ -127,22 +124,12 @@ class Evaluator:
             harness={"name": "being_vl", "version": __version__},
             seconds=round(time.perf_counter() - started, 3),
             hardware=hardware(self.model.device, self.state.num_processes),
-            images={
-                "codes_per_image": float(np.mean([cells for cells, _ in lengths.values()])),
-                "tokens_per_image": float(np.mean([tokens for _, tokens in lengths.values()])),
-            },
+            images={"codes_per_image": codes_per_image, "tokens_per_image": tokens_per_image},
         )
         self._write(task, answers, decoding)
         result.save(self.output)
         journal.remove()
         return result
-
-    def _quantize(self, images: Sequence[str], name: str) -> dict[str, np.ndarray]:
-        """Path → codes."""
-        paths = list(dict.fromkeys(images))
-        cache = CodeCache(self.processor, self.cache)
-        with self._bar(len(paths), f"{name}: quantizing", "image") as bar:
-            return dict(zip(paths, cache.codes(paths, progress=bar.update), strict=True))
 
     def _answer(
         self,
@@ -177,16 +164,6 @@ class Evaluator:
                 bar.update(len(batch))
         return [answers[place] for place in places]
 
-    def _lengths(self, codes: dict[str, np.ndarray]) -> dict[str, tuple[int, int]]:
-        """Path → cells and tokens of its image."""
-        if not codes:  # more processes than images
-            return {}
-        tokens = self.processor.tokenizer.encode_codes(list(codes.values()))
-        return {
-            path: (int(grid.size), len(ids))
-            for (path, grid), ids in zip(codes.items(), tokens, strict=True)
-        }
-
     def _settings(
         self, examples: Sequence[Example], prompts: Sequence[str], decoding: dict[str, Any]
     ) -> dict[str, Any]:
@@ -204,24 +181,18 @@ class Evaluator:
 
     def _write(self, task: Task, answers: Sequence[str], decoding: dict[str, Any]) -> None:
         """The answers, a line each; for an outside judge in the judge's form."""
-        if task.score is None:
-            name = f"{task.name}.generations.jsonl"
-            records = [
-                generation_record(example, answer, model=self.name, options=decoding)
-                for example, answer in zip(task.examples, answers, strict=True)
-            ]
-        else:
-            name = f"{task.name}.answers.jsonl"
-            records = [
-                {
-                    "id": example.id,
-                    "question": example.question,
-                    "answer": answer,
-                    "target": example.target,
-                }
-                for example, answer in zip(task.examples, answers, strict=True)
-            ]
-        lines = (json.dumps(record, ensure_ascii=False) + "\n" for record in records)
+        name = f"{task.name}.{'generations' if task.score is None else 'answers'}.jsonl"
+        lines = []
+        for e, answer in zip(task.examples, answers, strict=True):
+            if task.score is None:  # the fields of MLLM-Bench's `anchor.json`
+                record = {
+                    "unique_idx": e.extra["unique_idx"], "image": e.image, "question": e.question,
+                    "meta": e.extra["meta"], "level": e.group, "gen_model_id": self.name,
+                    "prompt": e.question, "answer": answer, "gen_kwargs": decoding,
+                }  # fmt: skip
+            else:
+                record = {"id": e.id, "question": e.question, "answer": answer, "target": e.target}
+            lines.append(json.dumps(record, ensure_ascii=False) + "\n")
         write_atomic(self.output / RESULTS_FOLDER / name, "".join(lines))
 
     def _gather(self, values: list[Any]) -> list[Any]:

@@ -14,7 +14,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 from . import benchmark_files, easyvqa
 from .benchmark_files import Example, numbered
@@ -39,8 +38,7 @@ class Task:
             name says which (`llava-FILE`, `vqav2-SPLIT`), so that their results lie side by side.
         dataset: `name`, Hub `id` (or None), `split` and `digest` of the data, for the result file.
         examples: the questions; those about one image stand together.
-        score: examples and an answer for each → the metrics of the result file. None: the answers are for an
-            outside judge.
+        score: examples and answers → metrics. None: the answers are for an outside judge.
         max_new_tokens: after which an answer is cut.
         scored_together: MME scores the two questions about an image as one.
     """
@@ -66,16 +64,11 @@ class Task:
 
 
 def load_task(
-    name: str,
-    data: Path | None = None,
-    images: Path | None = None,
-    *,
-    spice_jar: str | None = None,
+    name: str, data: Path | None = None, images: Path | None = None, *, spice_jar: str | None = None
 ) -> Task:
     """The task of a name of [`TASKS`].
 
     Args:
-        name: of the task.
         data: folder or file of the benchmark; easyvqa alone needs none.
         images: folder of the images, where they are not with the data.
         spice_jar: for the SPICE of captions.
@@ -96,18 +89,13 @@ def load_task(
     else:
         task = TASKS[name](data, images)
     examples = numbered(task.examples)
-    root = images or data
-    asked = json.dumps(
-        [[_below(root, example.image), example.question, example.target] for example in examples]
-    ).encode()
-    digest = hashlib.sha256(asked).hexdigest()[:16]  # tells data of one name apart
+    root = images or data  # below which an image has one name wherever the data lie
+    asked = [
+        [os.path.relpath(e.image, root).replace(os.sep, "/"), e.question, e.target]
+        for e in examples
+    ]
+    digest = hashlib.sha256(json.dumps(asked).encode()).hexdigest()[:16]
     return replace(task, examples=examples, dataset={**task.dataset, "digest": digest})
-
-
-def _below(folder: Path, image: Any) -> Any:
-    """A picture's name as it is wherever the data lie."""
-    path = Path(image) if isinstance(image, str) else None
-    return image if path is None else os.path.relpath(path, folder).replace(os.sep, "/")
 
 
 def _data(name: str, split: str | None) -> dict[str, str | None]:
@@ -117,9 +105,7 @@ def _data(name: str, split: str | None) -> dict[str, str | None]:
 def _easyvqa() -> Task:
     split = easyvqa.load_easyvqa("test")
     examples = [
-        Example(
-            str(number), split.image_paths[q.image_id], q.text, q.answer, q.type.replace("/", "_")
-        )
+        Example(str(number), split.image_paths[q.image_id], q.text, q.answer, q.group)
         for number, q in enumerate(split.questions)
     ]
     return Task("easyvqa", _data("easy-VQA", "test"), _by_image(examples), _score_exact, 8)
@@ -183,10 +169,7 @@ def named(task: str, data: str) -> str:
 
 def _by_image(examples: Sequence[Example]) -> list[Example]:
     """Examples about one image together, images in the order in which they first come."""
-    order = {
-        image: place
-        for place, image in enumerate(dict.fromkeys(example.image for example in examples))
-    }
+    order = {image: place for place, image in enumerate(dict.fromkeys(e.image for e in examples))}
     return sorted(examples, key=lambda example: order[example.image])
 
 
@@ -201,22 +184,19 @@ def _score_exact(examples: Sequence[Example], answers: Sequence[str]) -> dict[st
     )
 
 
+# By the official script, and under `…/lmms_eval` by lmms-eval's rule.
+
+
 def _score_vqa(examples: Sequence[Example], answers: Sequence[str]) -> dict[str, float]:
-    """By the official script, and under `…/lmms_eval` by lmms-eval's rule."""
-    truths = [example.target for example in examples]
-    rule = vqa_scores(answers, truths, normalize_unanimous=True)
-    return vqa_scores(answers, truths, [example.group for example in examples]) | _by_lmms_eval(
-        rule
-    )
+    truths, groups = [e.target for e in examples], [e.group for e in examples]
+    theirs = vqa_scores(answers, truths, normalize_unanimous=True)
+    return vqa_scores(answers, truths, groups) | _by_lmms_eval(theirs)
 
 
 def _score_pope(examples: Sequence[Example], answers: Sequence[str]) -> dict[str, float]:
-    """By POPE's script, and under `…/lmms_eval` by lmms-eval's rule."""
-    truths = [example.target for example in examples]
-    rule = pope_scores(list(map(strip_punctuation, answers)), truths, read=exact_yes_no)
-    return pope_scores(answers, truths, [example.group for example in examples]) | _by_lmms_eval(
-        rule
-    )
+    truths, groups = [e.target for e in examples], [e.group for e in examples]
+    theirs = pope_scores(list(map(strip_punctuation, answers)), truths, read=exact_yes_no)
+    return pope_scores(answers, truths, groups) | _by_lmms_eval(theirs)
 
 
 def _by_lmms_eval(scores: dict[str, float]) -> dict[str, float]:
@@ -240,20 +220,3 @@ def strip_punctuation(answer: str) -> str:
     """An answer of one word without the punctuation around it; "Yes." would count as wrong in POPE."""
     bare = answer.strip()
     return bare.strip(".,;:!?\"'()[]") if len(bare.split()) == 1 else bare
-
-
-def generation_record(
-    example: Example, answer: str, *, model: str, options: dict[str, Any]
-) -> dict[str, Any]:
-    """A line for MLLM-Bench's judge: the fields of its `anchor.json`."""
-    return {
-        "unique_idx": example.extra["unique_idx"],
-        "image": example.image,
-        "question": example.question,
-        "meta": example.extra["meta"],
-        "level": example.group,
-        "gen_model_id": model,
-        "prompt": example.question,
-        "answer": answer,
-        "gen_kwargs": options,
-    }

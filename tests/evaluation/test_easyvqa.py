@@ -7,7 +7,8 @@ from collections import Counter
 
 import pytest
 
-from being_vl.evaluation.easyvqa import Question, accuracy, load_easyvqa
+from being_vl.evaluation.easyvqa import Question, load_easyvqa
+from being_vl.evaluation.scoring import exact_match_scores
 
 
 def test_splits_are_disjoint_and_official():
@@ -37,10 +38,16 @@ def test_validation_follows_the_seed():
     assert first == again != other
 
 
+def accuracy(questions, answers):
+    truths, groups = [q.answer for q in questions], [q.group for q in questions]
+    return exact_match_scores(answers, truths, groups)
+
+
 def test_accuracy_by_hand():
     questions = [Question(0, "?", a) for a in ("yes", "no", "circle", "teal")]
     scores = accuracy(questions, ["Yes.", "yes", " circle ", "blue"])
-    assert scores == {"overall": 0.5, "yes/no": 0.5, "shape": 1.0, "color": 0.0}
+    parts = {"accuracy/yes_no": 50.0, "accuracy/shape": 100.0, "accuracy/color": 0.0}
+    assert scores == {"accuracy": 50.0, **parts}
 
 
 def test_accuracy_needs_one_answer_a_question():

@@ -16,11 +16,7 @@ from ..tasks import load_task
 
 
 class EasyVQA(ConfigurableMessagesTask):
-    """The questions of the official test split, in the order of `being-vl eval --tasks easyvqa`.
-
-    Args:
-        config: of `easyvqa.yaml`.
-    """
+    """The questions of the official test split, in the order of `being-vl eval --tasks easyvqa`."""
 
     def __init__(self, config: Mapping[str, Any]):
         super().__init__(config={name: value for name, value in config.items() if name != "class"})
@@ -37,16 +33,12 @@ class EasyVQA(ConfigurableMessagesTask):
         features = Features({name: Value("string") for name in columns})
         without = Dataset.from_dict(columns, features=features)
         self.dataset_no_image = DatasetDict(test=without)
-        self.dataset = DatasetDict(
-            test=Dataset.from_dict(
-                {**columns, "image": [example.image for example in examples]},
-                features=Features({**features, "image": Image()}),
-            )
-        )
+        columns["image"] = [example.image for example in examples]
+        whole = Dataset.from_dict(columns, features=Features({**features, "image": Image()}))
+        self.dataset = DatasetDict(test=whole)
 
 
 def doc_to_visual(doc: Mapping[str, Any]) -> list[Any]:
-    """The image."""
     return [doc["image"].convert("RGB")]
 
 

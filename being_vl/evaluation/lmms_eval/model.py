@@ -30,11 +30,10 @@ class BeingVL(lmms):
 
     Args:
         pretrained: folder, or repository on the Hub.
-        batch_size: questions at a time; lmms-eval's `--batch_size`.
         device: by default accelerate's: a GPU for each process, or the CPU.
         dtype: of the weights: auto (as saved), float32, bfloat16 or float16.
         cache: folder of codes; by default `$BEING_VL_CACHE`, or beside the Hub's cache.
-        max_batch_size: of lmms-eval; not used.
+        max_batch_size: lmms-eval passes it; not used.
 
     Raises:
         ValueError, OSError: the checkpoint does not load, or the batch size is no number.
@@ -63,7 +62,6 @@ class BeingVL(lmms):
 
     @property
     def device(self) -> torch.device:
-        """Where the model runs."""
         return self._model.device
 
     @property
@@ -95,11 +93,11 @@ class BeingVL(lmms):
                     batch_size=self.batch_size,
                     **options,
                 )
-                done = 0
+                left = iter(numbers)
                 for batch in batches:
-                    for n, text in zip(numbers[done : done + len(batch)], batch, strict=True):
+                    for text in batch:
+                        n = next(left)
                         answers[n] = self._finished(requests[n], text)
-                    done += len(batch)
                     bar.update(len(batch))
         return answers
 
@@ -130,11 +128,9 @@ class BeingVL(lmms):
         return tqdm(total=total, desc=description, unit=unit, disable=self.rank != 0)
 
     def loglikelihood(self, requests: Sequence[Instance]) -> list[tuple[float, bool]]:
-        """Not there: tasks that rank given answers are not supported."""
         raise NotImplementedError(
             "being_vl answers in generated text: choose a generate_until task"
         )
 
     def generate_until_multi_round(self, requests: Sequence[Instance]) -> list[str]:
-        """Not there: tasks of several rounds are not supported."""
         raise NotImplementedError("being_vl answers one round: choose a generate_until task")

@@ -27,15 +27,14 @@ def read_messages(
             parts = [{"type": "text", "text": parts}]
         content = []
         for part in parts:
-            if part["type"] == "image":
+            kind = part["type"]
+            if kind == "image":
                 images.append(part["url"])
                 content.append({"type": "image"})
-            elif part["type"] == "text":
+            elif kind == "text":
                 content.append({"type": "text", "text": part["text"]})
             else:
-                raise ValueError(
-                    f"a message has a part of type {part['type']!r}; image and text are known"
-                )
+                raise ValueError(f"a message has a part of type {kind!r}; image and text are known")
         conversation.append({"role": message["role"], "content": content})
     prompt = processor.apply_chat_template(conversation, tokenize=False, add_generation_prompt=True)
     return prompt, images

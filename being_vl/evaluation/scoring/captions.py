@@ -39,10 +39,8 @@ def caption_scores(
 ) -> dict[str, float]:
     """`CIDEr`, `ROUGE-L` and `METEOR`, and `SPICE` where a jar is given; times 100, as papers give them.
 
-    Args:
-        captions: image → the model's caption.
-        references: image → captions by people.
-        spice_jar: path of spice-1.0.jar, its `lib/` with Stanford CoreNLP beside it.
+    Captions and references (by people) go by image; `spice_jar` is the path of spice-1.0.jar, its `lib/` with
+    Stanford CoreNLP beside it.
     """
     require(spice_jar)
     if not captions:

@@ -8,6 +8,9 @@ from __future__ import annotations
 import re
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
+from typing import TypeVar
+
+_T = TypeVar("_T")
 
 
 def normalize_answer(text: str) -> str:
@@ -33,13 +36,15 @@ def exact_match_scores(
 def means_by_group(
     values: Sequence[float], groups: Iterable[str] | None = None
 ) -> dict[str, float]:
-    """The mean of values under `""`, and of those of each group under `/GROUP`, groups in order."""
+    """The mean of values, and of those of each group; keys as of [`by_group`]."""
+    return {name: sum(own) / len(own) for name, own in by_group(values, groups).items()}
+
+
+def by_group(values: Sequence[_T], groups: Iterable[str] | None = None) -> dict[str, Sequence[_T]]:
+    """All values under `""`, and those of each group under `/GROUP`, groups in order."""
     if not values:
         raise ValueError("scores need at least one question, got none")
-    means = {"": sum(values) / len(values)}
-    if groups is not None:
-        members: dict[str, list[float]] = defaultdict(list)
-        for value, group in zip(values, groups, strict=True):
-            members[group].append(value)
-        means |= {f"/{name}": sum(members[name]) / len(members[name]) for name in sorted(members)}
-    return means
+    members: dict[str, list[_T]] = defaultdict(list)
+    for value, group in zip(values, groups or (), strict=groups is not None):
+        members[f"/{group}"].append(value)
+    return {"": values, **{name: members[name] for name in sorted(members)}}

@@ -34,12 +34,12 @@ you'll you're you've
 """.split()
 
 
-def _without_one_apostrophe(word: str) -> list[str]:
-    places = [place for place, character in enumerate(word) if character == "'"]
-    return [word[:place] + word[place + 1 :] for place in places]
-
-
-_RESTORED = {bare: word for word in _CONTRACTIONS for bare in _without_one_apostrophe(word)}
+_RESTORED = {
+    word[:place] + word[place + 1 :]: word
+    for word in _CONTRACTIONS
+    for place, character in enumerate(word)
+    if character == "'"
+}
 _RESTORED["somebody'd"] = "somebodyd"  # in this one case the script does the opposite
 
 
@@ -62,7 +62,6 @@ def vqa_accuracy(answer: str, truths: Sequence[str], *, normalize_unanimous: boo
     most 1; the mean of these.
 
     Args:
-        answer: the model's.
         truths: the humans', ten in VQA v2.
         normalize_unanimous: normalize also where all humans agree, as lmms-eval does and the official
             script does not: there, "Yes" is wrong where they all said "yes".
@@ -72,15 +71,11 @@ def vqa_accuracy(answer: str, truths: Sequence[str], *, normalize_unanimous: boo
     """
     if not truths:
         raise ValueError("truths must hold the humans' answers, got none")
-    answer, truths = _plain(answer), [_plain(truth) for truth in truths]
+    answer, *truths = (re.sub(r"[\n\t]", " ", text).strip() for text in (answer, *truths))
     if normalize_unanimous or len(set(truths)) > 1:
         answer, truths = normalize_vqa_answer(answer), [normalize_vqa_answer(t) for t in truths]
     same = [truth == answer for truth in truths]
     return sum(min(1.0, (sum(same) - own) / 3) for own in same) / len(same)
-
-
-def _plain(text: str) -> str:
-    return text.replace("\n", " ").replace("\t", " ").strip()
 
 
 def vqa_scores(

@@ -9,6 +9,8 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Callable, Hashable, Iterable, Sequence
 
+from .exact import by_group
+
 MME_PERCEPTION = (
     "existence", "count", "position", "color", "posters", "celebrity", "scene", "landmark", "artwork", "OCR",
 )  # fmt: skip
@@ -38,7 +40,6 @@ def pope_scores(
     """`accuracy`, `precision`, `recall`, `f1` and `yes_ratio` in percent, over all and for each category.
 
     Args:
-        answers: the model's texts.
         truths: `"yes"` or `"no"`.
         categories: of each question (random, popular, adversarial); the names end in `/CATEGORY`.
         read: text → `"yes"`, `"no"`, or anything else for neither, which counts as wrong.
@@ -47,16 +48,11 @@ def pope_scores(
         ValueError: the arguments are not of one length, or empty, or a truth is neither yes nor no.
     """
     rows = [(read(answer), _truth(truth)) for answer, truth in zip(answers, truths, strict=True)]
-    if not rows:
-        raise ValueError("scores need at least one question, got none")
-    scores = _confusion(rows)
-    if categories is not None:
-        members: dict[str, list[tuple[str, str]]] = defaultdict(list)
-        for row, category in zip(rows, categories, strict=True):
-            members[category].append(row)
-        for name in sorted(members):
-            scores |= {f"{key}/{name}": v for key, v in _confusion(members[name]).items()}
-    return scores
+    return {
+        f"{key}{name}": value
+        for name, members in by_group(rows, categories).items()
+        for key, value in _confusion(members).items()
+    }
 
 
 def _confusion(rows: Sequence[tuple[str, str]]) -> dict[str, float]:
@@ -102,7 +98,6 @@ def mme_scores(
     questions are both right, each in percent.
 
     Args:
-        answers: the model's texts.
         truths: `"yes"` or `"no"`.
         categories: MME's fourteen names; others are scored, and enter no sum.
         images: what tells the images of a category apart.

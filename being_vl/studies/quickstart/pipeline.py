@@ -15,12 +15,14 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import transformers
 from rich.console import Console
 
-from ...evaluation.easyvqa import accuracy, load_easyvqa
+from ...evaluation.easyvqa import load_easyvqa
 from ...evaluation.easyvqa_files import write_easyvqa
+from ...evaluation.scoring.exact import exact_match_scores
 from ...files import claim, load_results, locked, read_json
 from ..commands import Commands, RunCommand, make_part
 from ..easyvqa_parts import CODEBOOK_SIZE, fit_patch_quantizer, make_text_model, read_turns
@@ -35,26 +37,19 @@ MAX_ANSWER_TOKENS = 8
 
 @dataclass(frozen=True)
 class Variant:
-    """A model of the table.
-
-    Args:
-        name: its row's.
-        folder: its folder's.
-        num_merges: of its vocabulary; 0 is LLM+VQ.
-        pretrain, sft, longer: optimizer steps of each stage for each minute of `--minutes`. The model is
-            scored after `sft`, and after `longer` again. The steps are fixed so that a seed has one result.
-        learning_rate: the peak of `sft` and `longer`.
-        decay: the share of `sft` in which the rate falls, after staying at its peak; without it, a cosine.
-    """
+    """A model of the table, scored after `sft`, and after `longer` again."""
 
     name: str
     folder: str
-    num_merges: int
+    num_merges: int  # of its vocabulary; 0 is LLM+VQ
+    # Optimizer steps of each stage for each minute of `--minutes`: fixed, so that a seed has one result.
     pretrain: int
     sft: int
     longer: int = 0
-    learning_rate: float = 2e-3
-    decay: float | None = None
+    learning_rate: float = 2e-3  # the peak of `sft` and `longer`
+    decay: float | None = (
+        None  # share of `sft` in which the rate falls from its peak; else a cosine
+    )
 
 
 BPE = Variant(
@@ -99,12 +94,8 @@ def compiling() -> Iterator[None]:
 class _Quickstart:
     def __init__(self, settings: Settings, folder: Path, run_command: RunCommand, console: Console):
         self.settings, self.folder, self.console = settings, folder, console
-        self.command = Commands(
-            run_command,
-            lambda line: console.print(
-                f"\n$ {line}", soft_wrap=True, markup=False, highlight=False
-            ),
-        )
+        plain: Any = {"soft_wrap": True, "markup": False, "highlight": False}
+        self.command = Commands(run_command, lambda line: console.print(f"\n$ {line}", **plain))
         self.data, self.train_json = folder / "easy-vqa", folder / "easy-vqa/train.json"
         self.vq_model, self.codes = folder / "vq_model", folder / "codes"
         self.text_model, self.checkpoint = folder / "text_model", folder / "checkpoint"
@@ -112,10 +103,8 @@ class _Quickstart:
 
     def run(self) -> None:
         self.console.rule("pixels → codes")
-        make_part(
-            self.data,
-            lambda target: write_easyvqa(target, splits=["train"], seed=self.settings.seed),
-        )
+        seed = self.settings.seed
+        make_part(self.data, lambda target: write_easyvqa(target, splits=["train"], seed=seed))
         self.fit_quantizer()
         self.command(
             "encode", **{
@@ -127,9 +116,7 @@ class _Quickstart:
         questions, answers = read_turns(self.train_json)
         make_part(
             self.text_model,
-            lambda target: make_text_model(
-                questions, target, seed=self.settings.seed, tokenizer_texts=answers
-            ),
+            lambda target: make_text_model(questions, target, seed=seed, tokenizer_texts=answers),
         )
         self.console.rule("codes → merges → ids → answers")
         self.train_and_score(BPE)
@@ -137,19 +124,16 @@ class _Quickstart:
             self.console.rule("the same without merges")
             self.train_and_score(VQ)
         if "question-only" in self.settings.rows:
-            self.table.append(commonest_answers(self.settings.seed))
+            self.table.append(commonest_answers(seed))
             print_table(self.table, self.console)
         self.report()
 
     def fit_quantizer(self) -> None:
         """`vq_model/`: k-means of patches, or a VQ-GAN trained by `being-vl train-vq`."""
-        images = self.data / "images" / "train"
+        images, seed = self.data / "images" / "train", self.settings.seed
         if self.settings.quantizer == "patch":
             self.console.print("k-means of the training images' patches", highlight=False)
-            make_part(
-                self.vq_model,
-                lambda target: fit_patch_quantizer(images, target, seed=self.settings.seed),
-            )
+            make_part(self.vq_model, lambda target: fit_patch_quantizer(images, target, seed=seed))
             return
         steps = max(10, round(VQGAN_STEPS_PER_MINUTE * self.settings.minutes))
         sizes = {
@@ -159,8 +143,7 @@ class _Quickstart:
         }  # fmt: skip
         training = {
             "steps": steps, "batch-size": 4, "learning-rate": 4e-3,
-            "warmup-steps": min(30, steps // 10), "autoencoder-fraction": 0.2,
-            "seed": self.settings.seed,
+            "warmup-steps": min(30, steps // 10), "autoencoder-fraction": 0.2, "seed": seed,
         }  # fmt: skip
         self.command(
             "train-vq", images=images, output=self.vq_model, device="cpu", **{"cache-images": True},
@@ -174,9 +157,8 @@ class _Quickstart:
         folder, seed = self.folder / variant.folder, self.settings.seed
         bpe, start, rows = folder / "image_bpe", folder / "start", folder / "tokenized"
         self.command(
-            "train-bpe", **{
-                "codes": self.codes, "num-merges": variant.num_merges, "output": bpe,
-            }, unless=bpe / "image_bpe.json",
+            "train-bpe", **{"codes": self.codes, "num-merges": variant.num_merges, "output": bpe},
+            unless=bpe / "image_bpe.json",
         )  # fmt: skip
         self.command(
             "init", **{
@@ -186,14 +168,10 @@ class _Quickstart:
             }, unless=start / "config.json",
         )  # fmt: skip
         self.command(
-            "tokenize", **{
-                "checkpoint": start, "data": self.train_json, "codes": self.codes, "output": rows,
-                "workers": 0,
-            }, unless=rows / "tokenize.yaml",
+            "tokenize", checkpoint=start, data=self.train_json, codes=self.codes, output=rows,
+            workers=0, unless=rows / "tokenize.yaml",
         )  # fmt: skip
-        pretrained, tuned, longer = folder / "pretrain", folder / "sft", folder / "longer"
-        if variant is BPE:
-            longer = self.checkpoint
+        pretrained, tuned = folder / "pretrain", folder / "sft"
         rate = variant.learning_rate
         self.train(start, rows, pretrained, "pretrain", variant.pretrain)
         self.train(pretrained, rows, tuned, "sft", variant.sft, rate, variant.decay)
@@ -201,6 +179,7 @@ class _Quickstart:
         if variant is BPE:
             self.report(tuned)
         if variant.longer:
+            longer = self.checkpoint
             self.train(tuned, rows, longer, "sft", variant.longer, rate)
             self.score(f"{variant.name}, longer", longer, [pretrained, tuned, longer])
 
@@ -236,14 +215,9 @@ class _Quickstart:
         )  # fmt: skip
         (result,) = load_results(checkpoint)
         trained = [read_json(stage / "metrics.json") for stage in stages]
-        row = TableRow(
-            name,
-            result.metrics,
-            result.images["tokens_per_image"],
-            sum(part["steps"] for part in trained),
-            sum(part["train_runtime"] for part in trained),
-        )
-        self.table.append(row)
+        steps, seconds = (sum(part[key] for part in trained) for key in ("steps", "train_runtime"))
+        tokens = result.images["tokens_per_image"]
+        self.table.append(TableRow(name, result.metrics, tokens, steps, seconds))
         print_table(self.table, self.console)
 
     def report(self, checkpoint: Path | None = None) -> None:
@@ -266,7 +240,5 @@ def commonest_answers(seed: int) -> TableRow:
     overall = sum(said.values(), Counter())
     test = load_easyvqa("test").questions
     answers = [(said.get(q.text) or overall).most_common(1)[0][0] for q in test]
-    scores = accuracy(test, answers)
-    metrics = {f"accuracy/{kind.replace('/', '_')}": 100 * share for kind, share in scores.items()}
-    metrics["accuracy"] = metrics.pop("accuracy/overall")
-    return TableRow("question only", metrics, 0.0, 0, 0.0)
+    truths, groups = [q.answer for q in test], [q.group for q in test]
+    return TableRow("question only", exact_match_scores(answers, truths, groups), 0.0, 0, 0.0)
