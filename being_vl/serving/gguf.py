@@ -63,12 +63,8 @@ def export_gguf(
         except NotImplementedError:
             raise ValueError(f"llama.cpp's converter does not know {architecture}") from None
         exporter = _exporter(base, image_token_ids(model), pre_tokenizer)
-        kind = {
-            "f32": library.LlamaFileType.ALL_F32,
-            "f16": library.LlamaFileType.MOSTLY_F16,
-            "bf16": library.LlamaFileType.MOSTLY_BF16,
-            "q8_0": library.LlamaFileType.MOSTLY_Q8_0,
-        }[weight_type]
+        share = "ALL" if weight_type == "f32" else "MOSTLY"
+        kind = library.LlamaFileType[f"{share}_{weight_type.upper()}"]
         try:
             with torch.inference_mode():
                 exporter(plain, kind, partial, model_name=Path(file).stem).write()

@@ -73,15 +73,13 @@ def export_checkpoint(
         _make_plain(partial / "config.json")
         _make_plain_tokenizer(partial / "tokenizer_config.json")
         generation = read_json(partial / "generation_config.json", optional=True) or {}
-        write_json(
-            partial / "generation_config.json", {**generation, "suppress_tokens": suppressed}
-        )
+        generation["suppress_tokens"] = suppressed
+        write_json(partial / "generation_config.json", generation)
         allowed = sorted(set(range(model.config.layout.size)) - set(suppressed))
         write_atomic(partial / ALLOWED_FILE, json.dumps(allowed) + "\n")
         request = {"prompt": "What is the capital of France?", "max_tokens": 32, "temperature": 0}
-        write_atomic(
-            partial / REQUEST_FILE, json.dumps({**request, "allowed_token_ids": allowed}) + "\n"
-        )
+        request["allowed_token_ids"] = allowed
+        write_atomic(partial / REQUEST_FILE, json.dumps(request) + "\n")
 
 
 def _make_plain(path: Path) -> None:

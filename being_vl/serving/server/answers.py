@@ -1,15 +1,18 @@
-"""ids as they come → pieces of an answer: texts, and a picture where an image has closed."""
+"""ids as they come → pieces of an answer: texts, and the image where one has closed."""
 
 from __future__ import annotations
 
 import base64
 import io
+import json
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 import PIL.Image
 from tokenizers.decoders import DecodeStream
 
 from ...processing.processing_being_vl import BeingVLProcessor
+from .backends import Asked
 
 Piece = str | PIL.Image.Image
 
@@ -18,13 +21,8 @@ class AnswerReader:
     """Reads one answer.
 
     Args:
-        processor: of the checkpoint.
         grid_size: (height, width) of generated images, in cells.
         stops: texts at which the answer ends; they are no part of it.
-
-    Attributes:
-        num_tokens: read so far.
-        stopped: whether a text has ended the answer.
     """
 
     def __init__(
@@ -38,8 +36,8 @@ class AnswerReader:
         self._image: list[int] | None = None
         self._begin_text()
         self._held = ""  # may be the beginning of a stop
-        self.num_tokens = 0
-        self.stopped = False
+        self.num_tokens = 0  # read so far
+        self.stopped = False  # by a text of `stops`
         self._last: int | None = None
 
     def _begin_text(self) -> None:
@@ -87,11 +85,8 @@ class AnswerReader:
             self.stopped, self._held = True, self._held[: min(places)[0]]
             yield from self._unheld()
             return
-        keep = max((_overlap(self._held, stop) for stop in self._stops), default=0)
-        said, self._held = (
-            self._held[: len(self._held) - keep],
-            self._held[len(self._held) - keep :],
-        )
+        border = len(self._held) - max((_overlap(self._held, s) for s in self._stops), default=0)
+        said, self._held = self._held[:border], self._held[border:]
         if said:
             yield said
 
@@ -113,15 +108,40 @@ def _overlap(text: str, stop: str) -> int:
     return next((n for n in range(min(len(text), len(stop)), 0, -1) if text.endswith(stop[:n])), 0)
 
 
-def png(picture: PIL.Image.Image) -> str:
-    """A picture as a PNG file in base64."""
+def png(image: PIL.Image.Image) -> str:
+    """An image as a PNG file in base64."""
     file = io.BytesIO()
-    picture.save(file, "PNG")
+    image.save(file, "PNG")
     return base64.b64encode(file.getvalue()).decode()
 
 
-def as_part(piece: Piece) -> dict[str, object]:
+def as_part(piece: Piece) -> dict[str, Any]:
     """A piece as a part of a message."""
     if isinstance(piece, str):
         return {"type": "text", "text": piece}
     return {"type": "image_url", "image_url": {"url": f"data:image/png;base64,{png(piece)}"}}
+
+
+# The parts of an answer in OpenAI's JSON.
+
+
+def event(fields: dict[str, Any]) -> str:
+    return f"data: {json.dumps(fields)}\n\n"
+
+
+def choice(reason: str | None, **content: Any) -> dict[str, Any]:
+    return {"index": 0, **content, "finish_reason": reason, "logprobs": None}
+
+
+def delta(piece: Piece) -> dict[str, Any]:
+    return {"content": piece if isinstance(piece, str) else [as_part(piece)]}
+
+
+def finish_reason(asked: Asked, reader: AnswerReader) -> str:
+    cut = asked.mode != "image" and reader.num_tokens >= asked.max_tokens and not reader.has_ended
+    return "length" if cut else "stop"
+
+
+def usage(asked: Asked, reader: AnswerReader) -> dict[str, int]:
+    prompt, answer = len(asked.prompt), reader.num_tokens
+    return {"prompt_tokens": prompt, "completion_tokens": answer, "total_tokens": prompt + answer}

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
-import json
 import logging
 import time
 import uuid
 from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import asynccontextmanager, suppress
+from contextlib import asynccontextmanager
 from typing import Any
 
 from fastapi import FastAPI, Request, Response
@@ -21,12 +20,12 @@ from prometheus_client import generate_latest as figures_as_text
 from starlette.exceptions import HTTPException
 
 from ...processing.processing_being_vl import BeingVLProcessor
-from .answers import AnswerReader, Piece, as_part, png
+from .answers import AnswerReader, Piece, as_part, choice, delta, event, finish_reason, png, usage
 from .backends import Asked, Backend
-from .guard import Guard, error_body
-from .pictures import is_remote
+from .guard import Guard, error_body, unless_gone
+from .image_urls import is_remote
 from .prompts import Limits, PromptMaker
-from .schema import ChatRequest, ImagesRequest, sentence
+from .schema import ChatRequest, ImagesRequest, as_sentence, sentence
 
 logger = logging.getLogger(__name__)
 
@@ -52,9 +51,6 @@ class Server:
 
     Args:
         name: of the model, as clients call it.
-        processor: of the checkpoint.
-        backend: an engine.
-        limits: of requests.
         grid_size: (height, width) of generated images where a request says none.
         api_key: that clients must send, if any.
     """
@@ -72,7 +68,7 @@ class Server:
         self.name, self.processor, self.backend, self.limits = name, processor, backend, limits
         self._api_key = api_key
         self._prompts = PromptMaker(processor, limits, grid_size)
-        # One thread makes prompts and pictures: the quantizer takes all cores, and tokenizers have state.
+        # One thread makes prompts and images: the quantizer takes all cores, and tokenizers have state.
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="prompts")
         self._fetching = ThreadPoolExecutor(16, thread_name_prefix="images by URL")
         self._figures = _Figures()
@@ -89,19 +85,17 @@ class Server:
                 threads.shutdown(cancel_futures=True)
 
         app = FastAPI(title=f"being-vl: {self.name}", lifespan=life)
-        app.add_api_route("/health", self._health)
-        app.add_api_route("/metrics", self._metrics)
-        app.add_api_route("/v1/models", self._models)
-        app.add_api_route("/v1/chat/completions", self._chat, methods=["POST"])
-        app.add_api_route("/v1/images/generations", self._images, methods=["POST"])
-        app.add_exception_handler(RequestValidationError, self._invalid)
-        app.add_exception_handler(HTTPException, self._no_route)
-        app.add_exception_handler(RecursionError, self._nested)
+        app.get("/health")(self._health)
+        app.get("/metrics")(self._metrics)
+        app.get("/v1/models")(self._models)
+        app.post("/v1/chat/completions")(self._chat)
+        app.post("/v1/images/generations")(self._images)
+        app.exception_handler(RequestValidationError)(self._invalid)
+        app.exception_handler(HTTPException)(self._no_route)
+        app.exception_handler(RecursionError)(self._nested)
         guard = Guard(app, self.limits, api_key=self._api_key, count=self._figures.count)
         self._figures.waiting.set_function(lambda: guard.waiting)
         return guard
-
-    # ---- routes
 
     async def _health(self) -> dict[str, str]:
         return {"status": "ok"}
@@ -110,13 +104,8 @@ class Server:
         return Response(figures_as_text(self._figures.registry), media_type=CONTENT_TYPE_LATEST)
 
     async def _models(self) -> dict[str, Any]:
-        model = {
-            "id": self.name,
-            "object": "model",
-            "created": self._created,
-            "owned_by": "being-vl",
-        }
-        return {"object": "list", "data": [model]}
+        kept = {"object": "model", "created": self._created, "owned_by": "being-vl"}
+        return {"object": "list", "data": [{"id": self.name, **kept}]}
 
     async def _chat(self, body: ChatRequest, request: Request) -> Response:
         return await self._answered(request, self._whole_chat(body), body.model)
@@ -131,27 +120,21 @@ class Server:
             return self._error(404, f"There is no model {model[:80]!r} here, but {self.name!r}.")
         try:
             async with asyncio.timeout(self.limits.timeout):
-                return await _unless_gone(request, work)
+                return await unless_gone(request, work)
         except ValueError as error:
-            return self._error(400, _as_sentence(error))
+            return self._error(400, as_sentence(error))
         except TimeoutError:
             return self._error(504, f"There was no answer within {self.limits.timeout:g} seconds.")
         except Exception:
             logger.exception("a request failed")
             return self._error(500, "The server failed to answer; its log says why.")
 
-    # ---- chat completions
-
     async def _whole_chat(self, body: ChatRequest) -> Response:
         asked = await self._prompt(self._prompts.chat, body, await self._files(body))
         reader = AnswerReader(self.processor, asked.grid_size, body.stops)
         pieces = self._pieces(asked, reader)
-        head = {
-            "id": f"chatcmpl-{uuid.uuid4().hex}",
-            "object": "chat.completion",
-            "created": int(time.time()),
-            "model": self.name,
-        }
+        head: dict[str, Any] = {"id": f"chatcmpl-{uuid.uuid4().hex}", "model": self.name}
+        head["created"] = int(time.time())
         if body.stream:
             # The first piece is waited for, so that what fails at once has a status of its own.
             first = await anext(pieces, None)
@@ -166,13 +149,12 @@ class Server:
         content: Any = [as_part(piece) for piece in parts]
         if asked.mode == "text":
             content = "".join(map(str, parts))
-        choice = {
-            "index": 0,
-            "message": {"role": "assistant", "content": content},
-            "finish_reason": _reason(asked, reader),
-            "logprobs": None,
-        }
-        return JSONResponse({**head, "choices": [choice], "usage": _usage(asked, reader)})
+        message = {"role": "assistant", "content": content}
+        answer = {
+            **head, "object": "chat.completion", "usage": usage(asked, reader),
+            "choices": [choice(finish_reason(asked, reader), message=message)],
+        }  # fmt: skip
+        return JSONResponse(answer)
 
     async def _events(
         self,
@@ -185,34 +167,26 @@ class Server:
     ) -> AsyncIterator[str]:
         head = {**head, "object": "chat.completion.chunk"}
 
-        def event(delta: dict[str, Any], reason: str | None = None) -> str:
-            choice = {"index": 0, "delta": delta, "finish_reason": reason, "logprobs": None}
-            return f"data: {json.dumps({**head, 'choices': [choice]})}\n\n"
+        def chunk(said: dict[str, Any], cut: str | None = None) -> str:
+            return event({**head, "choices": [choice(cut, delta=said)]})
 
         try:
-            yield event({"role": "assistant", "content": ""})
+            yield chunk({"role": "assistant", "content": ""})
             if first is not None:
-                yield event(_delta(first))
+                yield chunk(delta(first))
             async with asyncio.timeout(self.limits.timeout):
                 async for piece in pieces:
-                    yield event(_delta(piece))
-            yield event({}, _reason(asked, reader))
+                    yield chunk(delta(piece))
+            yield chunk({}, finish_reason(asked, reader))
             if body.stream_options and body.stream_options.include_usage:
-                usage = {**head, "choices": [], "usage": _usage(asked, reader)}
-                yield f"data: {json.dumps(usage)}\n\n"
+                yield event({**head, "choices": [], "usage": usage(asked, reader)})
         except Exception as error:  # the status is sent: what is wrong comes as an event
             logger.exception("a stream failed")
-            message = (
-                "The answer took too long."
-                if isinstance(error, TimeoutError)
-                else "The answer failed."
-            )
-            yield f"data: {json.dumps(error_body(message, 'server_error'))}\n\n"
+            what = "took too long" if isinstance(error, TimeoutError) else "failed"
+            yield event(error_body(f"The answer {what}.", "server_error"))
         finally:
             await pieces.aclose()
         yield "data: [DONE]\n\n"
-
-    # ---- pictures
 
     async def _whole_images(self, body: ImagesRequest) -> Response:
         asked = await self._prompt(self._prompts.image, body)
@@ -224,24 +198,18 @@ class Server:
                 if not isinstance(piece, str):
                     data.append({"b64_json": png(piece)})
             tokens += reader.num_tokens
-        usage = {
-            "input_tokens": len(asked.prompt),
-            "output_tokens": tokens,
-            "total_tokens": len(asked.prompt) + tokens,
-        }
-        return JSONResponse({"created": int(time.time()), "data": data, "usage": usage})
-
-    # ---- what both do
+        given = len(asked.prompt)
+        counts = {"input_tokens": given, "output_tokens": tokens, "total_tokens": given + tokens}
+        return JSONResponse({"created": int(time.time()), "data": data, "usage": counts})
 
     async def _files(self, body: ChatRequest) -> list[bytes]:
         """The files of a request's images; who fetches keeps nobody else waiting."""
         loop, file = asyncio.get_running_loop(), self._prompts.file
-        return await asyncio.gather(
-            *(
-                loop.run_in_executor(self._fetching if is_remote(url) else self._thread, file, url)
-                for url in self._prompts.urls(body)
-            )
-        )
+        read = [
+            loop.run_in_executor(self._fetching if is_remote(url) else self._thread, file, url)
+            for url in self._prompts.urls(body)
+        ]
+        return await asyncio.gather(*read)
 
     async def _prompt(self, make: Callable[..., Asked], *given: Any) -> Asked:
         asked = await asyncio.get_running_loop().run_in_executor(self._thread, make, *given)
@@ -255,10 +223,10 @@ class Server:
             async for ids in answer:
                 if not seen:
                     self._figures.first.observe(time.monotonic() - start)
-                if self.processor.eoi_token_id in ids:  # a picture is decoded beside the loop
-                    found = await loop.run_in_executor(self._thread, _read, reader, ids)
+                if self.processor.eoi_token_id in ids:  # an image is decoded beside the loop
+                    found = await loop.run_in_executor(self._thread, list, reader.read(ids))
                 else:
-                    found = _read(reader, ids)
+                    found = list(reader.read(ids))
                 self._figures.answer.inc(reader.num_tokens - seen)
                 seen = reader.num_tokens
                 for piece in found:
@@ -270,8 +238,6 @@ class Server:
         for piece in reader.rest():
             yield piece
 
-    # ---- errors
-
     def _error(self, status: int, message: str, param: str | None = None) -> JSONResponse:
         kind = "server_error" if status >= 500 else "invalid_request_error"
         return JSONResponse(error_body(message, kind, param), status)
@@ -280,48 +246,8 @@ class Server:
         return self._error(400, *sentence(error.errors()))
 
     async def _no_route(self, request: Request, error: Any) -> Response:
-        return self._error(
-            error.status_code, f"{request.method} {request.url.path[:80]}: {error.detail}."
-        )
+        message = f"{request.method} {request.url.path[:80]}: {error.detail}."
+        return self._error(error.status_code, message)
 
     async def _nested(self, request: Request, error: Any) -> Response:
         return self._error(400, "The body is nested too deeply.")
-
-
-async def _unless_gone(request: Request, work: Any) -> Any:
-    """Await the work, and end it when the client goes away."""
-    task = asyncio.ensure_future(work)
-    gone = asyncio.ensure_future(request.receive())
-    try:
-        await asyncio.wait((task, gone), return_when=asyncio.FIRST_COMPLETED)
-        if not task.done():
-            return Response(status_code=499)  # nobody reads it
-        return task.result()
-    finally:
-        for future in (task, gone):
-            future.cancel()
-        with suppress(asyncio.CancelledError, Exception):
-            await task
-
-
-def _read(reader: AnswerReader, ids: list[int]) -> list[Piece]:
-    return list(reader.read(ids))
-
-
-def _delta(piece: Piece) -> dict[str, Any]:
-    return {"content": piece if isinstance(piece, str) else [as_part(piece)]}
-
-
-def _reason(asked: Asked, reader: AnswerReader) -> str:
-    cut = asked.mode != "image" and reader.num_tokens >= asked.max_tokens and not reader.has_ended
-    return "length" if cut else "stop"
-
-
-def _usage(asked: Asked, reader: AnswerReader) -> dict[str, int]:
-    prompt, answer = len(asked.prompt), reader.num_tokens
-    return {"prompt_tokens": prompt, "completion_tokens": answer, "total_tokens": prompt + answer}
-
-
-def _as_sentence(error: ValueError) -> str:
-    text = " ".join(str(error).split())[:300].rstrip(".")
-    return f"{text[:1].upper()}{text[1:]}."

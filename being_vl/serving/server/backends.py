@@ -18,28 +18,18 @@ from transformers import StoppingCriteriaList
 from transformers.generation.streamers import BaseStreamer
 
 from ...models.stopping import StopOnEvent
-from ..grid_rows import Mode
+from ..request_masks import Mode
 
 
 @dataclass(frozen=True)
 class Asked:
-    """What an engine is asked.
+    """What an engine is asked."""
 
-    Args:
-        prompt: token ids, images included.
-        mode: what to generate, as of `generate`.
-        grid_size: (height, width) of generated images, in cells.
-        max_tokens: of the answer; an image's length follows from its grid.
-        temperature: 0 for the likeliest token each time.
-        top_p: share of the probability that is sampled from.
-        seed: of the sampling.
-    """
-
-    prompt: list[int]
+    prompt: list[int]  # token ids, images included
     mode: Mode
-    grid_size: tuple[int, int] | None
-    max_tokens: int
-    temperature: float
+    grid_size: tuple[int, int] | None  # (height, width) of generated images, in cells
+    max_tokens: int  # of the answer; an image's length follows from its grid
+    temperature: float  # 0 for the likeliest token each time
     top_p: float
     seed: int | None
 
@@ -83,11 +73,7 @@ class _Relay(BaseStreamer):
 
 
 class TransformersBackend:
-    """`generate` of the model, in a thread of its own.
-
-    Args:
-        model: a Being-VL language model, where it shall run.
-    """
+    """`generate` of a Being-VL language model, in a thread of its own."""
 
     def __init__(self, model: Any):
         self._model = model.eval()
@@ -124,10 +110,9 @@ class TransformersBackend:
     @torch.inference_mode()
     def _generate(self, job: _Job) -> None:
         asked = job.asked
-        options: dict[str, Any] = {"do_sample": False}
+        options: dict[str, Any] = {"do_sample": asked.temperature > 0}
         if asked.temperature > 0:
-            options = {"do_sample": True, "temperature": asked.temperature, "top_p": asked.top_p}
-            options["top_k"] = 0
+            options |= {"temperature": asked.temperature, "top_p": asked.top_p, "top_k": 0}
         if asked.mode != "text":
             options |= {"generation_mode": asked.mode, "image_grid_size": asked.grid_size}
         if asked.mode != "image":

@@ -9,6 +9,8 @@ from collections.abc import AsyncGenerator, Awaitable, Callable, MutableMapping
 from contextlib import suppress
 from typing import Any
 
+from fastapi import Request, Response
+
 from .prompts import Limits
 
 Scope = MutableMapping[str, Any]
@@ -29,12 +31,8 @@ class Guard:
 
     Args:
         app: what is guarded.
-        limits: of requests.
         api_key: what `Authorization: Bearer` must hold, if anything.
         count: called with the status of each answer.
-
-    Attributes:
-        waiting: requests that are being sent, wait or are answered.
     """
 
     def __init__(
@@ -42,7 +40,7 @@ class Guard:
     ):
         self._app, self._limits, self._count = app, limits, count
         self._api_key = None if api_key is None else f"Bearer {api_key}".encode()
-        self.waiting = 0
+        self.waiting = 0  # requests that are being sent, wait or are answered
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http" or scope["path"] in _OPEN:
@@ -151,3 +149,19 @@ async def _refuse(send: Send, status: int, message: str) -> None:
         headers.append((b"retry-after", b"1"))
     await send({"type": "http.response.start", "status": status, "headers": headers})
     await send({"type": "http.response.body", "body": body})
+
+
+async def unless_gone(request: Request, work: Any) -> Any:
+    """Await the work, and end it when the client goes away."""
+    task = asyncio.ensure_future(work)
+    gone = asyncio.ensure_future(request.receive())
+    try:
+        await asyncio.wait((task, gone), return_when=asyncio.FIRST_COMPLETED)
+        if not task.done():
+            return Response(status_code=499)  # nobody reads it
+        return task.result()
+    finally:
+        for future in (task, gone):
+            future.cancel()
+        with suppress(asyncio.CancelledError, Exception):
+            await task

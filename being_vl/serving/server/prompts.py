@@ -1,4 +1,4 @@
-"""a checked request → the ids that an engine is asked: pictures quantized, text that spells a token as text."""
+"""a checked request → the ids that an engine is asked: images quantized, text that spells a token as text."""
 
 from __future__ import annotations
 
@@ -10,45 +10,29 @@ from ...models.legal_logits import image_token_bound
 from ...processing.processing_being_vl import BeingVLProcessor
 from ...processing.untrusted_chats import UntrustedChats
 from ...quantizers.image_loading import load_image
-from ..grid_rows import MAX_SIDE, Mode
+from ..request_masks import MAX_SIDE, Mode
 from .backends import Asked
-from .pictures import image_file
+from .image_urls import image_file
 from .schema import ChatRequest, ImagePart, ImagesRequest, TextPart
 
 
 @dataclasses.dataclass(frozen=True)
 class Limits:
-    """What a request may be.
+    """What a request may be."""
 
-    Args:
-        max_body: bytes of a request.
-        max_pixels: of an image.
-        max_images: in a request.
-        max_model_len: tokens of prompt and answer.
-        allow_image_urls: whether http(s) URLs of images are fetched.
-        timeout: seconds for an answer, waiting included.
-        max_waiting: requests that wait for the engine.
-    """
-
-    max_body: int = 20_000_000
-    max_pixels: int = 2**24
+    max_body: int = 20_000_000  # bytes
+    max_pixels: int = 2**24  # of an image
     max_images: int = 16
-    max_model_len: int = 4096
-    allow_image_urls: bool = False
-    timeout: float = 300.0
-    max_waiting: int = 64
+    max_model_len: int = 4096  # tokens of prompt and answer
+    allow_image_urls: bool = False  # http(s), to be fetched
+    timeout: float = 300.0  # seconds for an answer, waiting included
+    max_waiting: int = 64  # requests, for the engine
 
 
 class PromptMaker:
-    """Makes prompts; for one thread at a time.
+    """Makes prompts; for one thread at a time. What cannot be answered is a ValueError of one sentence.
 
-    Args:
-        processor: of the checkpoint.
-        limits: of requests.
-        grid_size: (height, width) of generated images where a request says none.
-
-    Raises:
-        ValueError: the checkpoint has no chat template.
+    `grid_size` is the (height, width) of generated images where a request says none.
     """
 
     def __init__(
@@ -62,11 +46,7 @@ class PromptMaker:
         self._max_characters = limits.max_model_len * longest
 
     def urls(self, request: ChatRequest) -> list[str]:
-        """The URLs of a conversation's images, in order.
-
-        Raises:
-            ValueError: there are too many.
-        """
+        """The URLs of a conversation's images, in order."""
         urls = [
             part.image_url.url
             for message in request.messages
@@ -80,33 +60,26 @@ class PromptMaker:
         return urls
 
     def file(self, url: str) -> bytes:
-        """The file of an image; for any thread.
-
-        Raises:
-            ValueError: as of `image_file`.
-        """
+        """The file of an image; for any thread."""
         limits = self._limits
         return image_file(url, max_bytes=limits.max_body, allow_urls=limits.allow_image_urls)
 
     def chat(self, request: ChatRequest, files: Sequence[bytes]) -> Asked:
-        """The prompt of a conversation with the files of its images.
-
-        Raises:
-            ValueError: it cannot be answered; one sentence says why.
-        """
+        """The prompt of a conversation with the files of its images."""
         messages: list[dict[str, Any]] = []
         characters = 0
         for message in request.messages:
+            content: Any = message.content
+            if isinstance(content, str):
+                characters += len(content)
+            else:
+                texts = [part.text if isinstance(part, TextPart) else None for part in content]
+                characters += sum(len(text or "") for text in texts)
+                content = [
+                    {"type": "image"} if text is None else {"type": "text", "text": text}
+                    for text in texts
+                ]
             role = "system" if message.role == "developer" else message.role
-            parts: list[dict[str, Any]] = []
-            given = message.content
-            for part in [TextPart(type="text", text=given)] if isinstance(given, str) else given:
-                if isinstance(part, TextPart):
-                    parts.append({"type": "text", "text": part.text})
-                    characters += len(part.text)
-                else:
-                    parts.append({"type": "image"})
-            content = given if isinstance(given, str) else parts
             messages.append({"role": role, "content": content})
         if characters > self._max_characters:
             raise ValueError(
@@ -116,11 +89,7 @@ class PromptMaker:
         return self._asked(request, ids, request.mode, request.limit)
 
     def image(self, request: ImagesRequest) -> Asked:
-        """The prompt of a picture.
-
-        Raises:
-            ValueError: as of `chat`.
-        """
+        """The prompt of an image."""
         if len(request.prompt) > self._max_characters:
             raise ValueError(f"prompt is longer than {self._limits.max_model_len} tokens can be")
         messages = [{"role": "user", "content": request.prompt}]
@@ -132,13 +101,7 @@ class PromptMaker:
     def _grid_of(self, size: str) -> list[int]:
         width, height = map(int, size.split("x"))
         cell = self._processor.vq_model.config.downsampling
-        if (
-            not width
-            or not height
-            or width % cell
-            or height % cell
-            or max(width, height) > MAX_SIDE * cell
-        ):
+        if not all(0 < side <= MAX_SIDE * cell and side % cell == 0 for side in (width, height)):
             raise ValueError(f"size: the sides must be multiples of {cell} pixels, got {size}")
         return [height // cell, width // cell]
 
@@ -157,8 +120,7 @@ class PromptMaker:
     def _asked(
         self, request: ChatRequest | ImagesRequest, ids: list[int], mode: Mode, limit: int | None
     ) -> Asked:
-        left = self._limits.max_model_len - len(ids)
-        needed = 1
+        left, needed = self._limits.max_model_len - len(ids), 1
         size: Any = None
         if mode != "text":
             size = tuple(request.image_grid_size or self._grid_size or ())

@@ -7,11 +7,12 @@ than passed over.
 
 from __future__ import annotations
 
+import re
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
-from ..grid_rows import MAX_SIDE, Mode
+from ..request_masks import MAX_SIDE, Mode
 
 Side = Annotated[int, Field(gt=0, le=MAX_SIDE)]
 # Said about a request, and of no effect on its answer.
@@ -65,11 +66,9 @@ class Message(_Strict):
     @classmethod
     def _of_an_answer(cls, fields: Any) -> Any:
         """An answer goes back as the client got it, with fields that hold nothing."""
-        return (
-            {k: v for k, v in fields.items() if v is not None}
-            if isinstance(fields, dict)
-            else fields
-        )
+        if not isinstance(fields, dict):
+            return fields
+        return {name: value for name, value in fields.items() if value is not None}
 
 
 class StreamOptions(_Strict):
@@ -93,13 +92,11 @@ class Sampling(_Strict):
             raise ValueError("the body must be a JSON object")
         kept = {}
         for name, value in fields.items():
-            if value is None or (name in _REMARKS and name not in cls.model_fields):
-                continue
-            if name in _NEUTRAL and name not in cls.model_fields:
-                if value not in _NEUTRAL[name]:
-                    raise ValueError(f"{name} is not supported")
-                continue
-            kept[name] = value
+            if name in cls.model_fields or name not in (*_REMARKS, *_NEUTRAL):
+                if value is not None:
+                    kept[name] = value
+            elif value is not None and value not in _NEUTRAL.get(name, (value,)):
+                raise ValueError(f"{name} is not supported")
         return kept
 
 
@@ -148,12 +145,11 @@ class ImagesRequest(Sampling):
     @field_validator("size")
     @classmethod
     def _is_a_size(cls, size: str | None) -> str | None:
-        sides = (size or "1x1").split("x")
-        if size != "auto" and (
-            len(sides) != 2 or not all(s.isascii() and s.isdigit() for s in sides)
-        ):
+        if size in (None, "auto"):
+            return None
+        if not re.fullmatch(r"[0-9]+x[0-9]+", size or ""):
             raise ValueError('must be "WIDTHxHEIGHT" in pixels, or "auto"')
-        return None if size == "auto" else size
+        return size
 
 
 def sentence(errors: list[dict[str, Any]]) -> tuple[str, str | None]:
@@ -174,3 +170,9 @@ def sentence(errors: list[dict[str, Any]]) -> tuple[str, str | None]:
 def _is_of_a_union(part: Any) -> bool:
     """Whether pydantic names the branch of a union that it tried, not a field."""
     return isinstance(part, str) and (part in ("str", "text", "image_url") or "[" in part)
+
+
+def as_sentence(error: ValueError) -> str:
+    """The message of an error as one sentence."""
+    text = " ".join(str(error).split())[:300].rstrip(".")
+    return f"{text[:1].upper()}{text[1:]}."

@@ -12,11 +12,7 @@ from .backends import Asked
 
 
 class VLLMBackend:
-    """vLLM: what a request of ours is in its words.
-
-    Args:
-        eoi_token_id: at which an image's answer ends.
-    """
+    """vLLM: what a request of ours is in its words. An image's answer ends at `eoi_token_id`."""
 
     def __init__(self, eoi_token_id: int):
         self._eoi_token_id = eoi_token_id
@@ -35,16 +31,7 @@ class VLLMBackend:
 
 
 class RemoteVLLM(VLLMBackend):
-    """A vLLM server.
-
-    Args:
-        url: of its API, such as `http://localhost:8000/v1`.
-        eoi_token_id: of `VLLMBackend`.
-        api_key: that it asks for.
-
-    Raises:
-        ImportError: the package `openai`, which speaks to it, is missing.
-    """
+    """A vLLM server, by the URL of its API, such as `http://localhost:8000/v1`."""
 
     def __init__(self, url: str, *, eoi_token_id: int, api_key: str | None = None):
         super().__init__(eoi_token_id)
@@ -61,15 +48,10 @@ class RemoteVLLM(VLLMBackend):
             self._model = (await self._client.models.list()).data[0].id
         limits = self._limits(asked)
         stream = await self._client.completions.create(
-            model=self._model,
-            prompt=asked.prompt,
-            max_tokens=limits.pop("max_tokens"),
-            temperature=asked.temperature,
-            top_p=asked.top_p,
-            seed=asked.seed,
-            stream=True,
+            model=self._model, prompt=asked.prompt, max_tokens=limits.pop("max_tokens"),
+            temperature=asked.temperature, top_p=asked.top_p, seed=asked.seed, stream=True,
             extra_body={"return_token_ids": True, "vllm_xargs": self._extra(asked), **limits},
-        )
+        )  # fmt: skip
         async with stream:
             async for chunk in stream:
                 for choice in chunk.choices:
@@ -81,16 +63,7 @@ class RemoteVLLM(VLLMBackend):
 
 
 class LocalVLLM(VLLMBackend):
-    """vLLM's engine, started by this process.
-
-    Args:
-        checkpoint: folder or Hub id.
-        eoi_token_id: of `VLLMBackend`.
-        arguments: of vLLM's `AsyncEngineArgs`.
-
-    Raises:
-        ImportError: vLLM is not installed.
-    """
+    """vLLM's engine, started by this process with `arguments` of its `AsyncEngineArgs`."""
 
     def __init__(self, checkpoint: str, *, eoi_token_id: int, arguments: dict[str, Any]):
         super().__init__(eoi_token_id)

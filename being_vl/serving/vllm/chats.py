@@ -35,11 +35,7 @@ class ServedTokenizer:
 
     @classmethod
     def from_pretrained(
-        cls,
-        path_or_repo_id: str | Path,
-        *args: Any,
-        download_dir: str | None = None,
-        **kwargs: Any,
+        cls, path_or_repo_id: str | Path, *args: Any, download_dir: str | None = None, **kwargs: Any
     ) -> Any:
         """The checkpoint's tokenizer, with the properties that vLLM asks for often kept."""
         kwargs.pop("trust_remote_code", None)
@@ -57,11 +53,10 @@ class Renderer(HfRenderer):
     """
 
     def render_messages(self, messages: Any, params: Any) -> Any:
-        return super().render_messages(messages, _as_parts(params))
+        return super().render_messages(messages, replace(params, **_AS_PARTS))
 
     async def render_messages_async(self, messages: Any, params: Any) -> Any:
-        return await super().render_messages_async(messages, _as_parts(params))
+        return await super().render_messages_async(messages, replace(params, **_AS_PARTS))
 
 
-def _as_parts(params: Any) -> Any:
-    return replace(params, chat_template_content_format="openai")
+_AS_PARTS = {"chat_template_content_format": "openai"}

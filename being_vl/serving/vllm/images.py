@@ -1,7 +1,7 @@
-"""pictures of a request → ids in its prompt, in vLLM's frontend.
+"""images of a request → ids in its prompt, in vLLM's frontend.
 
 Source: vLLM's `BaseMultiModalProcessor`. It differs from other models' in that the ids which take a
-placeholder's place are those that the language model reads, begin, tokens, end, as many as the picture needs.
+placeholder's place are those that the language model reads, begin, tokens, end, as many as the image needs.
 """
 
 from __future__ import annotations
@@ -25,30 +25,22 @@ from vllm.multimodal.processing import (
 from ...models.legal_logits import image_token_bound
 from ...processing.processing_being_vl import BeingVLProcessor
 
-_OPTIONS = {"vq_device"}
-
-
-@lru_cache
-def _load_processor(model: str, revision: str | None, device: str | None) -> BeingVLProcessor:
-    return BeingVLProcessor.from_pretrained(model, revision=revision, vq_device=device)
+_load_processor = lru_cache(BeingVLProcessor.from_pretrained)
 
 
 class ImageInfo(BaseProcessingInfo):
     """What vLLM asks about the images of a checkpoint."""
 
     def get_hf_processor(self, **kwargs: object) -> BeingVLProcessor:
-        """The checkpoint's processor; `--mm-processor-kwargs '{"vq_device": "cuda"}'` moves its quantizer.
-
-        Raises:
-            ValueError: other options, or options in a request.
-        """
+        """The checkpoint's processor; `--mm-processor-kwargs '{"vq_device": "cuda"}'` moves its quantizer."""
         config = self.ctx.model_config
         configured = self.ctx.get_mm_config().mm_processor_kwargs or {}
-        if unknown := sorted(set(configured) - _OPTIONS):
+        if unknown := sorted(set(configured) - {"vq_device"}):
             raise ValueError(f"mm_processor_kwargs may hold vq_device, got {unknown[0]}")
         if changed := sorted(name for name in kwargs if kwargs[name] != configured.get(name)):
             raise ValueError(f"{changed[0]} of mm_processor_kwargs is set when the server starts")
-        return _load_processor(config.model, config.revision, configured.get("vq_device"))
+        device = configured.get("vq_device")
+        return _load_processor(config.model, revision=config.revision, vq_device=device)
 
     def get_supported_mm_processor_kwargs(self) -> dict[str, set[str]]:
         return {}
@@ -63,7 +55,7 @@ class ImageInfo(BaseProcessingInfo):
         return {"image": image_token_bound(*grid)}
 
     def largest_image(self) -> tuple[int, int]:
-        """Height and width in pixels of a picture that takes as many cells as any.
+        """Height and width in pixels of an image that takes as many cells as any.
 
         Without a crop there is no largest one: of one shape, a square, is then planned for.
         """
@@ -78,7 +70,7 @@ class ImageInfo(BaseProcessingInfo):
 
 
 class DummyImages(BaseDummyInputsBuilder[ImageInfo]):
-    """Blank pictures, by which vLLM measures memory."""
+    """Blank images, by which vLLM measures memory."""
 
     def get_dummy_text(self, mm_counts: Mapping[str, int]) -> str:
         return self.info.get_hf_processor().image_token * mm_counts.get("image", 0)

@@ -16,7 +16,7 @@ from vllm.v1.sample.logits_processor.builtin import process_dict_updates
 
 from ...bpe.image_bpe import ImageBPE
 from ...models.legal_logits import image_token_bound
-from ..grid_rows import ImageIds, Row, RowMask, checked_mode
+from ..request_masks import BatchMask, ImageIds, RequestState, checked_mode
 from . import served_grid_size
 
 
@@ -25,11 +25,7 @@ class ImageGridLogitsProcessor(LogitsProcessor):
 
     @classmethod
     def validate_params(cls, sampling_params: Any) -> None:
-        """Refuse what no image can come of, before the request reaches the engine.
-
-        Raises:
-            ValueError: an unknown mode or no size, or `max_tokens` would cut the image.
-        """
+        """Refuse what no image can come of, before the request reaches the engine."""
         mode, size = checked_mode(sampling_params.extra_args or {})
         if mode == "text":
             return
@@ -53,22 +49,20 @@ class ImageGridLogitsProcessor(LogitsProcessor):
         bpe = ImageBPE.from_pretrained(model.model, revision=model.revision)
         self._ids = ImageIds.from_config(config, bpe, end)
         self._grid_size = config.image_grid_size
-        self._mask = RowMask(self._ids, device, pin_memory=is_pin_memory)
-        self._rows: dict[int, Row] = {}
+        self._mask = BatchMask(self._ids, device, pin_memory=is_pin_memory)
+        self._requests: dict[int, RequestState] = {}
 
     def is_argmax_invariant(self) -> bool:
         return False
 
     def update_state(self, batch_update: Any) -> None:
-        process_dict_updates(self._rows, batch_update, self._row)
+        process_dict_updates(self._requests, batch_update, self._begun)
 
     def apply(self, logits: torch.Tensor) -> torch.Tensor:
-        return self._mask.apply(logits, self._rows)
+        return self._mask.apply(logits, self._requests)
 
-    def _row(self, params: Any, prompt_ids: list[int] | None, output_ids: list[int]) -> Row:
+    def _begun(self, params: Any, prompt: list[int] | None, generated: list[int]) -> RequestState:
         mode, size = checked_mode(params.extra_args or {})
         size = size or self._grid_size
-        return Row(
-            self._ids, mode, tuple(size) if size and mode != "text" else None, prompt_ids or (),
-            output_ids, params.max_tokens,
-        )  # fmt: skip
+        grid_size = tuple(size) if size and mode != "text" else None
+        return RequestState(self._ids, mode, grid_size, prompt or (), generated, params.max_tokens)

@@ -1,4 +1,4 @@
-"""`image_url` of a request → the file of a picture: data URLs, and where it is allowed, URLs of the public internet.
+"""`image_url` of a request → the file of an image: data URLs, and where it is allowed, URLs of the public internet.
 
 A server that fetches what strangers name can be sent to addresses that only it can reach. So each address that
 a name resolves to is judged, the connection goes to the judged address and not to the name again, and a
@@ -32,12 +32,9 @@ def is_remote(url: str) -> bool:
 
 
 def image_file(url: str, *, max_bytes: int, allow_urls: bool, timeout: float = 10.0) -> bytes:
-    """The file that a URL holds or names.
+    """The file that a URL holds (`data:image/…;base64,…`) or, where `allow_urls`, names by http(s).
 
     Args:
-        url: `data:image/…;base64,…`, or http(s).
-        max_bytes: of the file.
-        allow_urls: whether http(s) is fetched.
         timeout: seconds for a fetch, redirects included; the resolver of names has a limit of its own.
 
     Raises:
@@ -49,10 +46,6 @@ def image_file(url: str, *, max_bytes: int, allow_urls: bool, timeout: float = 1
         return _fetched(url, max_bytes, time.monotonic() + timeout)
     if url[:5].lower() != "data:":
         raise ValueError("image_url must be a data URL" + " or http(s)" * allow_urls)
-    return _data(url)
-
-
-def _data(url: str) -> bytes:
     head, comma, body = url.partition(",")
     if not comma or not head[5:].lower().startswith("image/"):
         raise ValueError("a data URL of an image begins with data:image/…")
@@ -130,11 +123,7 @@ def _shut(sock: socket.socket) -> None:
 
 
 def public_address(host: str, port: int) -> str:
-    """The first address of a host; all that it resolves to must be of the public internet.
-
-    Raises:
-        ValueError: one is not, or there is none.
-    """
+    """The first address of a host; all that it resolves to must be of the public internet."""
     try:
         found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
     except (OSError, UnicodeError):

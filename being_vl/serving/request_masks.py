@@ -1,4 +1,4 @@
-"""ids that a request has generated → which ids may come next, for the rows of an engine's batch.
+"""ids that a request has generated → which ids may come next, for the requests of an engine's batch.
 
 Source: the rules of `generate` (`models/generation_being_vl.py`), with the state of a grid kept from token to
 token. It differs in that each row of a batch is a request of its own, with its own mode, grid, budget and
@@ -29,22 +29,14 @@ _FLAGS = 5
 
 @dataclass(frozen=True)
 class ImageIds:
-    """The ids of a vocabulary, as a mask needs them.
-
-    Args:
-        layout: the vocabulary.
-        bpe: the merge rules.
-        boi, eoi: the tokens that begin and end an image.
-        others: special tokens of images and videos that no answer holds.
-        end: the tokens that end an answer.
-    """
+    """The ids of a vocabulary, as a mask needs them."""
 
     layout: VocabularyLayout
     bpe: ImageBPE
     boi: int
     eoi: int
-    others: tuple[int, ...] = ()
-    end: tuple[int, ...] = ()
+    others: tuple[int, ...] = ()  # special tokens of images and videos that no answer holds
+    end: tuple[int, ...] = ()  # the tokens that end an answer
 
     @classmethod
     def from_config(cls, config: Any, bpe: ImageBPE, end: Sequence[int] = ()) -> ImageIds:
@@ -75,23 +67,14 @@ def checked_mode(options: Mapping[str, Any]) -> tuple[Mode, tuple[int, int] | No
 
 
 @dataclass
-class Row:
-    """A request: what it may generate, and the grid that it is in.
-
-    Args:
-        ids: the vocabulary's.
-        mode: what it generates.
-        grid_size: (height, width) of its images; None for text.
-        prompt: its prompt's ids.
-        generated: its ids so far, a list that the engine appends to.
-        max_tokens: of the answer.
-    """
+class RequestState:
+    """What a request may generate, and the grid that it is in."""
 
     ids: ImageIds
     mode: Mode
-    grid_size: tuple[int, int] | None
+    grid_size: tuple[int, int] | None  # (height, width) of its images; None for text
     prompt: Sequence[int]
-    generated: Sequence[int]
+    generated: Sequence[int]  # its ids so far, a list that the engine appends to
     max_tokens: int
     _grid: GridState | None = field(default=None, init=False)
     _is_illegal: bool = field(default=False, init=False)
@@ -117,7 +100,7 @@ class Row:
                 self._grid, self._is_illegal = None, True
 
     def write(self, out: np.ndarray) -> None:
-        """Write flags and fitting shapes into a row of zeros, uint8 (5 + shapes of `RowMask`,)."""
+        """Write flags and fitting shapes into a row of zeros, uint8 (5 + shapes of `BatchMask`,)."""
         if self.mode == "text":
             out[_TEXT] = 1
             return
@@ -131,23 +114,15 @@ class Row:
         elif self._grid is not None:
             fitting = self._grid.fitting_shapes()
             out[_FLAGS : _FLAGS + len(fitting)] = fitting
-        elif self.mode == "image" and not self._is_done:
-            out[_BOI] = 1
         elif self.mode == "image":
-            out[_END if self.ids.end else slice(None)] = 1
+            out[_BOI if not self._is_done else _END if self.ids.end else slice(None)] = 1
         else:
             out[_TEXT] = 1
             out[_BOI] = self.max_tokens - self._seen >= image_token_bound(*self.grid_size)
 
 
-class RowMask:
-    """Rules out what the rows of a batch may not take.
-
-    Args:
-        ids: the vocabulary's.
-        device: of the logits.
-        pin_memory: whether copies to it go through pinned memory.
-    """
+class BatchMask:
+    """Rules out what the requests of a batch may not take."""
 
     def __init__(self, ids: ImageIds, device: torch.device | str, *, pin_memory: bool = False):
         shapes = ids.bpe.shape_table()
@@ -157,32 +132,29 @@ class RowMask:
         judged_as = shapes.shape_of + len(shapes.starts) * repeats
         self._shape_of = torch.from_numpy(judged_as).to(device)
         self._special = torch.tensor([ids.boi, ids.eoi, *ids.others], device=device)
-        flags = [_BOI, _EOI, *([_FREE] * len(ids.others))]
-        self._flag_of = torch.tensor(flags, device=device)
+        self._flag_of = torch.tensor([_BOI, _EOI, *[_FREE] * len(ids.others)], device=device)
         self._end = torch.tensor(ids.end, device=device, dtype=torch.long)
         self._first, self._stop = ids.layout.first_code_id, ids.layout.size
         self._device, self._pin_memory = device, pin_memory
 
-    def apply(self, logits: torch.Tensor, rows: Mapping[int, Row]) -> torch.Tensor:
-        """Set logits (batch, vocabulary) to -inf in place, where a row's request may not go.
+    def apply(self, logits: torch.Tensor, requests: Mapping[int, RequestState]) -> torch.Tensor:
+        """Set logits (batch, vocabulary) of a step to -inf in place, where a request may not go.
 
-        Args:
-            logits: of a step.
-            rows: index in the batch → request; rows of no request are left alone.
+        Requests go by their row in the batch; other rows are left alone.
         """
-        if not rows:
+        if not requests:
             return logits
-        only_text = all(row.mode == "text" for row in rows.values())
-        if only_text and len(rows) == len(logits):
+        only_text = all(request.mode == "text" for request in requests.values())
+        if only_text and len(requests) == len(logits):
             logits[:, self._first : self._stop] = -torch.inf
             logits[:, self._special] = -torch.inf
             return logits
         allowed = np.zeros((len(logits), _FLAGS + self._num_shapes), dtype=np.uint8)
-        for index in range(len(logits)):
-            if index in rows:
-                rows[index].write(allowed[index])
+        for row in range(len(logits)):
+            if row in requests:
+                requests[row].write(allowed[row])
             else:
-                allowed[index] = 1
+                allowed[row] = 1
         # The passes over the whole vocabulary are what a step costs: text is filled by runs of rows, known here.
         closed = (allowed[:, _TEXT] == 0).astype(np.int8)
         edges = np.flatnonzero(np.diff(closed, prepend=0, append=0)).tolist()
@@ -208,9 +180,8 @@ class RowMask:
         # Where another processor has ruled out all that is legal, the grid comes first.
         best = torch.maximum(codes.amax(dim=1), special.amax(dim=1))
         is_stuck = (best == -torch.inf) & ~is_text & ~is_end
-        if (
-            logits.device.type == "cpu" and not is_stuck.any()
-        ):  # elsewhere, asking costs more than it saves
+        # On other devices asking costs more than it saves.
+        if logits.device.type == "cpu" and not is_stuck.any():
             logits[:, self._special] = special
             return logits
         floor = torch.zeros_like(best).masked_fill_(~is_stuck, -torch.inf)[:, None]

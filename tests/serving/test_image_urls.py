@@ -14,11 +14,11 @@ from PIL import Image
 from server_fixtures import data_url, picture
 
 from being_vl.quantizers.image_loading import load_image
-from being_vl.serving.server import pictures
+from being_vl.serving.server import image_urls
 
 
 def read(url: str, *, allow_urls: bool = True, timeout: float = 3.0) -> Image.Image:
-    file = pictures.image_file(url, max_bytes=50_000, allow_urls=allow_urls, timeout=timeout)
+    file = image_urls.image_file(url, max_bytes=50_000, allow_urls=allow_urls, timeout=timeout)
     return load_image(file, max_pixels=100_000, name="the image")
 
 
@@ -73,8 +73,8 @@ def public(monkeypatch):
             return "127.0.0.1"
         return judged(host, port)
 
-    judged = pictures.public_address
-    monkeypatch.setattr(pictures, "public_address", address)
+    judged = image_urls.public_address
+    monkeypatch.setattr(image_urls, "public_address", address)
 
 
 def test_data_urls() -> None:
@@ -152,7 +152,7 @@ def test_all_addresses_of_a_name_are_judged(monkeypatch) -> None:
 
     monkeypatch.setattr(socket, "getaddrinfo", resolved)
     with pytest.raises(ValueError, match="not public"):
-        pictures.public_address("two.example", 80)
+        image_urls.public_address("two.example", 80)
 
 
 def test_urls_need_leave() -> None:

@@ -12,7 +12,7 @@ from checkpoint_fixtures import CODEBOOK_SIZE, image_bpe, tiny_checkpoint
 from being_vl import ImageBPE
 from being_vl.bpe.grid_tracking import OpenImageTracker
 from being_vl.models.legal_logits import ImageGridLogitsProcessor, TextOnlyLogitsProcessor
-from being_vl.serving.grid_rows import ImageIds, Row, RowMask, checked_mode
+from being_vl.serving.request_masks import BatchMask, ImageIds, RequestState, checked_mode
 from being_vl.vocabulary import VocabularyLayout
 
 BPE = image_bpe()
@@ -46,7 +46,7 @@ def test_mixed_batches_step_by_step(seed: int, repeat_code: int | None) -> None:
     torch.manual_seed(seed)
     bpe = ImageBPE(BPE.merges, BPE.codebook_size, repeat_code=repeat_code)
     ids = ImageIds.from_config(CONFIG, bpe)
-    mask, live = RowMask(ids, "cpu"), []
+    mask, live = BatchMask(ids, "cpu"), []
     for _ in range(60):
         while len(live) < 6:
             mode = ("text", "image", "interleaved")[rng.integers(3)]
@@ -54,7 +54,7 @@ def test_mixed_batches_step_by_step(seed: int, repeat_code: int | None) -> None:
             first = LAYOUT.first_code_id
             prompts = [[3, 4], [3, BOI], [BOI, first + 1, EOI, 5], [2, BOI, first + 2]]
             prompt = prompts[rng.integers(4 if mode != "text" else 1)]
-            row = Row(ids, mode, size, prompt, generated := [], BUDGET)
+            row = RequestState(ids, mode, size, prompt, generated := [], BUDGET)
             live.append((row, generated, reference(mode, size, prompt, bpe), prompt))
         rng.shuffle(live)
         logits = torch.randn(len(live), LAYOUT.size)
@@ -70,25 +70,25 @@ def test_mixed_batches_step_by_step(seed: int, repeat_code: int | None) -> None:
 def test_an_image_ends_its_answer() -> None:
     """Behind it, nothing but a token that ends answers."""
     ids = ImageIds.from_config(CONFIG, BPE, [END])
-    row = Row(ids, "image", (1, 1), [3], [BOI, LAYOUT.first_code_id, EOI], 9)
-    logits = RowMask(ids, "cpu").apply(torch.randn(1, LAYOUT.size), {0: row})
+    row = RequestState(ids, "image", (1, 1), [3], [BOI, LAYOUT.first_code_id, EOI], 9)
+    logits = BatchMask(ids, "cpu").apply(torch.randn(1, LAYOUT.size), {0: row})
     assert torch.isfinite(logits[0]).nonzero().flatten().tolist() == [END]
 
 
 def test_the_grid_comes_before_other_processors() -> None:
     """Where all that is legal has been ruled out, it is allowed again."""
-    row = Row(IDS, "image", (1, 1), [3, BOI], [], 9)
+    row = RequestState(IDS, "image", (1, 1), [3, BOI], [], 9)
     logits = torch.randn(1, LAYOUT.size)
     logits[:, LAYOUT.first_code_id :] = -torch.inf
-    logits = RowMask(IDS, "cpu").apply(logits, {0: row})
+    logits = BatchMask(IDS, "cpu").apply(logits, {0: row})
     codes = range(LAYOUT.first_code_id, LAYOUT.first_merge_id)
     assert torch.isfinite(logits[0]).nonzero().flatten().tolist() == list(codes)
 
 
 def test_rows_of_no_request_are_left_alone() -> None:
     logits = torch.randn(3, LAYOUT.size)
-    row = Row(IDS, "interleaved", (2, 2), [3], [], 20)
-    masked = RowMask(IDS, "cpu").apply(logits.clone(), {1: row})
+    row = RequestState(IDS, "interleaved", (2, 2), [3], [], 20)
+    masked = BatchMask(IDS, "cpu").apply(logits.clone(), {1: row})
     assert torch.equal(masked[[0, 2]], logits[[0, 2]])
     assert masked[1, LAYOUT.first_code_id] == -torch.inf
 
