@@ -15,10 +15,8 @@ RunCommand = Callable[[str, list[str]], Any]
 class Commands:
     """Runs commands of `being-vl` one after the other.
 
-    Args:
-        run: takes a command's name and arguments and runs it in this process, which has imported torch
-            once for all of them; `being_vl.cli.run_command`.
-        show: takes each command line before it runs.
+    `run` (`being_vl.cli.run_command`) takes a command's name and arguments and runs it in this process, which
+    has imported torch once for all of them; `show` takes each command line before.
     """
 
     def __init__(self, run: RunCommand, show: Callable[[str], Any] = print):

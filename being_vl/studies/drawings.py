@@ -24,80 +24,29 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from ..evaluation.easyvqa_files import llava_row
 from ..files import new_folder, write_atomic, write_json
 from ..quantizers.image_loading import UnreadableImageError, load_image
+from .drawing_kinds import kind_of, main_color, title_of
 
-# The longest folder that a drawing lies in decides its kind; drawings of other folders are left out.
-KINDS = {
-    "animals/birds": "bird", "animals/bugs": "bug", "animals/dinosaurs": "dinosaur",
-    "animals/fish": "fish", "animals/mammals": "mammal",
-    "buildings": "building", "buildings/furniture": "furniture",
-    "computer/buttons": "button", "computer/folders": "folder", "computer/hardware": "computer",
-    "computer/icons": "icon", "education/books": "book", "electronics/bulb": "light bulb",
-    "food": "dish", "food/beverages": "drink", "food/desserts": "dessert", "food/fruit": "fruit",
-    "food/vegetables": "vegetable",
-    "geography": "map", "geography/astronomy": "planet", "science/astronomy": "planet",
-    "office/telephone": "telephone",
-    "people": "person", "people/bodypart": "body part", "people/clothing": "clothing",
-    "people/smilies": "smiley", "people/stickmen": "stick figure",
-    "plants": "plant", "plants/flowers": "flower", "plants/trees": "tree",
-    "recreation/games/cards": "playing card", "recreation/games/chess": "chess piece",
-    "recreation/holiday/valentines": "heart", "recreation/music": "music",
-    "recreation/sports": "sport", "recreation/toys": "toy",
-    "shapes/arrows": "arrow", "shapes/callouts": "callout", "shapes/flowchart": "flowchart symbol",
-    "shapes/jigsaw": "jigsaw piece", "shapes/stars": "star",
-    "signs_and_symbols/clocks": "clock", "signs_and_symbols/flags": "flag",
-    "signs_and_symbols/led": "lamp", "signs_and_symbols/map_symbols": "sign",
-    "signs_and_symbols/weather": "weather", "transportation/aiga-symbols": "sign",
-    "transportation/roadsigns": "road sign",
-    "special/patterns": "pattern",
-    "tools": "tool", "tools/weapons": "weapon",
-    "transportation": "vehicle", "transportation/boating": "boat",
-}  # fmt: skip
 FEWEST_OF_A_KIND, MOST_OF_A_KIND = 20, 160  # stars and icons are a third of all drawings
 TEST_SHARE = 0.15
 NEAR = 0.12  # mean difference of two thumbnails, of the ink of the darker one
 TYPES = ("kind", "yes_no", "which", "color")
 KIND_QUESTION, COLOR_QUESTION = "what kind of thing is this?", "what is the main color?"
 CAPTION_QUESTION = "what is this called?"
-# Names end in that of who drew it, cut off at 20 to 30 characters; a name ends where one of these begins.
-_AUTHORS = (
-    "ganson architetto arch frances benji nicu gerald lumen juliane jean jon linda jarno andrea "
-    "jonadab susan matthew clemente dan lauris ani frouke mo bw christoph mimooh denco sek kurt "
-    "gino fco nathan nath francesco frolland einar stepan rollandin arjen erwan mateya daniel "
-    "patricia konstantin aj ruud frederic nurbldoff snuatautisticido william page simple symbol"
-).split()
-_COLORS = {  # RGB of the eleven basic colour terms of English (Berlin and Kay), some by several
-    "black": [(0, 0, 0), (35, 35, 35)], "white": [(255, 255, 255)],
-    "gray": [(128, 128, 128), (90, 90, 90), (190, 190, 190)],
-    "red": [(220, 20, 20), (150, 10, 20)], "orange": [(250, 140, 20)],
-    "yellow": [(250, 230, 40), (250, 240, 140)], "green": [(30, 150, 40), (120, 210, 80), (20, 80, 30)],
-    "blue": [(30, 70, 200), (90, 160, 230), (20, 30, 100)], "purple": [(130, 40, 160)],
-    "pink": [(245, 150, 190)], "brown": [(120, 70, 30), (190, 140, 90)],
-}  # fmt: skip
-_COLOR_NAMES = [name for name, values in _COLORS.items() for _ in values]
-_COLOR_VALUES = np.array([value for values in _COLORS.values() for value in values])
 
 
 @dataclass(frozen=True)
 class Drawing:
-    """One drawing of the benchmark.
+    """One drawing of the benchmark."""
 
-    Args:
-        name: its path in the source, without extension.
-        kind: what its folder says that it is.
-        color: most of its pixels'.
-        title: its name, without numbers and who drew it.
-        pixels: uint8 (side, side, 3), on a white ground.
-        split: train or test.
-    """
-
-    name: str
-    kind: str
-    color: str
-    title: str
-    pixels: np.ndarray
-    split: str = "train"
+    name: str  # its path in the source, without extension
+    kind: str  # what its folder says that it is
+    color: str  # most of its pixels'
+    title: str  # its name, without numbers and who drew it
+    pixels: np.ndarray  # uint8 (side, side, 3), on a white ground
+    split: str = "train"  # or test
 
     @property
     def file(self) -> str:
@@ -111,46 +60,8 @@ def fraction(*parts: str) -> float:
     return int.from_bytes(digest[:6], "big") / 2**48
 
 
-def kind_of(folder: str) -> str | None:
-    """The kind of drawings in a folder of the source, by the longest entry of `KINDS` that it lies in."""
-    while folder and folder != ".":
-        if folder in KINDS:
-            return KINDS[folder]
-        folder = folder.rpartition("/")[0]
-    return None
-
-
-def title_of(stem: str) -> str:
-    """`wooden_table_benji_park_01` → `wooden table`; empty where nothing is left."""
-    words = [word for word in re.split(r"[^a-z]+", stem.lower()) if word]
-    kept = next((i for i, word in enumerate(words) if i and word in _AUTHORS), len(words))
-    return " ".join(word for word in words[:kept] if len(word) > 1)
-
-
-def main_color(rgb: np.ndarray, alpha: np.ndarray) -> str:
-    """The nearest basic colour of most opaque pixels; white only where next to nothing else is.
-
-    Args:
-        rgb: uint8 (height, width, 3).
-        alpha: uint8 (height, width); the ground is 0.
-    """
-    pixels = rgb[alpha > 127].astype(int)
-    if not len(pixels):
-        return "white"
-    distances = ((pixels[:, None] - _COLOR_VALUES) ** 2).sum(-1)
-    counts = Counter(_COLOR_NAMES[nearest] for nearest in distances.argmin(1))
-    others = {color: count for color, count in counts.items() if color != "white"}
-    if sum(others.values()) < 0.05 * len(pixels):
-        return "white"
-    return max(sorted(others), key=others.__getitem__)
-
-
 def read_drawing(source: Path, path: Path, side: int) -> Drawing | None:
-    """A drawing of a known kind; None where the kind is not known, or where nothing is drawn.
-
-    Raises:
-        UnreadableImageError: the file is no image.
-    """
+    """A drawing of a known kind; None where the kind is not known, or where nothing is drawn."""
     name = path.relative_to(source).with_suffix("").as_posix()
     kind = kind_of(name.rpartition("/")[0])
     if kind is None:
@@ -170,15 +81,15 @@ def read_drawing(source: Path, path: Path, side: int) -> Drawing | None:
 
 
 def near_duplicates(pixels: Sequence[np.ndarray], near: float = NEAR) -> np.ndarray:
-    """Group of each picture: its thumbnail of 16×16 pixels differs from one of the group by less than `near`.
+    """Group of each image: its thumbnail of 16×16 pixels differs from one of the group by less than `near`.
 
     Args:
         pixels: uint8 (side, side, 3) each.
-        near: mean absolute difference, as a share of the mean ink (1 - value) of the darker picture; pictures
+        near: mean absolute difference, as a share of the mean ink (1 - value) of the darker image; images
             that are mostly ground would all be alike otherwise.
 
     Returns:
-        int64 (pictures,): the number of the group's first picture.
+        int64 (images,): the number of the group's first image.
     """
     small = [np.asarray(Image.fromarray(p).resize((16, 16), Image.Resampling.BOX)) for p in pixels]
     thumbs = 1 - np.stack(small).reshape(len(small), -1).astype(np.float32) / 255  # ink
@@ -222,21 +133,16 @@ def make_drawings(source: Path, side: int) -> tuple[list[Drawing], Counter[str]]
     ]
     left_out["too few or more than enough of the kind"] = len(found) - len(kept)
     kept.sort(key=lambda d: d.name)
-    names = []
-    if kept:
-        names = [kept[first].name for first in near_duplicates([d.pixels for d in kept])]
-    splits = ["test" if fraction("split", name) < TEST_SHARE else "train" for name in names]
-    return [
-        replace(drawing, split=split) for drawing, split in zip(kept, splits, strict=True)
-    ], left_out
+    firsts = near_duplicates([d.pixels for d in kept]).tolist() if kept else []
+    chances = [fraction("split", kept[first].name) for first in firsts]  # near ones on one side
+    splits = ["test" if chance < TEST_SHARE else "train" for chance in chances]
+    return [replace(d, split=split) for d, split in zip(kept, splits, strict=True)], left_out
 
 
 def questions(drawing: Drawing, kinds: Sequence[str]) -> list[tuple[str, str, str]]:
     """Type, question and answer of each question about a drawing.
 
-    Args:
-        drawing: the drawing.
-        kinds: of all drawings: other kinds are named as often as they are answers.
+    `kinds` are those of all drawings: other kinds are named as often as they are answers.
     """
 
     def other(purpose: str) -> str:
@@ -258,16 +164,9 @@ def questions(drawing: Drawing, kinds: Sequence[str]) -> list[tuple[str, str, st
 
 
 def _row(drawing: Drawing, kind: str, question: str, answer: str) -> dict[str, Any]:
-    """A row of LLaVA's form; `type` groups the scores of `being-vl eval --tasks llava`."""
-    return {
-        "id": f"{drawing.name}#{kind}",
-        "image": drawing.file,
-        "type": kind,
-        "conversations": [
-            {"from": "human", "value": f"<image>\n{question}"},
-            {"from": "gpt", "value": answer},
-        ],
-    }
+    """`type` groups the scores of `being-vl eval --tasks llava`."""
+    row = llava_row(drawing.file, f"#{kind}", question, answer, type=kind)
+    return {**row, "id": f"{drawing.name}#{kind}"}
 
 
 def guessing(train: Iterable[dict], test: Iterable[dict]) -> dict[str, float]:
@@ -298,8 +197,7 @@ def write_drawings(source: Path, output: Path, side: int = 64) -> dict[str, Any]
         side: pixels of a side.
 
     Returns:
-        what `drawings.json` holds: numbers of drawings by split and kind, what was left out, and
-        accuracy without looking.
+        what `drawings.json` holds.
 
     Raises:
         ValueError: no drawing of a known kind, or all of them on one side of the split.

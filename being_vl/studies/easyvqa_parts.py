@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 
 CODEBOOK_SIZE = 256
-TEXT_STEPS = 80
+_TEXT_STEPS = 80
 _FIT_IMAGES = 1000
 
 
@@ -34,18 +34,13 @@ def fit_patch_quantizer(images: Path, target: Path, *, seed: int) -> None:
 
 
 def make_text_model(
-    texts: Sequence[str],
-    target: Path,
-    *,
-    seed: int,
-    tokenizer_texts: Sequence[str] = (),
-    steps: int = TEXT_STEPS,
+    texts: Sequence[str], target: Path, *, seed: int, tokenizer_texts: Sequence[str] = ()
 ) -> None:
     """Train a small Llama and its tokenizer, a stand-in for a pretrained base."""
     from .quickstart.text_model import train_text_model, train_text_tokenizer
 
     tokenizer = train_text_tokenizer([*texts, *tokenizer_texts])
-    model = train_text_model(tokenizer, texts, seed=seed, steps=steps)
+    model = train_text_model(tokenizer, texts, seed=seed, steps=_TEXT_STEPS)
     model.save_pretrained(target)
     tokenizer.save_pretrained(target)
 

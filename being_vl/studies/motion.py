@@ -15,10 +15,9 @@ import argparse
 import json
 import statistics
 import time
-from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -37,17 +36,17 @@ COLOURS = ((200, 30, 30), (30, 60, 200), (20, 130, 40))
 QUESTIONS = ("way?", "speed?", "first?")
 WORDS = ["<bos>", *QUESTIONS, *WAYS, "faster", "slower", *SHAPES]
 SPECIAL = ("<boi>", "<eoi>", "<bov>", "<eov>", "<pad>")
-ARMS: dict[str, dict[str, Any]] = {
-    "raw": {"merges": 0, "repeats": False, "interval": None},
-    "frames": {"merges": MERGES, "repeats": False, "interval": None},
-    "repeats": {"merges": MERGES, "repeats": True, "interval": None},
-    "repeats, key frame every 4": {"merges": MERGES, "repeats": True, "interval": 4},
-    "repeats, key frame every 2": {"merges": MERGES, "repeats": True, "interval": 2},
+# Merges, whether there are repeat codes, frames from one key frame to the next.
+ARMS: dict[str, tuple[int, bool, int | None]] = {
+    "raw": (0, False, None),
+    "frames": (MERGES, False, None),
+    "repeats": (MERGES, True, None),
+    "repeats, key frame every 4": (MERGES, True, 4),
+    "repeats, key frame every 2": (MERGES, True, 2),
 }
 
 
-@dataclass
-class Clip:
+class Clip(NamedTuple):
     """Frames uint8 (T, side, side, 3), and the answer to each question."""
 
     frames: np.ndarray
@@ -58,8 +57,7 @@ def draw_clip(rng: np.random.Generator) -> Clip:
     """One shape that moves, and one that comes in the second half, or the other way about."""
     way = list(WAYS)[rng.integers(4)]
     is_faster = bool(rng.integers(2))
-    slow, fast = 1, int(rng.integers(3, 5))
-    speeds = [slow] * (FRAMES // 2) + [fast] * (FRAMES // 2)
+    speeds = [1] * (FRAMES // 2) + [int(rng.integers(3, 5))] * (FRAMES // 2)
     if not is_faster:
         speeds.reverse()
     moving, still = rng.permutation(len(SHAPES))[:2]
@@ -67,10 +65,8 @@ def draw_clip(rng: np.random.Generator) -> Clip:
     size = int(rng.integers(3, 5))
     travelled = np.cumsum([0, *speeds])[:FRAMES]
     low, high = size, SIDE - 1 - size
-    span = int(travelled[-1])
-    along = int(rng.integers(low, max(low + 1, high - span + 1)))
-    across = int(rng.integers(low, high + 1))
-    other = (int(rng.integers(low, high + 1)), int(rng.integers(low, high + 1)))
+    along = int(rng.integers(low, max(low + 1, high - int(travelled[-1]) + 1)))
+    across, *other = (int(rng.integers(low, high + 1)) for _ in range(3))
     comes_first = bool(rng.integers(2))  # the moving one
     late = FRAMES // 4 + int(rng.integers(2))
     frames = []
@@ -89,7 +85,7 @@ def draw_clip(rng: np.random.Generator) -> Clip:
     return Clip(np.stack(frames), (way, "faster" if is_faster else "slower", first))
 
 
-def _shape(draw: Any, kind: str, at: tuple[int, int], size: int, colour: tuple) -> None:
+def _shape(draw: Any, kind: str, at: Sequence[int], size: int, colour: tuple) -> None:
     x, y = at
     box = (x - size, y - size, x + size, y + size)
     if kind == "circle":
@@ -119,18 +115,13 @@ class Arm:
     """One way to write a clip down, and the model that learns from it."""
 
     def __init__(self, name: str, training: np.ndarray, seed: int):
-        options = ARMS[name]
-        self.interval, repeats = options["interval"], options["repeats"]
-        frames = training[:1500]
+        merges, repeats, self.interval = ARMS[name]
+        clips = list(training[:1500])
         if repeats:
-            marked = [mark_repeats(c, CODES, key_frame_interval=self.interval) for c in frames]
-        else:
-            marked = list(frames)
+            clips = [mark_repeats(c, CODES, key_frame_interval=self.interval) for c in clips]
+        repeat_code = CODES if repeats else None
         self.bpe = ImageBPE.train(
-            np.concatenate(marked),
-            options["merges"],
-            CODES + repeats,
-            repeat_code=CODES if repeats else None,
+            np.concatenate(clips), merges, CODES + repeats, repeat_code=repeat_code
         )
         torch.manual_seed(seed)
         config = BeingVLConfig(
@@ -154,9 +145,8 @@ class Arm:
 
 def batch_of(ids: list[np.ndarray], answers: np.ndarray) -> tuple[torch.Tensor, torch.Tensor]:
     """Padded ids (B, length) with the questions and answers at the end, and labels of the answers alone."""
-    turns = np.empty((len(ids), 2 * len(QUESTIONS)), np.int64)
-    turns[:, 0::2] = np.arange(1, 1 + len(QUESTIONS))
-    turns[:, 1::2] = answers
+    asked = np.broadcast_to(np.arange(1, 1 + len(QUESTIONS)), answers.shape)
+    turns = np.stack([asked, answers], axis=-1).reshape(len(ids), -1)
     longest = max(map(len, ids)) + turns.shape[1]
     batch = np.full((len(ids), longest), len(WORDS) + 4)
     labels = np.full((len(ids), longest), -100)
@@ -256,23 +246,14 @@ def table(rows: list[dict]) -> list[str]:
     return lines
 
 
-@dataclass
-class Settings:
-    """Options of the command."""
-
-    seeds: int = 3
-    steps: int = 500
-    clips: int = 6000
-    tests: int = 600
-    lr: float = 1e-3
-    batch: int = 16
+_DEFAULTS = {"seeds": 3, "steps": 500, "clips": 6000, "tests": 600, "lr": 1e-3, "batch": 16}
 
 
 def main() -> int:
     """Run the study; the table goes to standard output."""
     parser = argparse.ArgumentParser(description=__doc__)
-    for field, value in asdict(Settings()).items():
-        parser.add_argument(f"--{field}", type=type(value), default=value)
+    for name, value in _DEFAULTS.items():
+        parser.add_argument(f"--{name}", type=type(value), default=value)
     parser.add_argument("--output", type=Path, help="JSON of all runs")
     options = vars(parser.parse_args())
     output = options.pop("output")

@@ -37,17 +37,11 @@ CURVE_REGIME = "pt-freeze+sft"
 
 @dataclass(frozen=True)
 class Cell:
-    """One model of the ablation.
+    """One model of the ablation."""
 
-    Args:
-        merges: merges of the image BPE; 0 is LLM+VQ.
-        regime: one of `REGIMES`.
-        seed: of the model's new rows and of the order of the data.
-    """
-
-    merges: int
-    regime: str
-    seed: int
+    merges: int  # of the image BPE; 0 is LLM+VQ
+    regime: str  # one of `REGIMES`
+    seed: int  # of the model's new rows and of the order of the data
 
     @property
     def name(self) -> str:

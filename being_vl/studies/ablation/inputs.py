@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
+
+import numpy as np
 
 from ...bpe.image_bpe import ImageBPE
 from ...codes.shards import CodeShards
@@ -19,26 +21,27 @@ from ..easyvqa_parts import fit_patch_quantizer, make_text_model, read_turns
 
 @dataclass(frozen=True)
 class Inputs:
-    """Paths of what all cells share.
+    """Paths of what all cells share."""
 
-    Args:
-        base: text model and tokenizer, a folder or Hub id.
-        vq: quantizer, a folder or Hub id.
-        codes: code shards of all images.
-        bpe: folder of an `image_bpe.json` with at least the most merges that a cell has; its first rules
-            are the smaller vocabularies.
-        pretrain: rows of the first stage.
-        sft: rows of the second.
-        test: rows to score on: one image and one question each.
-    """
-
-    base: str
-    vq: str
-    codes: tuple[str, ...]
+    base: str  # text model and tokenizer, a folder or Hub id
+    vq: str  # quantizer, a folder or Hub id
+    codes: tuple[str, ...]  # code shards of all images
+    # Folder of an image_bpe.json with the most merges that a cell has: its first are the smaller vocabularies.
     bpe: str
-    pretrain: str
-    sft: str
-    test: str
+    pretrain: str  # rows of the first stage
+    sft: str  # rows of the second
+    test: str  # rows to score on: one image and one question each
+
+
+def image_codes(
+    codes: Sequence[str], index: Path, names: Iterable[str], rows: str
+) -> tuple[dict[str, np.ndarray], int]:
+    """The codes of the images that rows name, by way of an index in a file; and the codebook's size."""
+    found, shards = build_index(codes, index)
+    grids = found.lookup(names)
+    if (missing := next((name for name in names if name not in grids), None)) is not None:
+        raise ValueError(f"{rows}: image {missing!r}: no codes for this image")
+    return grids, shards.codebook_size
 
 
 def train_vocabulary(codes: Sequence[str], rows: str, merges: int, folder: Path) -> str:
@@ -51,14 +54,8 @@ def train_vocabulary(codes: Sequence[str], rows: str, merges: int, folder: Path)
             for image_id in parse_sample(row, where=where, number=number).image_ids
         )
         with TemporaryDirectory() as aside:
-            index, shards = build_index(codes, Path(aside) / "index.npy")
-            grids = index.lookup(names)
-        missing = [name for name in names if name not in grids]
-        if missing:
-            raise ValueError(f"{rows}: image {missing[0]!r}: no codes for this image")
-        bpe = ImageBPE.train(
-            list(grids.values()), num_merges=merges, codebook_size=shards.codebook_size
-        )
+            grids, codebook_size = image_codes(codes, Path(aside) / "index.npy", names, rows)
+        bpe = ImageBPE.train(list(grids.values()), merges, codebook_size)
         bpe.save_pretrained(target)
 
     return str(make_part(folder / f"image_bpe-{merges}", build))

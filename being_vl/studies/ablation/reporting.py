@@ -31,45 +31,36 @@ _BINS = 32
 class Finding:
     """A claim of the paper as a difference between two ways of training.
 
-    Args:
-        claim: what the paper says.
-        better, worse: (has merges, regime) of the two cells; None takes both with and without merges.
+    Of one regime with itself, it is that between having merges and having none.
     """
 
     claim: str
-    better: tuple[bool | None, str]
-    worse: tuple[bool | None, str]
+    better: str
+    worse: str
 
 
 FINDINGS = (
-    Finding("two stages beat SFT alone", (None, "pt-freeze+sft"), (None, "sft")),
-    Finding("two stages beat SFT of as many steps", (None, "pt-freeze+sft"), (None, "sft-long")),
-    Finding("PT(freeze) beats PT(full)", (None, "pt-freeze+sft"), (None, "pt-full+sft")),
-    *(
-        Finding(f"BPE beats VQ, {TITLES[regime]}", (True, regime), (False, regime))
-        for regime in REGIMES
-    ),
-    Finding(
-        "freezing visual rows in SFT hurts", (None, "pt-freeze+sft"), (None, "pt-freeze+sft-freeze")
-    ),
+    Finding("two stages beat SFT alone", "pt-freeze+sft", "sft"),
+    Finding("two stages beat SFT of as many steps", "pt-freeze+sft", "sft-long"),
+    Finding("PT(freeze) beats PT(full)", "pt-freeze+sft", "pt-full+sft"),
+    *(Finding(f"BPE beats VQ, {title}", regime, regime) for regime, title in TITLES.items()),
+    Finding("freezing visual rows in SFT hurts", "pt-freeze+sft", "pt-freeze+sft-freeze"),
 )
 
 
 def summary(rows: Sequence[CellResult]) -> list[dict[str, object]]:
     """A line for each vocabulary and way of training: mean and spread over seeds."""
-    groups: dict[tuple[str, int], list[CellResult]] = defaultdict(list)
+    groups: dict[tuple[int, int], list[CellResult]] = defaultdict(list)
+    regimes = list(REGIMES)
     for row in rows:
-        groups[row.regime, row.merges].append(row)
-    order = list(REGIMES)
+        groups[regimes.index(row.regime), row.merges].append(row)
     lines = []
-    for (regime, merges), group in sorted(
-        groups.items(), key=lambda item: (order.index(item[0][0]), item[0][1])
-    ):
+    for (regime, merges), group in sorted(groups.items()):
         scores = [row.metrics["accuracy"] for row in group]
         lines.append(
             {
                 "merges": merges,
-                "training": TITLES[regime],
+                "training": TITLES[regimes[regime]],
                 "accuracy": mean(scores),
                 "spread": stdev(scores) if len(scores) > 1 else float("nan"),
                 "seeds": len(scores),
@@ -87,14 +78,12 @@ def differences(
     """`LLM+VQ`, `LLM+VQ+BPE` or `BPE − VQ` → the difference in points for each seed that has both."""
     score = {(row.merges, row.regime, row.seed): row.metrics["accuracy"] for row in rows}
     seeds = sorted({row.seed for row in rows})
-    cases = (
-        {"LLM+VQ": (0, 0), "LLM+VQ+BPE": (merges, merges)}
-        if finding.better[0] is None
-        else {"BPE − VQ": (merges, 0)}
-    )
+    cases = {"LLM+VQ": (0, 0), "LLM+VQ+BPE": (merges, merges)}
+    if finding.better == finding.worse:
+        cases = {"BPE − VQ": (merges, 0)}
     found = {}
     for name, (better, worse) in cases.items():
-        pairs = [((better, finding.better[1], s), (worse, finding.worse[1], s)) for s in seeds]
+        pairs = [((better, finding.better, s), (worse, finding.worse, s)) for s in seeds]
         values = [score[a] - score[b] for a, b in pairs if a in score and b in score]
         if values:
             found[name] = values
@@ -158,12 +147,9 @@ def draw_figures(rows: Sequence[CellResult], folder: Path) -> list[Path]:
     """Figure 3a (score against merges) and 3b (embedding weights over visual ids), as PNG."""
     curve = [row for row in rows if row.regime == CURVE_REGIME]
     drawn = []
-    if curve:
-        for name, figure in (
-            ("figure-3a.png", _figure_3a(curve)),
-            ("figure-3b.png", _figure_3b(curve)),
-        ):
-            figure.savefig(folder / name, dpi=120)
+    for name, draw in (("figure-3a.png", _figure_3a), ("figure-3b.png", _figure_3b)):
+        if curve:
+            draw(curve).savefig(folder / name, dpi=120)
             drawn.append(folder / name)
     return drawn
 

@@ -22,12 +22,8 @@ from transformers.utils import cached_file
 from ...bpe.image_bpe import ImageBPE
 from ...data.sources import open_samples
 from ...files import claim, locked, read_json, record, write_atomic
-from ...training.arguments import (
-    BeingVLTrainingArguments,
-    DataArguments,
-    ModelArguments,
-    StageArguments,
-)
+from ...training.arguments import BeingVLTrainingArguments
+from ...training.stage_arguments import DataArguments, ModelArguments, StageArguments
 from ..commands import Commands, make_part
 from .cells import REGIMES, SFT_LONG, Cell
 from .inputs import Inputs
@@ -41,23 +37,14 @@ _CHOSEN_BY_THE_CELL = frozenset(
 
 @dataclass(frozen=True)
 class AblationSettings:
-    """What decides a row, besides its cell and the inputs.
+    """What decides a row, besides its cell and the inputs."""
 
-    Args:
-        pretrain, sft: options of the stages by name, those of `being-vl train`: `max_steps`,
-            `learning_rate`, `packing`, …
-        image_init, image_init_std: how new rows start, see `BeingVLLanguageModel.from_text_model`.
-        max_new_tokens: after which an answer is cut.
-        test_limit: the first so many test rows.
-        device: where models train and answer, `"cpu"` or a CUDA device.
-    """
-
-    pretrain: Mapping[str, Any]
+    pretrain: Mapping[str, Any]  # options of `being-vl train` by name: `max_steps`, `packing`, …
     sft: Mapping[str, Any]
-    image_init: str = "normal"
+    image_init: str = "normal"  # how new rows start
     image_init_std: float | None = None
     max_new_tokens: int = 16
-    test_limit: int | None = None
+    test_limit: int | None = None  # the first so many test rows
     device: str = "cpu"
 
     def __post_init__(self) -> None:
@@ -71,31 +58,19 @@ class AblationSettings:
 
 @dataclass(frozen=True)
 class CellResult:
-    """A finished cell.
-
-    Args:
-        merges, regime, seed: the cell.
-        metrics: `accuracy` and optionally `accuracy/GROUP`, in percent.
-        questions: how many.
-        tokens_per_image: mean over the test images.
-        vocabulary: K + M visual ids.
-        steps: optimizer steps of each stage.
-        train_loss: of each stage.
-        seconds: of training and scoring, shared stages counted where they were trained.
-        weights: mean absolute input embedding of each visual id.
-    """
+    """A finished cell."""
 
     merges: int
     regime: str
     seed: int
-    metrics: dict[str, float]
+    metrics: dict[str, float]  # `accuracy` and optionally `accuracy/GROUP`, in percent
     questions: int
-    tokens_per_image: float
-    vocabulary: int
-    steps: dict[str, int]
-    train_loss: dict[str, float]
-    seconds: float
-    weights: list[float] = field(repr=False)
+    tokens_per_image: float  # mean over the test images
+    vocabulary: int  # K + M visual ids
+    steps: dict[str, int]  # of each stage
+    train_loss: dict[str, float]  # of each stage
+    seconds: float  # of training and scoring, shared stages counted where they were trained
+    weights: list[float] = field(repr=False)  # mean absolute input embedding of each visual id
 
 
 def run_cells(
@@ -207,13 +182,12 @@ def _start(
     return start
 
 
-def _fields(kind: type) -> frozenset[str]:
-    return frozenset(field.name for field in dataclasses.fields(kind) if field.init)
-
-
-_OPTIONS = frozenset().union(
-    *map(_fields, (ModelArguments, DataArguments, StageArguments, BeingVLTrainingArguments))
-)
+_OPTIONS = {
+    field.name
+    for kind in (ModelArguments, DataArguments, StageArguments, BeingVLTrainingArguments)
+    for field in dataclasses.fields(kind)
+    if field.init
+}
 
 
 def _stage_options(

@@ -9,11 +9,11 @@ import numpy as np
 import torch
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
-from ...data.codes import build_index
 from ...data.conversations import parse_sample
 from ...data.sources import iter_samples, open_samples
 from ...evaluation.answering import generate_answers
 from ...evaluation.scoring.exact import exact_match_scores
+from .inputs import image_codes
 
 
 class TestRows:
@@ -34,26 +34,16 @@ class TestRows:
         for number, where, row in iter_samples(open_samples(rows), limit):
             conversation = parse_sample(row, where=where, number=number)
             *prompt, last = conversation.messages
-            said = [part.get("text") for part in last["content"]]
-            if (
-                len(conversation.image_ids) != 1
-                or last["role"] != "assistant"
-                or len(said) != 1
-                or said[0] is None
-            ):
+            ids, said = conversation.image_ids, [part.get("text") for part in last["content"]]
+            if len(ids) != 1 or last["role"] != "assistant" or len(said) != 1 or said[0] is None:
                 raise ValueError(
                     f"{where}: a row to score on must have one image and end with an answer in text"
                 )
-            found.append((conversation.image_ids[0], prompt, said[0], str(row.get("type", ""))))
+            found.append((ids[0], prompt, said[0], str(row.get("type", ""))))
         found.sort(key=lambda row: row[0])  # an image's questions together: it is read once
-        self.image_ids = [row[0] for row in found]
-        self.prompts = [row[1] for row in found]
-        self.answers = [row[2] for row in found]
-        self.groups = [row[3] for row in found]
-        self.codes = build_index(codes, index)[0].lookup(self.image_ids)
-        missing = next((name for name in self.image_ids if name not in self.codes), None)
-        if missing is not None:
-            raise ValueError(f"{rows}: image {missing!r}: no codes for this image")
+        columns: Any = ([row[column] for row in found] for column in range(4))
+        self.image_ids, self.prompts, self.answers, self.groups = columns
+        self.codes = image_codes(codes, index, self.image_ids, rows)[0]
 
     def __len__(self) -> int:
         return len(self.answers)

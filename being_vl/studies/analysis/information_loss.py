@@ -56,7 +56,7 @@ def lost_bits(
         of_grid[grid.tobytes()] += weight
         of_ids[ids.tobytes()] += weight
         grids_of_ids[ids.tobytes()].add(grid.tobytes())
-    grid_bits, ids_bits = _entropy(of_grid.values()), _entropy(of_ids.values())
+    grid_bits, ids_bits = entropy(of_grid.values()), entropy(of_ids.values())
     lost = grid_bits - ids_bits
     return {
         "grid_bits": grid_bits,
@@ -86,7 +86,7 @@ def offset_bits(bpe: ImageBPE, grids: Sequence[np.ndarray]) -> dict[str, float]:
     bits = 0.0
     for offsets in seen.values():
         total = sum(offsets.values())
-        bits += total * _entropy([count / total for count in offsets.values()])
+        bits += total * entropy(count / total for count in offsets.values())
     merges = sum(sum(offsets.values()) for offsets in seen.values())
     return {
         "offset_bits": bits / len(grids),
@@ -215,8 +215,8 @@ def _adjacent(owner: np.ndarray) -> np.ndarray:
     return np.unique(np.sort(pairs, axis=1), axis=0)
 
 
-def _entropy(probabilities: Any) -> float:
-    """In bits."""
+def entropy(probabilities: Any) -> float:
+    """Of probabilities, in bits."""
     p = np.fromiter(probabilities, dtype=np.float64)
     p = p[p > 0]
     return float(-(p * np.log2(p)).sum())

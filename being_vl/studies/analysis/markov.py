@@ -21,21 +21,12 @@ DEPENDENCIES = ("mixed", "columns", "rows")
 
 @dataclass(frozen=True)
 class MarkovSource:
-    """A source of binary grids.
+    """A source of binary grids. All entropies are in nats."""
 
-    Args:
-        dependence: `"mixed"` (Definition 1), `"columns"` (Scenario 1) or `"rows"` (Scenario 2).
-        p: Pr(1 | the parent is 0), in (0, 1).
-        q: Pr(0 | the parent is 1), in (0, 1).
-        order: k, the distance to the parents, in cells.
-
-    All entropies are in nats.
-    """
-
-    dependence: str = "mixed"
-    p: float = 0.8
-    q: float = 0.8
-    order: int = 1
+    dependence: str = "mixed"  # Definition 1; "columns" is Scenario 1, "rows" Scenario 2
+    p: float = 0.8  # Pr(1 | the parent is 0), in (0, 1)
+    q: float = 0.8  # Pr(0 | the parent is 1), in (0, 1)
+    order: int = 1  # k, the distance to the parents, in cells
 
     def __post_init__(self) -> None:
         if self.dependence not in DEPENDENCIES:

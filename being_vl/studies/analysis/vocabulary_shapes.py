@@ -6,6 +6,7 @@ distributed like words, do merges run along rows or columns, how much data does 
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
@@ -46,10 +47,8 @@ def shape_counts(bpe: ImageBPE) -> list[dict[str, Any]]:
 
     The most frequent first.
     """
-    counts: dict[tuple[tuple[int, int], ...], int] = {}
-    for visual_id in range(bpe.codebook_size, bpe.vocab_size):
-        shape = tuple((row, col) for row, col, _ in bpe.cells(visual_id))
-        counts[shape] = counts.get(shape, 0) + 1
+    merged = range(bpe.codebook_size, bpe.vocab_size)
+    counts = Counter(tuple((row, col) for row, col, _ in bpe.cells(i)) for i in merged)
     return [
         {"rows": _drawn(shape), "cells": len(shape), "ids": ids}
         for shape, ids in sorted(counts.items(), key=lambda item: (-item[1], item[0]))
@@ -93,19 +92,12 @@ def tokens_by_training_size(
                 f"sizes must be at most {len(training)}, the training grids, got {size}"
             )
         bpe = ImageBPE.train(training[:size], num_merges, codebook_size, num_threads=num_threads)
-        rows.append(
-            {
-                "grids": size,
-                "merges": bpe.num_merges,
-                "training_tokens": _tokens(bpe, training[:size], num_threads),
-                "held_out_tokens": _tokens(bpe, held_out, num_threads),
-            }
-        )
+        row: dict[str, float] = {"grids": size, "merges": bpe.num_merges}
+        for name, grids in (("training", training[:size]), ("held_out", held_out)):
+            lengths = [len(ids) for ids in bpe.encode_batch(grids, num_threads)]
+            row[f"{name}_tokens"] = float(np.mean(lengths))
+        rows.append(row)
     return rows
-
-
-def _tokens(bpe: ImageBPE, grids: Any, num_threads: int | None) -> float:
-    return float(np.mean([len(ids) for ids in bpe.encode_batch(grids, num_threads)]))
 
 
 def _drawn(shape: Sequence[tuple[int, int]]) -> list[str]:

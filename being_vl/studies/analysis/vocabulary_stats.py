@@ -14,6 +14,7 @@ import numpy as np
 
 from ...bpe.grids import check_grid
 from ...bpe.image_bpe import ImageBPE
+from .information_loss import entropy
 from .vocabulary_shapes import DIRECTIONS, merge_directions, rank_frequency
 
 _SLICE = 4096
@@ -32,13 +33,11 @@ def vocabulary_stats(
     """Encode grids and count.
 
     Args:
-        bpe: the vocabulary.
         grids: int codes (N, H, W), or a sequence of (h, w) arrays.
         max_grids: use the first so many only.
         curve: numbers of merges at which to encode anew for `compression_by_rank`; by default 0, then
             powers of two from 256, then all.
         segmentation: as for `ImageBPE.encode`.
-        num_threads: all cores by default.
         progress: called with the number of grids done after each slice; each point of the curve counts.
 
     Returns:
@@ -54,9 +53,8 @@ def vocabulary_stats(
     codes, index = np.zeros(bpe.codebook_size, dtype=np.int64), itertools.count()
     for part in _slices(grids, count):
         checked = [check_grid(grid, bpe.codebook_size, f"grids[{next(index)}]") for grid in part]
-        codes += np.bincount(
-            np.concatenate([grid.reshape(-1) for grid in checked]), minlength=len(codes)
-        )
+        flat = np.concatenate([grid.reshape(-1) for grid in checked])
+        codes += np.bincount(flat, minlength=len(codes))
     cells = int(codes.sum())
 
     def encoded(vocabulary: ImageBPE) -> tuple[np.ndarray, dict[str, Any]]:
@@ -71,8 +69,8 @@ def vocabulary_stats(
         return uses, {
             "tokens_per_grid": tokens / count,
             "compression_ratio": cells / tokens,
-            "bits_per_token": _entropy(uses),
-            "bits_per_cell": _entropy(uses) * tokens / cells,
+            "bits_per_token": entropy(uses / tokens),
+            "bits_per_cell": entropy(uses / tokens) * tokens / cells,
         }
 
     uses, figures = encoded(bpe)
@@ -83,7 +81,7 @@ def vocabulary_stats(
         "cells": cells,
         "tokens": int(uses.sum()),
         **figures,
-        "code_bits_per_cell": _entropy(codes),
+        "code_bits_per_cell": entropy(codes / cells),
         "rank_exponent": rank_frequency(uses)["exponent"] if (uses > 0).sum() > 2 else None,
         "codes_used": float((codes > 0).mean()),
         "merges_used": float((uses[bpe.codebook_size :] > 0).mean()) if bpe.num_merges else 0.0,
@@ -117,15 +115,6 @@ def _slices(grids: Any, count: int) -> Iterator[Any]:
 def _by_cells(bpe: ImageBPE, uses: np.ndarray) -> list[dict[str, int]]:
     sizes = bpe.token_sizes()
     return [
-        {
-            "cells": int(size),
-            "ids": int((sizes == size).sum()),
-            "tokens": int(uses[sizes == size].sum()),
-        }
-        for size in np.unique(sizes)
+        {"cells": size, "ids": int((sizes == size).sum()), "tokens": int(uses[sizes == size].sum())}
+        for size in np.unique(sizes).tolist()
     ]
-
-
-def _entropy(counts: np.ndarray) -> float:
-    share = counts[counts > 0] / counts.sum()
-    return float(-(share * np.log2(share)).sum())

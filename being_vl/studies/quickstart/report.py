@@ -19,19 +19,12 @@ COLUMNS = ("", *METRICS, "tokens", "steps", "seconds")
 
 @dataclass(frozen=True)
 class TableRow:
-    """A row of the table.
-
-    Args:
-        name: what was measured.
-        metrics: those of `being-vl eval`, in percent.
-        tokens_per_image: mean over the test images; 0 without images.
-        steps, seconds: of all training stages.
-    """
+    """What was measured of one model."""
 
     name: str
-    metrics: dict[str, float]
-    tokens_per_image: float
-    steps: int
+    metrics: dict[str, float]  # those of `being-vl eval`, in percent
+    tokens_per_image: float  # mean over the test images; 0 without images
+    steps: int  # of all training stages
     seconds: float
 
     def cells(self) -> list[str]:
