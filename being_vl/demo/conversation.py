@@ -26,16 +26,12 @@ from ..processing.processing_being_vl import BeingVLProcessor
 
 @dataclass
 class Chat:
-    """What has been said, and the codes of the images in it, in order.
+    """What has been said, and the codes of the images in it, in order."""
 
-    Args:
-        system: what the model is told first.
-    """
-
-    system: str | None = None
+    system: str | None = None  # what the model is told first
     messages: list[dict[str, Any]] = field(default_factory=list)
     codes: list[np.ndarray] = field(default_factory=list)
-    waiting: list[np.ndarray] = field(default_factory=list)
+    waiting: list[np.ndarray] = field(default_factory=list)  # for the next question
 
     def reset(self) -> None:
         """Forget all but the system message."""
@@ -59,11 +55,7 @@ class Chat:
 class Speaker:
     """A checkpoint that answers.
 
-    Args:
-        model, processor: of one checkpoint.
-        max_new_tokens: after which an answer is cut.
-        temperature: 0 for the likeliest token each time, else of the sampling.
-        top_p: share of the probability that is sampled from.
+    `temperature` is 0 for the likeliest token each time, else that of the sampling.
     """
 
     def __init__(
@@ -94,12 +86,9 @@ class Speaker:
         prompt = self.processor.apply_chat_template(
             messages, tokenize=False, add_generation_prompt=True
         )
-        inputs = self.processor(
-            text=prompt,
-            image_codes=codes or None,
-            add_special_tokens=False,  # the template has them
-            return_tensors="pt",
-        )
+        # The template has the special tokens.
+        options: dict[str, Any] = {"add_special_tokens": False, "return_tensors": "pt"}
+        inputs = self.processor(text=prompt, image_codes=codes or None, **options)
         return {name: values.to(self.model.device) for name, values in inputs.items()}
 
     def ask(self, conversation: Chat, text: str) -> Generator[str, None, None]:

@@ -27,13 +27,8 @@ from .conversation import Chat, Speaker
 from .tokens import LABELS, MIN_SIDE, view_tokens
 
 # Of growing tokens: from grey to red. Fixed, so that a size has one colour whatever the image.
-_COLOURS = dict(
-    zip(
-        LABELS,
-        ("#9e9e9e", "#5c9ded", "#3fb9a3", "#7bc043", "#f2c335", "#ef8a3c", "#d94545"),
-        strict=True,
-    )
-)
+_HUES = ("#9e9e9e", "#5c9ded", "#3fb9a3", "#7bc043", "#f2c335", "#ef8a3c", "#d94545")
+_COLOURS = dict(zip(LABELS, _HUES, strict=True))
 _THEME_FONTS = {"font": ["system-ui", "sans-serif"], "font_mono": ["monospace"]}
 
 
@@ -51,12 +46,9 @@ def build_page(speaker: Speaker, title: str) -> gr.Blocks:
 def launch_page(page: gr.Blocks, *, host: str, port: int | None, open_browser: bool) -> None:
     """Serve a page until it is interrupted."""
     page.launch(
-        server_name=host,
-        server_port=port,
-        inbrowser=open_browser,
-        share=False,
+        server_name=host, server_port=port, inbrowser=open_browser, share=False,
         theme=gr.themes.Default(**_THEME_FONTS),
-    )
+    )  # fmt: skip
 
 
 def _literal(text: str) -> str:
@@ -88,26 +80,20 @@ def _tokens_tab(processor: BeingVLProcessor) -> None:
         if seen is None:
             return None, ""
         view = view_tokens(bpe, seen[0], int(num_merges), seen[1])
-        ratio = view.num_codes / view.num_tokens
-        text = (
-            f"**{view.num_codes}** codes, **{view.num_tokens}** tokens, {ratio:.2f} codes a token"
-        )
+        codes, tokens = view.num_codes, view.num_tokens
+        text = f"**{codes}** codes, **{tokens}** tokens, {codes / tokens:.2f} codes a token"
         return (view.image, view.areas), text
 
     seen = gr.State()
     with gr.Row():
         image = gr.Image(
-            type="pil",
-            image_mode="RGB",
-            label="Image",
-            sources=["upload", "clipboard"],
+            type="pil", image_mode="RGB", label="Image", sources=["upload", "clipboard"],
             buttons=["fullscreen"],
-        )
+        )  # fmt: skip
         reconstruction = gr.Image(
-            label="Reconstruction from its codes",
-            interactive=False,
+            label="Reconstruction from its codes", interactive=False,
             buttons=["download", "fullscreen"],
-        )
+        )  # fmt: skip
         tokens = gr.AnnotatedImage(label="Tokens, by their number of codes", color_map=_COLOURS)
     merges = gr.Slider(0, bpe.num_merges, value=bpe.num_merges, step=1, label="Merges")
     numbers = gr.Markdown(elem_id="numbers")
@@ -126,14 +112,8 @@ def _chat_tab(speaker: Speaker) -> None:
         try:
             images = [load_image(path) for path in message["files"]]
             talk.waiting = [speaker.look(image) for image in images]
-            shown = [
-                *shown,
-                *(
-                    {"role": "user", "content": gr.Image(image, buttons=["fullscreen"])}
-                    for image in images
-                ),
-                {"role": "user", "content": _literal(text)},
-            ]
+            asked = [*(gr.Image(image, buttons=["fullscreen"]) for image in images), _literal(text)]
+            shown = [*shown, *({"role": "user", "content": content} for content in asked)]
             with closing(speaker.ask(talk, text)) as pieces:
                 for piece in pieces:
                     said += piece

@@ -26,8 +26,7 @@ class Session:
     """A conversation by lines. What fails is one line on standard error; the session goes on.
 
     Args:
-        speaker: the checkpoint.
-        system: what it is told first.
+        system: what the checkpoint is told first.
         console: for answers.
         errors: for what fails.
         show_tracebacks: raise what fails instead of printing a line.
@@ -100,7 +99,9 @@ class Session:
 
     def add_image(self, source: str) -> None:
         """Quantize an image for the next question."""
-        source = _unquoted(source)
+        source = source.strip()
+        if len(source) > 1 and source[0] == source[-1] and source[0] in "'\"":
+            source = source[1:-1]
         if not source:
             raise ValueError("/image takes a path or a URL")
         is_url = source.startswith(("http://", "https://"))
@@ -128,11 +129,6 @@ class Session:
         image = self.speaker.draw(self.conversation, text)
         image.save(path)
         self.console.print(f"(wrote {path}, {image.width}×{image.height} pixels)", style="dim")
-
-
-def _unquoted(text: str) -> str:
-    text = text.strip()
-    return text[1:-1] if len(text) > 1 and text[0] == text[-1] and text[0] in "'\"" else text
 
 
 def typed_lines(console: Console) -> Iterator[str]:

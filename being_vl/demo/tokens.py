@@ -20,39 +20,22 @@ MIN_SIDE = 384
 
 @dataclass(frozen=True)
 class TokenView:
-    """An image with its tokens drawn over it.
+    """An image with its tokens drawn over it."""
 
-    Args:
-        image: with the borders of the tokens.
-        areas: (bool mask (height, width) over the image, label), for each size of tokens that occurs.
-        num_tokens, num_codes: of the image.
-    """
-
-    image: Image.Image
+    image: Image.Image  # with the borders of the tokens
+    # (bool mask (height, width) over the image, label), for each size of tokens that occurs
     areas: list[tuple[np.ndarray, str]]
     num_tokens: int
     num_codes: int
 
 
-@lru_cache(maxsize=8)
-def first_merges(bpe: ImageBPE, count: int) -> ImageBPE:
-    """The vocabulary that training had after `count` merges."""
-    return bpe.first(count)
+first_merges = lru_cache(maxsize=8)(ImageBPE.first)
 
 
 def view_tokens(
     bpe: ImageBPE, codes: np.ndarray, num_merges: int, reconstruction: Image.Image
 ) -> TokenView:
-    """The tokens of an image by the first merges of a vocabulary.
-
-    Args:
-        bpe: the whole vocabulary.
-        codes: (h, w).
-        num_merges: how many of its merges to use, in rank order.
-        reconstruction: the image to draw over.
-    """
-    if not 0 <= num_merges <= bpe.num_merges:
-        raise ValueError(f"num_merges must be in [0, {bpe.num_merges}], got {num_merges}")
+    """The tokens of an image's codes (h, w) by the first merges of a vocabulary, over its reconstruction."""
     part = first_merges(bpe, num_merges)
     ids = part.encode(codes)
     owner = token_map(part, ids.tolist(), *codes.shape)  # (h, w): which token covers a cell
