@@ -172,6 +172,31 @@ def new_folder(path: str | os.PathLike) -> Iterator[Path]:
         raise
 
 
+_FAILED_WRITES = re.compile(r"iostream error|PytorchStreamWriter|file write failed|I/O error")
+
+
+@contextmanager
+def writing(folder: str | os.PathLike) -> Iterator[None]:
+    """Around libraries that write below a folder: a write that failed is an OSError that names the file.
+
+    Where a disk is full, safetensors and torch raise errors of their own, and Python's names no file.
+    """
+    try:
+        yield
+    except Exception as error:
+        text = " ".join(str(error).split())
+        failed = isinstance(error, OSError) or _FAILED_WRITES.search(text)
+        if not failed or str(folder) in text:
+            raise
+        found = [path for path in Path(folder).rglob("*") if path.is_file()]
+        newest = max(found, key=lambda path: path.stat().st_mtime_ns, default=folder)
+        near = next(
+            path for path in (Path(folder), *Path(folder).absolute().parents) if path.exists()
+        )
+        free = shutil.disk_usage(near).free
+        raise OSError(f"{newest}: cannot be written, {free} bytes are free: {text}") from error
+
+
 # Reading
 
 

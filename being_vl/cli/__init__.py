@@ -15,6 +15,7 @@ import os
 import sys
 import traceback
 from pathlib import Path
+from typing import Any
 
 COMMANDS = {
     "quickstart": "train and test a small model on easy-VQA, end to end, in minutes",
@@ -111,6 +112,7 @@ def run_command(name: str, argv: list[str]) -> int:
     parser = command.make_help_parser() if asks_help else command.make_parser()
     parser.prog = f"being-vl {name}"
     args = parser.parse_args(argv)
+    _check_output(args, is_file=name == "inspect" or args.get("format") == "gguf")
     if args.get("device") not in (None, "cpu"):
         from .loading import check_device
 
@@ -130,6 +132,20 @@ def _collect_after_imports() -> None:
 
     gc.callbacks.append(restore)
     gc.set_threshold(_OBJECTS_OF_IMPORTS, *usual[1:])
+
+
+def _check_output(args: Any, *, is_file: bool) -> None:
+    """Raises ValueError where a folder is to be written at, or below, what is a file, or the other way round."""
+    for option in ("output", "output_dir"):
+        value = args.get(option)
+        if not isinstance(value, str) or "://" in value:
+            continue
+        path = Path(value)
+        if is_file and path.is_dir():
+            raise ValueError(f"--{option} {value}: is a folder, and a file is needed")
+        for folder in path.parents if is_file else (path, *path.parents):
+            if folder.exists() and not folder.is_dir():
+                raise ValueError(f"--{option} {value}: {folder} is a file, and a folder is needed")
 
 
 def _one_line(error: BaseException, argv: list[str]) -> str:

@@ -18,7 +18,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from ..files import check_regular, load_json
-from .quantizing.dataset_sources import image_digest, load_dataset_by_name
+from .quantizing.dataset_sources import image_digest, load_dataset_by_name, rows_of
 
 _MOST_COMPRESSED = 60  # conversations shrink some ten times
 _COMPRESSED = {".gz": "gzip", ".zst": "zstd", ".bz2": "bz2"}
@@ -221,7 +221,8 @@ class DatasetSamples(SampleSource):
         }
 
     def read(self, numbers: Sequence[int]) -> Iterator[dict[str, Any]]:
-        for number, sample in zip(numbers, self._dataset.select(numbers), strict=True):
+        rows = rows_of(self._dataset.select(numbers), lambda place: self.where(numbers[place]))
+        for number, sample in zip(numbers, rows, strict=True):
             name = str(number)
             if self._id_column is not None:
                 sample["id"] = name = str(sample[self._id_column])

@@ -26,6 +26,7 @@ from jinja2 import TemplateError
 from ..files import locked, write_atomic
 from ..processing.control_tokens import ControlTokens
 from ..processing.processing_being_vl import BeingVLProcessor
+from ..processing.template_limits import BrokenTemplateError
 from ..quantizers.video_loading import FrameMetadata
 from .codes import CodeIndex, build_index, codes_identity, normal_id, positions_of
 from .conversations import Conversation, parse_sample
@@ -278,6 +279,8 @@ class ChunkTokenizer:
                 return_assistant_tokens_mask=True,
                 processor_kwargs=given,
             )
+        except BrokenTemplateError:  # no sample's fault
+            raise
         except (ValueError, TemplateError) as error:
             if len(batch) == 1:
                 return [ValueError(str(error))]

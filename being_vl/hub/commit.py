@@ -26,7 +26,7 @@ from huggingface_hub import (
 )
 from huggingface_hub.errors import HfHubHTTPError, HTTPError
 from huggingface_hub.hf_api import RepoFile
-from huggingface_hub.utils import logging
+from huggingface_hub.utils import logging, validate_repo_id
 from huggingface_hub.utils.sha import sha_fileobj
 
 from .part import VQ_FOLDER, variant_of, weight_names
@@ -97,7 +97,11 @@ def _is_stale(name: str, files: Collection[str]) -> bool:
 
 @dataclass(frozen=True)
 class Target:
-    """Where a commit goes; the names and meanings are those of `push_to_hub`."""
+    """Where a commit goes; the names and meanings are those of `push_to_hub`.
+
+    Raises:
+        ValueError: the Hub takes no repository of that name.
+    """
 
     repo_id: str
     repo_type: str = "model"
@@ -108,6 +112,9 @@ class Target:
     commit_message: str | None = None
     commit_description: str | None = None
     tags: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        validate_repo_id(self.repo_id)
 
 
 def commit_files(

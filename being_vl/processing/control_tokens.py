@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from .chat_messages import checked_messages, require_sanitizing
-from .template_limits import limited_template
+from .template_limits import check_number, limited_template, template_file
 
 _OF_A_BATCH = frozenset(
     (
@@ -21,6 +21,7 @@ _OF_A_BATCH = frozenset(
         "max_length",
     )
 )
+_OF_IDS = _OF_A_BATCH | {"tokenize", "return_dict", "return_assistant_tokens_mask"}
 
 
 class ControlTokens:
@@ -114,7 +115,7 @@ def render_chat(
 
     Raises:
         ValueError: a message or part that would not be rendered, see `chat_messages`; a template that takes too
-            long; or a text that spells a special token, though it was to be sanitized.
+            long, or drops images; or a text that spells a special token, though it was to be sanitized.
     """
     if sanitize_control_tokens:
         require_sanitizing()
@@ -125,12 +126,57 @@ def render_chat(
         join_texts=sanitize_control_tokens,
         videos="video_token" in tokenizer.special_tokens_map,
     )
-    with limited_template(template, tokenizer.name_or_path or "the tokenizer"):
-        rendered = apply(conversation, *args, **kwargs)
+    with limited_template(template, template_file(tokenizer.name_or_path)):
+        try:
+            rendered = apply(conversation, *args, **kwargs)
+        except ValueError as error:
+            if str(error).startswith("The number of "):
+                plain = {name: value for name, value in kwargs.items() if name not in _OF_IDS}
+                check_placeholders(
+                    tokenizer,
+                    conversation,
+                    lambda bare: apply(bare, *args, **plain, tokenize=False),
+                )
+            raise
     if sanitize_control_tokens:
         encode = alone(apply, *args, **kwargs)
         check_sanitized(tokenizer, conversation, rendered, encode)
     return rendered
+
+
+def check_placeholders(
+    tokenizer: Any, conversation: Any, render: Callable[[list[dict[str, Any]]], str]
+) -> None:
+    """See that the chat template puts one placeholder for each image and video, whatever the texts say.
+
+    Args:
+        tokenizer: a `BeingVLTokenizer`.
+        conversation: messages, or a list of such.
+        render: messages → text, by the template.
+
+    Raises:
+        BrokenTemplateError: it does not; its file is named.
+    """
+    is_batched = isinstance(conversation[0], (list, tuple))
+    for messages in conversation if is_batched else [conversation]:
+        bare = [
+            {**message, "content": _without_texts(message.get("content"))} for message in messages
+        ]
+        parts = [part["type"] for message in bare for part in message["content"] or ()]
+        text = render(bare)
+        for name in ("image", "video"):
+            given = sum(part.startswith(name) for part in parts)
+            token = getattr(tokenizer, f"{name}_token", None) or "\0"
+            check_number(tokenizer, name, given, text.count(token))
+
+
+def _without_texts(content: Any) -> list[dict[str, Any]]:
+    if isinstance(content, str) or content is None:
+        return [{"type": "text", "text": "x"}]
+    return [
+        {**part, "text": "x"} if part["type"] == "text" else {"type": part["type"]}
+        for part in content
+    ]
 
 
 def alone(
@@ -180,4 +226,4 @@ def check_sanitized(
             )
 
 
-__all__ = ["ControlTokens", "check_sanitized", "render_chat"]
+__all__ = ["ControlTokens", "check_placeholders", "check_sanitized", "render_chat"]

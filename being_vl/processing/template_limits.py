@@ -12,6 +12,7 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import lru_cache
+from pathlib import Path
 from typing import Any
 
 import jinja2
@@ -35,6 +36,25 @@ class _Generation(Extension):
         line = next(parser.stream).lineno
         body = parser.parse_statements(("name:endgeneration",), drop_needle=True)
         return nodes.Scope(body, lineno=line)
+
+
+class BrokenTemplateError(ValueError):
+    """A chat template that renders fewer or more placeholders than the messages have images and videos."""
+
+
+def template_file(folder: Any) -> str:
+    """How errors call the chat template of a checkpoint: its file, where it has one of its own."""
+    path = Path(str(folder or "the tokenizer"), "chat_template.jinja")
+    return str(path if path.is_file() else path.parent)
+
+
+def check_number(tokenizer: Any, kind: str, given: int, found: int) -> None:
+    """Raises BrokenTemplateError if a chat template puts other than one placeholder for each image or video."""
+    if given != found:
+        raise BrokenTemplateError(
+            f"{template_file(tokenizer.name_or_path)}: the chat template puts {found} placeholder(s) for "
+            f"{given} {kind}(s)"
+        )
 
 
 @contextmanager

@@ -13,6 +13,7 @@ from typing import Any
 from tokenizers import Tokenizer
 
 from .chat_messages import checked_messages
+from .template_limits import check_number
 from .tokenization_being_vl import BeingVLTokenizer
 
 # Of the private use area: in a text of a user they are dropped before anything else happens.
@@ -48,7 +49,7 @@ class UntrustedChats:
             options: of `apply_chat_template`, such as `add_generation_prompt`, and the template's variables.
 
         Raises:
-            ValueError: a message or part that would not be rendered, or there is no template.
+            ValueError: a message or part that would not be rendered, or there is no template, or one that drops images.
         """
         template = chat_template or self._tokenizer.chat_template or ""
         messages = checked_messages(messages, str(template), join_texts=True)
@@ -63,6 +64,10 @@ class UntrustedChats:
         for index, piece in enumerate(pieces):
             if piece:  # a token, then what follows it, and so on; None for a mark that has lost its partner
                 ids += self._piece(piece, self._plain if index % 2 else self._as_text)
+        contents = [message.get("content") or () for message in messages]
+        parts = [part for parts in contents if not isinstance(parts, str) for part in parts]
+        images = sum(part["type"].startswith("image") for part in parts)
+        check_number(self._tokenizer, "image", images, ids.count(self._tokenizer.image_token_id))
         return ids
 
     def _marked(self, value: Any) -> Any:

@@ -29,6 +29,7 @@ from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_pt_utils import nested_gather
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
+from ..files import writing
 from .checkpoints import (
     clean_up,
     newest_whole_checkpoint,
@@ -209,7 +210,8 @@ class ExactResumeMixin(Trainer):
         self.accelerator.wait_for_everyone()
         self._partial = partial.parent
         try:
-            super()._save_checkpoint(model, trial)
+            with writing(partial):
+                super()._save_checkpoint(model, trial)
         finally:
             self._partial = None
         loss = nested_gather(self._tr_loss, self.args.parallel_mode).mean().item()
@@ -218,14 +220,16 @@ class ExactResumeMixin(Trainer):
         self.accelerator.wait_for_everyone()
         if self.args.should_save:
             best = self.state.best_model_checkpoint
-            self.state.save_to_json(str(partial / TRAINER_STATE_NAME))
+            with writing(partial):
+                self.state.save_to_json(str(partial / TRAINER_STATE_NAME))
             content = {
                 "resumable": not self.args.save_only_model,
                 "run": self._identity,
                 "best": None if best is None else Path(best).name,
                 "log_window": [loss, self._globalstep_last_logged, self._total_loss_scalar],
             }
-            publish(checkpoint, content)
+            with writing(partial):
+                publish(checkpoint, content)
             rotate(checkpoint, self.args.save_total_limit, keep=[] if best is None else [best])
         self.accelerator.wait_for_everyone()
         if self.args.push_to_hub:

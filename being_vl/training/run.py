@@ -30,6 +30,7 @@ from ..files import (
     refuse_others,
     shown,
     write_atomic,
+    writing,
 )
 from ..hub.part import pinned
 from ..models.loading import load_language_model
@@ -146,7 +147,8 @@ def run_stage(
             metrics["samples_without_labels"] = samples.num_without_labels
         if held_out is not None:
             metrics.update(trainer.evaluate())
-        _finish(trainer, output, metrics, identity, has_adapters=model_args.use_peft)
+        with writing(output):
+            _finish(trainer, output, metrics, identity, has_adapters=model_args.use_peft)
     return StageResult(str(output), metrics)
 
 

@@ -108,3 +108,34 @@ def test_what_it_needs_is_said(statuses, name, folder, capsys):
     capsys.readouterr()
     assert main([name, *RUNS[name].format(f=folder).split()]) == 2
     assert "pip install " in capsys.readouterr().err
+
+
+WITH_OUTPUT = {
+    **{name: argv for name, argv in RUNS.items() if "--output" in argv},
+    "eval": f"{RUNS['eval']} --output {{f}}/x",
+    "stats": f"{RUNS['stats']} --output {{f}}/x",
+    "results": "--lmms-eval {f}/x.json --output {f}/x",
+}
+
+
+@pytest.mark.parametrize("name", WITH_OUTPUT)
+@pytest.mark.parametrize("below", ["", "below/it"])
+def test_an_output_that_is_a_file(tmp_path, capsys, name, below):
+    """Said before anything is read or made, and nothing happens to the file."""
+    (tmp_path / "file").write_text("mine")
+    argv = WITH_OUTPUT[name].format(f=tmp_path).split()
+    option = next(word for word in argv if word.startswith("--output"))
+    argv[argv.index(option) + 1] = given = str(tmp_path / "file" / below)
+    if name == "inspect" and not below:
+        argv[argv.index(option) + 1] = given = str(tmp_path)
+    assert main([name, *argv]) == 2
+    said = "is a file, and a folder is needed"
+    said = (
+        f"{given}: is a folder, and a file" if given == str(tmp_path) else f"{tmp_path}/file {said}"
+    )
+    error = capsys.readouterr().err
+    assert (
+        error.startswith(f"being-vl {name}: error: {option} {given}: ") and error.count("\n") == 1
+    )
+    assert said in error
+    assert (tmp_path / "file").read_text() == "mine" and len(list(tmp_path.iterdir())) == 1

@@ -7,6 +7,7 @@ import gzip
 import json
 
 import datasets
+import numpy as np
 import pyarrow as pa
 import pytest
 from data_fixtures import make_checkpoint, make_codes
@@ -15,6 +16,7 @@ from PIL import Image
 from being_vl.cli import main as being_vl_command
 from being_vl.data import iter_samples, load_tokenized, open_samples
 from being_vl.data.conversations import parse_sample
+from being_vl.data.quantizing import DatasetSource
 from being_vl.data.sources import DatasetSamples
 
 TURNS = [{"from": "human", "value": "<image>\nWhat?"}, {"from": "gpt", "value": "red"}]
@@ -181,6 +183,24 @@ def test_null_pictures_lists_of_pictures_and_names_of_columns():
     assert [row["images"] for row in named.read([0])] == [["k/0", "k/1"]]
     with pytest.raises(ValueError, match="--image-column: no column 'pic'"):
         DatasetSamples(many, "many", image_column="pic")
+
+
+def test_a_row_that_arrow_cannot_read_is_named(tmp_path):
+    """Offsets that run backwards: SystemError of pyarrow, and only when the row is asked for."""
+    offsets = np.array([0, 1, 5, 2], np.int32)
+    names = pa.Array.from_buffers(
+        pa.string(), 3, [None, pa.py_buffer(offsets), pa.py_buffer(b"abcde")]
+    )
+    damaged = datasets.Dataset(pa.table({"query": ["a", "b", "c"], "response": names}))
+    source = DatasetSamples(damaged, "damaged")
+    assert next(source.read([0, 1]))["response"] == "a"
+    with pytest.raises(ValueError, match="damaged: sample 2: cannot be read: "):
+        list(source.read([0, 1, 2]))
+    pictures = datasets.Dataset(pa.table({"image": [str(tmp_path)] * 3, "id": names}))
+    pictures = pictures.cast_column("image", datasets.Image())
+    source = DatasetSource(pictures, shard_size=4, id_column="id")
+    with pytest.raises(ValueError, match="row 2: cannot be read: "):
+        list(source.records(0))
 
 
 def test_a_folder_of_pictures_holds_no_conversations(tmp_path):

@@ -5,7 +5,9 @@ from __future__ import annotations
 import json
 import os
 import re
+import tarfile
 
+import numpy as np
 import pytest
 from encode_fixtures import make_images, make_processor, make_quantizer
 from odd_folder import BROKEN, READ, check_encoded, make_folder
@@ -13,7 +15,7 @@ from PIL import Image
 
 from being_vl.cli import main
 from being_vl.data.quantizing import FolderSource
-from being_vl.data.quantizing.sources import Record
+from being_vl.data.quantizing.sources import Record, TarSource
 from being_vl.quantizers.image_loading import UnreadableImageError, load_image
 
 
@@ -98,3 +100,22 @@ def test_the_source_counts_a_picture_once(tmp_path):
     (tmp_path / "files" / "again").symlink_to(tmp_path / "files", target_is_directory=True)
     source = FolderSource(tmp_path / "files", shard_size=2)
     assert source.num_images == 5 and source.left_out == [("again", "a link to a folder")]
+
+
+def test_heic_is_read_where_its_plugin_is_installed(tmp_path, quantizer):
+    """From a folder and from an archive, and with the pixels that were written."""
+    heif = pytest.importorskip("pillow_heif")
+    picture = Image.linear_gradient("L").resize((32, 32)).convert("RGB")
+    (tmp_path / "files").mkdir()
+    for name in ("a.heic", "B.HEIF"):
+        heif.from_pillow(picture).save(tmp_path / "files" / name, quality=95)
+    assert encode(tmp_path) == 0  # --on-error raise
+    assert check_encoded(dict.fromkeys(("a.heic", "B.HEIF"), READ), tmp_path / "out") == {READ: 2}
+    read = np.asarray(load_image(tmp_path / "files/a.heic"), int)
+    assert np.abs(read - np.asarray(picture, int)).max() < 8
+    with tarfile.open(tmp_path / "files.tar", "w") as archive:
+        archive.add(tmp_path / "files/a.heic", "a.heic")
+    (record,) = TarSource(str(tmp_path / "files.tar")).records(0)
+    assert (
+        record.image_id == "files/a" and (np.asarray(load_image(record.read()), int) == read).all()
+    )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import signal
 import time
@@ -210,6 +211,19 @@ def test_a_long_row_is_refused_or_left_out_and_never_cut(data, tmp_path, capsys)
     kept = load_training_data(tmp_path / "out", data.processor.tokenizer)["length"]
     assert kept == [length for length in lengths if length <= limit]
     assert len((tmp_path / "out/skipped.jsonl").read_text().splitlines()) == len(rows) - len(kept)
+
+
+def test_a_chat_template_that_drops_images_is_no_rows_fault(data, tmp_path, capsys) -> None:
+    checkpoint = Path(shutil.copytree(data.checkpoint, tmp_path / "checkpoint"))
+    template = checkpoint / "chat_template.jinja"
+    text = template.read_text()
+    assert text.count("image_token") == 1
+    template.write_text(re.sub(r"\{\{-?[^}]*image_token[^}]*\}\}", "", text))
+    rows = write_rows(tmp_path / "rows.json", make_rows(list(data.grids)))
+    flags = ("--checkpoint", str(checkpoint), "--on-bad-row", "skip")
+    assert data.run(rows, tmp_path / "out", *flags) == 2  # all rows with images would be skipped
+    says = f"error: {template}: the chat template puts 0 placeholder(s) for "
+    assert says in capsys.readouterr().err
 
 
 def test_text_that_spells_a_special_token_is_found(data, tmp_path, capsys) -> None:

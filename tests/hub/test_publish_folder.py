@@ -204,6 +204,15 @@ def test_card_says_what_the_files_say(checkpoint: Path, capsys) -> None:
     assert ModelCard.load(checkpoint / "README.md").content == text
 
 
+@pytest.mark.parametrize("name", ["user/naïve/x", "user/naïve", "a b", "a--b", ".a", "a.git", "x" * 97, ""])  # fmt: skip
+def test_a_name_that_the_hub_refuses_is_refused_at_once(
+    checkpoint: Path, name: str, capsys
+) -> None:
+    assert main(["push", str(checkpoint), name, "--dry-run"]) == 2
+    printed = capsys.readouterr()
+    assert repr(name) in printed.err and printed.err.count("\n") == 1 and not printed.out
+
+
 def test_what_is_not_known_is_left_out(checkpoint: Path) -> None:
     shutil.rmtree(checkpoint / "evaluation")
     text = card_text(checkpoint)

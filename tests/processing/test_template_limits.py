@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import time
 
+import numpy as np
 import pytest
 from checkpoint_fixtures import llama_3_tokenizer, tiny_checkpoint
 
 from being_vl.processing.base_chat_templates import extended_chat_template
-from being_vl.processing.template_limits import limited_template
+from being_vl.processing.processing_being_vl import BeingVLProcessor
+from being_vl.processing.template_limits import BrokenTemplateError, limited_template
+from being_vl.processing.untrusted_chats import UntrustedChats
 
 MESSAGES = [{"role": "user", "content": "a"}]
 HOSTILE = {
@@ -84,3 +87,31 @@ def test_another_threads_rendering_is_not_limited_but_checked():
     thread.start()
     thread.join()
     assert done
+
+
+@pytest.mark.parametrize("template", [
+    "{% for m in messages %}{% for p in m.content %}{{ p.text }}{% endfor %}{% endfor %}",
+    "{% for m in messages %}{% for p in m.content %}{{ '<image><image>' if p.type == 'image' else p.text }}{% endfor %}{% endfor %}",
+])  # fmt: skip
+def test_a_template_that_loses_images_is_blamed_by_its_file(tmp_path, template):
+    _, processor = tiny_checkpoint()
+    processor.save_pretrained(tmp_path)
+    (tmp_path / "chat_template.jinja").write_text(template)
+    processor = BeingVLProcessor.from_pretrained(tmp_path)
+    messages = [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": "What?"}]}]
+    says = rf"chat_template\.jinja: the chat template puts {template.count('<image>')} placeholder\(s\) for 1 image\(s\)"
+    with pytest.raises(BrokenTemplateError, match=says):
+        processor.apply_chat_template(
+            messages, tokenize=True, processor_kwargs={"image_codes": [np.zeros((1, 1), int)]}
+        )
+    with pytest.raises(BrokenTemplateError, match=says):
+        UntrustedChats(processor.tokenizer).ids(messages)
+
+
+def test_a_text_that_spells_a_placeholder_is_not_blamed_on_the_template():
+    _, processor = tiny_checkpoint()
+    messages = [{"role": "user", "content": f"{processor.image_token} What?"}]
+    with pytest.raises(ValueError, match="The number of image tokens") as raised:
+        processor.apply_chat_template(messages, tokenize=True, return_dict=True)
+    assert not isinstance(raised.value, BrokenTemplateError)
+    assert processor.image_token_id not in UntrustedChats(processor.tokenizer).ids(messages)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import resource
 from pathlib import Path
 
 import pytest
@@ -197,6 +198,45 @@ def test_the_command_end_to_end(tmp_path, checkpoint, data, capsys):
     printed = json.loads(capsys.readouterr().out)
     assert printed["steps"] == 2 and printed["eval_loss"] > 0
     assert (tmp_path / "out" / "config.json").exists()
+
+
+@pytest.mark.parametrize(
+    ("save", "limit", "file"),
+    [
+        ("steps", 0.5, ".partial/checkpoint-1/model.safetensors"),
+        ("steps", 1.2, ".partial/checkpoint-1/optimizer.pt"),
+        ("no", 0.5, ".finished/model.safetensors"),
+    ],
+)
+def test_a_full_disk_is_one_line_that_names_the_file(
+    tmp_path, checkpoint, data, capsys, save, limit, file
+):
+    """safetensors' and torch's own errors; the next run makes what this one could not write."""
+    tokenized_folder(tmp_path / "rows", data, checkpoint[2])
+    out = tmp_path / "out"
+    argv = [
+        "train",
+        "--checkpoint",
+        checkpoint[0],
+        "--data",
+        tmp_path / "rows",
+        "--output_dir",
+        out,
+    ]
+    argv += ["--max_steps", 1, "--use_cpu", "true", "--save_strategy", save, "--save_steps", 1]
+    argv = [*map(str, argv), "--report_to", "none", "--disable_tqdm", "true"]
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    size = (checkpoint[0] / "model.safetensors").stat().st_size
+    resource.setrlimit(resource.RLIMIT_FSIZE, (int(limit * size), limits[1]))
+    try:
+        assert main(argv) == 2
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    lines = [line for line in capsys.readouterr().err.splitlines() if "error:" in line]
+    assert len(lines) == 1 and "unexpected" not in lines[0]
+    assert lines[0].startswith(f"being-vl train: error: {out}/{file}: cannot be written, ")
+    assert not (out / "finished.json").exists() and not (out / "checkpoint-1").exists()
+    assert main(argv) == 0
 
 
 def test_a_plain_llama_is_refused(tmp_path):

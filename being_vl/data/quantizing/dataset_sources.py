@@ -7,8 +7,8 @@ iteration.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
-from itertools import islice
+from collections.abc import Callable, Iterable, Iterator
+from itertools import count, islice
 from pathlib import Path
 from typing import Any
 
@@ -61,7 +61,9 @@ class DatasetSource(IndexedSource):
         }
 
     def record(self, index: int) -> Record:
-        return _record(self.dataset[index], self.image_column, self.id_column, str(index))
+        with reading(f"row {index}", "cannot be read"):
+            row = self.dataset[index]
+        return _record(row, self.image_column, self.id_column, str(index))
 
 
 class StreamSource(Source):
@@ -92,7 +94,8 @@ class StreamSource(Source):
         return {"kind": "stream", "parts": self.num_parts, "columns": columns}
 
     def records(self, part: int) -> Iterator[Record]:
-        for number, sample in enumerate(self.dataset.shard(num_shards=self.num_parts, index=part)):
+        rows = self.dataset.shard(num_shards=self.num_parts, index=part)
+        for number, sample in enumerate(rows_of(rows, lambda n: f"row {n} of part {part}")):
             yield _record(sample, self.image_column, self.id_column, f"{part:05d}/{number:08d}")
 
 
@@ -162,6 +165,25 @@ def load_dataset_by_name(
     return loaded
 
 
+def rows_of(rows: Iterable[Any], name: Callable[[int], str]) -> Iterator[Any]:
+    """Rows, with errors that name the one that cannot be read: Arrow looks at no value before it is asked for.
+
+    Args:
+        rows: of a data set.
+        name: of the row at a place.
+
+    Raises:
+        ValueError: Arrow cannot make a value of a row, by whatever error it says so.
+    """
+    iterator = iter(rows)
+    for place in count():
+        with reading(name(place), "cannot be read"):
+            row = next(iterator, None)
+        if row is None:
+            return
+        yield row
+
+
 def image_digest(dataset: datasets.Dataset, image_column: str) -> str:
     """A digest of up to 16 images of a column, evenly spaced.
 
@@ -176,7 +198,8 @@ def image_digest(dataset: datasets.Dataset, image_column: str) -> str:
     digest = hashlib.sha256()
     chosen = np.unique(np.linspace(0, max(len(column) - 1, 0), 16).astype(int))[: len(column)]
     for number in chosen.tolist():
-        value = column[number][image_column]
+        with reading(f"row {number}", "cannot be read"):
+            value = column[number][image_column]
         for image in value if isinstance(value, list) else [value]:
             record = _record({"image": image}, "image", None, str(number))
             try:
