@@ -164,7 +164,8 @@ def new_folder(path: str | os.PathLike) -> Iterator[Path]:
     path.parent.mkdir(parents=True, exist_ok=True)
     aside = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
     try:
-        yield aside
+        with writing(aside, name=path):
+            yield aside
         aside.chmod(0o755)  # mkdtemp's folders are closed to others
         os.replace(aside, path)
     except BaseException:
@@ -172,29 +173,31 @@ def new_folder(path: str | os.PathLike) -> Iterator[Path]:
         raise
 
 
-_FAILED_WRITES = re.compile(r"iostream error|PytorchStreamWriter|file write failed|I/O error")
+_FAILED_WRITES = re.compile(r"iostream error|inline_container|PytorchStreamWriter|I/O error")
 
 
 @contextmanager
-def writing(folder: str | os.PathLike) -> Iterator[None]:
+def writing(folder: str | os.PathLike, *, name: str | os.PathLike = "") -> Iterator[None]:
     """Around libraries that write below a folder: a write that failed is an OSError that names the file.
 
     Where a disk is full, safetensors and torch raise errors of their own, and Python's names no file.
+
+    Args:
+        folder: where they write.
+        name: what the error calls it, where it is not there to stay.
     """
     try:
         yield
     except Exception as error:
         text = " ".join(str(error).split())
-        failed = isinstance(error, OSError) or _FAILED_WRITES.search(text)
-        if not failed or str(folder) in text:
+        if str(folder) in text or not (isinstance(error, OSError) or _FAILED_WRITES.search(text)):
             raise
-        found = [path for path in Path(folder).rglob("*") if path.is_file()]
-        newest = max(found, key=lambda path: path.stat().st_mtime_ns, default=folder)
-        near = next(
-            path for path in (Path(folder), *Path(folder).absolute().parents) if path.exists()
-        )
-        free = shutil.disk_usage(near).free
-        raise OSError(f"{newest}: cannot be written, {free} bytes are free: {text}") from error
+        folder = Path(folder)
+        file = _file_in_hand(error, folder, lambda path: path.suffix != "" and path.parent.is_dir())
+        shown_file = Path(name or folder, file.relative_to(folder))
+        places = (folder, *folder.absolute().parents)
+        free = shutil.disk_usage(next(path for path in places if path.exists())).free
+        raise OSError(f"{shown_file}: cannot be written, {free} bytes are free: {text}") from error
 
 
 # Reading
@@ -605,16 +608,21 @@ def reading(path: str | os.PathLike, problem: str = "cannot be read") -> Iterato
 
 
 def _file_read(error: BaseException, path: Path) -> Path:
-    """The file below a folder that the innermost function to hold one was reading."""
+    """The file that was being read: `path`, or where that is a folder, the one in it."""
+    return _file_in_hand(error, path, os.path.isfile) if path.is_dir() else path
+
+
+def _file_in_hand(error: BaseException, path: Path, is_file: Callable[[Path], bool]) -> Path:
+    """The file below a folder that the innermost function to hold one had, or the folder."""
     found, traceback = path, error.__traceback__
-    while traceback is not None and path.is_dir():
+    while traceback is not None:
         frame = traceback.tb_frame
         # pathlib's own frames hold paths that are not made yet, which have no text.
         own = "pathlib" in frame.f_globals.get("__name__", "")
         for value in () if own else frame.f_locals.values():
             if isinstance(value, (str, os.PathLike)) and len(str(value)) < 4096:
                 candidate = Path(value)
-                if path in candidate.parents and os.path.isfile(candidate):
+                if path in candidate.parents and is_file(candidate):
                     found = candidate
         traceback = traceback.tb_next
     return found

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import os
+import resource
 import subprocess
 import sys
 import tarfile
@@ -13,6 +14,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+import torch
+from safetensors.torch import save_file
 
 from being_vl.files import (
     check_model_folder,
@@ -262,3 +265,23 @@ def test_the_file_that_was_read_is_found_in_spite_of_half_made_paths(tmp_path: P
     """`Path(1)` fails inside pathlib, whose frame holds a path without a text."""
     with pytest.raises(ValueError, match=f"{tmp_path}: cannot be read"), reading(tmp_path):
         Path("a", 1)  # type: ignore[arg-type]
+
+
+def test_a_full_disk_is_named_by_the_file_that_stays(tmp_path):
+    """safetensors' error, which is no OSError, and Python's, which names no file."""
+    weights = {"a": torch.zeros(1000)}
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100, limits[1]))
+    try:
+        for name, write in (
+            ("model.safetensors", lambda path: save_file(weights, path)),
+            ("text.json", lambda path: path.write_text("x" * 1000)),
+        ):
+            with pytest.raises(
+                OSError, match=f"{tmp_path}/out/{name}: cannot be written, .* bytes are free: "
+            ):
+                with new_folder(tmp_path / "out") as aside:
+                    write(aside / name)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert not list(tmp_path.iterdir())

@@ -17,7 +17,7 @@ import yaml
 from jsonargparse import Namespace
 from jsonargparse.typing import NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 
-from ..files import locked, read_yaml, refuse_others, write_atomic
+from ..files import locked, read_yaml, refuse_others, write_atomic, writing
 from .options import add, add_source, answer, flag, open_source, option, options, refuse_used
 from .parsing import Parser
 
@@ -137,8 +137,9 @@ def main(args: Namespace) -> int:
         seconds = time.perf_counter() - started
         metrics = trainer.evaluate() if trainer.eval_dataset is not None else {}
         if state.is_main_process:
-            trainer.vq_model.save_pretrained(output)
-            processor.save_pretrained(output)
+            with writing(output):
+                trainer.vq_model.save_pretrained(output)
+                processor.save_pretrained(output)
             result = {**metrics, "steps": trainer.state.global_step, "seconds": round(seconds, 1)}
             _report(args, output, result)
     return 0
@@ -207,8 +208,9 @@ def _fit_patches(args: Namespace, config: Any, output: Path) -> None:
             (evaluation[index]["pixel_values"][None] for index in range(len(evaluation))),
             ReconstructionMetrics(config.num_embeddings, PixelScale.of(processor), ssim=args.ssim),
         )
-    model.save_pretrained(output)
-    processor.save_pretrained(output)
+    with writing(output):
+        model.save_pretrained(output)
+        processor.save_pretrained(output)
     _report(args, output, {**metrics, "seconds": round(time.perf_counter() - started, 1)})
 
 

@@ -18,8 +18,6 @@ from collections.abc import Mapping
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
-from ..files import writing
-
 VQ_FOLDER = "vq_model"
 
 _HUB_OPTIONS = ("revision", "subfolder", "token", "cache_dir", "local_files_only", "force_download")
@@ -122,8 +120,7 @@ class CheckpointPart(PushesCheckpoint):
         """Save as the class of transformers does; with `push_to_hub=True`, push the whole checkpoint."""
         push = _taken(kwargs) if push_to_hub else {}
         before = _weights_in(save_directory)
-        with writing(save_directory):
-            saved = super().save_pretrained(save_directory, *args, **kwargs)  # type: ignore[misc]
+        saved = super().save_pretrained(save_directory, *args, **kwargs)  # type: ignore[misc]
         if kwargs.get("is_main_process", True):
             _remove_stale(save_directory, before)
             part = _hub()(self)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 import gzip
 import io
 import pickle
@@ -397,6 +398,7 @@ class Runner:
     def __init__(self, world: Path, scratch: Path):
         self.world, self.scratch = world, scratch
         self._parsed: dict[Target, Any] = {}
+        self._parsers: dict[str, Any] = {}
         self._original: dict[str, bytes] = {}
         sys.modules["being_vl.demo.page"] = types.SimpleNamespace(  # gradio need not be there
             build_page=lambda speaker, title: None, launch_page=lambda page, **options: None
@@ -520,7 +522,12 @@ class Runner:
                 module = importlib.import_module(f"being_vl.cli.{name.replace('-', '_')}")
             if target not in self._parsed:
                 self._parsed[target] = module.make_parser().parse_args(argv)
-            with _LIGHT.get(name, contextlib.nullcontext)():
+            # commands make their parser again to write down what it has read
+            make_parser = self._parsers.setdefault(name, functools.cache(module.make_parser))
+            with (
+                _LIGHT.get(name, contextlib.nullcontext)(),
+                mock.patch.object(module, "make_parser", make_parser),
+            ):
                 return module.main(self._parsed[target].clone()) or 0
 
         return run

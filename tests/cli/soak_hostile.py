@@ -30,6 +30,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import yaml
+
 MOST_SECONDS, MOST_MEMORY = 2.0, 300e6
 TICK, HANG = 2.0, 30.0  # seconds between two looks at a process, and of its processor time
 STILL = 10  # looks at which a process that waits has done nothing
@@ -99,6 +101,7 @@ def _make(world: Path) -> None:
     for target in {(target.command, target.argv): target for target in TARGETS}.values():
         runner.run(target, None)
     os.fsync = lambda descriptor: None  # nothing here outlives the machine
+    yaml.safe_dump = functools.partial(yaml.dump, Dumper=yaml.CSafeDumper)
     find_spec = functools.cache(importlib.util.find_spec)
     importlib.util.find_spec = lambda name, package=None: find_spec(name, package)
     gc.collect()

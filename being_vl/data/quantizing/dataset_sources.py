@@ -177,8 +177,11 @@ def rows_of(rows: Iterable[Any], name: Callable[[int], str]) -> Iterator[Any]:
     """
     iterator = iter(rows)
     for place in count():
-        with reading(name(place), "cannot be read"):
+        try:
             row = next(iterator, None)
+        except Exception:
+            with reading(name(place), "cannot be read"):
+                raise
         if row is None:
             return
         yield row
