@@ -12,6 +12,7 @@ makes of a stream is not known before its end: such a stream has no end, and nee
 
 from __future__ import annotations
 
+import hashlib
 import itertools
 import warnings
 from collections.abc import Iterable, Iterator
@@ -78,8 +79,10 @@ class StreamedSamples(IterableDataset):
 
     def identity(self) -> dict[str, Any]:
         """What decides the order of the samples, as JSON."""
+        digests = "".join(shard["sha256"] for shard in self._stream.shards)
         return {
-            "shards": [shard["sha256"] for shard in self._stream.shards],
+            "samples": self._stream.samples_of(0, 1),
+            "digest": hashlib.sha256(digests.encode()).hexdigest(),
             "buffer_size": self._buffer_size,
             "datasets": datasets.__version__,  # whose shuffling it is
         }

@@ -232,7 +232,8 @@ class BeingVLTrainer(ExactResumeMixin, Trainer):
             TrainingDiverged: the loss or a weight is not finite.
         """
         count = len(self.train_dataset) if isinstance(self.train_dataset, Sized) else None
-        step = self.args.train_batch_size * self.args.world_size
+        is_stream = isinstance(self.train_dataset, StreamedSamples)  # of this process alone
+        step = self.args.train_batch_size * (1 if is_stream else self.args.world_size)
         if count is not None and self.args.dataloader_drop_last and count < step:
             raise ValueError(
                 f"dataloader_drop_last leaves 0 steps: {count} sequences are fewer than a batch of {step}"

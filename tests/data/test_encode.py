@@ -48,7 +48,7 @@ def encode(source, output, *, crop=True, finish=True, **options):
         **options,
     )
     if finish:
-        write_manifest(output, source)
+        write_manifest(output, source, options.get("format", "parquet"))
     return summary
 
 
@@ -306,25 +306,26 @@ def test_a_full_disk_leaves_nothing_half_written(images, tmp_path):
     assert shard_bytes(tmp_path / "out") == shard_bytes(tmp_path / "wanted")
 
 
-def test_killed_at_random_moments_it_ends_with_the_same_bytes(tmp_path):
+@pytest.mark.parametrize("format", ["parquet", "webdataset"])
+def test_killed_at_random_moments_it_ends_with_the_same_bytes(tmp_path, format):
     make_images(tmp_path / "images", 40)
     source = folder_source(tmp_path / "images")
     started = time.perf_counter()
-    encode(source, tmp_path / "wanted")
+    encode(source, tmp_path / "wanted", format=format)
     seconds = time.perf_counter() - started
     rng = np.random.default_rng(0)
     for _ in range(5):
         child = os.fork()
         if child == 0:
             torch.set_num_threads(1)  # OpenMP does not survive a fork
-            encode(source, tmp_path / "out", finish=False)
+            encode(source, tmp_path / "out", finish=False, format=format)
             os._exit(0)
         time.sleep(float(rng.uniform(0, seconds)))
         os.kill(child, signal.SIGKILL)
         os.waitpid(child, 0)
-    encode(source, tmp_path / "out")
+    encode(source, tmp_path / "out", format=format)
     assert shard_bytes(tmp_path / "out") == shard_bytes(tmp_path / "wanted")
-    assert not list((tmp_path / "out").glob("*.tmp"))
+    assert not list((tmp_path / "out").glob(".*.tmp*"))
 
 
 def test_a_killed_process_leaves_no_worker_behind(tmp_path):
