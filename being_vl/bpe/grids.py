@@ -14,7 +14,6 @@ from typing import Any
 
 import numpy as np
 
-from .codec.plain import OUT_OF_RANGE, OVER_BORDER, OVERLAP, TOO_MANY
 from .rules import MAX_CODEBOOK_SIZE
 
 CHUNK_CELLS = 1 << 18
@@ -256,19 +255,3 @@ def split_flat(flat: np.ndarray, counts: Sequence[int] | np.ndarray) -> list[np.
     """Cut flat into pieces of the given lengths."""
     ends = np.cumsum(counts).tolist()
     return [flat[begin:end] for begin, end in itertools.pairwise([0, *ends])]
-
-
-def decode_error(
-    name: str, ids: np.ndarray, status: int, index: int, where: str, vocab_size: int
-) -> str:
-    """What decode says of ids that do not cover a grid: the id and its position."""
-    if index == len(ids):
-        after = f"after {name}[{index - 1}], which is {ids[-1]}," if index else f"{name} is empty:"
-        return f"{after} cells of the {where} stay open"
-    what = {
-        OUT_OF_RANGE: f"but visual ids lie in [0, {vocab_size})",
-        OVERLAP: "but there it overlaps the cells of earlier ids",
-        OVER_BORDER: f"but there it runs over the border of the {where}",
-        TOO_MANY: f"but the {where} is full after {index} ids",
-    }
-    return f"{name}[{index}] is {ids[index]}, {what[status]}"

@@ -11,21 +11,20 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Callable, Sequence
-from functools import cached_property
+from functools import cache, cached_property
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from ..hub.part import Origin, PushesCheckpoint, commit_of
-from .codec.plain import OK, Drop, PlainCodec
+from .codec.plain import Drop, PlainEncoder
 from .grids import (
     MAX_GRID_CELLS,
     check_codebook_size,
     check_grid,
     check_sides,
     check_threads,
-    decode_error,
     flat_ids,
     grid_chunks,
     map_in_order,
@@ -48,7 +47,7 @@ class ImageBPE(PushesCheckpoint):
 
     Args:
         merges: integers (M, 4), rows (first, second, row_offset, col_offset) in rank order.
-        codebook_size: K, the number of codes.
+        codebook_size: K.
         merge_rule: ``"shape"``, or ``"pair"`` for the paper's Algorithm 4.1, whose rules ignore the
             offset (both offsets are 0 in `merges`) and whose tokens cannot be decoded.
         repeat_code: the code that says "as in the frame before" (`mark_repeats`), which is the last one,
@@ -114,17 +113,14 @@ class ImageBPE(PushesCheckpoint):
 
         Args:
             grids: int codes (N, H, W), or a sequence of (h, w) arrays of mixed sizes.
-            num_merges: M, at most; training stops earlier when no pair occurs min_count times.
-            codebook_size: K.
-            min_count: the least count that a rule must have.
+            num_merges: at most; training stops earlier when no pair occurs min_count times.
+            codebook_size, merge_rule: as of the class.
             max_cells: the most cells that a token may cover.
             max_token_extent: the most rows and columns that a token may span.
             scoring: ``"frequency"`` (Being-VL-0) or ``"spatial"`` (Being-VL-0.5).
-            merge_rule: ``"shape"``, or ``"pair"`` (the paper's; not decodable).
-            repeat_code: codebook_size - 1 where the grids are frames that `mark_repeats` has marked; it is
-                written down, and learned from like any code.
+            repeat_code: codebook_size - 1 where the grids are frames that `mark_repeats` has marked.
             num_threads: all cores by default; the result does not depend on it.
-            **trainer_options: passed on to `being_vl.bpe.training.trainer.train_merges`.
+            **trainer_options: of `being_vl.bpe.training.trainer.train_merges`.
 
         Raises:
             ImportError: the trainer is not there (this module was loaded from a Hub checkpoint alone).
@@ -179,7 +175,7 @@ class ImageBPE(PushesCheckpoint):
 
     @property
     def repeat_code(self) -> int | None:
-        """The code that says "as in the frame before", codebook_size - 1; None for a vocabulary of images."""
+        """The code that says "as in the frame before"; None for a vocabulary of images."""
         return self._repeat_code
 
     @property
@@ -188,11 +184,7 @@ class ImageBPE(PushesCheckpoint):
         return self._codebook_size - (self._repeat_code is not None)
 
     def repeating_ids(self) -> np.ndarray:
-        """bool (vocab_size,): the ids whose token holds the repeat code, so no token of a first or key frame.
-
-        Raises:
-            ValueError: merge_rule is "pair".
-        """
+        """bool (vocab_size,): the ids whose token holds the repeat code, so no token of a first or key frame."""
         table = self._shapes_or_raise()
         if self._repeat_code is None:
             return np.zeros(self.vocab_size, dtype=bool)
@@ -210,21 +202,11 @@ class ImageBPE(PushesCheckpoint):
         return table.cells(visual_id)
 
     def token_sizes(self) -> np.ndarray:
-        """int64 (vocab_size,): the number of cells of every visual id.
-
-        Raises:
-            ValueError: merge_rule is "pair".
-        """
+        """int64 (vocab_size,): the number of cells of every visual id."""
         return np.diff(self._shapes_or_raise().start)
 
     def first(self, num_merges: int) -> ImageBPE:
-        """The vocabulary cut at a rank: the one that training would have had after `num_merges` merges.
-
-        All else that this vocabulary says is kept.
-
-        Raises:
-            ValueError: num_merges is not in [0, self.num_merges].
-        """
+        """The vocabulary that training would have had after `num_merges` merges; all else that it says is kept."""
         if not 0 <= num_merges <= self.num_merges:
             raise ValueError(f"num_merges must be in [0, {self.num_merges}], got {num_merges}")
         cut = _rebuild(self._merges[:num_merges], *self._says)
@@ -269,12 +251,12 @@ class ImageBPE(PushesCheckpoint):
         dropout: float = 0.0,
         seed: int | np.random.Generator | None = None,
     ) -> list[np.ndarray]:
-        """Encode many grids, each as `encode` does, on all cores unless num_threads says otherwise.
+        """Encode many grids, each as `encode` does, with the same options.
 
         Args:
             grids: int codes (N, H, W), or a sequence of (h, w) arrays of mixed sizes.
-            num_threads: threads to use; they release the GIL where numba is installed.
-            segmentation, dropout, seed: as for `encode`; the threads do not change what is dropped.
+            num_threads: all cores by default; they release the GIL where numba is installed, and do not change
+                what is dropped.
         """
         encoded: list[np.ndarray] = []
         encode, drops = self._encoder(segmentation, dropout, seed)
@@ -316,7 +298,8 @@ class ImageBPE(PushesCheckpoint):
 
         def work(begin: int) -> list[np.ndarray]:
             part = slice(begin, begin + _DECODE_CHUNK)
-            return self._decode_chunk(ids[part], heights[part], widths[part], begin, len(ids) == 1)
+            name = lambda i: "ids" if len(ids) == 1 else f"ids[{begin + i}]"  # noqa: E731
+            return self._decode_chunk(ids[part], heights[part], widths[part], name)
 
         begins = ((begin,) for begin in range(0, len(ids), _DECODE_CHUNK))
         for grids in map_in_order(work, begins, check_threads(num_threads)):
@@ -324,33 +307,56 @@ class ImageBPE(PushesCheckpoint):
         return decoded
 
     def _decode_chunk(
-        self, ids: Sequence[Any], heights: list[int], widths: list[int], begin: int, alone: bool
+        self, ids: Sequence[Any], heights: list[int], widths: list[int], name: Callable[[int], str]
     ) -> list[np.ndarray]:
-        def name(index: int) -> str:
-            return "ids" if alone else f"ids[{begin + index}]"
-
         flat, counts = flat_ids(ids, name)
-        sides = np.array([heights, widths], dtype=np.int64)
-        codes, status, index = self._decoder.decode(flat, counts, sides[0], sides[1])
-        if (status != OK).any():
-            i = int((status != OK).argmax())
-            one = split_flat(flat, counts)[i]
-            where = f"{heights[i]}x{widths[i]} grid"
-            raise ValueError(
-                decode_error(name(i), one, int(status[i]), int(index[i]), where, self.vocab_size)
+        if self._decode_grids is not None:
+            sides = np.array([heights, widths], dtype=np.int64)
+            codes, are_covered = self._decode_grids(flat, counts, *sides)
+            if are_covered:
+                pieces = split_flat(codes, sides[0] * sides[1])
+                return [p.reshape(h, w) for p, h, w in zip(pieces, heights, widths, strict=True)]
+        todo = zip(split_flat(flat, counts), heights, widths, strict=True)
+        return [self._decode_one(name(i), *one) for i, one in enumerate(todo)]
+
+    def _decode_one(self, name: str, ids: np.ndarray, height: int, width: int) -> np.ndarray:
+        """Point 8 of the law in plain Python, and the errors of decoding; `_decode_grids` is the same, compiled."""
+        size, codes, anchor = height * width, [-1] * (height * width), 0
+        where = f"{height}x{width} grid"
+
+        def wrong(why: str) -> ValueError:
+            return ValueError(f"{name}[{index}] is {visual_id}, but {why}")
+
+        for index, visual_id in enumerate(ids.tolist()):
+            if not 0 <= visual_id < self.vocab_size:
+                raise wrong(f"visual ids lie in [0, {self.vocab_size})")
+            while anchor < size and codes[anchor] >= 0:
+                anchor += 1
+            if anchor == size:
+                raise wrong(f"the {where} is full after {index} ids")
+            anchor_row, anchor_col = divmod(anchor, width)
+            for row, col, code in self._cells(visual_id):
+                row, col = anchor_row + row, anchor_col + col
+                if row >= height or not 0 <= col < width:
+                    raise wrong(f"there it runs over the border of the {where}")
+                if codes[row * width + col] >= 0:
+                    raise wrong("there it overlaps the cells of earlier ids")
+                codes[row * width + col] = code
+        if -1 in codes:
+            last = (
+                f"after {name}[{index}], which is {visual_id}," if len(ids) else f"{name} is empty:"
             )
-        pieces = split_flat(codes, sides[0] * sides[1])
-        return [piece.reshape(h, w) for piece, h, w in zip(pieces, heights, widths, strict=True)]
+            raise ValueError(f"{last} cells of the {where} stay open")
+        return np.array(codes, dtype=np.int32).reshape(height, width)
 
     def legal_next(self, covered: Any) -> np.ndarray:
-        """The ids that may come next, given the cells covered so far.
+        """The ids whose token, anchored at the first uncovered cell, lies inside the grid and on uncovered cells.
 
         Args:
             covered: bool (height, width).
 
         Returns:
-            bool (vocab_size,): the ids whose token, anchored at the first uncovered cell, lies inside
-            the grid and on uncovered cells. Every code is legal until the grid is covered; then nothing is.
+            bool (vocab_size,); every code is legal until the grid is covered; then nothing is.
 
         Raises:
             ValueError: covered is not boolean and two-dimensional, or merge_rule is "pair".
@@ -397,8 +403,7 @@ class ImageBPE(PushesCheckpoint):
         Args:
             folder_or_file: a path; where nothing lies there, `namespace/name` is asked of the Hub.
             subfolder: of the folder or repository, where the file lies.
-            revision: branch, tag or commit of a repository.
-            cache_dir, token, local_files_only, force_download: as of `huggingface_hub.hf_hub_download`.
+            revision, cache_dir, token, local_files_only, force_download: as of `hf_hub_download`.
 
         Raises:
             ValueError: naming the file, the field, the rule and the value got.
@@ -486,18 +491,23 @@ class ImageBPE(PushesCheckpoint):
         return KernelEncoder(self._merges, self._codebook_size, self._table)
 
     @cached_property
-    def _decoder(self) -> Any:
+    def _decode_grids(self) -> Any:
+        """`codec.decode.decode_grids` for this vocabulary; None without numba."""
         from ._jit import HAS_NUMBA
 
         if not HAS_NUMBA:
-            return self._plain
-        from .codec.decode import KernelDecoder
+            return None
+        from .codec.decode import grid_decoder
 
-        return KernelDecoder(self._codebook_size, self._table)
+        return grid_decoder(self._codebook_size, self._table)
 
     @cached_property
-    def _plain(self) -> PlainCodec:
-        return PlainCodec(self._merges, self._codebook_size, self._merge_rule, self._table)
+    def _cells(self) -> Callable[[int], list[tuple[int, int, int]]]:
+        return cache(self._table.cells)
+
+    @cached_property
+    def _plain(self) -> PlainEncoder:
+        return PlainEncoder(self._merges, self._codebook_size, self._merge_rule)
 
     @cached_property
     def _compact(self) -> Any:

@@ -22,9 +22,9 @@ from being_vl.hub.flat_modules import flat_modules
 
 
 def without_numba(bpe):
-    """The same vocabulary on the plain-Python codec."""
+    """The same vocabulary in plain Python."""
     plain = copy.copy(bpe)
-    plain.__dict__["_by_merges"] = plain.__dict__["_decoder"] = bpe._plain
+    plain.__dict__ |= {"_by_merges": bpe._plain, "_decode_grids": None}
     return plain
 
 
@@ -323,7 +323,7 @@ def test_without_numba_and_without_torch(tmp_path):
     out, expected = _run_alone(
         tmp_path, "being_vl.bpe.image_bpe", package.parent, "numba,torch,transformers"
     )
-    assert out.startswith(f"PlainCodec [] {expected}")
+    assert out.startswith(f"PlainEncoder [] {expected}")
 
 
 def test_without_the_compiler_of_numba(tmp_path):
@@ -331,7 +331,7 @@ def test_without_the_compiler_of_numba(tmp_path):
     out, expected = _run_alone(
         tmp_path, "being_vl.bpe", Path(being_vl.__file__).parents[1], "torch", NUMBA_DISABLE_JIT="1"
     )
-    assert out.startswith(f"PlainCodec ['numba'] {expected}")
+    assert out.startswith(f"PlainEncoder ['numba'] {expected}")
 
 
 def test_as_flat_modules_of_a_checkpoint(tmp_path):
@@ -341,7 +341,7 @@ def test_as_flat_modules_of_a_checkpoint(tmp_path):
     for name, source in flat_modules(["image_bpe"]).items():
         (folder / f"{name}.py").write_text(source)
     out, expected = _run_alone(tmp_path, "flat.image_bpe", folder.parent, "being_vl,numba")
-    assert out == f"PlainCodec [] {expected}\ncannot train\n"
+    assert out == f"PlainEncoder [] {expected}\ncannot train\n"
 
 
 def test_first_keeps_what_the_vocabulary_says():

@@ -31,7 +31,7 @@ class CompactEncoder:
     def encode(
         self, codes: np.ndarray, heights: np.ndarray, widths: np.ndarray
     ) -> tuple[np.ndarray, np.ndarray]:
-        """As PlainCodec.encode."""
+        """As PlainEncoder.encode."""
         merged, merged_counts = self._by_merges.encode(codes, heights, widths)
         with explain_compilation(cover_grids):
             covered, covered_counts = cover_grids(codes, heights, widths, *self._vocabulary)

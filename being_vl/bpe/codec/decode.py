@@ -6,37 +6,30 @@ the border: one look at the token's bounding box does.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 
 from .._jit import explain_compilation, kernel
 from ..shapes import TokenTable, split_position
-from .plain import OK, OUT_OF_RANGE, OVER_BORDER, OVERLAP, TOO_FEW, TOO_MANY
 
 u = np.uint64  # unsigned indices are faster: see encode.py
 
 
-class KernelDecoder:
-    """Decodes tokens of fixed shape with the compiled kernel."""
+def grid_decoder(codebook_size: int, table: TokenTable) -> Callable[..., tuple[np.ndarray, bool]]:
+    """`decode_grids` with the vocabulary's arguments given."""
+    row, col = split_position(table.position)
+    begins = table.start[:-1]
+    last_row, last_col = (np.maximum.reduceat(side, begins) for side in (row, col))
+    box = np.stack([last_row, np.minimum.reduceat(col, begins), last_col], axis=1)
 
-    def __init__(self, codebook_size: int, table: TokenTable):
-        row, col = split_position(table.position)
-        begins = table.start[:-1]
-        box = np.stack(
-            [
-                np.maximum.reduceat(row, begins),
-                np.minimum.reduceat(col, begins),
-                np.maximum.reduceat(col, begins),
-            ],
-            axis=1,
-        )
-        self._vocabulary = (codebook_size, table.start, row, col, table.code, box)
-
-    def decode(
-        self, ids: np.ndarray, counts: np.ndarray, heights: np.ndarray, widths: np.ndarray
-    ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """As PlainCodec.decode."""
+    def decode(*grids: np.ndarray) -> tuple[np.ndarray, bool]:
         with explain_compilation(decode_grids):
-            return decode_grids(ids, counts, heights, widths, *self._vocabulary)
+            return decode_grids(*grids, codebook_size, table.start, row, col, table.code, box)
+
+    return decode
+
+    return decode
 
 
 @kernel
@@ -49,11 +42,9 @@ def decode_grids(ids, counts, heights, widths, codebook_size, start, row, col, c
         box: int32 (V, 3), last row, first column and last column of each token.
 
     Returns:
-        int32 codes of all grids, what is wrong with each grid, and at which of its ids.
+        int32 codes of all grids, and whether the ids cover each grid exactly; where not, the codes mean nothing.
     """
     codes = np.full((heights * widths).sum(), -1, dtype=np.int32)
-    status = np.zeros(len(counts), dtype=np.int64)
-    index = np.zeros(len(counts), dtype=np.int64)
     vocab_size = len(start) - 1
     read = 0
     base = 0
@@ -61,20 +52,14 @@ def decode_grids(ids, counts, heights, widths, codebook_size, start, row, col, c
         height, width = heights[u(grid)], widths[u(grid)]
         size = height * width
         anchor, anchor_row, row_end = 0, 0, width
-        state, i = OK, 0
-        while i < counts[u(grid)]:
+        for i in range(counts[u(grid)]):
             token = ids[u(read + i)]
-            if token < 0 or token >= vocab_size:
-                state = OUT_OF_RANGE
-                break
             while anchor < size and codes[u(base + anchor)] >= 0:
                 anchor += 1
-            if anchor == size:
-                state = TOO_MANY
-                break
+            if token < 0 or token >= vocab_size or anchor == size:
+                return codes, False
             if token < codebook_size:
                 codes[u(base + anchor)] = token
-                i += 1
                 continue
             while anchor >= row_end:
                 anchor_row += 1
@@ -85,23 +70,16 @@ def decode_grids(ids, counts, heights, widths, codebook_size, start, row, col, c
                 or anchor_col + box[u(token), 1] < 0
                 or anchor_col + box[u(token), 2] >= width
             ):
-                state = OVER_BORDER
-                break
+                return codes, False
             for k in range(start[u(token)], start[u(token + 1)]):
                 at = base + anchor + row[u(k)] * width + col[u(k)]
                 if codes[u(at)] >= 0:
-                    state = OVERLAP
-                    break
+                    return codes, False
                 codes[u(at)] = code[u(k)]
-            if state != OK:
-                break
-            i += 1
-        if state == OK:
-            while anchor < size and codes[u(base + anchor)] >= 0:
-                anchor += 1
-            if anchor < size:
-                state = TOO_FEW
-        status[u(grid)], index[u(grid)] = state, i
+        while anchor < size and codes[u(base + anchor)] >= 0:
+            anchor += 1
+        if anchor < size:
+            return codes, False
         read += counts[u(grid)]
         base += size
-    return codes, status, index
+    return codes, True

@@ -66,7 +66,7 @@ class KernelEncoder:
     def encode(
         self, codes: np.ndarray, heights: np.ndarray, widths: np.ndarray, drop: Drop = KEEP_ALL
     ) -> tuple[np.ndarray, np.ndarray]:
-        """As PlainCodec.encode."""
+        """As PlainEncoder.encode."""
         stride = 1 << int(2 * widths.max() - 1).bit_length()
         if stride not in self._by_stride:
             self._by_stride[stride] = self._at_stride(stride)
