@@ -58,7 +58,6 @@ def fit_patches_1024(
     from being_vl import BeingVLPatchVQConfig
     from being_vl.data.quantizing import FolderSource
     from being_vl.quantizers.metrics import (
-        PixelScale,
         ReconstructionMetrics,
         evaluate_reconstruction,
     )
@@ -72,7 +71,7 @@ def fit_patches_1024(
         SourceImages(FolderSource(folder, shard_size=1), processor) for folder in (train, held_out)
     )
     model = fit_patch_vq(config, seen, seed=seed)
-    metrics = ReconstructionMetrics(1024, PixelScale.of(processor), ssim=True)
+    metrics = ReconstructionMetrics(1024, processor, ssim=True)
     batches = (unseen[index]["pixel_values"][None] for index in range(len(unseen)))
     values = evaluate_reconstruction(model, batches, metrics)
     model.save_pretrained(output)

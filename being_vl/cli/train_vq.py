@@ -193,7 +193,7 @@ def _resolve(args: Namespace) -> Any:
 
 
 def _fit_patches(args: Namespace, config: Any, output: Path) -> None:
-    from ..quantizers.metrics import PixelScale, ReconstructionMetrics, evaluate_reconstruction
+    from ..quantizers.metrics import ReconstructionMetrics, evaluate_reconstruction
     from ..quantizers.quantizer import default_image_processor
     from ..training.vq.presets import fit_patch_vq
 
@@ -206,7 +206,7 @@ def _fit_patches(args: Namespace, config: Any, output: Path) -> None:
         metrics = evaluate_reconstruction(
             model,
             (evaluation[index]["pixel_values"][None] for index in range(len(evaluation))),
-            ReconstructionMetrics(config.num_embeddings, PixelScale.of(processor), ssim=args.ssim),
+            ReconstructionMetrics(config.num_embeddings, processor, ssim=args.ssim),
         )
     with writing(output):
         model.save_pretrained(output)
@@ -230,7 +230,7 @@ def _make_trainer(
 ) -> tuple[VQTrainer, BeingVLImageProcessor]:
     from transformers import set_seed
 
-    from ..quantizers.metrics import PixelScale, ReconstructionMetrics, inception_network
+    from ..quantizers.metrics import ReconstructionMetrics, inception_network
     from ..quantizers.modeling_being_vl_vq import BeingVLVQModel
     from ..quantizers.quantizer import default_image_processor
     from ..training.vq.losses import load_perceptual_loss
@@ -244,12 +244,11 @@ def _make_trainer(
     if args.perceptual_backbone is not None:
         perceptual = load_perceptual_loss(args.perceptual_backbone, args.perceptual_weights)
     inception = None if args.rfid_weights is None else inception_network(args.rfid_weights)
-    scale = PixelScale.of(processor)
 
     def empty_metrics() -> ReconstructionMetrics:
         return ReconstructionMetrics(
             config.num_embeddings,
-            scale,
+            processor,
             ssim=args.ssim,
             fid_network=inception,
             device=training.device,
@@ -265,7 +264,7 @@ def _make_trainer(
         training,
         train_dataset=train,
         eval_dataset=evaluation,
-        scale=scale,
+        processor=processor,
         metrics=empty_metrics,
     )
     return trainer, processor

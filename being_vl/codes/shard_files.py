@@ -9,7 +9,7 @@ import io
 import json
 import os
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from pathlib import PurePath
 from typing import Any
 
@@ -59,7 +59,7 @@ class ShardInfo:
     quantizer: str = ""
     source: str = ""
     last: bool = True
-    skipped: tuple[tuple[int, str, str], ...] = field(default=())
+    skipped: tuple[tuple[int, str, str], ...] = ()
     version: int = VERSION
 
 
@@ -88,12 +88,10 @@ def write_shard(
 
     Raises:
         ValueError: lengths differ, a grid has not two dimensions, or a code is outside [0, K).
-        OSError: the file cannot be written.
     """
-    if len(image_ids) != len(grids):
-        raise ValueError(f"{path}: {len(image_ids)} image ids for {len(grids)} grids")
-    if frames is not None and len(frames) != len(grids):
-        raise ValueError(f"{path}: {len(frames)} frames for {len(grids)} grids")
+    for what, given in (("image ids", image_ids), ("frames", frames)):
+        if given is not None and len(given) != len(grids):
+            raise ValueError(f"{path}: {len(given)} {what} for {len(grids)} grids")
     for image_id, grid in zip(image_ids, grids, strict=True):
         if grid.ndim != 2:
             raise ValueError(f"{path}: the grid of {image_id!r} must be (h, w), got {grid.shape}")
@@ -175,7 +173,6 @@ def read_schema(path: str | os.PathLike) -> pa.Schema:
 
     Raises:
         ValueError: no parquet file, or one that stands for more than 2²⁷ values or 512 MB, whatever its own size.
-        OSError: the file cannot be read.
     """
     check_regular(path)
     with reading(path, "not a readable parquet file"):
@@ -226,11 +223,7 @@ def _codes_of_tar(path: Any, index: pa.Table, kind: pa.DataType) -> pa.ListArray
 
 
 def read_ids(path: str | os.PathLike, column: str = "image_id") -> list[str]:
-    """The ids of a shard's images, or of their videos, one a row.
-
-    Raises:
-        ValueError: an id is no text.
-    """
+    """The ids of a shard's images, or of their videos, one a row, checked to be text."""
     ids = read_columns(path, [column])[column].to_pylist()
     for number, name in enumerate(ids):
         if not isinstance(name, str):

@@ -1,10 +1,10 @@
 """codes ↔ files: shards of code grids.
 
-A plain parquet table, or a WebDataset tar that reads as one (`tars`), so that pandas, polars, DuckDB and `datasets` read it
-too. One row is one image: `image_id` string, `height` and `width` int32 in cells, `codes` list<int16>
-(uint16 or int32 where the codebook needs it) in row-major order. Frames of videos also have `video_id`, `frame`
-(int32, from 0) and `time` (float64, seconds); those of a video lie together, in order. The file's metadata says which quantizer
-made the codes; readers check it once, at the boundary.
+A plain parquet table, or a WebDataset tar that reads as one (`tars`), so that pandas, polars, DuckDB and `datasets`
+read it too. One row is one image: `image_id` string, `height` and `width` int32 in cells, `codes` list<int16> (uint16
+or int32 where the codebook needs it) in row-major order. Frames of videos also have `video_id`, `frame` (int32, from 0)
+and `time` (float64, seconds); those of a video lie together, in order. The file's metadata says which quantizer made
+the codes.
 """
 
 from __future__ import annotations
@@ -54,8 +54,8 @@ class CodeShards(Sequence[np.ndarray]):
     """The grids of a folder of shards, as a sequence of (h, w) arrays.
 
     Opening reads footers and sizes alone. Codes are read shard by shard when they are asked for; a few
-    shards stay in memory (`cached_shards`), and arrays are read-only views of them. Reading in order
-    costs one shard at a time; for random access to more than memory holds, write `to_npy` first.
+    shards stay in memory, and arrays are read-only views of them. Reading in order costs one shard at a time; for
+    random access to more than memory holds, write `to_npy` first.
 
     Args:
         path: a folder that `being-vl encode` has finished, or any folder of such parquet files, or one
@@ -67,8 +67,9 @@ class CodeShards(Sequence[np.ndarray]):
 
     Raises:
         FileNotFoundError: there is no such file or folder, or no parquet file in it.
-        ValueError: a folder whose `encode` has not finished, or has no checksums to `verify`, a shard that is not as it was written, shards of
-            different quantizers, a column missing or of another type, sizes that do not fit; the message names file, field and value.
+        ValueError: a folder whose `encode` has not finished, or has no checksums to `verify`, a shard that is not as
+            it was written, shards of different quantizers, a column missing or of another type, sizes that do not
+            fit; the message names file, field and value.
     """
 
     def __init__(
@@ -145,27 +146,24 @@ class CodeShards(Sequence[np.ndarray]):
         """
         if not self.has_videos:
             return []
-        columns = [read_columns(file, _VIDEO_COLUMNS) for file in self.files]
-        table = pa.concat_tables(columns)
+        table = pa.concat_tables([read_columns(file, _VIDEO_COLUMNS) for file in self.files])
         names = [name for file in self.files for name in read_ids(file, "video_id")]
         numbers = table["frame"].to_numpy()
         starts = np.flatnonzero(numbers == 0).tolist()
         times = table["time"].to_numpy()
-        found = []
+        if names and starts[:1] != [0]:
+            raise ValueError(f"{self.files[0]}: the frames of video {names[0]!r} must count from 0")
+        folder, found = self.files[0].parent, []
         for start, stop in itertools.pairwise([*starts, len(names)]):
             is_one = len(set(names[start:stop])) == 1
             if not is_one or (numbers[start:stop] != np.arange(stop - start)).any():
                 raise ValueError(
-                    f"{self.files[0].parent}: the frames of video {names[start]!r} must count from 0, one after another"
+                    f"{folder}: the frames of video {names[start]!r} must count from 0, one after another"
                 )
             found.append(Video(names[start], start, stop, times[start:stop]))
-        if (starts and starts[0]) or (names and not starts):
-            raise ValueError(f"{self.files[0]}: the frames of video {names[0]!r} must count from 0")
         twice = [name for name, n in Counter(video.video_id for video in found).items() if n > 1]
         if twice:
-            raise ValueError(
-                f"{self.files[0].parent}: video ids must differ, got {twice[0]!r} twice"
-            )
+            raise ValueError(f"{folder}: video ids must differ, got {twice[0]!r} twice")
         return found
 
     def to_npy(self, path: str | os.PathLike) -> None:
@@ -189,12 +187,11 @@ class CodeShards(Sequence[np.ndarray]):
             array.flush()
 
     def _shard(self, shard: int) -> tuple[np.ndarray, np.ndarray]:
-        if shard in self._cache:
-            self._cache.move_to_end(shard)
-        else:
+        if shard not in self._cache:
             self._cache[shard] = self._load(shard)
             if len(self._cache) > self._cached_shards:
                 self._cache.popitem(last=False)
+        self._cache.move_to_end(shard)
         return self._cache[shard]
 
     def _load(self, shard: int) -> tuple[np.ndarray, np.ndarray]:

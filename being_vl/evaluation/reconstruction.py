@@ -18,7 +18,7 @@ from .. import __version__
 from ..bpe.image_bpe import ImageBPE
 from ..files import Result
 from ..processing.processing_being_vl import BeingVLProcessor
-from ..quantizers.metrics import PixelScale, ReconstructionMetrics, inception_network
+from ..quantizers.metrics import ReconstructionMetrics, inception_network
 from ..quantizers.quantizing import encode_by_size, read_pixels
 from .results import hardware
 
@@ -54,7 +54,7 @@ def evaluate_reconstruction(
     vq, bpe = processor.vq_model, processor.tokenizer.image_bpe
     metrics = ReconstructionMetrics(
         vq.config.num_embeddings,
-        PixelScale.of(processor.image_processor),
+        processor.image_processor,
         fid_network=None if rfid_weights is None else inception_network(rfid_weights),
         device=vq.device,
     )

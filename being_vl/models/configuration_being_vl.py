@@ -197,16 +197,3 @@ class BeingVLOlmo2Config(ImageVocabularyConfig, Olmo2Config):
     model_type = "being_vl_olmo2"
 
     text_vocab_size: int = 50304  # OLMo 2's, which its default end token lies in
-
-
-__all__ = [
-    "BeingVLConfig",
-    "BeingVLGemma3Config",
-    "BeingVLMistralConfig",
-    "BeingVLOlmo2Config",
-    "BeingVLPhi3Config",
-    "BeingVLQwen2Config",
-    "BeingVLQwen3Config",
-    "BeingVLSmolLM3Config",
-    "ImageVocabularyConfig",
-]

@@ -22,13 +22,13 @@ from transformers.utils import cached_file
 
 from ..bpe.grid_tracking import OpenImageTracker
 from ..bpe.image_bpe import ImageBPE
+from ..bpe.vocabulary_file import FILE_NAME
 from ..hub.part import hub_options
 from .legal_logits import ImageGridLogitsProcessor, TextOnlyLogitsProcessor, image_token_bound
 from .stopping import StopOutsideImages
 
 GenerationTarget = Literal["text", "image", "interleaved", "video"]
 
-_IMAGE_BPE_FILE = "image_bpe.json"
 _DEFAULT_NEW_TOKENS = 20  # what `generate` does when told no length
 
 
@@ -78,7 +78,7 @@ class BeingVLGenerationMixin:
                 )
             except (OSError, ValueError) as error:  # text needs none
                 warnings.warn(
-                    f"{pretrained_model_name_or_path}: {_IMAGE_BPE_FILE} is not loaded with the model, nor "
+                    f"{pretrained_model_name_or_path}: {FILE_NAME} is not loaded with the model, nor "
                     f"saved with it: {error}",
                     stacklevel=2,
                 )
@@ -88,7 +88,7 @@ class BeingVLGenerationMixin:
         """The merge rules that lie beside the weights, from the commit that these came from."""
         name, revision, subfolder = self._source
         options |= {"revision": revision, "subfolder": subfolder}
-        path = cached_file(name, _IMAGE_BPE_FILE, **options)
+        path = cached_file(name, FILE_NAME, **options)
         if path is None:
             return None
         image_bpe = ImageBPE.from_pretrained(path)
@@ -105,9 +105,8 @@ class BeingVLGenerationMixin:
         """Llama's, with `image_bpe.json` beside the weights where the model knows its merge rules."""
         if self._image_bpe is not None and is_main_process:
             self._image_bpe.save_pretrained(save_directory)
-        return super().save_pretrained(
-            save_directory, is_main_process=is_main_process, state_dict=state_dict, **kwargs
-        )
+        kwargs |= {"is_main_process": is_main_process, "state_dict": state_dict}
+        return super().save_pretrained(save_directory, **kwargs)
 
     def generate(
         self,
@@ -125,13 +124,11 @@ class BeingVLGenerationMixin:
 
         Args:
             generation_mode: `"text"` (the default) never emits a token of an image. `"image"` emits one
-                image: boi unless the prompt ends in it, tokens that cover the grid, eoi; its length
-                follows from the grid, so `max_new_tokens` and `eos_token_id` are not consulted; a prompt
-                that ends inside an image is continued. `"interleaved"` emits text and images, and begins
-                an image only where `max_new_tokens` leaves room to finish it. `"video"` emits one video of
-                `num_frames` frames, as `"image"` does one image; a prompt that ends in a video is continued. Tokens
-                that repeat the frame before come in no image and no first or key frame
-                (`config.key_frame_interval`).
+                image: boi unless the prompt ends in it, tokens that cover the grid, eoi; its length follows from
+                the grid, not from `max_new_tokens` and `eos_token_id`. `"interleaved"` emits text and images, and
+                begins an image only where `max_new_tokens` leaves room to finish it. `"video"` emits one video of
+                `num_frames` frames; tokens that repeat the frame before come in no image and no first or key
+                frame (`config.key_frame_interval`). An image or video that a prompt ends in is continued.
             num_frames: of the video, those in the prompt included.
             image_grid_size: (height, width) of the images in cells; by default
                 `config.image_grid_size`.
@@ -139,13 +136,11 @@ class BeingVLGenerationMixin:
                 unconditional sequence is bos, and the image or video as far as the prompt has it.
 
         Returns:
-            As transformers' generate: the ids of prompt and continuation, (batch, length), or a
-            ModelOutput.
+            As transformers' generate: ids (batch, length), the prompt's included, or a ModelOutput.
 
         Raises:
-            ValueError: an unknown mode, no grid size, boi or eoi (or bov or eov) unknown, `num_frames` missing or
-                out of place, the prompt ends in an image
-                that does not fit the grid, or guidance together with beam search.
+            ValueError: an unknown mode, no grid size, an id that is unknown, `num_frames` missing or out of place,
+                a prompt that ends in an image which does not fit the grid, or guidance together with beam search.
         """
         if generation_mode is not None and generation_mode not in get_args(GenerationTarget):
             raise ValueError(
@@ -172,10 +167,10 @@ class BeingVLGenerationMixin:
         if generation_mode in ("image", "video"):
             tokens, end = image_token_bound(*tracker.grid_size), self.config.eoi_token_id
             if num_frames is not None:
-                tokens, end = (
-                    self._check_num_frames(num_frames) * tokens + 2,
-                    self.config.eov_token_id,
-                )
+                self._require_ids("videos", "bov_token_id", "eov_token_id")
+                if num_frames < 1:
+                    raise ValueError(f"num_frames must be at least 1, got {num_frames}")
+                tokens, end = num_frames * tokens + 2, self.config.eov_token_id
             settings.set("max_new_tokens", tokens)
             settings.kwargs.pop("max_length", None)
             settings.set("eos_token_id", end)
@@ -212,13 +207,10 @@ class BeingVLGenerationMixin:
             (outside.criteria if waits else kept).append(one)
         return kept
 
-    def _check_num_frames(self, num_frames: int) -> int:
-        if num_frames < 1:
-            raise ValueError(f"num_frames must be at least 1, got {num_frames}")
-        for name in ("bov_token_id", "eov_token_id"):
+    def _require_ids(self, what: str, *names: str) -> None:
+        for name in names:
             if getattr(self.config, name) is None:
-                raise ValueError(f"config.{name} must be set to generate videos, got None")
-        return num_frames
+                raise ValueError(f"config.{name} must be set to generate {what}, got None")
 
     def _tracker(self, image_grid_size: tuple[int, int] | None) -> OpenImageTracker:
         config = self.config
@@ -227,9 +219,7 @@ class BeingVLGenerationMixin:
             raise ValueError(
                 "image_grid_size=(height, width) must be given, or set in the model's configuration"
             )
-        for name in ("boi_token_id", "eoi_token_id"):
-            if getattr(config, name) is None:
-                raise ValueError(f"config.{name} must be set to generate images, got None")
+        self._require_ids("images", "boi_token_id", "eoi_token_id")
         return OpenImageTracker(
             config.layout, self.image_bpe, tuple(size), config.boi_token_id, config.eoi_token_id,
             bov_token_id=config.bov_token_id, eov_token_id=config.eov_token_id,
@@ -335,6 +325,3 @@ def _check_prompt(tracker: OpenImageTracker, prompt: torch.Tensor) -> None:
             raise ValueError(
                 f"the image that prompt {row} ends in does not fit a grid of {height}x{width} cells: {state}"
             )
-
-
-__all__ = ["BeingVLGenerationMixin"]

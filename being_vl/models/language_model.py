@@ -10,7 +10,8 @@ import copy
 import functools
 import inspect
 from collections.abc import Callable
-from typing import Any, Literal
+from dataclasses import fields as fields_of
+from typing import Any
 
 import numpy as np
 import torch
@@ -24,6 +25,7 @@ from ..bpe.image_bpe import ImageBPE
 from ..hub.part import ModelPart
 from ..vocabulary import VocabularyLayout
 from .attention_masks import block_masks
+from .configuration_being_vl import ImageVocabularyConfig
 from .frozen_rows import able_to_freeze
 from .generation_being_vl import BeingVLGenerationMixin
 from .image_grid_positions import GridPositionEmbedding
@@ -41,16 +43,10 @@ def _after_those_of(stock: Callable[..., Any], method: Callable[..., Any]) -> Ca
     transformers looks into signatures: for the columns of a Trainer, for what `generate` may pass. Names
     of parameters change between its versions (`past_key_values` became `cache`), so they are read.
     """
-    theirs = [
-        parameter
-        for parameter in inspect.signature(stock).parameters.values()
-        if parameter.kind is not inspect.Parameter.VAR_KEYWORD
-    ]
-    ours = [
-        parameter
-        for parameter in inspect.signature(method).parameters.values()
-        if parameter.kind in (inspect.Parameter.KEYWORD_ONLY, inspect.Parameter.VAR_KEYWORD)
-    ]
+    kinds = inspect.Parameter
+    theirs, ours = (list(inspect.signature(one).parameters.values()) for one in (stock, method))
+    theirs = [one for one in theirs if one.kind is not kinds.VAR_KEYWORD]
+    ours = [one for one in ours if one.kind in (kinds.KEYWORD_ONLY, kinds.VAR_KEYWORD)]
     names = [parameter.name for parameter in theirs[1:]]
 
     @functools.wraps(method)
@@ -253,20 +249,12 @@ class BeingVLLanguageModel(BeingVLGenerationMixin, VocabularyRows, ModelPart):
         text_model: PreTrainedModel,
         layout: VocabularyLayout,
         *,
-        boi_token_id: int,
-        eoi_token_id: int,
-        image_token_id: int,
-        bov_token_id: int | None = None,
-        eov_token_id: int | None = None,
-        video_token_id: int | None = None,
-        pad_token_id: int | None = None,
-        image_grid_size: tuple[int, int] | None = None,
-        image_positions: Literal["grid"] | None = None,
         image_init: ImageInit = "mean_text",
         image_init_std: float | None = None,
         codebook: torch.Tensor | None = None,
         merges: np.ndarray | torch.Tensor | None = None,
         generator: torch.Generator | None = None,
+        **fields: Any,
     ) -> "BeingVLLanguageModel":
         """A model that is `text_model` on text, and has new rows for special and image tokens.
 
@@ -276,27 +264,22 @@ class BeingVLLanguageModel(BeingVLGenerationMixin, VocabularyRows, ModelPart):
         Args:
             text_model: a model of the family's stock class, with a tied or an untied head.
             layout: the vocabulary; `layout.text_size` is the size of the text tokenizer.
-            boi_token_id, eoi_token_id, image_token_id, bov_token_id, eov_token_id, video_token_id: see
-                [`ImageVocabularyConfig`].
-            pad_token_id: replaces the text model's.
-            image_grid_size: (height, width) of the images to generate by default.
-            image_positions: see [`ImageVocabularyConfig`].
-            image_init: how the new rows start, see `image_rows.new_rows`: `"mean_text"`, which leaves the
-                probabilities of text alone; `"normal"`, `"codebook"` (needs `codebook` and `merges`) or
-                `"constituents"` (needs `merges`), which do not.
-            image_init_std: see `image_rows.new_rows`.
-            codebook: (K, dim) code vectors of the VQ-GAN.
-            merges: (M, 4) merge rules, `ImageBPE.merges`.
-            generator: a CPU generator for the new rows.
+            image_init, image_init_std, codebook, merges, generator: how the new rows start, see
+                `image_rows.new_rows`; `"mean_text"` leaves the probabilities of text alone, the others do not.
+            fields: of [`ImageVocabularyConfig`], `boi_token_id`, `eoi_token_id` and `image_token_id` among them, and
+                `pad_token_id`, which replaces the text model's.
 
         Raises:
-            TypeError: `text_model` is of another class.
+            TypeError: `text_model` is of another class, or a field is unknown.
             ValueError: T exceeds the rows of `text_model`, or an initialisation lacks its source.
         """
         if not isinstance(text_model, cls.stock_class):
             raise TypeError(
                 f"text_model must be a {cls.stock_class.__name__}, got {type(text_model).__name__}"
             )
+        known = {"pad_token_id", *(field.name for field in fields_of(ImageVocabularyConfig))}
+        if unknown := sorted(fields.keys() - known):
+            raise TypeError(f"{unknown[0]} is no field of {ImageVocabularyConfig.__name__}")
         embeddings: Any = text_model.get_input_embeddings()
         num_text_rows = embeddings.weight.shape[0]
         if layout.text_size > num_text_rows:
@@ -304,20 +287,8 @@ class BeingVLLanguageModel(BeingVLGenerationMixin, VocabularyRows, ModelPart):
                 f"layout.text_size is {layout.text_size}, but the text model has {num_text_rows} rows"
             )
         check_image_init(image_init, layout, codebook, merges)
-        config = extended_config(
-            cls.config_class,
-            text_model,
-            layout,
-            boi_token_id=boi_token_id,
-            eoi_token_id=eoi_token_id,
-            image_token_id=image_token_id,
-            bov_token_id=bov_token_id,
-            eov_token_id=eov_token_id,
-            video_token_id=video_token_id,
-            image_grid_size=image_grid_size,
-            image_positions=image_positions,
-            **({} if pad_token_id is None else {"pad_token_id": pad_token_id}),
-        )
+        fields = {name: value for name, value in fields.items() if value is not None}
+        config = extended_config(cls.config_class, text_model, layout, **fields)
         state = extended_state(
             text_model,
             config,
@@ -343,8 +314,8 @@ class BeingVLLanguageModel(BeingVLGenerationMixin, VocabularyRows, ModelPart):
             holder, _, own_name = name.rpartition(".")
             setattr(model.get_submodule(holder), own_name, buffer.clone())
         model.generation_config = copy.deepcopy(text_model.generation_config)
-        if pad_token_id is not None:
-            model.generation_config.pad_token_id = pad_token_id
+        if "pad_token_id" in fields:
+            model.generation_config.pad_token_id = fields["pad_token_id"]
         return model.train(text_model.training)
 
 

@@ -121,25 +121,3 @@ class BeingVLOlmo2ForCausalLM(BeingVLLanguageModel, Olmo2ForCausalLM):
     config: BeingVLOlmo2Config
     stock_class = Olmo2ForCausalLM
     decoder_class = BeingVLOlmo2Model
-
-
-__all__ = [
-    "BeingVLDecoder",
-    "BeingVLForCausalLM",
-    "BeingVLGemma3ForCausalLM",
-    "BeingVLGemma3Model",
-    "BeingVLLanguageModel",
-    "BeingVLMistralForCausalLM",
-    "BeingVLMistralModel",
-    "BeingVLModel",
-    "BeingVLOlmo2ForCausalLM",
-    "BeingVLOlmo2Model",
-    "BeingVLPhi3ForCausalLM",
-    "BeingVLPhi3Model",
-    "BeingVLQwen2ForCausalLM",
-    "BeingVLQwen2Model",
-    "BeingVLQwen3ForCausalLM",
-    "BeingVLQwen3Model",
-    "BeingVLSmolLM3ForCausalLM",
-    "BeingVLSmolLM3Model",
-]

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from typing import Any
 
-import numpy as np
 import torch
 from transformers import PreTrainedConfig, PreTrainedModel
 
@@ -56,15 +55,11 @@ def extended_state(
     text_model: PreTrainedModel,
     config: Any,
     image_init: ImageInit,
-    *,
-    std: float | None,
-    codebook: torch.Tensor | None,
-    merges: np.ndarray | torch.Tensor | None,
-    generator: torch.Generator | None,
+    **init: Any,
 ) -> dict[str, torch.Tensor]:
     """A state dict for `config`: copies of the text model's tensors, with new rows after the first T.
 
-    The initialisation is as in [`image_rows.new_rows`]; an untied head draws rows of its own. Rows of the
+    `init` is as of [`image_rows.new_rows`]; an untied head draws rows of its own. Rows of the
     head that start as the mean text row are shifted by [`quiet_rows.quiet_shift`].
 
     Raises:
@@ -81,15 +76,7 @@ def extended_state(
 
     def extended(matrix: torch.Tensor, *, is_head: bool) -> torch.Tensor:
         text_rows = matrix[: config.text_vocab_size].detach()
-        rows = new_rows(
-            text_rows,
-            config.layout,
-            image_init,
-            std=std,
-            codebook=codebook,
-            merges=merges,
-            generator=generator,
-        )
+        rows = new_rows(text_rows, config.layout, image_init, **init)
         if is_head and image_init == "mean_text":
             rows += quiet_shift(text_model, config.text_vocab_size, rows)
         return torch.cat([text_rows, rows.to(text_rows)])

@@ -12,14 +12,7 @@ from .chat_messages import checked_messages, require_sanitizing
 from .template_limits import check_number, limited_template, template_file
 
 _OF_A_BATCH = frozenset(
-    (
-        "processor_kwargs",
-        "tokenizer_kwargs",
-        "return_tensors",
-        "padding",
-        "truncation",
-        "max_length",
-    )
+    "processor_kwargs tokenizer_kwargs return_tensors padding truncation max_length".split()
 )
 _OF_IDS = _OF_A_BATCH | {"tokenize", "return_dict", "return_assistant_tokens_mask"}
 
@@ -139,8 +132,12 @@ def render_chat(
                 )
             raise
     if sanitize_control_tokens:
-        encode = alone(apply, *args, **kwargs)
-        check_sanitized(tokenizer, conversation, rendered, encode)
+        alone = {key: value for key, value in kwargs.items() if key not in _OF_A_BATCH}
+        alone |= {"tokenize": True, "return_dict": True}
+        control = ControlTokens(
+            tokenizer, lambda messages: apply([messages], *args, **alone)["input_ids"][0]
+        )
+        _check_sanitized(control, tokenizer.pad_token_id, conversation, rendered)
     return rendered
 
 
@@ -179,32 +176,10 @@ def _without_texts(content: Any) -> list[dict[str, Any]]:
     ]
 
 
-def alone(
-    apply: Callable[..., Any], *args: Any, **kwargs: Any
-) -> Callable[[list[dict[str, Any]]], Iterable[int]]:
-    """Messages → ids by an `apply_chat_template` and its arguments, without padding, truncation and images."""
-    kept = {key: value for key, value in kwargs.items() if key not in _OF_A_BATCH}
-    kept |= {"tokenize": True, "return_dict": True}
-    return lambda messages: apply([messages], *args, **kept)["input_ids"][0]
-
-
-def check_sanitized(
-    tokenizer: Any,
-    conversation: Any,
-    rendered: Any,
-    encode: Callable[[list[dict[str, Any]]], Iterable[int]],
+def _check_sanitized(
+    control: ControlTokens, pad_token_id: int | None, conversation: Any, rendered: Any
 ) -> None:
-    """See that no text of a chat became a special token, whatever was done against it.
-
-    Args:
-        tokenizer: the `BeingVLTokenizer` that made the ids.
-        conversation: messages, or a list of such; checked ones, see `chat_messages`.
-        rendered: what `apply_chat_template` returned for it: ids, or a mapping with `input_ids`.
-        encode: messages → ids, as it does.
-
-    Raises:
-        ValueError: one did; it is named.
-    """
+    """Raise ValueError where a text of a chat, or of a list of them, became a special token in what was rendered."""
     mapping = isinstance(rendered, Mapping)
     rows, mask = (
         (rendered["input_ids"], rendered.get("attention_mask")) if mapping else (rendered, None)
@@ -212,18 +187,14 @@ def check_sanitized(
     is_batched = isinstance(conversation[0], (list, tuple))
     if not is_batched and not np.ndim(rows[0]):
         rows, mask = [rows], None if mask is None else [mask]
-    control = ControlTokens(tokenizer, encode)
     for index, messages in enumerate(conversation if is_batched else [conversation]):
         ids = np.asarray(rows[index])
         if mask is not None:
             ids = ids[np.asarray(mask[index]) == 1]
-        elif (padding := ids == tokenizer.pad_token_id).any() and not padding.all():
+        elif (padding := ids == pad_token_id).any() and not padding.all():
             kept = np.flatnonzero(~padding)
             ids = ids[kept[0] : kept[-1] + 1]
         if (token := control.find(messages, ids)) is not None:
             raise ValueError(
                 f"sanitize_control_tokens: the chat template joins texts to the special token {token!r}"
             )
-
-
-__all__ = ["ControlTokens", "check_placeholders", "check_sanitized", "render_chat"]

@@ -21,11 +21,10 @@ from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from ..bpe.grids import check_codes
 from ..bpe.image_bpe import ImageBPE
+from ..bpe.vocabulary_file import FILE_NAME as IMAGE_BPE_FILE
 from ..hub.part import CheckpointPart, Origin, commit_of
 from ..vocabulary import VocabularyLayout
 from .control_tokens import render_chat
-
-IMAGE_BPE_FILE = "image_bpe.json"
 
 DEFAULT_SPECIAL_TOKENS: dict[str, str] = {
     "boi_token": "<|boi|>",
@@ -130,13 +129,9 @@ class BeingVLTokenizer(CheckpointPart, PreTrainedTokenizerFast):
         clash = next((token for token in image_tokens if token in vocabulary), None)
         if clash is not None:
             raise ValueError(f"text_tokenizer already has the image token {clash!r}")
-        appended = [token for token in named.values() if token not in vocabulary]
-        backend.add_special_tokens(
-            [
-                AddedToken(token, special=True, normalized=False)
-                for token in [*appended, *image_tokens]
-            ]
-        )
+        appended = [token for token in named.values() if token not in vocabulary] + image_tokens
+        special = (AddedToken(token, special=True, normalized=False) for token in appended)
+        backend.add_special_tokens(list(special))
         settings = {
             name: getattr(text_tokenizer, name)
             for name in _CARRIED_SETTINGS
@@ -192,14 +187,9 @@ class BeingVLTokenizer(CheckpointPart, PreTrainedTokenizerFast):
     def encode_codes(
         self, grids: Iterable[np.ndarray], *, dropout: float = 0.0, seed: int | None = None
     ) -> list[np.ndarray]:
-        """Grids of codes → token ids, without the begin and end tokens.
+        """Grids of codes (h, w), of any sizes → their token ids, int32 (n,), without the begin and end tokens.
 
-        Args:
-            grids: arrays (h, w) of codes, of any sizes.
-            dropout, seed: as of `ImageBPE.encode`.
-
-        Returns:
-            one int32 array of token ids for each grid.
+        `dropout` and `seed` are as of `ImageBPE.encode`.
 
         Raises:
             ValueError: a code that no quantizer gives, the repeat code of videos among them; grid and cell are named.

@@ -156,6 +156,3 @@ class BeingVLVQConfig(QuantizerPart, PreTrainedConfig):
         if self.attn_type is None or self.attn_resolutions is None:
             return False
         return self.resolution // 2**level in self.attn_resolutions
-
-
-__all__ = ["BeingVLVQConfig"]

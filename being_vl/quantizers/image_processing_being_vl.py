@@ -256,7 +256,7 @@ class BeingVLImageProcessor(ChameleonPreprocessing, CheckpointPart, PilBackend):
         return self.postprocess(model.decode(grid[None]))[0]
 
     def postprocess(self, pixel_values: Any) -> list[PIL.Image.Image]:
-        """Pixel values back to images: the inverse of rescaling and normalising, clipped and rounded.
+        """Pixel values back to images.
 
         Args:
             pixel_values: (batch, 3, height, width) or (3, height, width), torch or numpy, or a list of
@@ -267,23 +267,26 @@ class BeingVLImageProcessor(ChameleonPreprocessing, CheckpointPart, PilBackend):
         """
         if isinstance(pixel_values, (list, tuple)):
             return [image for entry in pixel_values for image in self.postprocess(entry)]
-        if hasattr(pixel_values, "detach"):
-            pixel_values = pixel_values.detach().float().cpu().numpy()
-        values = np.asarray(pixel_values, dtype=np.float32)
-        if values.ndim == 3:
-            values = values[None]
-        if values.ndim != 4 or values.shape[1] != 3:
-            raise ValueError(f"pixel_values must be (batch, 3, height, width), got {values.shape}")
+        values = torch.as_tensor(pixel_values)
+        pixels = self.to_uint8(values[None] if values.ndim == 3 else values)
+        arrays = pixels.permute(0, 2, 3, 1).contiguous().cpu().numpy()
+        return [PIL.Image.fromarray(array) for array in arrays]
+
+    def to_uint8(self, pixel_values: torch.Tensor) -> torch.Tensor:
+        """Pixel values (B, 3, H, W) → uint8: the inverse of rescaling and normalising, rounded and clipped."""
+        if pixel_values.ndim != 4 or pixel_values.shape[1] != 3:
+            shape = tuple(pixel_values.shape)
+            raise ValueError(f"pixel_values must be (batch, 3, height, width), got {shape}")
+        values = pixel_values.detach().float()
         if self.do_normalize:
             mean, std = (
-                np.broadcast_to(np.asarray(value, dtype=np.float32), 3).reshape(3, 1, 1)
+                values.new_tensor(value).expand(3).view(3, 1, 1)
                 for value in (self.image_mean, self.image_std)
             )
             values = values * std + mean
         if self.do_rescale:
             values = values / self.rescale_factor
-        pixels = np.rint(values.clip(0, 255)).astype(np.uint8).transpose(0, 2, 3, 1)
-        return [PIL.Image.fromarray(values) for values in pixels]
+        return values.round().clamp(0, 255).to(torch.uint8)
 
 
 def _is_float(values: Any) -> bool:
@@ -426,6 +429,3 @@ def check_cells(pixels: np.ndarray, downsampling: int, name: str) -> None:
             f"{name}: height × width must be multiples of {downsampling} after preprocessing, got "
             f"{height} × {width}"
         )
-
-
-__all__ = ["BeingVLImageProcessor"]

@@ -8,8 +8,8 @@ al. 2017). Images are compared as the 8-bit RGB that a user would see.
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Iterable
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -20,34 +20,12 @@ from .image_processing_being_vl import BeingVLImageProcessor
 _PEAK = 255.0
 
 
-@dataclass(frozen=True)
-class PixelScale:
-    """pixel_values · std + mean, divided by rescale_factor, is an image in 0…255."""
-
-    rescale_factor: float
-    mean: tuple[float, ...]
-    std: tuple[float, ...]
-
-    @classmethod
-    def of(cls, processor: BeingVLImageProcessor) -> PixelScale:
-        """The scale of an image processor."""
-        return cls(
-            processor.rescale_factor, tuple(processor.image_mean), tuple(processor.image_std)
-        )
-
-    def to_uint8(self, pixel_values: torch.Tensor) -> torch.Tensor:
-        """(B, 3, H, W) float → uint8, rounded and clipped."""
-        mean, std = (pixel_values.new_tensor(v).view(1, -1, 1, 1) for v in (self.mean, self.std))
-        pixels = (pixel_values.float() * std + mean) / self.rescale_factor
-        return pixels.round().clamp(0, _PEAK).to(torch.uint8)
-
-
 class ReconstructionMetrics:
     """Adds up batches; `compute` gives the numbers.
 
     Args:
         num_embeddings: K.
-        scale: of the pixel values.
+        processor: whose pixel values are compared.
         ssim: whether to compute it (torchmetrics).
         fid_network: a network that torchmetrics' FrechetInceptionDistance takes as `feature`, for rFID.
         device: where the sums live.
@@ -59,13 +37,13 @@ class ReconstructionMetrics:
     def __init__(
         self,
         num_embeddings: int,
-        scale: PixelScale,
+        processor: BeingVLImageProcessor,
         *,
         ssim: bool = True,
         fid_network: nn.Module | None = None,
         device: torch.device | str = "cpu",
     ):
-        self._scale = scale
+        self._processor = processor
         self._counts = torch.zeros(num_embeddings, dtype=torch.long, device=device)
         # squared error per pixel, its per-image PSNR, SSIM; images
         self._sums = torch.zeros(4, dtype=torch.float64, device=device)
@@ -77,8 +55,8 @@ class ReconstructionMetrics:
         self, pixel_values: torch.Tensor, reconstruction: torch.Tensor, codes: torch.Tensor
     ) -> None:
         """Take in a batch: pixels and reconstruction (B, 3, H, W), codes (B, h, w)."""
-        real = self._scale.to_uint8(pixel_values)
-        fake = self._scale.to_uint8(reconstruction)
+        real = self._processor.to_uint8(pixel_values)
+        fake = self._processor.to_uint8(reconstruction)
         errors = (real.double() - fake.double()).square().mean((1, 2, 3))
         psnr = 20 * math.log10(_PEAK) - 10 * errors.clamp(min=1 / _PEAK**2).log10()
         self._sums[0] += errors.sum()
@@ -141,7 +119,6 @@ def inception_network(weights: str) -> nn.Module:
         ImportError: torchmetrics or torch-fidelity is not installed.
         FileNotFoundError: no such file.
     """
-    import os
 
     if not os.path.exists(weights):
         raise FileNotFoundError(f"rfid_weights: {weights}: no such file")

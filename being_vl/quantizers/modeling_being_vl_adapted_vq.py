@@ -151,6 +151,3 @@ def adapt(model: nn.Module) -> BeingVLAdaptedVQModel:
         **sizes,
     )
     return BeingVLAdaptedVQModel(config, model).eval()
-
-
-__all__ = ["BeingVLAdaptedVQConfig", "BeingVLAdaptedVQModel", "adapt"]

@@ -649,6 +649,3 @@ class BeingVLVQModel(QuantizerModelPart, PreTrainedModel):
             codebook_loss=(quantized - latents.detach()).square().mean(),
             commitment_loss=(latents - quantized.detach()).square().mean(),
         )
-
-
-__all__ = ["BeingVLVQModel", "BeingVLVQOutput"]

@@ -10,7 +10,7 @@ import importlib
 import inspect
 import os
 import re
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import nn
@@ -23,30 +23,14 @@ from .image_processing_being_vl import BeingVLImageProcessor
 from .modeling_being_vl_adapted_vq import ADAPTERS, BeingVLAdaptedVQConfig, adapt
 
 
-class Quantizer(Protocol):
-    """What `load_quantizer` asks of an object of a user's own.
-
-    Attributes:
-        num_embeddings: number of codes, K.
-        downsampling: pixels of a cell along a side: an image of (height, width) has height / downsampling ×
-            width / downsampling cells.
-
-    It may also have `decode` (codes (B, h, w) → pixels (B, 3, H, W)), `resolution` (the side that images are
-    resized to, 256 by default), `preprocessing` (options of the image processor; by default pixels are −1 … 1),
-    `get_codebook` (vectors (K, D)), and, unless it is an `nn.Module`, whose weights identify it, must have
-    `identity`: a text that changes whenever codes could.
-    """
-
-    num_embeddings: int
-    downsampling: int
-
-    def encode(self, pixel_values: torch.Tensor) -> torch.Tensor:
-        """pixels (B, 3, H, W) float → codes (B, h, w) long, in [0, K)."""
-        ...
-
-
 class OwnQuantizer(nn.Module):
     """An object of a user's own in the place of a model of this library.
+
+    It has `num_embeddings` (K), `downsampling` (pixels of a cell along a side) and `encode` (pixels (B, 3, H, W)
+    float → codes (B, h, w) integer, in [0, K)). It may also have `decode` (codes → pixels), `resolution` (the side
+    that images are resized to, 256 by default), `preprocessing` (options of the image processor; by default pixels
+    are −1 … 1), `get_codebook` (vectors (K, D)), and, unless it is an `nn.Module`, whose weights identify it, must
+    have `identity`: a text that changes whenever codes could.
 
     Args:
         quantizer: the object.
@@ -64,9 +48,8 @@ class OwnQuantizer(nn.Module):
                 raise ValueError(f"{name}: {field} must be a positive integer, got {value!r}")
         if not callable(getattr(quantizer, "encode", None)):
             raise ValueError(f"{name}: encode is missing (pixels (B, 3, H, W) → codes (B, h, w))")
-        is_module = isinstance(quantizer, nn.Module)
         identity = getattr(quantizer, "identity", None)
-        if not is_module and not isinstance(identity, str):
+        if not isinstance(quantizer, nn.Module) and not isinstance(identity, str):
             raise ValueError(
                 f"{name}: identity is missing: a text that changes whenever codes could (a module has its weights)"
             )

@@ -241,6 +241,3 @@ def read_frames(
     pixels = np.stack(processor.frame_processor()(list(frames))["pixel_values"])
     check_cells(pixels, downsampling, name)
     return pixels, tuple(metadata.timestamps)
-
-
-__all__ = ["BeingVLVideoProcessor", "as_metadata", "flat_videos", "read_frames"]

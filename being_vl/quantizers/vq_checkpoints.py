@@ -29,8 +29,6 @@ _TRAINING_KEYS = {
     "quantize.embedding.cluster_size",
     "quantize.embedding.embed_avg",
     "quantize.codebook_used",
-    "model_ema.decay",
-    "model_ema.num_updates",
 }
 # What a configuration beside the weights decides; the rest is read off the weights, and compared.
 _FREE_FIELDS = ("attn_resolutions", "attn_type", "has_decoder", "out_channels")
@@ -81,7 +79,6 @@ _UNSUPPORTED = (
         "an AutoencoderKL has no codebook",
     ),
 )
-_DEFAULT_RESOLUTION = 512
 _NAMED_KEYS = 8
 
 
@@ -116,13 +113,16 @@ def load_vq_checkpoint(
     keys, read = open_weights(name)
     prefix = _find_prefix(keys, name, ema)
     weights = {
-        key[len(prefix) :]: tensor
+        key.removeprefix(prefix): tensor
         for key, tensor in read([key for key in keys if key.startswith(prefix)]).items()
-        if _is_model_key(key[len(prefix) :])
     }
     if ema:
         weights = _averaged(weights)
-    weights = {key: value for key, value in weights.items() if not key.startswith("model_ema.")}
+    weights = {
+        key: value
+        for key, value in weights.items()
+        if not key.startswith(("model_ema.", "loss.")) and key not in _TRAINING_KEYS
+    }
     fields: dict[str, Any] = {}
     if _LLAMAGEN in weights:
         weights, fields = _from_llamagen(weights), {"l2_norm": True, "resolution": 256}
@@ -131,7 +131,7 @@ def load_vq_checkpoint(
         if resolution is not None:
             fields["resolution"] = resolution
         with reading(name, "cannot be converted"):
-            config = infer_config(weights, name=name, **fields)
+            config = _infer_config(weights, name, **fields)
     elif config.has_decoder and not _has_decoder(weights):
         config = BeingVLVQConfig.from_dict({**config.to_dict(), "has_decoder": False})
     with torch.device("meta"):
@@ -147,25 +147,10 @@ def load_vq_checkpoint(
     return model.requires_grad_(True).eval()
 
 
-def infer_config(
-    weights: dict[str, torch.Tensor],
-    *,
-    resolution: int = _DEFAULT_RESOLUTION,
-    name: str = "weights",
-    **fields: Any,
+def _infer_config(
+    weights: dict[str, torch.Tensor], name: str, *, resolution: int = 512, **fields: Any
 ) -> BeingVLVQConfig:
-    """Sizes of a VQ-GAN from its weights (keys without prefix).
-
-    Args:
-        weights: taming's keys.
-        resolution: side in pixels that it was trained on.
-        name: what errors call the weights.
-        fields: of the configuration, that weights do not tell: groups of the norms are 32 by default, as in
-            every published model. A field that they do tell must agree with them.
-
-    Raises:
-        ValueError: a weight that tells a size is missing, or sizes contradict each other.
-    """
+    """Sizes of a VQ-GAN from its weights; `fields` that they do not tell, and those that must agree with them."""
 
     def shape(key: str) -> torch.Size:
         if key not in weights:
@@ -283,11 +268,6 @@ def _from_llamagen(weights: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
 
 def _has_decoder(weights: dict[str, torch.Tensor]) -> bool:
     return any(key.startswith("decoder.") for key in weights)
-
-
-def _is_model_key(key: str) -> bool:
-    """Whether a key is one of the model, rather than of what trained it."""
-    return not key.startswith("loss.") and key not in _TRAINING_KEYS
 
 
 def _find_prefix(keys: Iterable[str], name: str, ema: bool) -> str:

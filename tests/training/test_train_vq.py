@@ -20,7 +20,7 @@ from torch import nn
 from being_vl import BeingVLImageProcessor, BeingVLVQConfig, BeingVLVQModel
 from being_vl.cli import main as being_vl_command
 from being_vl.cli.train_vq import make_parser
-from being_vl.quantizers.metrics import PixelScale, ReconstructionMetrics, inception_network
+from being_vl.quantizers.metrics import ReconstructionMetrics, inception_network
 from being_vl.training.vq.codebook import CodebookTracker, fit_codebook
 from being_vl.training.vq.data import CachedImages, augment, pixels_from_uint8
 from being_vl.training.vq.losses import (
@@ -35,7 +35,7 @@ from being_vl.training.vq.run import fit_vq_model
 from being_vl.training.vq.trainer import VQTrainer, VQTrainingArguments
 
 PRESETS = sorted((Path(__file__).parents[2] / "hub_configs" / "vq").glob("*.yaml"))
-SCALE = PixelScale.of(BeingVLImageProcessor())
+PROCESSOR = BeingVLImageProcessor()
 SIZES = {
     "resolution": 16, "base_channels": 8, "channel_multiplier": [1, 1], "num_res_blocks": 1,
     "latent_channels": 8, "embed_dim": 4, "num_embeddings": 16, "norm_num_groups": 4,
@@ -285,7 +285,7 @@ def test_pixels_are_those_of_the_image_processor():
     processor = BeingVLImageProcessor(do_resize=False, do_center_crop=False)
     wanted = processor([Image.fromarray(p) for p in pictures(3)], return_tensors="pt")
     torch.testing.assert_close(pixels(3), wanted["pixel_values"], rtol=0, atol=1e-6)
-    assert np.array_equal(SCALE.to_uint8(pixels(3)).permute(0, 2, 3, 1).numpy(), pictures(3))
+    assert np.array_equal(PROCESSOR.to_uint8(pixels(3)).permute(0, 2, 3, 1).numpy(), pictures(3))
     with pytest.raises(ValueError, match=r"images must be uint8 \(N, H, W, 3\), got float64"):
         pixels_from_uint8(pictures(3) / 255, processor)
 
@@ -296,7 +296,7 @@ def test_metrics_agree_with_scikit_image_and_arithmetic():
     fake = np.clip(real.astype(int) + noise, 0, 255).astype(np.uint8)
     processor = BeingVLImageProcessor()
     codes = torch.tensor([[[0, 0], [0, 0]], [[1, 1], [2, 3]]]).repeat(3, 1, 1)
-    metrics = ReconstructionMetrics(8, SCALE)
+    metrics = ReconstructionMetrics(8, PROCESSOR)
     for part in (slice(0, 4), slice(4, 6)):
         metrics.update(
             pixels_from_uint8(real[part], processor),
@@ -312,11 +312,11 @@ def test_metrics_agree_with_scikit_image_and_arithmetic():
     assert got["perplexity"] == pytest.approx(2**1.75)
     assert 0 < got["ssim"] < 1
     with pytest.raises(ValueError, match="no image to evaluate on"):
-        ReconstructionMetrics(8, SCALE, ssim=False).compute()
+        ReconstructionMetrics(8, PROCESSOR, ssim=False).compute()
 
 
 def test_equal_pictures_have_ssim_1_and_a_finite_psnr():
-    metrics = ReconstructionMetrics(2, SCALE)
+    metrics = ReconstructionMetrics(2, PROCESSOR)
     metrics.update(pixels(2), pixels(2), torch.zeros(2, 1, 1, dtype=torch.long))
     got = metrics.compute()
     assert got["ssim"] == pytest.approx(1.0, abs=1e-4)
@@ -330,8 +330,8 @@ def test_rfid_takes_the_network_of_the_user():
         def forward(self, images):
             return images.float().mean((2, 3)).repeat(1, 2)[:, :4]
 
-    same = ReconstructionMetrics(2, SCALE, ssim=False, fid_network=Features())
-    other = ReconstructionMetrics(2, SCALE, ssim=False, fid_network=Features())
+    same = ReconstructionMetrics(2, PROCESSOR, ssim=False, fid_network=Features())
+    other = ReconstructionMetrics(2, PROCESSOR, ssim=False, fid_network=Features())
     codes = torch.zeros(8, 1, 1, dtype=torch.long)
     same.update(pixels(8), pixels(8), codes)
     other.update(pixels(8), -pixels(8), codes)
@@ -366,7 +366,7 @@ def tiny_trainer(folder: Path, steps: int, **arguments) -> VQTrainer:
         ),
         train_dataset=CachedImages(pixels()),
         eval_dataset=CachedImages(pixels(8)),
-        scale=SCALE,
+        processor=PROCESSOR,
     )
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any, ClassVar
 
 import torch
+import transformers
 from torch import nn
 from torch.nn import functional as F
 
@@ -23,11 +24,13 @@ class Adapter:
         name: what a configuration calls the adapter.
         model_types: `model_type` (or diffusers' `_class_name`) of the configurations that it loads.
         preprocessing: options of the image processor, as the library's own has them.
+        stock_class: transformers' VQ model, if `build` and `load` are to make that.
     """
 
     name: ClassVar[str]
     model_types: ClassVar[tuple[str, ...]]
     preprocessing: ClassVar[dict[str, Any]] = CENTRED
+    stock_class: ClassVar[str]
 
     def __init__(self, model: nn.Module):
         self.model: Any = model  # of a class whose attributes type checkers do not know
@@ -35,16 +38,32 @@ class Adapter:
     @classmethod
     def build(cls, config: dict[str, Any]) -> nn.Module:
         """The model of a configuration, its weights not loaded yet."""
-        raise NotImplementedError
+        stock = getattr(transformers, cls.stock_class)
+        return stock(stock.config_class(**config))
 
     @classmethod
     def load(cls, source: str, **options: Any) -> nn.Module:
         """The model from a folder or a repository, its own or the whole that it is a part of."""
-        raise NotImplementedError
+        stock = getattr(transformers, cls.stock_class)
+        model, info = stock.from_pretrained(
+            source,
+            config=stock.config_class.from_pretrained(source, **options),
+            key_mapping={r"^(model\.)?vqmodel\.": ""},
+            output_loading_info=True,
+            **options,
+        )
+        if missing := sorted(info["missing_keys"]):
+            raise ValueError(f"{source}: {missing[0]} is missing for {cls.stock_class}")
+        return model
 
     def sizes(self) -> dict[str, int]:
         """`num_embeddings`, `downsampling`, `resolution`, and `temporal_downsampling` of a video model."""
-        raise NotImplementedError
+        config = self.model.config
+        return {
+            "num_embeddings": config.num_embeddings,
+            "downsampling": 2 ** (len(config.channel_multiplier) - 1),
+            "resolution": getattr(config, "resolution", 512),
+        }
 
     def model_config(self) -> dict[str, Any]:
         """What `build` takes."""
@@ -52,7 +71,8 @@ class Adapter:
 
     def encode(self, pixel_values: torch.Tensor) -> torch.Tensor:
         """pixels (B, 3, H, W) → codes (B, h, w) long."""
-        raise NotImplementedError
+        found = self.model.encode(pixel_values)
+        return found.image_tokens.view(len(pixel_values), *found.last_hidden_state.shape[2:])
 
     def decode(self, codes: torch.Tensor) -> torch.Tensor:
         """codes (B, h, w) → pixels (B, 3, H, W)."""
@@ -72,28 +92,3 @@ class Adapter:
         """Codes (B, h, w) → codebook vectors, (B, D, h, w)."""
         vectors = self.model.quantize.embedding(codes)
         return (F.normalize(vectors, dim=-1) if unit else vectors).permute(0, 3, 1, 2)
-
-
-def part_of(kind: type[Any], source: str, config: Any, options: dict[str, Any]) -> Any:
-    """A VQ model of transformers, from its own checkpoint or out of the whole model's.
-
-    Args:
-        kind: the class of the VQ model.
-        config: its configuration.
-        options: of `from_pretrained`.
-
-    Raises:
-        ValueError: a weight is missing.
-    """
-    model, info = kind.from_pretrained(
-        source,
-        config=config,
-        key_mapping={r"^(model\.)?vqmodel\.": ""},
-        output_loading_info=True,
-        **options,
-    )
-    if info["missing_keys"]:
-        raise ValueError(
-            f"{source}: {sorted(info['missing_keys'])[0]} is missing for {kind.__name__}"
-        )
-    return model

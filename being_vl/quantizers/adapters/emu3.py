@@ -1,31 +1,15 @@
 """transformers' `Emu3VQVAE`: a video model, given single images or videos."""
 
-from __future__ import annotations
-
-from typing import Any
-
 import torch
 
-from .adapter import CLIP, Adapter, part_of
+from .adapter import CLIP, Adapter
 
 
 class Emu3Adapter(Adapter):
     name = "emu3"
     model_types = ("emu3", "emu3_vqgan")
     preprocessing = CLIP
-
-    @classmethod
-    def build(cls, config: dict[str, Any]) -> Any:
-        from transformers import Emu3VQVAE, Emu3VQVAEConfig
-
-        return Emu3VQVAE(Emu3VQVAEConfig(**config))
-
-    @classmethod
-    def load(cls, source: str, **options: Any) -> Any:
-        from transformers import Emu3VQVAE, Emu3VQVAEConfig
-
-        config = Emu3VQVAEConfig.from_pretrained(source, **options)
-        return part_of(Emu3VQVAE, source, config, options)
+    stock_class = "Emu3VQVAE"
 
     def sizes(self) -> dict[str, int]:
         config = self.model.config

@@ -22,7 +22,6 @@ class GlmImageTokenizer(nn.Module):
         super().__init__()
         self.visual = GlmImageVisionModel(vision_config)
         self.vqmodel = GlmImageVQVAE(vq_config)
-
         self.config = vq_config
 
     @property

@@ -4,44 +4,19 @@ As in transformers, vectors are of unit length in decoding and as they are in en
 square size; here its parts are called, which take any.
 """
 
-from __future__ import annotations
-
-from typing import Any
-
 import torch
 
-from .adapter import Adapter, part_of
+from .adapter import Adapter
 
 
 class JanusAdapter(Adapter):
     name = "janus"
     model_types = ("janus", "janus_vqgan")
-
-    @classmethod
-    def build(cls, config: dict[str, Any]) -> Any:
-        from transformers import JanusVQVAE, JanusVQVAEConfig
-
-        return JanusVQVAE(JanusVQVAEConfig(**config))
-
-    @classmethod
-    def load(cls, source: str, **options: Any) -> Any:
-        from transformers import JanusVQVAE, JanusVQVAEConfig
-
-        config = JanusVQVAEConfig.from_pretrained(source, **options)
-        return part_of(JanusVQVAE, source, config, options)
+    stock_class = "JanusVQVAE"
 
     def sizes(self) -> dict[str, int]:
-        config = self.model.config
-        side = 2 ** (len(config.channel_multiplier) - 1)
-        return {
-            "num_embeddings": config.num_embeddings,
-            "downsampling": side,
-            "resolution": config.num_patches * side,
-        }
-
-    def encode(self, pixel_values: torch.Tensor) -> torch.Tensor:
-        found = self.model.encode(pixel_values)
-        return found.image_tokens.view(len(pixel_values), *found.last_hidden_state.shape[2:])
+        sizes = super().sizes()
+        return {**sizes, "resolution": self.model.config.num_patches * sizes["downsampling"]}
 
     def decode(self, codes: torch.Tensor) -> torch.Tensor:
         vectors = self.vectors(codes, unit=True).contiguous()

@@ -15,7 +15,6 @@ from transformers import TrainerCallback, set_seed
 
 from ...quantizers.configuration_being_vl_vq import BeingVLVQConfig
 from ...quantizers.image_processing_being_vl import BeingVLImageProcessor
-from ...quantizers.metrics import PixelScale
 from ...quantizers.modeling_being_vl_vq import BeingVLVQModel
 from .data import CachedImages, pixels_from_uint8
 from .module import VQLossConfig, VQTrainingModule
@@ -89,7 +88,7 @@ def fit_vq_model(
                 dataloader_pin_memory=False,
             ),
             train_dataset=CachedImages(pixels_from_uint8(images, processor)),
-            scale=PixelScale.of(processor),
+            processor=processor,
             callbacks=[stopwatch],
         )
         stopwatch.trainer = trainer

@@ -24,7 +24,8 @@ from transformers import (
     TrainingArguments,
 )
 
-from ...quantizers.metrics import PixelScale, ReconstructionMetrics, evaluate_reconstruction
+from ...quantizers.image_processing_being_vl import BeingVLImageProcessor
+from ...quantizers.metrics import ReconstructionMetrics, evaluate_reconstruction
 from ...quantizers.modeling_being_vl_vq import BeingVLVQModel
 from ..logs import check_report_to
 from ..resume import ExactResumeMixin
@@ -76,7 +77,7 @@ class VQTrainer(ExactResumeMixin, Trainer):
         model: the module; its `model` is what `save_pretrained` is for when it is done.
         args: the arguments.
         train_dataset, eval_dataset: items `{"pixel_values": (3, H, W)}`.
-        scale: of the pixel values, for metrics.
+        processor: whose pixel values the metrics compare.
         metrics: makes an empty `ReconstructionMetrics`; by default PSNR and use of the codebook.
     """
 
@@ -87,7 +88,7 @@ class VQTrainer(ExactResumeMixin, Trainer):
         *,
         train_dataset: Dataset,
         eval_dataset: Dataset | None = None,
-        scale: PixelScale,
+        processor: BeingVLImageProcessor,
         metrics: Callable[[], ReconstructionMetrics] | None = None,
         callbacks: list[TrainerCallback] | None = None,
     ):
@@ -114,7 +115,7 @@ class VQTrainer(ExactResumeMixin, Trainer):
         self._module = model
         self._metrics = metrics or (
             lambda: ReconstructionMetrics(
-                model.model.config.num_embeddings, scale, ssim=False, device=args.device
+                model.model.config.num_embeddings, processor, ssim=False, device=args.device
             )
         )
         self._started: float | None = None
