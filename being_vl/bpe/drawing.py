@@ -50,7 +50,6 @@ def token_sheet(
     """Tokens drawn side by side, each with its id.
 
     Args:
-        bpe, visual_ids: what is drawn.
         width: of the sheet, in pixels.
         pixels: codes (h, w) → uint8 (h × d, w × d, 3), such as a quantizer's decoder; without it a cell is a square
             in the colour of its code, as are those of tokens with the repeat code.
@@ -105,11 +104,7 @@ def _token_image(
 
 
 def token_map(bpe: ImageBPE, ids: Sequence[int], height: int, width: int) -> np.ndarray:
-    """int32 (height, width): which of ids covers each cell.
-
-    Raises:
-        ValueError: as of ImageBPE.decode.
-    """
+    """int32 (height, width): which of ids covers each cell; errors as of ImageBPE.decode."""
     bpe.decode(ids, height, width)
     owner = np.full((height, width), -1, dtype=np.int32)
     for index, visual_id in enumerate(ids):
@@ -153,14 +148,9 @@ def contact_sheet(
 def save_animation(
     frames: Sequence[Image.Image], path: str | os.PathLike, seconds: float = 0.25
 ) -> None:
-    """Write frames as an animated WebP (or GIF, by the name), without loss and without end.
+    """Write frames of one size as an animated WebP (or GIF, by the name), each for so long, without loss and without end.
 
     Frames that are as the one before become one with it, that stands longer.
-
-    Args:
-        frames: images of one size.
-        path: ends in .webp or .gif.
-        seconds: how long each frame stands.
     """
     first, *others = (frame.convert("RGB") for frame in frames)
     milliseconds = max(1, round(1000 * seconds))

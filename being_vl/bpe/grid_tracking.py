@@ -66,11 +66,7 @@ class OpenImageTracker:
         return -1 if start is None else int((ids[start:] == self.boi_token_id).sum())
 
     def may_repeat(self, num_frames: Any) -> Any:
-        """Whether the last of so many frames (-1: an image outside of videos) may hold the repeat code.
-
-        Args:
-            num_frames: an int or a tensor of them; the answer is of the same kind.
-        """
+        """Whether the last of so many frames (an int or a tensor; -1: an image alone) may hold the repeat code."""
         interval = self.key_frame_interval
         return (num_frames > 1) & (True if interval is None else (num_frames - 1) % interval != 0)
 

@@ -26,9 +26,7 @@ def as_grids(grids: Any) -> Any:
     """What a user passes as grids: an integer array (N, H, W), or a sequence with one (h, w) for each index.
 
     Series of pandas and the like, whose indices are labels, and arrays of arrays become lists; nested lists stay.
-
-    Raises:
-        ValueError: naming the form that was passed, and what to do with it.
+    Of other forms a ValueError says what to do with them.
     """
     if isinstance(grids, np.lib.npyio.NpzFile):
         raise ValueError(
@@ -57,11 +55,7 @@ def as_grids(grids: Any) -> Any:
 
 
 def as_grid(grid: Any, name: str) -> np.ndarray:
-    """One grid, an array of integers (height, width) or nested lists of them, as an integer array.
-
-    Raises:
-        ValueError: naming the grid, the rule and the value.
-    """
+    """One grid, an array of integers (height, width) or nested lists of them, as an integer array, or a ValueError."""
     try:
         array = np.asanyarray(grid)  # masked arrays stay what they are
         if array.dtype == object and array.ndim == 1:
@@ -74,23 +68,17 @@ def as_grid(grid: Any, name: str) -> np.ndarray:
             f"(1, {array.size}): it is a grid of one row"
         )
     if array.ndim != 2 or array.size == 0:
-        raise ValueError(
-            f"{name} must have shape (height, width), at least 1x1, got shape {array.shape}"
-        )
+        raise ValueError(f"{name} must have shape (height, width), at least 1x1, got {array.shape}")
     check_integers(array, name)
     return array
 
 
 def check_grid(grid: Any, codebook_size: int, name: str) -> np.ndarray:
-    """One grid as an int32 array (height, width), every code in [0, codebook_size).
-
-    Raises:
-        ValueError: naming the grid, the rule and the value.
-    """
+    """One grid as an int32 array (height, width), every code in [0, codebook_size), or a ValueError."""
     array = as_grid(grid, name)
     if array.size > MAX_GRID_CELLS:
         raise ValueError(
-            f"{name} has more than {MAX_GRID_CELLS} cells, got {array.size}; cut it into parts"
+            f"{name} has {array.size}, more than {MAX_GRID_CELLS} cells; cut it into parts"
         )
     check_codes(array, codebook_size, name)
     return np.ascontiguousarray(array, dtype=np.int32)
@@ -174,20 +162,13 @@ def _array_chunks(grids: Any, codebook_size: int) -> Iterator[Chunk]:
                 check_grid(grid, codebook_size, f"grids[{index}]")
             raise
         flat = np.ascontiguousarray(block, dtype=np.int32).reshape(-1)
-        yield (
-            flat,
-            np.full(len(block), height, dtype=np.int64),
-            np.full(len(block), width, dtype=np.int64),
-        )
+        sides = np.full((2, len(block)), [[height], [width]], dtype=np.int64)
+        yield flat, sides[0], sides[1]
 
 
 def _pack(held: list[np.ndarray]) -> Chunk:
-    shapes = np.array([grid.shape for grid in held], dtype=np.int64)
-    return (
-        np.concatenate([grid.reshape(-1) for grid in held]),
-        shapes[:, 0].copy(),
-        shapes[:, 1].copy(),
-    )
+    sides = np.array([grid.shape for grid in held], dtype=np.int64).T.copy()
+    return np.concatenate([grid.reshape(-1) for grid in held]), sides[0], sides[1]
 
 
 def flat_ids(ids: Sequence[Any], name: Callable[[int], str]) -> tuple[np.ndarray, np.ndarray]:
@@ -221,13 +202,10 @@ def check_sides(value: Any, count: int, name: str) -> list[int]:
 
 def check_threads(num_threads: int | None) -> int:
     """The number of threads to use: all cores this process may run on by default."""
-    if num_threads is None:
-        return (
-            len(os.sched_getaffinity(0))
-            if hasattr(os, "sched_getaffinity")
-            else os.cpu_count() or 1
-        )
-    return check_side(num_threads, "num_threads")
+    if num_threads is not None:
+        return check_side(num_threads, "num_threads")
+    has_affinity = hasattr(os, "sched_getaffinity")
+    return len(os.sched_getaffinity(0)) if has_affinity else os.cpu_count() or 1
 
 
 def map_in_order(work: Callable[..., Any], items: Iterator[Any], num_threads: int) -> Iterator[Any]:

@@ -31,7 +31,7 @@ from .grids import (
     split_flat,
 )
 from .placement import GridState, ShapeTable
-from .rules import MAX_MERGES, MERGE_RULES, check_merges
+from .rules import MERGE_RULES, RULE_FIELDS, as_rules, check_merges
 from .shapes import TokenTable, build_token_table
 from .vocabulary_file import FILE_NAME, load_vocabulary, save_vocabulary
 
@@ -67,22 +67,12 @@ class ImageBPE(PushesCheckpoint):
     ):
         codebook_size = check_codebook_size(codebook_size)
         if repeat_code is not None and repeat_code != codebook_size - 1:
-            raise ValueError(
-                f"repeat_code must be the last code, {codebook_size - 1}, got {repeat_code!r}"
-            )
+            last = codebook_size - 1
+            raise ValueError(f"repeat_code must be the last code, {last}, got {repeat_code!r}")
         if merge_rule not in MERGE_RULES:
             raise ValueError(f"merge_rule must be one of {MERGE_RULES}, got {merge_rule!r}")
-        rules = np.asarray(merges)
-        if rules.size == 0:
-            rules = np.zeros((0, 4), dtype=np.int64)
-        if rules.ndim != 2 or rules.shape[1] != 4 or rules.dtype.kind not in "iu":
-            raise ValueError(
-                f"merges must be integers of shape (M, 4), got {rules.dtype} {rules.shape}"
-            )
-        if len(rules) > MAX_MERGES:
-            raise ValueError(f"merges has {len(rules)} rules; at most {MAX_MERGES} are allowed")
-        rules = rules.astype(np.int64)
-        check_merges(rules, codebook_size, merge_rule)
+        rules = as_rules(merges, codebook_size, RULE_FIELDS, "merges")
+        check_merges(rules, merge_rule)
         self._codebook_size = codebook_size
         self._merge_rule = merge_rule
         self._table: Any = (  # None for `pair`, where nothing that needs it is built
@@ -289,11 +279,9 @@ class ImageBPE(PushesCheckpoint):
         self._shapes_or_raise()
         heights = check_sides(height, len(ids), "height")
         widths = check_sides(width, len(ids), "width")
-        for one_height, one_width in zip(heights, widths, strict=True):
-            if one_height * one_width > MAX_GRID_CELLS:
-                raise ValueError(
-                    f"height {one_height} x width {one_width} is more than {MAX_GRID_CELLS} cells"
-                )
+        for sides in zip(heights, widths, strict=True):
+            if sides[0] * sides[1] > MAX_GRID_CELLS:
+                raise ValueError(f"height x width {sides} is more than {MAX_GRID_CELLS} cells")
         decoded: list[np.ndarray] = []
 
         def work(begin: int) -> list[np.ndarray]:
@@ -363,9 +351,8 @@ class ImageBPE(PushesCheckpoint):
         """
         covered = np.asarray(covered)
         if covered.ndim != 2 or covered.size == 0 or covered.dtype != bool:
-            raise ValueError(
-                f"covered must be bool (height, width), got {covered.dtype} {covered.shape}"
-            )
+            got = f"{covered.dtype} {covered.shape}"
+            raise ValueError(f"covered must be bool (height, width), got {got}")
         shapes = self.shape_table()
         if covered.all():
             return np.zeros(self.vocab_size, dtype=bool)

@@ -17,15 +17,16 @@ from typing import Any
 import numpy as np
 
 from ..files import read_json, shown, write_atomic
-from .grids import check_grid
+from .grids import check_codebook_size, check_grid
 from .plain_pickle import read_plain_pickle
-from .rules import MAX_CODEBOOK_SIZE, MAX_MERGES
+from .rules import as_rules
 from .vocabulary_file import check_header, int_rows
 
 FILE_NAME = "legacy_image_bpe.json"
 FORMAT = "being_vl.bpe.legacy"
 VERSION = 1
 _FIELDS = ("format", "version", "codebook_size", "decodable", "pairs")
+_COLUMNS = ("first", "second")
 
 
 class LegacyImageBPE:
@@ -40,27 +41,12 @@ class LegacyImageBPE:
     """
 
     def __init__(self, pairs: Any, codebook_size: int):
-        if not 1 <= codebook_size <= MAX_CODEBOOK_SIZE:
-            raise ValueError(
-                f"codebook_size must lie in [1, {MAX_CODEBOOK_SIZE}], got {codebook_size}"
-            )
-        rules = np.asarray(pairs)
-        if rules.ndim != 2 or rules.shape[1] != 2 or rules.dtype.kind not in "iu" or not len(rules):
-            raise ValueError(
-                f"pairs must be integers of shape (M, 2), got {rules.dtype} {rules.shape}"
-            )
-        if len(rules) > MAX_MERGES:
-            raise ValueError(f"pairs has {len(rules)} rules; at most {MAX_MERGES} are allowed")
-        bad = np.argwhere((rules < 0) | (rules >= codebook_size + np.arange(len(rules))[:, None]))
-        if len(bad):
-            r, column = bad[0]
-            raise ValueError(
-                f"pairs[{r}].{('first', 'second')[column]} is {rules[r, column]}, "
-                f"but only {codebook_size + r} tokens exist at that rank"
-            )
+        self._codebook_size = check_codebook_size(codebook_size)
+        rules = as_rules(pairs, self._codebook_size, _COLUMNS, "pairs")
+        if not len(rules):
+            raise ValueError("pairs must hold a rule, got none")
         self._pairs = rules.astype(np.int32)
         self._pairs.setflags(write=False)
-        self._codebook_size = int(codebook_size)
         # A pair that holds a new id is learned after it, so only its first rank can ever apply.
         self._pair_list = [tuple(pair) for pair in self._pairs.tolist()]
         self._ranks: dict[tuple[int, ...], int] = {}
@@ -93,7 +79,7 @@ class LegacyImageBPE:
                     "new ids follow one another"
                 )
         try:
-            pairs = int_rows([list(pair) for pair, _ in entries], ("first", "second"), "pairs")
+            pairs = int_rows([list(pair) for pair, _ in entries], _COLUMNS, "pairs")
             return cls(pairs, codebook_size)
         except ValueError as error:
             raise ValueError(f"{name}: {error}") from None
@@ -125,11 +111,7 @@ class LegacyImageBPE:
         return [self.encode(grid) for grid in grids]
 
     def decode(self, ids: Any, height: int, width: int) -> np.ndarray:
-        """Not possible.
-
-        Raises:
-            ValueError: always.
-        """
+        """Not possible: always a ValueError."""
         raise ValueError(
             "the authors' released tokens cannot be decoded: one id stands for several shapes; "
             "train an ImageBPE for exact decoding"
@@ -201,18 +183,12 @@ class LegacyImageBPE:
         path = path / FILE_NAME if path.is_dir() else path
         fields = read_json(path)
         check_header(fields, path.name, FORMAT, VERSION, _FIELDS)
-        if type(fields["codebook_size"]) is not int:
-            raise ValueError(
-                f"{path.name}: codebook_size must be an integer, got {shown(fields['codebook_size'])}"
-            )
         if fields["decodable"] is not False:
             raise ValueError(
                 f"{path.name}: decodable must be false, got {shown(fields['decodable'])}"
             )
         try:
-            return cls(
-                int_rows(fields["pairs"], ("first", "second"), "pairs"), fields["codebook_size"]
-            )
+            return cls(int_rows(fields["pairs"], _COLUMNS, "pairs"), fields["codebook_size"])
         except ValueError as error:
             raise ValueError(f"{path.name}: {error}") from None
 

@@ -23,7 +23,7 @@ A grid under work is a dict from anchor to `Token`, a token being its visual id 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import NamedTuple
 
 from .rules import MAX_TOKEN_CELLS, MAX_TOTAL_CELLS
@@ -197,23 +197,23 @@ def decode(
 Frame = list[list[int]]
 
 
+def cell_by_cell(choose: Callable[[int, int], int], frame: Frame, before: Frame) -> Frame:
+    """What `choose` makes of the codes of each cell in a frame and in the frame before."""
+    pairs = (zip(*lines, strict=True) for lines in zip(frame, before, strict=True))
+    return [[choose(code, old) for code, old in line] for line in pairs]
+
+
 def mark_repeats(
     frames: Sequence[Frame], codebook_size: int, key_frame_interval: int | None = None
 ) -> list[Frame]:
     """The frames with the repeat code; the first, and one every key_frame_interval frames, hold none."""
     marked = []
     for t, frame in enumerate(frames):
-        is_key = t == 0 or (key_frame_interval is not None and t % key_frame_interval == 0)
-        before = frame if is_key else frames[t - 1]
-        marked.append(
-            [
-                [
-                    codebook_size if code == old and not is_key else code
-                    for code, old in zip(line, old_line, strict=True)
-                ]
-                for line, old_line in zip(frame, before, strict=True)
-            ]
-        )
+        if t > 0 and (key_frame_interval is None or t % key_frame_interval):
+            frame = cell_by_cell(
+                lambda code, old: codebook_size if code == old else code, frame, frames[t - 1]
+            )
+        marked.append(frame)
     return marked
 
 
@@ -229,13 +229,7 @@ def restore_repeats(marked: Sequence[Frame], codebook_size: int) -> list[Frame]:
     for frame in marked:
         before = frames[-1] if frames else frame
         frames.append(
-            [
-                [
-                    old if code == codebook_size else code
-                    for code, old in zip(line, old_line, strict=True)
-                ]
-                for line, old_line in zip(frame, before, strict=True)
-            ]
+            cell_by_cell(lambda code, old: old if code == codebook_size else code, frame, before)
         )
     return frames
 

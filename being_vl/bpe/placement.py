@@ -155,11 +155,7 @@ class GridState:
         return self._shapes.free_of(self._grid[self._places + self._anchor] != _OPEN)
 
     def append(self, visual_id: int) -> None:
-        """Place a token at the next anchor.
-
-        Raises:
-            ValueError: naming the id and its position in the sequence, and leaving the state as it was.
-        """
+        """Place a token at the next anchor; a ValueError that names it and its position leaves the state as it was."""
         height, width = self._shape
         name = f"ids[{self.num_tokens}] is {visual_id}"
         if not 0 <= visual_id < self._bpe.vocab_size:

@@ -36,7 +36,6 @@ def mark_repeats(
 
     Args:
         codes: integers (T, h, w) in [0, codebook_size), memory-mapped or not: frames of one video.
-        codebook_size: K.
         key_frame_interval: every so many frames, one holds no repeat code, so that reading can begin
             there; by default the first alone.
         before: codes (h, w), the frame before codes[0]; None where codes[0] is the first of the video.
@@ -78,8 +77,7 @@ def restore_repeats(codes: Any, codebook_size: int, *, before: Any = None) -> np
     """Undo `mark_repeats`: the exact inverse, whatever the interval of key frames was.
 
     Args:
-        codes: integers (T, h, w) in [0, codebook_size], the first frame without repeat codes.
-        codebook_size: K, which is the repeat code.
+        codes: integers (T, h, w) in [0, codebook_size], where codebook_size is the repeat code.
         before: codes (h, w), the restored frame before codes[0], which then may hold repeat codes; None where
             codes[0] is the first frame of a video, or a key frame.
 
@@ -123,11 +121,7 @@ def encode_frames(
     Args:
         bpe: of marked frames (with a `repeat_code`); with another one each frame is encoded as an image.
         codes: integers (T, h, w), as the quantizer gave them.
-        key_frame_interval: see `mark_repeats`.
-        num_threads: see `ImageBPE.encode_batch`.
-
-    Raises:
-        ValueError: see `mark_repeats` and `ImageBPE.encode`.
+        key_frame_interval, num_threads: see `mark_repeats` and `ImageBPE.encode_batch`, for errors too.
     """
     if bpe.repeat_code is not None:
         codes = mark_repeats(codes, bpe.repeat_code, key_frame_interval=key_frame_interval)

@@ -1,10 +1,12 @@
-"""merge rules: their names, their limits, and the check of a list of them.
+"""merge rules: their names, their limits, and the checks of a list of them.
 
 Source: point 2 of the law of the image BPE. The limits bound what a file may make a reader allocate; whoever
 learns rules must keep to them too, or what it learned cannot be saved.
 """
 
 from __future__ import annotations
+
+from typing import Any
 
 import numpy as np
 
@@ -17,28 +19,36 @@ MAX_TOTAL_CELLS = 1 << 22  # over all merges: bounds memory against rules that d
 MAX_OFFSET = MAX_TOKEN_CELLS - 1  # of a row, and of a column to either side
 
 
-def check_merges(merges: np.ndarray, codebook_size: int, merge_rule: str) -> None:
-    """Check ranges and order of the four fields of int64 rules (M, 4).
-
-    With merge_rule "pair" both offsets are 0.
+def as_rules(value: Any, codebook_size: int, columns: tuple[str, ...], field: str) -> np.ndarray:
+    """Rules as int64 (M, len(columns)), whose first two columns are tokens that exist at that rank.
 
     Raises:
-        ValueError: naming the rule, the field, what is allowed and the value.
+        ValueError: naming the rule, the column, what is allowed and the value.
     """
-    rank = np.arange(len(merges))
-    known = codebook_size + rank
-    for column, name in enumerate(RULE_FIELDS[:2]):
-        part = merges[:, column]
-        bad = np.flatnonzero((part < 0) | (part >= known))
-        if len(bad):
-            r = bad[0]
-            if part[r] < 0:
-                raise ValueError(f"merges[{r}].{name} is {part[r]}, but an id is at least 0")
-            raise ValueError(
-                f"merges[{r}].{name} is {part[r]}, but only {known[r]} tokens exist at that rank"
-            )
+    rules = np.asarray(value)
+    if rules.size == 0:
+        rules = np.zeros((0, len(columns)), dtype=np.int64)
+    if rules.ndim != 2 or rules.shape[1] != len(columns) or rules.dtype.kind not in "iu":
+        raise ValueError(
+            f"{field} must be integers of shape (M, {len(columns)}), got {rules.dtype} {rules.shape}"
+        )
+    if len(rules) > MAX_MERGES:
+        raise ValueError(f"{field} has {len(rules)} rules; at most {MAX_MERGES} are allowed")
+    rules = rules.astype(np.int64)
+    known = codebook_size + np.arange(len(rules))
+    bad = np.argwhere((rules[:, :2] < 0) | (rules[:, :2] >= known[:, None]))
+    if len(bad):
+        r, column = bad[0]
+        part = rules[r, column]
+        why = "an id is at least 0" if part < 0 else f"only {known[r]} tokens exist at that rank"
+        raise ValueError(f"{field}[{r}].{columns[column]} is {part}, but {why}")
+    return rules
+
+
+def check_merges(merges: np.ndarray, merge_rule: str) -> None:
+    """Check the offsets of int64 rules (M, 4), and that no rule is there twice; errors as of `as_rules`."""
     if merge_rule == "pair":
-        bad = np.argwhere(merges[:, 2:] != 0)  # type: ignore[assignment]
+        bad = np.argwhere(merges[:, 2:] != 0)
         if len(bad):
             r, column = bad[0][0], bad[0][1] + 2
             raise ValueError(

@@ -40,7 +40,7 @@ def check_header(
     field_names: tuple[str, ...],
     optional: tuple[str, ...] = (),
 ) -> None:
-    """Check that fields is an object of this format and version with these fields and no others."""
+    """Check that fields is an object of this format and version with these fields and no others, sizes integers."""
     if not isinstance(fields, dict):
         raise ValueError(f"{name}: must be an object, got {shown(fields)}")
     if fields.get("format") != format_name:
@@ -53,9 +53,11 @@ def check_header(
     for field in field_names:
         if field not in fields:
             raise ValueError(f"{name}: field {field!r} is missing")
-    for field in fields:
+    for field, value in fields.items():
         if field not in field_names + optional:
             raise ValueError(f"{name}: unknown field {shown(field)}")
+        if field in ("codebook_size", "repeat_code") and type(value) is not int:
+            raise ValueError(f"{name}: {field} must be an integer, got {shown(value)}")
 
 
 def int_rows(rows: Any, columns: tuple[str, ...], field: str) -> np.ndarray:
@@ -93,14 +95,6 @@ def load_vocabulary(folder_or_file: str | os.PathLike[str]) -> dict[str, Any]:
         path = path / FILE_NAME
     fields = read_json(path, MAX_FILE_BYTES)
     check_header(fields, str(path), FORMAT, VERSION, _FIELDS, _OPTIONAL)
-    if type(fields["codebook_size"]) is not int:
-        raise ValueError(
-            f"{path}: codebook_size must be an integer, got {shown(fields['codebook_size'])}"
-        )
-    if "repeat_code" in fields and type(fields["repeat_code"]) is not int:
-        raise ValueError(
-            f"{path}: repeat_code must be an integer, got {shown(fields['repeat_code'])}"
-        )
     if fields["merge_rule"] not in MERGE_RULES:
         raise ValueError(
             f"{path}: merge_rule is {shown(fields['merge_rule'])}, expected one of {MERGE_RULES}"
@@ -109,12 +103,8 @@ def load_vocabulary(folder_or_file: str | os.PathLike[str]) -> dict[str, Any]:
         merges = int_rows(fields["merges"], RULE_FIELDS, "merges")
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from None
-    return {
-        "merges": merges,
-        "codebook_size": fields["codebook_size"],
-        "merge_rule": fields["merge_rule"],
-        "repeat_code": fields.get("repeat_code"),
-    }
+    own = ("codebook_size", "merge_rule", "repeat_code")
+    return {"merges": merges} | {name: fields[name] for name in own if name in fields}
 
 
 def save_vocabulary(
@@ -122,12 +112,8 @@ def save_vocabulary(
 ) -> None:
     """Write image_bpe.json: one rule a line, the same bytes for the same vocabulary."""
     rows = ",\n".join(json.dumps(row, separators=(",", ":")) for row in merges.tolist())
-    head = {
-        "format": FORMAT,
-        "version": VERSION,
-        "codebook_size": codebook_size,
-        "merge_rule": merge_rule,
-    }
+    head: dict[str, Any] = {"format": FORMAT, "version": VERSION}
+    head |= {"codebook_size": codebook_size, "merge_rule": merge_rule}
     if repeat_code is not None:
         head["repeat_code"] = repeat_code
     lines = [f"{json.dumps(key)}: {json.dumps(value)}," for key, value in head.items()]

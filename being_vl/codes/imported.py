@@ -46,7 +46,6 @@ def import_codes(
         path: .npy (N, h, w); .pt of such a tensor, of a list of (h, w), or of a dictionary of these by
             image id; .parquet; or .tar.
         output: the parquet file to write.
-        codebook_size: K.
         column: of codes in a parquet file; by default the only one of nested lists.
 
     Raises:

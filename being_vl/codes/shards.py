@@ -216,13 +216,7 @@ class CodeShards(Sequence[np.ndarray]):
 
 
 class SampledShards(CodeShards):
-    """A sample of the grids of `CodeShards`, uniform over all of them, in their order.
-
-    Args:
-        shards: the grids.
-        count: how many, at most.
-        seed: decides which.
-    """
+    """A sample of the grids of `CodeShards`, `count` of them at most, uniform over all, in their order."""
 
     def __init__(self, shards: CodeShards, count: int, seed: int):
         self.__dict__.update(shards.__dict__)

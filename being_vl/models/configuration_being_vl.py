@@ -39,8 +39,8 @@ class ImageVocabularyConfig(CheckpointPart):
     """The fields that every Being-VL language model has beside those of its text model.
 
     Args:
-        vocab_size: rows of the embeddings. Left out, it is the size of the layout; a larger value is
-            padding (rows that no token has), a smaller one an error.
+        vocab_size: rows of the embeddings; by default the size of the layout. A larger value is padding (rows that no
+            token has), a smaller one an error.
         text_vocab_size: T, the size of the base tokenizer, its own special tokens included.
         num_special_tokens: S, the special tokens added for images.
         codebook_size: K, the codes of the VQ-GAN; one more where the image BPE has a repeat code.
@@ -50,8 +50,7 @@ class ImageVocabularyConfig(CheckpointPart):
         bov_token_id, eov_token_id, video_token_id: the same for videos, where the vocabulary knows them.
         key_frame_interval: one in so many frames of the videos that the model generates holds no repeat code; the
             first alone by default.
-        image_grid_size: (height, width), the cells of the images that the model generates when
-            `generate` is not told otherwise.
+        image_grid_size: (height, width), the cells of generated images, unless `generate` is told otherwise.
         image_positions: `"grid"` adds learned row and column vectors to the embeddings of image tokens.
             Such a checkpoint has two more tensors than its text model and **no stock class can run it**.
         max_grid_size: rows, and columns, that `image_positions="grid"` has vectors for.
@@ -90,8 +89,7 @@ class ImageVocabularyConfig(CheckpointPart):
         """transformers', but a size given to override one is checked, and `vocab_size` follows it.
 
         Raises:
-            ValueError: the configuration is of another kind of model; transformers would build a new
-                model of the default sizes from it.
+            ValueError: the configuration is of another kind of model, of which transformers would make a new one.
         """
         own = cls.model_type  # type: ignore[attr-defined]
         found = config_dict.get("model_type", own)
@@ -150,9 +148,8 @@ class ImageVocabularyConfig(CheckpointPart):
             if self.max_grid_size < 1:
                 raise ValueError(f"max_grid_size must be positive, got {self.max_grid_size}")
             if size is not None and max(size) > self.max_grid_size:
-                raise ValueError(
-                    f"image_grid_size {tuple(size)} exceeds max_grid_size {self.max_grid_size}"
-                )
+                most = self.max_grid_size
+                raise ValueError(f"image_grid_size {tuple(size)} exceeds max_grid_size {most}")
 
 
 @strict

@@ -77,11 +77,7 @@ _EXPERTS = ("num_experts", "num_local_experts", "n_routed_experts", "moe_num_exp
 
 
 def family_of_base(config: Mapping[str, Any], source: str) -> Family:
-    """The family that a text model belongs to.
-
-    Args:
-        config: the fields of its config.json.
-        source: what a message calls it, such as its folder.
+    """The family of a text model, given the fields of its config.json, and what a message calls it.
 
     Raises:
         ValueError: being_vl does not extend it; the message says why, and what it does extend.
@@ -105,11 +101,7 @@ def family_of_base(config: Mapping[str, Any], source: str) -> Family:
 
 
 def family_of_checkpoint(model_type: str | None, source: str) -> Family:
-    """The family of a checkpoint that being_vl made.
-
-    Raises:
-        ValueError: `model_type` is no Being-VL language model's.
-    """
+    """The family of a checkpoint that being_vl made; ValueError if `model_type` is no Being-VL language model's."""
     for family in FAMILIES:
         if family.model_type == model_type:
             return family

@@ -1,6 +1,6 @@
 """image tokens → the row and column of their anchors → learned vectors, for models that want them.
 
-Ours, and off by default: the papers leave positions to the text model's rotary embedding, by which cells that
+Off by default; not in the papers, which leave positions to the text model's rotary embedding, by which cells that
 are neighbours in a column lie a row of tokens apart.
 """
 

@@ -64,12 +64,10 @@ def new_rows(
 
     Args:
         text_rows: the matrix of the text model, (T, hidden_size), any float dtype.
-        layout: the vocabulary.
-        image_init: `"normal"`, `"mean_text"`, `"codebook"` or `"constituents"`.
         std: standard deviation of normal rows and of projected codes, by default that of the text rows;
             of the noise around the mean for `"mean_text"`, by default a hundredth of it.
         codebook: (K, dim) code vectors, for `"codebook"`.
-        merges: (M, 4) merge rules, whose first two columns are the visual ids of the parts.
+        merges: (M, 4) merge rules, for `"codebook"` and `"constituents"`.
         generator: a CPU generator.
     """
     text_rows = text_rows.detach().float().cpu()

@@ -66,7 +66,8 @@ class BeingVLDecoder(ModelPart):
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
-        if "stock_class" in vars(cls):
+        if BeingVLDecoder in cls.__bases__:
+            cls.stock_class = cls.__bases__[-1]
             forward = _after_those_of(cls.stock_class.forward, cls.forward)
             cls.forward = forward  # type: ignore[method-assign]
 
@@ -121,8 +122,8 @@ class BeingVLDecoder(ModelPart):
 class BeingVLLanguageModel(BeingVLGenerationMixin, VocabularyRows, ModelPart):
     """A mixin before a text model with a head, over the vocabulary of text, special and image tokens.
 
-    A family's class names two more: `stock_class`, transformers' class that it extends, and
-    `decoder_class`, the [`BeingVLDecoder`] under the head.
+    A family's class is this mixin before transformers' class, its `stock_class`, with the name of the
+    [`BeingVLDecoder`] under the head.
     """
 
     stock_class: type[PreTrainedModel]
@@ -130,8 +131,8 @@ class BeingVLLanguageModel(BeingVLGenerationMixin, VocabularyRows, ModelPart):
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
-        if "stock_class" in vars(cls):
-            stock = cls.stock_class
+        if BeingVLLanguageModel in cls.__bases__:
+            stock = cls.stock_class = cls.__bases__[-1]
             for name in ("forward", "prepare_inputs_for_generation"):
                 setattr(cls, name, _after_those_of(getattr(stock, name), getattr(cls, name)))
 
@@ -154,18 +155,17 @@ class BeingVLLanguageModel(BeingVLGenerationMixin, VocabularyRows, ModelPart):
         """The text model's forward, with two more arguments.
 
         Args:
-            input_ids: (batch, length) long, token ids.
+            input_ids, position_ids: (batch, length) long.
             attention_mask: (batch, length), or on sdpa and eager (batch, 1, length, key_length): boolean
                 with True where a query may look, or float and added to the attention scores.
-            position_ids: (batch, length) long.
             labels: (batch, length) long, −100 where there is nothing to predict; shifted inside.
             logits_to_keep: the number of last positions, or the positions, to compute logits for.
             image_token_positions: (batch, length, 2) long, row and column of each image token in its grid
                 and −1 elsewhere; for `config.image_positions="grid"` alone. Left out, it is computed
                 from the ids, on the CPU, by `config.image_grid_size`.
-            label_logits_only: compute logits only where the next token has a label, which costs next to
-                nothing for answer-only labels on a large vocabulary. The loss is the same; `logits`
-                has shape (num_labels, vocab_size), in row-major order of the positions.
+            label_logits_only: compute logits only where the next token has a label, which costs next to nothing
+                for answer-only labels on a large vocabulary. The loss is the same; `logits` has shape
+                (num_labels, vocab_size), in row-major order of the positions.
 
         Raises:
             ValueError: `label_logits_only` without labels or together with `logits_to_keep`; grid
@@ -258,8 +258,8 @@ class BeingVLLanguageModel(BeingVLGenerationMixin, VocabularyRows, ModelPart):
     ) -> "BeingVLLanguageModel":
         """A model that is `text_model` on text, and has new rows for special and image tokens.
 
-        All parameters are copied, bit for bit; those of the first T ids keep their place in the
-        embedding and in the head. Rows of `text_model` beyond T (padding) are dropped.
+        All parameters are copied, bit for bit; those of the first T ids keep their place in the embedding and in
+        the head. Rows of `text_model` beyond T (padding) are dropped.
 
         Args:
             text_model: a model of the family's stock class, with a tied or an untied head.

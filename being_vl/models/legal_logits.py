@@ -14,11 +14,7 @@ from .grid_mask import GridMask
 
 
 class TextOnlyLogitsProcessor(LogitsProcessor):
-    """Masks codes, merges, the begin and end tokens of images and videos, and their placeholders.
-
-    Args:
-        config: of the model, see [`ImageVocabularyConfig`].
-    """
+    """Masks codes, merges, the begin and end tokens of images and videos, and their placeholders."""
 
     def __init__(self, config: Any):
         self._image_ids = slice(config.layout.first_code_id, config.layout.size)

@@ -13,10 +13,7 @@ from . import families
 
 
 def base_family(base: str | os.PathLike) -> families.Family:
-    """The family of a text model, from its configuration alone.
-
-    Args:
-        base: folder, Hub id, or .gguf file.
+    """The family of a text model (folder, Hub id, or .gguf file), from its configuration alone.
 
     Raises:
         ValueError: it cannot be extended; the message says why.
@@ -30,26 +27,14 @@ def base_family(base: str | os.PathLike) -> families.Family:
 
 
 def base_config(base: str | os.PathLike, family: families.Family) -> PreTrainedConfig:
-    """The configuration of a text model of that family, in its stock class.
-
-    Raises:
-        OSError: there is no such model.
-    """
+    """The configuration of a text model of that family, in its stock class."""
     stock = getattr(transformers, family.stock_class)
     source, gguf = _place(base)
     return stock.config_class.from_pretrained(source, **gguf)
 
 
 def load_base(base: str | os.PathLike, *, dtype: str = "auto") -> PreTrainedModel:
-    """A text model in its family's stock class.
-
-    Args:
-        base: folder, Hub id, or .gguf file.
-        dtype: of the weights; `"auto"`: as saved.
-
-    Raises:
-        ValueError, OSError: as of `base_family`.
-    """
+    """A text model in its family's stock class, its weights of a dtype or as saved; errors as of `base_family`."""
     family = base_family(base)
     source, gguf = _place(base)
     return getattr(transformers, family.stock_class).from_pretrained(source, dtype=dtype, **gguf)
@@ -63,10 +48,6 @@ def load_base_tokenizer(base: str | os.PathLike) -> Any:
 
 def load_language_model(checkpoint: str | os.PathLike, **options: Any) -> Any:
     """The language model of a checkpoint, a [`BeingVLLanguageModel`] of whichever family it is.
-
-    Args:
-        checkpoint: folder or Hub id.
-        options: of transformers' `from_pretrained`.
 
     Raises:
         ValueError: it is not a Being-VL checkpoint.
@@ -82,11 +63,7 @@ def load_language_model(checkpoint: str | os.PathLike, **options: Any) -> Any:
 
 
 def extend_text_model(text_model: PreTrainedModel, *args: Any, **options: Any) -> Any:
-    """[`BeingVLLanguageModel.from_text_model`] of the text model's family.
-
-    Raises:
-        ValueError: its family cannot be extended.
-    """
+    """[`BeingVLLanguageModel.from_text_model`] of the text model's family; ValueError if it cannot be extended."""
     from . import modeling_being_vl
 
     family = families.family_of_base(text_model.config.to_dict(), type(text_model).__name__)

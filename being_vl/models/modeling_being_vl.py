@@ -37,87 +37,71 @@ from .language_model import BeingVLDecoder, BeingVLLanguageModel
 
 class BeingVLModel(BeingVLDecoder, LlamaModel):
     config: BeingVLConfig
-    stock_class = LlamaModel
 
 
 class BeingVLForCausalLM(BeingVLLanguageModel, LlamaForCausalLM):
     config: BeingVLConfig
-    stock_class = LlamaForCausalLM
     decoder_class = BeingVLModel
 
 
 class BeingVLQwen2Model(BeingVLDecoder, Qwen2Model):
     config: BeingVLQwen2Config
-    stock_class = Qwen2Model
 
 
 class BeingVLQwen2ForCausalLM(BeingVLLanguageModel, Qwen2ForCausalLM):
     config: BeingVLQwen2Config
-    stock_class = Qwen2ForCausalLM
     decoder_class = BeingVLQwen2Model
 
 
 class BeingVLQwen3Model(BeingVLDecoder, Qwen3Model):
     config: BeingVLQwen3Config
-    stock_class = Qwen3Model
 
 
 class BeingVLQwen3ForCausalLM(BeingVLLanguageModel, Qwen3ForCausalLM):
     config: BeingVLQwen3Config
-    stock_class = Qwen3ForCausalLM
     decoder_class = BeingVLQwen3Model
 
 
 class BeingVLMistralModel(BeingVLDecoder, MistralModel):
     config: BeingVLMistralConfig
-    stock_class = MistralModel
 
 
 class BeingVLMistralForCausalLM(BeingVLLanguageModel, MistralForCausalLM):
     config: BeingVLMistralConfig
-    stock_class = MistralForCausalLM
     decoder_class = BeingVLMistralModel
 
 
 class BeingVLGemma3Model(BeingVLDecoder, Gemma3TextModel):
     config: BeingVLGemma3Config
-    stock_class = Gemma3TextModel
 
 
 class BeingVLGemma3ForCausalLM(BeingVLLanguageModel, Gemma3ForCausalLM):
     config: BeingVLGemma3Config
-    stock_class = Gemma3ForCausalLM
     decoder_class = BeingVLGemma3Model
 
 
 class BeingVLSmolLM3Model(BeingVLDecoder, SmolLM3Model):
     config: BeingVLSmolLM3Config
-    stock_class = SmolLM3Model
 
 
 class BeingVLSmolLM3ForCausalLM(BeingVLLanguageModel, SmolLM3ForCausalLM):
     config: BeingVLSmolLM3Config
-    stock_class = SmolLM3ForCausalLM
     decoder_class = BeingVLSmolLM3Model
 
 
 class BeingVLPhi3Model(BeingVLDecoder, Phi3Model):
     config: BeingVLPhi3Config
-    stock_class = Phi3Model
 
 
 class BeingVLPhi3ForCausalLM(BeingVLLanguageModel, Phi3ForCausalLM):
     config: BeingVLPhi3Config
-    stock_class = Phi3ForCausalLM
     decoder_class = BeingVLPhi3Model
 
 
 class BeingVLOlmo2Model(BeingVLDecoder, Olmo2Model):
     config: BeingVLOlmo2Config
-    stock_class = Olmo2Model
 
 
 class BeingVLOlmo2ForCausalLM(BeingVLLanguageModel, Olmo2ForCausalLM):
     config: BeingVLOlmo2Config
-    stock_class = Olmo2ForCausalLM
     decoder_class = BeingVLOlmo2Model

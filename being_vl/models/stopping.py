@@ -8,11 +8,7 @@ from transformers import StoppingCriteria, StoppingCriteriaList
 
 
 class StopOnEvent(StoppingCriteria):
-    """Ends all rows of a batch at the next token, once an event is set.
-
-    Args:
-        event: what another thread sets.
-    """
+    """Ends all rows of a batch at the next token, once an event is set by another thread."""
 
     def __init__(self, event: threading.Event):
         self._event = event
@@ -23,11 +19,7 @@ class StopOnEvent(StoppingCriteria):
 
 
 class StopOutsideImages(StoppingCriteria):
-    """Ends a row where one of `criteria` says so, but not inside an image or a video, which is finished first.
-
-    Args:
-        config: a [`BeingVLConfig`], whose ids begin and end images and videos.
-    """
+    """Ends a row where one of `criteria` says so, but not inside an image or a video, which is finished first."""
 
     def __init__(self, config: Any):
         pairs = (

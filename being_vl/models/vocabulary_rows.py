@@ -49,18 +49,11 @@ class VocabularyRows:
     def resize_image_embeddings(
         self, num_image_tokens: int, *, generator: torch.Generator | None = None
     ) -> nn.Embedding:
-        """Give the vocabulary `num_image_tokens` visual ids, K codes and the rest merges.
+        """Give the vocabulary `num_image_tokens` visual ids, K codes and the rest merges; returns the input embedding.
 
         Rows that stay keep their values; rows that come start as `"mean_text"`, see `image_rows.new_rows`,
         and take no probability from text. Rows of padding are dropped, and so is `image_bpe`, which
-        no longer fits: set it anew.
-
-        Args:
-            num_image_tokens: K + M, as of `ImageBPE.vocab_size`.
-            generator: a CPU generator for the new rows.
-
-        Returns:
-            The input embedding.
+        no longer fits: set it anew. `generator` is a CPU generator for the new rows.
 
         Raises:
             ValueError: `num_image_tokens` is less than K.
@@ -89,9 +82,8 @@ class VocabularyRows:
     def freeze_text_embeddings(self) -> None:
         """Freeze the text rows, [0, T), of the embedding and of the head while the rest trains.
 
-        The special, code and merge rows train: all of them are new. The rest of the model is left as it
-        is; freeze it with `requires_grad_(False)`. A frozen row gets a gradient of exactly zero, by a
-        stop-gradient in the forward; parameters that weight decay must not touch are in
+        The rest of the model is left as it is; freeze it with `requires_grad_(False)`. A frozen row gets a gradient
+        of exactly zero, by a stop-gradient in the forward; parameters that weight decay must not touch are in
         `frozen_row_parameter_names`.
         """
         self._set_frozen_rows("text")

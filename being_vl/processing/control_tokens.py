@@ -102,9 +102,8 @@ def render_chat(
     Args:
         tokenizer: a `BeingVLTokenizer`.
         template: Jinja source.
-        apply: the method of the base class.
-        conversation, args, kwargs: its arguments.
-        sanitize_control_tokens: one of them too, where transformers has it.
+        apply: the method of the base class; the rest are its arguments, `sanitize_control_tokens` too where
+            transformers has it.
 
     Raises:
         ValueError: a message or part that would not be rendered, see `chat_messages`; a template that takes too

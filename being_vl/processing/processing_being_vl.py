@@ -31,11 +31,7 @@ from .videos import Clips, VideoMixin
 
 
 class BeingVLTextKwargs(TextKwargs, total=False):
-    """Options beyond those of every processor.
-
-    Args:
-        split_special_tokens: text that spells a special or image token stays text.
-    """
+    """Options beyond those of every processor: with `split_special_tokens`, text that spells one stays text."""
 
     split_special_tokens: bool | None
 
@@ -123,11 +119,7 @@ class BeingVLProcessor(VideoMixin, CheckpointPart, ProcessorMixin):
 
     @property
     def vq_model(self) -> Any:
-        """The VQ model, loaded on first use.
-
-        Raises:
-            ValueError: the processor was built without one, or loaded with `vq=False`.
-        """
+        """The VQ model, loaded on first use; a ValueError says that there is none."""
         return self._vq.model
 
     @property
@@ -149,19 +141,17 @@ class BeingVLProcessor(VideoMixin, CheckpointPart, ProcessorMixin):
         return quantize(images, self.vq_model, self.image_processor, **images_kwargs)
 
     def image_ids(self, images: Any) -> list[list[int]]:
-        """Pixels → the token ids that stand for each image in `input_ids`, begin and end tokens included.
+        """Pixels → the token ids that stand for each image in `input_ids`: `boi_token_id`, its tokens, `eoi_token_id`.
 
         Args:
             images: one image, a list or nested lists, as for `quantize`.
 
         Returns:
-            for each image, in order, `boi_token_id`, its token ids, `eoi_token_id`: with a grid of codes (h, w)
-            from 3 to h·w + 2 ids.
+            one list for each image, in order: with a grid of codes (h, w) from 3 to h·w + 2 ids.
 
         Raises:
             ValueError: there is no VQ model, or it has codes that the image BPE does not know.
-            UnreadableImageError: an image cannot be read; the message names it.
-            NotFiniteError: NaN or infinite latents.
+            UnreadableImageError, NotFiniteError: as of `quantizing.quantize`.
         """
         found = self.tokenizer.encode_codes(self.quantize(images))
         return [[self.boi_token_id, *ids.tolist(), self.eoi_token_id] for ids in found]
@@ -191,9 +181,7 @@ class BeingVLProcessor(VideoMixin, CheckpointPart, ProcessorMixin):
             image_codes: grids of codes in place of `images`: one array (h, w), an array (n, h, w), or
                 a (nested) list of grids of any sizes.
             video_codes: clips of codes in place of `videos`: one array (T, h, w), or a (nested) list of them.
-            kwargs: what the tokenizer and the image and video processors take: `padding`, `return_tensors`,
-                `fps`, `num_frames`, `timestamps`, `video_metadata`, …
-                `split_special_tokens=True` keeps text that spells a special or image token as text, for
+            kwargs: what the tokenizer and the image and video processors take. `split_special_tokens=True` is for
                 texts without images; a chat with images has `sanitize_control_tokens` for that.
 
         Returns:
@@ -268,8 +256,7 @@ class BeingVLProcessor(VideoMixin, CheckpointPart, ProcessorMixin):
     ) -> None:
         """Refuse images and videos that are not those of the texts.
 
-        The base class compares totals, and knows images alone: here grids count as well, and where they
-        come as a list for each text, each text is compared with its own.
+        Unlike the base class's it counts grids too, and compares lists for each text with their own text.
         """
         if audio is not None:
             raise ValueError("this processor takes text, images and videos, but no audio")
@@ -548,7 +535,6 @@ class BeingVLProcessor(VideoMixin, CheckpointPart, ProcessorMixin):
         """Load image processor, tokenizer and chat template now, and the VQ model when it is needed.
 
         Args:
-            pretrained_model_name_or_path: a folder, or a repository on the Hub.
             vq: False leaves the VQ model out for good: texts and `image_codes` only.
             vq_device: where the VQ model will run; the CPU by default.
             kwargs: as in `ProcessorMixin.from_pretrained`.

@@ -17,13 +17,7 @@ _LEAST_SIDE = 320  # pixels of a panel; smaller images are enlarged without smoo
 
 @dataclass(frozen=True)
 class TokenDrawing:
-    """The tokens of an image, drawn.
-
-    Args:
-        drawing: three panels with titles.
-        codes: int32 (height, width), what the quantizer made of the image.
-        ids: int32 (n,), visual ids.
-    """
+    """Three panels with titles, the codes int32 (height, width) of an image, and its visual ids int32 (n,)."""
 
     drawing: Image.Image
     codes: np.ndarray
@@ -33,16 +27,10 @@ class TokenDrawing:
 def token_drawing(
     image: Image.Image, bpe: ImageBPE, vq_model: Any, image_processor: Any
 ) -> TokenDrawing:
-    """Quantize, encode and reconstruct an image, and draw all three.
-
-    Args:
-        image: of any size.
-        bpe: its tokens must have a shape, so not of `merge_rule="pair"`.
-        vq_model: any quantizer with `encode` and `decode`.
-        image_processor: gives the quantizer's pixels and takes them back.
+    """Quantize, encode and reconstruct an image of any size, and draw all three.
 
     Raises:
-        ValueError: a code outside the vocabulary, or the vocabulary cannot be drawn.
+        ValueError: a code outside the vocabulary, or one whose tokens have no shape.
     """
     (codes,) = quantize([image], vq_model, image_processor)
     ids = bpe.encode(codes)

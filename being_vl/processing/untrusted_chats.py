@@ -21,11 +21,7 @@ _START, _END = "\U000f0000", "\U000f0001"
 
 
 class UntrustedChats:
-    """Renders chats by a tokenizer's template.
-
-    Args:
-        tokenizer: of a checkpoint.
-    """
+    """Renders chats by the template of a checkpoint's tokenizer."""
 
     def __init__(self, tokenizer: BeingVLTokenizer):
         self._tokenizer = tokenizer
@@ -44,9 +40,7 @@ class UntrustedChats:
         """The ids of one conversation; each image is one placeholder id.
 
         Args:
-            messages: with a role and a content, as `apply_chat_template` takes them.
-            chat_template: Jinja source; the tokenizer's by default.
-            options: of `apply_chat_template`, such as `add_generation_prompt`, and the template's variables.
+            messages, chat_template, options: as of `apply_chat_template`; options are the template's variables too.
 
         Raises:
             ValueError: a message or part that would not be rendered, or there is no template, or one that drops images.

@@ -192,9 +192,7 @@ class VideoMixin:
             ids: token ids of the frames in order, with or without begin and end tokens and timestamps; or visual
                 ids.
             num_frames: how many there must be; any number by default.
-            height, width: the size of the grids, in cells; by default that of every image, where the image
-                processor crops them all to one size.
-            visual: ids are visual ids.
+            height, width, visual: as of [`BeingVLProcessor.decode_image`].
 
         Raises:
             ValueError: the ids do not cover that many frames of that size exactly, or a first frame has a repeat

@@ -113,14 +113,10 @@ def _register_plugins() -> None:
 def to_rgb(
     image: PIL.Image.Image, *, max_pixels: int = MAX_IMAGE_PIXELS, name: str | None = None
 ) -> PIL.Image.Image:
-    """Make an image of any mode upright RGB, decoding it if that has not happened yet.
+    """Make an image of any mode upright RGB, decoding it if that has not happened yet; arguments as of `load_image`.
 
-    Transparency is laid over white. 16-bit values are divided by 257. The range of the modes I and F is
-    not written in them: [`eight_bits`] has the table. TIFFs whose zero is white are inverted.
-
-    Args:
-        image: the image; a multi-frame one gives its current frame.
-        max_pixels, name: as for `load_image`.
+    Transparency is laid over white. 16-bit values are divided by 257; for the modes I and F, [`eight_bits`] has the
+    table of ranges. TIFFs whose zero is white are inverted. Of several frames it takes the current one.
 
     Raises:
         UnreadableImageError: as for `load_image`.

@@ -49,9 +49,8 @@ class BeingVLImageProcessorKwargs(ImagesKwargs, total=False):
 
     Args:
         max_image_pixels: images of more pixels are refused before they are decoded.
-        size_divisor: without a crop, both sides of an image resized by `shortest_edge` or
-            `longest_edge` are rounded to multiples of this; padding rounds up to them. The VQ model's
-            `config.downsampling`.
+        size_divisor: without a crop, both sides of an image resized by `shortest_edge` or `longest_edge` are
+            rounded to multiples of this; padding rounds up to them. The VQ model's `config.downsampling`.
         aspect_ratio_buckets: (height, width) pairs. Each image is resized to cover the one with the
             nearest aspect ratio, and centre-cropped to it, in place of `size` and `crop_size`.
     """
@@ -85,8 +84,9 @@ class ChameleonPreprocessing:
 class BeingVLImageProcessor(ChameleonPreprocessing, CheckpointPart, PilBackend):
     """Chameleon's preprocessing by default, and its inverse.
 
-    Images come as PIL images, numpy or torch arrays (see `image_loading.eight_bits` for types and ranges),
-    paths, URLs, data URIs, base64, bytes, open files, rows of an `Image` column, or (nested) lists of these. Returns a `BatchFeature` with `pixel_values`, float32 (batch, 3, height, width).
+    Images come as PIL images, numpy or torch arrays (see `image_loading.eight_bits` for types and ranges), paths,
+    URLs, data URIs, base64, bytes, open files, rows of an `Image` column, or (nested) lists of these. Returns a
+    `BatchFeature` with `pixel_values`, float32 (batch, 3, height, width).
 
     Raises:
         UnreadableImageError: (a ValueError) an image cannot be read; the message names it.
@@ -256,15 +256,7 @@ class BeingVLImageProcessor(ChameleonPreprocessing, CheckpointPart, PilBackend):
         return self.postprocess(model.decode(grid[None]))[0]
 
     def postprocess(self, pixel_values: Any) -> list[PIL.Image.Image]:
-        """Pixel values back to images.
-
-        Args:
-            pixel_values: (batch, 3, height, width) or (3, height, width), torch or numpy, or a list of
-                the latter.
-
-        Raises:
-            ValueError: another shape.
-        """
+        """Pixel values (batch, 3, height, width) or (3, height, width), torch or numpy, or a list of them → images."""
         if isinstance(pixel_values, (list, tuple)):
             return [image for entry in pixel_values for image in self.postprocess(entry)]
         values = torch.as_tensor(pixel_values)

@@ -113,12 +113,7 @@ def evaluate_reconstruction(
 
 
 def inception_network(weights: str) -> nn.Module:
-    """torch-fidelity's Inception network with the user's file of its weights, for rFID.
-
-    Raises:
-        ImportError: torchmetrics or torch-fidelity is not installed.
-        FileNotFoundError: no such file.
-    """
+    """torch-fidelity's Inception network with the user's file of its weights, for rFID."""
 
     if not os.path.exists(weights):
         raise FileNotFoundError(f"rfid_weights: {weights}: no such file")

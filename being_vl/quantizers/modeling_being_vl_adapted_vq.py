@@ -133,11 +133,7 @@ def _require_finite(module: nn.Module, inputs: tuple[Any, ...]) -> None:
 
 
 def adapt(model: nn.Module) -> BeingVLAdaptedVQModel:
-    """A quantizer around a model of one of the libraries that there are adapters for.
-
-    Raises:
-        ValueError: no adapter knows its class.
-    """
+    """A quantizer around a model of one of the libraries that there are adapters for; ValueError if there is none."""
     names = {getattr(model.config, "model_type", None), type(model).__name__}
     kind = next((kind for kind in ADAPTERS if names & set(kind.model_types)), None)
     if kind is None:

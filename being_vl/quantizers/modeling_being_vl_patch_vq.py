@@ -47,11 +47,7 @@ class BeingVLPatchVQConfig(QuantizerPart, PreTrainedConfig):
 
 
 class BeingVLPatchVQModel(QuantizerModelPart, PreTrainedModel):
-    """A quantizer whose codebook holds patches of pixels.
-
-    It has the interface of every quantizer of this library: `encode`, `decode`, `get_codebook`, a config
-    with `num_embeddings`, `downsampling` and `resolution`, and save/load.
-    """
+    """A quantizer whose codebook holds patches of pixels, with the methods of every quantizer of this library."""
 
     config_class = BeingVLPatchVQConfig
     main_input_name = "pixel_values"
@@ -73,10 +69,9 @@ class BeingVLPatchVQModel(QuantizerModelPart, PreTrainedModel):
         return self.codebook
 
     def encode(self, pixel_values: torch.Tensor) -> torch.Tensor:
-        """pixels (batch, channels, height, width) float → codes (batch, h, w) long.
+        """pixels (batch, channels, height, width) float → codes (batch, height / patch_size, width / patch_size) long.
 
-        h = height / patch_size and w = width / patch_size. Distances are computed in fp32 whatever the
-        dtype of the weights; the lowest code wins a tie.
+        Distances are computed in fp32 whatever the dtype of the weights; the lowest code wins a tie.
 
         Raises:
             ValueError: the shape is not (batch, channels, height, width) with sides that the patch divides.

@@ -2,15 +2,14 @@
 
 Source: taming-transformers' VQModel (Esser et al. 2021), whose parameter names Chameleon and Being-VL keep, so
 these modules keep them too, with the sizes of Chameleon's image tokenizer. It differs in that it decodes, takes
-any size that the downsampling divides, and searches the codebook in float32 whatever the precision of the rest;
-and in being written for memory and speed: maps are channels_last but where the codes must equal Chameleon's to
-the last one, activations are overwritten once they are no longer needed, no intermediate map is kept, and memory
-is needed for one pass of images, not for the batch.
+any size that the downsampling divides, searches the codebook in float32 whatever the precision of the rest, and is
+written for memory and speed: maps are channels_last but where the codes must equal Chameleon's to the last one,
+activations are overwritten once they are no longer needed, and memory is needed for one pass of images, not for the
+batch.
 
-Three quantizers with the same four methods, so that the model need not know which it has: the nearest codebook
-vector (van den Oord et al. 2017; with unit vectors, Yu et al. 2022, as LlamaGen has it), finite scalar
-quantization (Mentzer et al. 2024, whose `levels` and index order it keeps), and lookup-free quantization (Yu et
-al. 2024: the sign of each of D channels is a bit of the code).
+Three quantizers with the same four methods: the nearest codebook vector (van den Oord et al. 2017; with unit vectors,
+Yu et al. 2022, as LlamaGen has it), finite scalar quantization (Mentzer et al. 2024, whose `levels` and index order it
+keeps), and lookup-free quantization (Yu et al. 2024: the sign of each of D channels is a bit of the code).
 """
 
 from __future__ import annotations
@@ -62,8 +61,8 @@ def _rounds_as_chameleon(pixels: torch.Tensor) -> bool:
     )
 
 
-def _group_norm(channels: int, num_groups: int) -> nn.GroupNorm:
-    return nn.GroupNorm(num_groups, channels, eps=_NORM_EPS)
+def _group_norm(channels: int, config: BeingVLVQConfig) -> nn.GroupNorm:
+    return nn.GroupNorm(config.norm_num_groups, channels, eps=_NORM_EPS)
 
 
 def _normalize(
@@ -123,18 +122,16 @@ def _rows_per_block(hidden: torch.Tensor) -> int:
 class ResnetBlock(nn.Module):
     """Two normalised 3×3 convolutions and a skip: (B, in, H, W) → (B, out, H, W)."""
 
-    def __init__(
-        self, in_channels: int, out_channels: int, *, num_groups: int, dropout: float
-    ) -> None:
+    def __init__(self, in_channels: int, out_channels: int, config: BeingVLVQConfig) -> None:
         super().__init__()
-        self.norm1 = _group_norm(in_channels, num_groups)
+        self.norm1 = _group_norm(in_channels, config)
         self.conv1 = nn.Conv2d(in_channels, out_channels, 3, padding=1)
-        self.norm2 = _group_norm(out_channels, num_groups)
-        self.dropout = nn.Dropout(dropout)
+        self.norm2 = _group_norm(out_channels, config)
+        self.dropout = nn.Dropout(config.dropout)
         self.conv2 = nn.Conv2d(out_channels, out_channels, 3, padding=1)
-        if in_channels != out_channels:
-            self.nin_shortcut = nn.Conv2d(in_channels, out_channels, 1)
         self.changes_channels = in_channels != out_channels
+        if self.changes_channels:
+            self.nin_shortcut = nn.Conv2d(in_channels, out_channels, 1)
 
     def forward(self, hidden: torch.Tensor) -> torch.Tensor:
         update = self.conv1(_normalize(self.norm1, hidden))
@@ -147,9 +144,9 @@ class ResnetBlock(nn.Module):
 class AttnBlock(nn.Module):
     """Single-head self-attention over all cells, with a skip: (B, C, H, W) → (B, C, H, W)."""
 
-    def __init__(self, channels: int, *, num_groups: int) -> None:
+    def __init__(self, channels: int, config: BeingVLVQConfig) -> None:
         super().__init__()
-        self.norm = _group_norm(channels, num_groups)
+        self.norm = _group_norm(channels, config)
         self.q = nn.Conv2d(channels, channels, 1)
         self.k = nn.Conv2d(channels, channels, 1)
         self.v = nn.Conv2d(channels, channels, 1)
@@ -207,24 +204,14 @@ class Level(nn.Module):
         in_channels: int,
         out_channels: int,
         num_blocks: int,
-        *,
-        attention: bool,
-        num_groups: int,
-        dropout: float,
+        config: BeingVLVQConfig,
+        level: int,
     ) -> None:
         super().__init__()
-        self.block = nn.ModuleList(
-            ResnetBlock(
-                out_channels if index else in_channels,
-                out_channels,
-                num_groups=num_groups,
-                dropout=dropout,
-            )
-            for index in range(num_blocks)
-        )
+        inputs = [in_channels, *[out_channels] * (num_blocks - 1)]
+        self.block = nn.ModuleList(ResnetBlock(given, out_channels, config) for given in inputs)
         self.attn = nn.ModuleList(
-            AttnBlock(out_channels, num_groups=num_groups)
-            for _ in range(num_blocks if attention else 0)
+            AttnBlock(out_channels, config) for _ in inputs if config.has_attention(level)
         )
 
     def steps(self) -> Iterator[nn.Module]:
@@ -238,11 +225,12 @@ class Level(nn.Module):
 class Mid(nn.Module):
     """The blocks at the coarsest resolution, between encoder or decoder and the latents."""
 
-    def __init__(self, channels: int, *, attention: bool, num_groups: int, dropout: float) -> None:
+    def __init__(self, channels: int, config: BeingVLVQConfig) -> None:
         super().__init__()
-        self.block_1 = ResnetBlock(channels, channels, num_groups=num_groups, dropout=dropout)
-        self.attn_1 = AttnBlock(channels, num_groups=num_groups) if attention else nn.Identity()
-        self.block_2 = ResnetBlock(channels, channels, num_groups=num_groups, dropout=dropout)
+        has_attention = config.attn_type == "vanilla"
+        self.block_1 = ResnetBlock(channels, channels, config)
+        self.attn_1 = AttnBlock(channels, config) if has_attention else nn.Identity()
+        self.block_2 = ResnetBlock(channels, channels, config)
 
     def forward(self, hidden: torch.Tensor) -> torch.Tensor:
         return self.block_2(self.attn_1(self.block_1(hidden)))
@@ -251,28 +239,21 @@ class Mid(nn.Module):
 class Encoder(nn.Module):
     """pixels (B, in_channels, H, W) → latents (B, latent_channels, H / f, W / f)."""
 
-    def __init__(self, config: Any) -> None:
+    def __init__(self, config: BeingVLVQConfig) -> None:
         super().__init__()
-        shared = {"num_groups": config.norm_num_groups, "dropout": config.dropout}
         channels = config.base_channels
         self.conv_in = nn.Conv2d(config.in_channels, channels, 3, padding=1)
         self.down: Any = nn.ModuleList()
         last = len(config.channel_multiplier) - 1
         for index, multiplier in enumerate(config.channel_multiplier):
-            out_channels = config.base_channels * multiplier
-            level = Level(
-                channels,
-                out_channels,
-                config.num_res_blocks,
-                attention=config.has_attention(index),
-                **shared,
-            )
-            channels = out_channels
+            width = config.base_channels * multiplier
+            level = Level(channels, width, config.num_res_blocks, config, index)
+            channels = width
             if index != last:
                 level.downsample = Downsample(channels)
             self.down.append(level)
-        self.mid = Mid(channels, attention=config.attn_type == "vanilla", **shared)
-        self.norm_out = _group_norm(channels, config.norm_num_groups)
+        self.mid = Mid(channels, config)
+        self.norm_out = _group_norm(channels, config)
         self.conv_out = nn.Conv2d(channels, config.latent_channels, 3, padding=1)
 
     def forward(self, pixel_values: torch.Tensor) -> torch.Tensor:
@@ -295,29 +276,22 @@ class Decoder(nn.Module):
     ``up[0]`` is the finest level, as in taming, though the coarsest runs first.
     """
 
-    def __init__(self, config: Any) -> None:
+    def __init__(self, config: BeingVLVQConfig) -> None:
         super().__init__()
-        shared = {"num_groups": config.norm_num_groups, "dropout": config.dropout}
         multipliers = config.channel_multiplier
         channels = config.base_channels * multipliers[-1]
         self.conv_in = nn.Conv2d(config.latent_channels, channels, 3, padding=1)
-        self.mid = Mid(channels, attention=config.attn_type == "vanilla", **shared)
+        self.mid = Mid(channels, config)
         levels = []
         for index in reversed(range(len(multipliers))):
-            out_channels = config.base_channels * multipliers[index]
-            level = Level(
-                channels,
-                out_channels,
-                config.num_res_blocks + 1,
-                attention=config.has_attention(index),
-                **shared,
-            )
-            channels = out_channels
+            width = config.base_channels * multipliers[index]
+            level = Level(channels, width, config.num_res_blocks + 1, config, index)
+            channels = width
             if index != 0:
                 level.upsample = Upsample(channels)
             levels.append(level)
         self.up: Any = nn.ModuleList(reversed(levels))
-        self.norm_out = _group_norm(channels, config.norm_num_groups)
+        self.norm_out = _group_norm(channels, config)
         self.conv_out = nn.Conv2d(channels, config.out_channels, 3, padding=1)
 
     @property
@@ -460,8 +434,8 @@ class BeingVLVQOutput(ModelOutput):
         z: latents before quantization, as the quantizer bounds them, (B, embed_dim, h, w).
         quantized: vectors of the codes, (B, embed_dim, h, w) float32; their gradient reaches
             a learned codebook, not the encoder.
-        codebook_loss: mean squared error that pulls codebook vectors to the latents (float32 scalar).
-        commitment_loss: the same that pulls the latents to the codebook vectors (float32 scalar).
+        codebook_loss, commitment_loss: mean squared error (float32 scalar) that pulls codebook vectors to the
+            latents, and the latents to them.
     """
 
     reconstruction: torch.Tensor | None = None
@@ -580,14 +554,11 @@ class BeingVLVQModel(QuantizerModelPart, PreTrainedModel):
 
     @torch.no_grad()
     def encode(self, pixel_values: torch.Tensor) -> torch.Tensor:
-        """Quantize images.
+        """Pixels → codes (B, H / downsampling, W / downsampling) long, in [0, K).
 
         Args:
             pixel_values: (B, in_channels, H, W) floating point, as `BeingVLImageProcessor` makes them
                 (−1 … 1); H and W multiples of `config.downsampling`.
-
-        Returns:
-            Codes, (B, H / downsampling, W / downsampling) long, in [0, K).
 
         Raises:
             ValueError: wrong shape, type or size.
@@ -603,14 +574,9 @@ class BeingVLVQModel(QuantizerModelPart, PreTrainedModel):
         return torch.cat(codes)
 
     def decode(self, codes: torch.Tensor) -> torch.Tensor:
-        """Reconstruct images.
+        """Codes (B, h, w), int64 or int32 in [0, K) → pixels (B, out_channels, h · downsampling, w · downsampling).
 
-        Args:
-            codes: (B, h, w) int64 or int32, in [0, K).
-
-        Returns:
-            Pixels, (B, out_channels, h · downsampling, w · downsampling), −1 … 1 with overshoot; with
-            a gradient to the decoder where gradients are enabled.
+        Pixels are −1 … 1 with overshoot; where gradients are enabled, they have one to the decoder.
 
         Raises:
             ValueError: wrong shape or type, a code out of range, or a model without a decoder.
@@ -626,10 +592,7 @@ class BeingVLVQModel(QuantizerModelPart, PreTrainedModel):
         )
 
     def forward(self, pixel_values: torch.Tensor) -> BeingVLVQOutput:
-        """Encode and decode with gradients, straight through the codes.
-
-        Args:
-            pixel_values: as for `encode`.
+        """Encode and decode `pixel_values`, as for `encode`, with gradients straight through the codes.
 
         Raises:
             ValueError: as `encode`, or a model without a decoder.

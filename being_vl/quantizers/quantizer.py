@@ -155,12 +155,9 @@ def load_quantizer(source: str | os.PathLike, **options: Any) -> Any:
 def image_processor_for(
     source: str | os.PathLike, config: Any, **options: Any
 ) -> BeingVLImageProcessor:
-    """The image processor that lies beside a quantizer of this library, else the default one.
+    """The image processor that lies beside a quantizer of this library, else the default one for its configuration.
 
-    Args:
-        source: what the quantizer was loaded from.
-        config: its configuration.
-        options: of `from_pretrained`.
+    `source` is what it was loaded from, `options` are of `from_pretrained`.
     """
     # Beside an adapted model lies the file of another library's image processor, with options of its own.
     if not isinstance(config, BeingVLAdaptedVQConfig):

@@ -41,7 +41,6 @@ def quantize(
     Args:
         images: what the image processor takes: one, a list or nested lists.
         model: any quantizer, in evaluation mode.
-        processor: gives the pixel values.
         batch_size: images of one size that are encoded at once.
         options: of the image processor's call.
 
@@ -69,12 +68,11 @@ def encode_in_order(
 def read_pixels(
     source: ImageSource, processor: BeingVLImageProcessor, *, downsampling: int, name: str
 ) -> np.ndarray:
-    """An encoded image → its pixel values, float32 (3, height, width).
+    """An image file → its pixel values, float32 (3, height, width).
 
     Args:
-        source: a path, the bytes of a file, or an open binary file.
+        source, name: as of `load_image`.
         downsampling: of the quantizer, which must divide both sides.
-        name: what errors call the image.
 
     Raises:
         UnreadableImageError: as of `load_image`.
@@ -104,7 +102,6 @@ def encode_by_size(
         images: keys with pixel values (3, height, width), of any sizes; never more than `batch_size` of
             each size wait.
         model: any quantizer, in evaluation mode.
-        batch_size: images in a batch, at most.
         dtype: float32, or a type to autocast to.
         name: what errors call the image of a key.
 
@@ -178,11 +175,7 @@ class LazyVQ:
 
     @property
     def model(self) -> Any:
-        """The model, loaded on first use.
-
-        Raises:
-            ValueError: there is none.
-        """
+        """The model, loaded on first use; a ValueError says that there is none."""
         if self._model is None:
             path, options = self._source_or_raise()
             with reading(_folder(path, options)), _in_one_piece():

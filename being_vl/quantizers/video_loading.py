@@ -186,10 +186,7 @@ def _opened(source: VideoSource, name: str | None) -> tuple[str, BinaryIO]:
 def _read_pictures(file: BinaryIO, max_pixels: int) -> tuple[int, float | None, tuple[int, int]]:
     """Number of frames, their rate, and (height, width)."""
     image = PIL.Image.open(file)
-    if image.width * image.height > max_pixels:
-        raise UnreadableVideoError(
-            f"{image.width}×{image.height} pixels, more than the limit of {max_pixels}"
-        )
+    _check_size(image.width, image.height, max_pixels)
     total = getattr(image, "n_frames", 1)
     if total > MAX_VIDEO_FRAMES:
         raise UnreadableVideoError(f"more than {MAX_VIDEO_FRAMES} frames")
@@ -240,10 +237,7 @@ def _read_av(file: BinaryIO, max_pixels: int) -> tuple[int, float | None, tuple[
             raise UnreadableVideoError("it has no video stream")
         stream = container.streams.video[0]
         width, height = stream.codec_context.width, stream.codec_context.height
-        if width * height > max_pixels:
-            raise UnreadableVideoError(
-                f"{width}×{height} pixels, more than the limit of {max_pixels}"
-            )
+        _check_size(width, height, max_pixels)
         total = 0
         for packet in container.demux(stream):
             total += packet.size > 0
@@ -263,11 +257,7 @@ def _av_frames(
         for index, frame in enumerate(container.decode(stream)):
             time = frame.time if frame.time is not None else index / (rate or 1)
             origin = time if origin is None else origin
-            if frame.width * frame.height > max_pixels:
-                raise UnreadableVideoError(
-                    f"frame {index} has {frame.width}×{frame.height} pixels, more than the limit of "
-                    f"{max_pixels}"
-                )
+            _check_size(frame.width, frame.height, max_pixels, f"frame {index} has ")
             if index in keep:
                 pixels = frame.to_ndarray(format="rgb24")
                 turns = round(frame.rotation / 90) % 4
@@ -278,6 +268,13 @@ def _av_frames(
             if index >= wanted[-1]:
                 break
     return frames
+
+
+def _check_size(width: int, height: int, max_pixels: int, what: str = "") -> None:
+    if width * height > max_pixels:
+        raise UnreadableVideoError(
+            f"{what}{width}×{height} pixels, more than the limit of {max_pixels}"
+        )
 
 
 _FRAMES = {_read_pictures: _picture_frames, _read_av: _av_frames}

@@ -222,10 +222,9 @@ def read_frames(
     """A video file → pixel values of its frames, float32 (T, 3, height, width), and their times in seconds.
 
     Args:
-        source: a path, the bytes of a file, or an open binary file.
+        source, name: as of `load_video`.
         processor: its `fps` and `num_frames` say which frames.
         downsampling: of the quantizer, which must divide both sides.
-        name: what errors call the video.
 
     Raises:
         UnreadableVideoError: as of `load_video`.

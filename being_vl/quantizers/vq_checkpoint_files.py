@@ -10,6 +10,7 @@ import os
 import re
 import zipfile
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -59,7 +60,8 @@ def open_weights(source: str) -> tuple[list[str], Reader]:
     if path.name.endswith(".index.json"):
         return _open_shards(source, path)
     if path.suffix == ".safetensors":
-        return _safetensors_keys(path), lambda keys: _read_safetensors(path, keys)
+        with _opened(path) as file:
+            return list(file.keys()), lambda keys: _read_safetensors(path, keys)
     tensors = _read_torch(path)
     return list(tensors), lambda keys: {key: tensors[key] for key in keys}
 
@@ -102,20 +104,18 @@ def _open_shards(source: str, index: Path) -> tuple[list[str], Reader]:
     return list(shard_of), read
 
 
-def _safetensors_keys(path: Path) -> list[str]:
+@contextmanager
+def _opened(path: Path) -> Iterator[Any]:
     try:
         with safe_open(path, framework="pt") as file:
-            return list(file.keys())
+            yield file
     except SafetensorError as error:
         raise ValueError(f"{path}: not a safetensors file: {error}") from error
 
 
 def _read_safetensors(path: Path, keys: Iterable[str]) -> dict[str, torch.Tensor]:
-    try:
-        with safe_open(path, framework="pt") as file:
-            return {key: file.get_tensor(key) for key in keys}
-    except SafetensorError as error:
-        raise ValueError(f"{path}: {error}") from error
+    with _opened(path) as file:
+        return {key: file.get_tensor(key) for key in keys}
 
 
 def _read_torch(path: Path) -> dict[str, torch.Tensor]:

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from .._jit import explain_compilation, inlined, kernel
+from ..grids import split_flat
 from ..shapes import TokenTable, split_position
 
 MAX_PLACES = 1 << 20  # per grid; on blank grids of rich vocabularies later tokens are then left out
@@ -32,21 +33,12 @@ class CompactEncoder:
         self, codes: np.ndarray, heights: np.ndarray, widths: np.ndarray
     ) -> tuple[np.ndarray, np.ndarray]:
         """As PlainEncoder.encode."""
-        merged, merged_counts = self._by_merges.encode(codes, heights, widths)
+        merged = self._by_merges.encode(codes, heights, widths)
         with explain_compilation(cover_grids):
-            covered, covered_counts = cover_grids(codes, heights, widths, *self._vocabulary)
-        shorter = covered_counts < merged_counts
-        take = np.concatenate(
-            [np.repeat(~shorter, merged_counts), np.repeat(shorter, covered_counts)]
-        )
-        grid = np.concatenate(
-            [np.repeat(np.arange(len(heights)), n) for n in (merged_counts, covered_counts)]
-        )
-        ids = np.concatenate([merged, covered])[take]
-        return (
-            ids[np.argsort(grid[take], kind="stable")],
-            np.where(shorter, covered_counts, merged_counts),
-        )
+            covered = cover_grids(codes, heights, widths, *self._vocabulary)
+        pairs = zip(split_flat(*covered), split_flat(*merged), strict=True)
+        shorter = [ids if len(ids) < len(other) else other for ids, other in pairs]
+        return np.concatenate(shorter), np.minimum(covered[1], merged[1])
 
 
 @kernel
