@@ -20,8 +20,6 @@ class OpenImageTracker:
     """Follows the last image of each sequence.
 
     Args:
-        layout: the vocabulary.
-        image_bpe: the merge rules.
         grid_size: (height, width) of the images, in cells.
         boi_token_id, eoi_token_id: the tokens that open and close an image.
         bov_token_id, eov_token_id: the same for a video, whose frames are images; None where there are none.

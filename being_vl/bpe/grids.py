@@ -149,9 +149,7 @@ def _array_chunks(grids: Any, codebook_size: int) -> Iterator[Chunk]:
     if count and height * width == 0:
         raise ValueError(f"grids must have at least one cell each, got shape {tuple(grids.shape)}")
     if height * width > MAX_GRID_CELLS:
-        raise ValueError(
-            f"grids have more than {MAX_GRID_CELLS} cells each, got {tuple(grids.shape)}"
-        )
+        raise ValueError(f"grids have more than {MAX_GRID_CELLS} cells each, got {height}x{width}")
     step = max(1, CHUNK_CELLS // max(1, height * width))
     for begin in range(0, count, step):
         block = np.asanyarray(grids[begin : begin + step])

@@ -219,13 +219,12 @@ class ImageBPE(PushesCheckpoint):
                 for a covering of fewer tokens, up to a few percent, at twenty to fifty times the work.
                 Both decode exactly. A model should see one of them, in training and after.
             dropout: the probability that a rule is left out where it applies (BPE-dropout, arXiv
-                1910.13267), for training a model on many coverings of an image; each decodes exactly. Not
-                with ``"compact"``.
+                1910.13267), for training on many coverings of an image; each decodes exactly.
             seed: of dropout, or a generator to draw one from; by default each call drops others.
 
         Raises:
             ValueError: the grid is not two-dimensional, empty, not integer, or a code is out of range; or
-                dropout is not in [0, 1], or not possible.
+                dropout is not in [0, 1], or given with ``"compact"``.
         """
         array = check_grid(grid, self._codebook_size, "grid")
         encode, drops = self._encoder(segmentation, dropout, seed)

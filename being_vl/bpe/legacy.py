@@ -63,13 +63,11 @@ class LegacyImageBPE:
         name = Path(path).name
         entries = read_plain_pickle(path)
         if not isinstance(entries, list) or not entries:
-            raise ValueError(
-                f"{name}: must hold a list of ((first, second), new_id), got {shown(entries)}"
-            )
+            raise ValueError(f"{name}: no list of ((first, second), new_id), but {shown(entries)}")
         for index, entry in enumerate(entries):
             if not _is_entry(entry):
                 raise ValueError(
-                    f"{name}: entry {index} is not ((first, second), new_id): {shown(entry)}"
+                    f"{name}: entry {index} is no ((first, second), id): {shown(entry)}"
                 )
         codebook_size = entries[0][1]
         for index, (_, new_id) in enumerate(entries):
@@ -184,9 +182,7 @@ class LegacyImageBPE:
         fields = read_json(path)
         check_header(fields, path.name, FORMAT, VERSION, _FIELDS)
         if fields["decodable"] is not False:
-            raise ValueError(
-                f"{path.name}: decodable must be false, got {shown(fields['decodable'])}"
-            )
+            raise ValueError(f"{path.name}: decodable must be false: {shown(fields['decodable'])}")
         try:
             return cls(int_rows(fields["pairs"], _COLUMNS, "pairs"), fields["codebook_size"])
         except ValueError as error:

@@ -83,8 +83,6 @@ class GridState:
     """A grid being covered token by token, as a model generates it.
 
     Args:
-        bpe: the vocabulary (merge_rule "shape").
-        height, width: of the grid, in cells.
         may_repeat: False for images and for first and key frames of a video, which hold no repeat code.
 
     Attributes:

@@ -83,6 +83,4 @@ def _check_distinct(merges: np.ndarray) -> None:
     same = np.flatnonzero((merges[order[1:]] == merges[order[:-1]]).all(axis=1))
     if len(same):
         pair = min((int(order[i + 1]), int(order[i])) for i in same)  # lexsort is stable
-        raise ValueError(
-            f"merges[{pair[0]}] repeats merges[{pair[1]}], but every rule is learned once"
-        )
+        raise ValueError(f"merges[{pair[0]}] repeats merges[{pair[1]}]; a rule is learned once")

@@ -81,8 +81,7 @@ def write_shard(
 
     Args:
         path: the file to make, of the format of `tars` where it ends in .tar, else parquet.
-        image_ids: one id a grid.
-        grids: (h, w) integer arrays, of mixed sizes if need be.
+        grids: (h, w) integer arrays, of mixed sizes if need be, each with its image id.
         info: the metadata; its `codebook_size` chooses the type of the codes.
         frames: for grids of videos, one a grid, those of a video together and in order.
 
@@ -261,6 +260,5 @@ def _info_of(schema: pa.Schema, path: Any) -> ShardInfo | None:
 
 def check_range(codes: np.ndarray, codebook_size: int, what: str) -> None:
     if codes.size and not 0 <= int(codes.min()) <= int(codes.max()) < codebook_size:
-        raise ValueError(
-            f"{what} must be in [0, {codebook_size}), got {int(codes.min())} to {int(codes.max())}"
-        )
+        low, high = int(codes.min()), int(codes.max())
+        raise ValueError(f"{what} must be in [0, {codebook_size}), got {low} to {high}")

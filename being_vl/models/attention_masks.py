@@ -14,17 +14,13 @@ import torch
 def block_masks(
     mask: Any, position_ids: torch.Tensor | None, config: Any, dtype: torch.dtype
 ) -> Any:
-    """`mask` itself unless it is a 4D mask.
+    """`mask` itself unless it is a 4D mask: then a mask, or one for each of the model's `layer_types`.
 
     Args:
         mask: (batch, 1, length, key_length), True or 0 where a query may look; or anything else.
         position_ids: (batch, length) long; a window is measured in them, so that packed samples see what
             each would see alone. Without them, or behind a cache, in places.
-        config: of the text model.
-        dtype: of the model.
-
-    Returns:
-        A mask, or one for each of the `layer_types` of a model that mixes full and sliding attention.
+        config, dtype: of the text model.
     """
     if not (isinstance(mask, torch.Tensor) and mask.ndim == 4):
         return mask

@@ -13,14 +13,8 @@ from typing import Any
 
 @dataclass(frozen=True)
 class Family:
-    """A family of text models, and the names of the classes for it.
-
-    Args:
-        title: for people.
-        base_type: `model_type` of the stock model.
-        stock: what the names of transformers' classes begin with.
-        own: what the names of being_vl's classes begin with.
-        model_type: that of a checkpoint which being_vl makes.
+    """A family of text models: its title for people, the stock model's `model_type` (`base_type`), what the names of
+    transformers' and of being_vl's classes begin with, and the `model_type` of a checkpoint which being_vl makes.
     """
 
     title: str

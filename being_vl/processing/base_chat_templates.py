@@ -59,9 +59,6 @@ def extended_chat_template(tokenizer: Any) -> str | None:
     A template that has `{% generation %}` keeps its own. Reasoning that a template puts into the assistant's
     turn (`<think>` of Qwen 3) is marked as spoken, and the end of the turn is too.
 
-    Args:
-        tokenizer: of the text model, with its own tokens.
-
     Raises:
         ValueError: the template does not render, or shows no place where the assistant begins or ends; give
             a template with `{% generation %}` instead.

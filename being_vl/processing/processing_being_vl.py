@@ -377,10 +377,9 @@ class BeingVLProcessor(VideoMixin, CheckpointPart, ProcessorMixin):
         """The ids of one image → the image.
 
         Args:
-            ids: token ids, with or without the begin and end tokens; or visual ids.
+            ids: token ids, with or without the begin and end tokens; or, if `visual`, visual ids.
             height, width: the size of the grid, in cells; by default that of every image, where the image
                 processor crops them all to one size.
-            visual: ids are visual ids.
 
         Raises:
             ValueError: the ids do not cover a grid of that size exactly, naming the id and its position; or

@@ -96,13 +96,12 @@ class BeingVLTokenizer(CheckpointPart, PreTrainedTokenizerFast):
 
         Args:
             text_tokenizer: any fast tokenizer (Llama 3, Llama 2, TinyLlama, SmolLM …).
-            image_bpe: the trained image BPE; it is saved with the tokenizer.
-            special_tokens: names (`boi_token`, `eoi_token`, `image_token`, and any other name that ends in
-                `_token`) to texts, in the order of their ids. Without a repeat code, `bov_token`, `eov_token`
-                and `video_token` make a vocabulary of videos too. By default `DEFAULT_SPECIAL_TOKENS`, after a
-                `<pad>` where the text tokenizer has no padding token, and `VIDEO_SPECIAL_TOKENS` after them where
-                `image_bpe` has a repeat code. A text that the vocabulary already
-                has keeps its id and takes no new one. `LLAMA_31_SPECIAL_TOKENS` gives the authors' layout.
+            image_bpe: saved with the tokenizer.
+            special_tokens: names (`boi_token`, `eoi_token`, `image_token`, and any other that ends in `_token`) to
+                texts, in the order of their ids; `bov_token`, `eov_token` and `video_token` make a vocabulary of
+                videos. By default `DEFAULT_SPECIAL_TOKENS`, after a `<pad>` where the text tokenizer has no padding
+                token, and `VIDEO_SPECIAL_TOKENS` after them where `image_bpe` has a repeat code. A text that the
+                vocabulary has keeps its id. `LLAMA_31_SPECIAL_TOKENS` gives the authors' layout.
 
         Raises:
             ValueError: the tokenizer is not a fast one, its ids have gaps, a name is missing, two special

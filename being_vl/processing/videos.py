@@ -189,8 +189,7 @@ class VideoMixin:
         """The ids of one video → its frames.
 
         Args:
-            ids: token ids of the frames in order, with or without begin and end tokens and timestamps; or visual
-                ids.
+            ids: token ids of the frames in order, with or without begin and end tokens and timestamps, or visual ids.
             num_frames: how many there must be; any number by default.
             height, width, visual: as of [`BeingVLProcessor.decode_image`].
 

@@ -34,14 +34,13 @@ class BeingVLVQConfig(QuantizerPart, PreTrainedConfig):
         latent_channels: channels between the convolutions and the codebook's projection.
         resolution: side in pixels of the images that it was trained on. Other sizes encode too; this
             one only decides which levels `attn_resolutions` names.
-        in_channels: channels of the input.
-        out_channels: channels of the decoder's output.
+        in_channels, out_channels: channels of the pixels, and of those that the decoder gives.
         base_channels: channels at full resolution.
         channel_multiplier: channels of each level, in units of `base_channels`; each level but the
             last halves the sides.
         num_res_blocks: residual blocks in a level of the encoder (the decoder has one more).
         attn_resolutions: sides in pixels of the levels that have attention, or None.
-        dropout: dropout within the residual blocks.
+        dropout: within the residual blocks.
         attn_type: ``"vanilla"``, or None for no attention at all.
         norm_num_groups: groups of every GroupNorm; must divide the channels of every level.
         has_decoder: False for a checkpoint that can only encode.
@@ -101,9 +100,7 @@ class BeingVLVQConfig(QuantizerPart, PreTrainedConfig):
                     f"and {self.base_channels * multiplier} channels"
                 )
         if self.double_latent:
-            raise ValueError(
-                "double_latent must be False: a VQ-GAN has one latent, not mean and variance"
-            )
+            raise ValueError("double_latent must be False: a VQ-GAN has no mean and variance")
         if self.attn_type not in ("vanilla", None):
             raise ValueError(f'attn_type must be "vanilla" or None, got {self.attn_type!r}')
         if not 0.0 <= self.dropout < 1.0:

@@ -34,16 +34,12 @@ class BeingVLAdaptedVQConfig(QuantizerPart, PreTrainedConfig):
     """Which adapter, and what it builds.
 
     Args:
-        adapter: its name.
         model_config: the adapted model's own configuration.
         num_embeddings: number of codes, K.
         downsampling: pixels of a cell, along a side.
         resolution: side in pixels to which images are resized by default.
         preprocessing: options of the image processor that the model was trained with.
         temporal_downsampling: frames of a video that make one grid; 1 for models of single images.
-
-    Raises:
-        ValueError: an unknown adapter.
     """
 
     model_type = "being_vl_adapted_vq"

@@ -115,7 +115,7 @@ class BeingVLPatchVQModel(QuantizerModelPart, PreTrainedModel):
 
         Args:
             pixel_values: (images, channels, height, width) float, in the scale that `encode` will see.
-            seed: seeds the sample and the start.
+            seed: of the sample and the start.
             iterations: Lloyd steps.
             max_patches: patches sampled from the images.
             distinct_step: patches whose values agree when rounded to multiples of this are one patch.

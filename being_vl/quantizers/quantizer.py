@@ -108,17 +108,13 @@ class OwnQuantizer(nn.Module):
 
 
 def load_quantizer(source: str | os.PathLike, **options: Any) -> Any:
-    """Load any quantizer.
+    """Load any quantizer; it has `encode`, mostly `decode`, and a `config` as of this library's models.
 
     Args:
         source: a folder or a repository of one of this library's models, of transformers' Chameleon, Emu3,
             Janus or GLM-Image (the whole model or its VQ model) or of diffusers' VQModel; or
             `package.module:name` of an object, or of a function or class that makes one.
-        options: of `from_pretrained`, such as `revision`; `trust_remote_code=True` runs the code that a model of
-            another type brings with it.
-
-    Returns:
-        A model with `encode`, `decode`, `config.num_embeddings`, `config.downsampling`, `config.resolution`.
+        options: of `from_pretrained`; `trust_remote_code=True` runs the code that a model of another type brings.
 
     Raises:
         ValueError: no quantizer there; the message says what is.

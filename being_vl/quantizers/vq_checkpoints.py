@@ -96,8 +96,8 @@ def load_vq_checkpoint(
         source: a .safetensors or .ckpt/.pt/.pth/.bin file, a folder with such files (sharded or not), or
             the id of a repository on the Hub, of which only the files with VQ-GAN weights are fetched.
         config: its sizes; by default they are read off the weights.
-        resolution: side in pixels that it was trained on, which weights do not tell; by default that of
-            a config.json or a YAML file beside them (`NAME.yaml`, `config.yaml`, `model.yaml`), else 512. Unused with `config`.
+        resolution: side in pixels that it was trained on; by default that of a config.json or a YAML file beside
+            the weights (`NAME.yaml`, `config.yaml`, `model.yaml`), else 512. Unused with `config`.
         dtype: of the weights, but for the codebook, which stays float32.
         ema: take the moving averages of the weights where a checkpoint of a training has both.
 
