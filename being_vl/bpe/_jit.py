@@ -4,8 +4,6 @@ The one place of the package that imports numba. Kernels that must give the same
 that do not wrap; those that hash with wrapping 64-bit arithmetic (`codec.encode`) have a plain twin instead.
 """
 
-from __future__ import annotations
-
 import hashlib
 import logging
 import os

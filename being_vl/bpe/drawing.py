@@ -4,8 +4,6 @@ Needs Pillow only. A code's colour is a fixed function of its number, so that eq
 codes look equal in every drawing.
 """
 
-from __future__ import annotations
-
 import colorsys
 import os
 from collections.abc import Callable, Sequence

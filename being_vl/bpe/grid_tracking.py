@@ -5,8 +5,6 @@ replaying every sequence at every step in that it remembers the last step's grid
 may be reordered, dropped and duplicated without it being told.
 """
 
-from __future__ import annotations
-
 from typing import Any
 
 import numpy as np

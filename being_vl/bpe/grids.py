@@ -4,8 +4,6 @@ Threads rather than processes: the kernels release the GIL, so that one vocabula
 pickled.
 """
 
-from __future__ import annotations
-
 import itertools
 import os
 from collections.abc import Callable, Iterator, Sequence

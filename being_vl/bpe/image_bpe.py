@@ -278,9 +278,9 @@ class ImageBPE(PushesCheckpoint):
         self._shapes_or_raise()
         heights = check_sides(height, len(ids), "height")
         widths = check_sides(width, len(ids), "width")
-        for sides in zip(heights, widths, strict=True):
-            if sides[0] * sides[1] > MAX_GRID_CELLS:
-                raise ValueError(f"height x width {sides} is more than {MAX_GRID_CELLS} cells")
+        for h, w in zip(heights, widths, strict=True):
+            if h * w > MAX_GRID_CELLS:
+                raise ValueError(f"height {h} x width {w} is more than {MAX_GRID_CELLS} cells")
         decoded: list[np.ndarray] = []
 
         def work(begin: int) -> list[np.ndarray]:

@@ -20,8 +20,6 @@ imports this module; the fast code is tested against it bit for bit.
 A grid under work is a dict from anchor to `Token`, a token being its visual id and its set of cells.
 """
 
-from __future__ import annotations
-
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from typing import NamedTuple

@@ -5,8 +5,6 @@ restricted `pickle.Unpickler` in that nothing but these values can be built, wha
 opcode that imports, calls, builds or allocates by a number in the file is known here.
 """
 
-from __future__ import annotations
-
 import os
 import pickletools
 from pathlib import Path

@@ -4,8 +4,6 @@ Source: point 2 of the law of the image BPE. The limits bound what a file may ma
 learns rules must keep to them too, or what it learned cannot be saved.
 """
 
-from __future__ import annotations
-
 from typing import Any
 
 import numpy as np

@@ -8,8 +8,6 @@ A cell relative to its token's anchor is one integer, ``row * ROW + col``, so th
 order of integers and an offset is added by adding.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 import numpy as np
@@ -54,8 +52,8 @@ def ragged(start: np.ndarray, size: np.ndarray) -> np.ndarray:
     return np.repeat(start - ends + size, size) + np.arange(ends[-1] if len(ends) else 0)
 
 
-def _sizes_and_levels(merges: np.ndarray, codebook_size: int) -> tuple[np.ndarray, np.ndarray]:
-    """Cells of each merged token, and the length of the longest chain of merges that makes it."""
+def _sizes_and_levels(merges: np.ndarray, codebook_size: int) -> np.ndarray:
+    """int64 (2, M): cells of each merged token, and the length of the longest chain of merges that makes it."""
     sizes = [1] * codebook_size
     levels = [0] * codebook_size
     total = 0
@@ -69,10 +67,7 @@ def _sizes_and_levels(merges: np.ndarray, codebook_size: int) -> tuple[np.ndarra
             )
         sizes.append(size)
         levels.append(1 + (levels[first] if levels[first] > levels[second] else levels[second]))
-    return (
-        np.array(sizes[codebook_size:], dtype=np.int64),
-        np.array(levels[codebook_size:], dtype=np.int64),
-    )
+    return np.array([sizes[codebook_size:], levels[codebook_size:]], dtype=np.int64)
 
 
 def _blocks(ranks: np.ndarray, sizes: np.ndarray) -> list[np.ndarray]:
@@ -89,36 +84,22 @@ def build_token_table(merges: np.ndarray, codebook_size: int) -> TokenTable:
         ValueError: a rule's parts overlap or share no edge, or a token or the table grows too large.
     """
     sizes, levels = _sizes_and_levels(merges, codebook_size)
-    start = np.concatenate(
-        [
-            np.arange(codebook_size, dtype=np.int64),
-            codebook_size + np.concatenate([[0], np.cumsum(sizes)]),
-        ]
-    ).astype(np.int64)
-    position = np.zeros(start[-1], dtype=np.int32)
-    code = np.zeros(start[-1], dtype=np.int32)
-    code[:codebook_size] = np.arange(codebook_size)
+    start = np.cumsum(np.concatenate([[0], np.ones(codebook_size, np.int64), sizes]))
+    table = TokenTable(start, *np.zeros((2, start[-1]), dtype=np.int32))
+    table.code[:codebook_size] = np.arange(codebook_size)
     by_level = np.argsort(levels, kind="stable")
     ends = np.flatnonzero(np.diff(levels[by_level])) + 1
     for ranks in np.split(by_level, ends):
         for block in _blocks(ranks, sizes):
-            _expand(block, merges, codebook_size, start, position, code)
-    return TokenTable(start, position, code)
+            _expand(block, merges, codebook_size, table)
+    return table
 
 
-def _expand(
-    ranks: np.ndarray,
-    merges: np.ndarray,
-    codebook_size: int,
-    start: np.ndarray,
-    position: np.ndarray,
-    code: np.ndarray,
-) -> None:
+def _expand(ranks: np.ndarray, merges: np.ndarray, codebook_size: int, table: TokenTable) -> None:
     """Fill in the cells of the given ranks, whose parts are known."""
+    start, position, code = table.start, table.position, table.code
     keys, codes = [], []
-    offset = np.stack(
-        [np.zeros(len(ranks), dtype=np.int64), merges[ranks, 2] * ROW + merges[ranks, 3]]
-    )
+    offset = [np.zeros_like(ranks), merges[ranks, 2] * ROW + merges[ranks, 3]]
     for part in (0, 1):
         token = merges[ranks, part]
         size = start[token + 1] - start[token]

@@ -9,8 +9,6 @@ a file before all of its fields are checked.
 `repeat_code` is there in vocabularies of marked video frames alone.
 """
 
-from __future__ import annotations
-
 import itertools
 import json
 import os

@@ -5,8 +5,6 @@ lists, WebDataset shards with a .npy a sample. An image is known by its name whe
 `image_id`, `id`), else by its number, from 0.
 """
 
-from __future__ import annotations
-
 import os
 from collections.abc import Iterator
 from pathlib import Path

@@ -3,8 +3,6 @@
 The format is described in `shards.py`, which reads it.
 """
 
-from __future__ import annotations
-
 import io
 import json
 import os

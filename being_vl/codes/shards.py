@@ -7,8 +7,6 @@ and `time` (float64, seconds); those of a video lie together, in order. The file
 the codes.
 """
 
-from __future__ import annotations
-
 import hashlib
 import itertools
 import os

@@ -4,8 +4,6 @@ transformers makes its masks from 2D ones; a 4D mask that it is given goes to ev
 sliding window would be lost, and eager attention would add a boolean one.
 """
 
-from __future__ import annotations
-
 from typing import Any
 
 import torch

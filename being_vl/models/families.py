@@ -4,8 +4,6 @@ The one table of what being_vl extends; the model classes, the Auto classes, the
 and `export` all read it. It needs neither torch nor transformers, so a command can ask before it works.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any

@@ -7,8 +7,6 @@ The gradient of a frozen row is exactly zero, which no optimizer turns into a st
 still shrinks it, so the matrix belongs in a group without weight decay.
 """
 
-from __future__ import annotations
-
 import torch
 import torch.nn.functional as F
 from torch import nn

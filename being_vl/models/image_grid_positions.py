@@ -4,8 +4,6 @@ Off by default; not in the papers, which leave positions to the text model's rot
 are neighbours in a column lie a row of tokens apart.
 """
 
-from __future__ import annotations
-
 import numpy as np
 import torch
 import torch.nn.functional as F

@@ -9,8 +9,6 @@ What they do to text before any training: rows with the deviation of text rows (
 text row never outbids: by convexity its logit is at most the log of the text rows' mean probability mass.
 """
 
-from __future__ import annotations
-
 from typing import Literal, get_args
 
 import numpy as np

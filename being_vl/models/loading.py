@@ -1,7 +1,5 @@
 """folder, repository or GGUF file → a text model that can be extended, or a Being-VL language model."""
 
-from __future__ import annotations
-
 import os
 from typing import Any
 

@@ -5,8 +5,6 @@ can outweigh the right word. Hidden states of a trained model have one direction
 anisotropic: Ethayarajh, 2019); a small step of the new rows against it lowers their logits everywhere.
 """
 
-from __future__ import annotations
-
 import logging
 import math
 from typing import Any

@@ -4,8 +4,6 @@ Source: the expansion step of Being-VL-0.5. It differs in that nothing of the te
 by a bit: every parameter is copied, and new rows are appended.
 """
 
-from __future__ import annotations
-
 from typing import Any
 
 import torch

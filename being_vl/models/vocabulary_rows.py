@@ -4,8 +4,6 @@ Source: transformers' resizing; Being-VL-0's stage of training in which text row
 in that the layout of the vocabulary and the rows are changed together.
 """
 
-from __future__ import annotations
-
 from typing import Any
 
 import torch

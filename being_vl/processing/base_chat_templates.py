@@ -6,8 +6,6 @@ text, images into placeholders. The second cuts the rendered text where the assi
 and says it in `{% generation %}`. Where that is, is found by rendering a conversation of known words.
 """
 
-from __future__ import annotations
-
 import json
 import re
 from typing import Any

@@ -5,8 +5,6 @@ checked before it sees them. Forms: transformers' parts, OpenAI's `image_url`, a
 parts hold a None for every key that another part has.
 """
 
-from __future__ import annotations
-
 import re
 from collections.abc import Mapping, Sequence
 from inspect import signature

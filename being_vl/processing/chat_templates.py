@@ -5,8 +5,6 @@ in that content is a string or a list of text, image and video parts, and that w
 `{% generation %}`, so that `return_assistant_tokens_mask` works.
 """
 
-from __future__ import annotations
-
 from collections.abc import Collection
 
 _RENDER_CONTENT = """\

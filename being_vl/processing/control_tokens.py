@@ -1,7 +1,5 @@
 """messages → a rendered chat, and its ids → the special token that its texts spell, if any."""
 
-from __future__ import annotations
-
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any

@@ -4,8 +4,6 @@ Source: the forms that transformers' processors accept for images (one, a list, 
 differs in that nested lists of integers are grids too, since that is how a parquet row comes back.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from typing import Any
 

@@ -4,8 +4,6 @@ transformers renders it in Jinja's sandbox, which keeps it from files and attrib
 loops, `'x' * 10**10`, or a macro that calls itself twice.
 """
 
-from __future__ import annotations
-
 import re
 import signal
 import threading

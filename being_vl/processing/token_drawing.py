@@ -1,7 +1,5 @@
 """an image → one drawing: as the quantizer sees it, its reconstruction, and its tokens over that."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from typing import Any
 

@@ -5,8 +5,6 @@ every version, that it costs the same however many image tokens there are (their
 character), and that nothing of the tokenizer changes, so threads may share it.
 """
 
-from __future__ import annotations
-
 import re
 from typing import Any
 

@@ -1,7 +1,5 @@
 """Checks of what quantizers are given: pixels, codes, and latents, of which `argmin` returns a code even for NaN."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 import torch

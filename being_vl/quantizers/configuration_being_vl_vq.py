@@ -3,8 +3,6 @@
 Source: transformers' `ChameleonVQVAEConfig`, whose names the fields have.
 """
 
-from __future__ import annotations
-
 import math
 from typing import Any
 

@@ -4,8 +4,6 @@ Codes are valid for one set of weights, one preprocessing and one precision. The
 shards and caches of codes are never mistaken for another quantizer's.
 """
 
-from __future__ import annotations
-
 import hashlib
 import json
 

@@ -5,8 +5,6 @@ differs in that 16-bit images are scaled rather than saturated, the size is chec
 before a pixel is decoded, and whatever goes wrong becomes one error that names the file.
 """
 
-from __future__ import annotations
-
 import importlib
 import importlib.util
 import io

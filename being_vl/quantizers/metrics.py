@@ -5,8 +5,6 @@ et al. 2017) by torchmetrics; perplexity is the exponential of the entropy of th
 al. 2017). Images are compared as the 8-bit RGB that a user would see.
 """
 
-from __future__ import annotations
-
 import math
 import os
 from collections.abc import Iterable

@@ -4,8 +4,6 @@ The model itself is unchanged: an adapter (one short file each in `adapters/`) s
 So it saves, loads, travels with a checkpoint and is pushed as every quantizer of this library.
 """
 
-from __future__ import annotations
-
 from typing import Any
 
 import torch

@@ -6,8 +6,6 @@ equal patches get equal codes wherever they stand, and merges find more to merge
 weighs kilobytes; it suits drawings, charts and small experiments rather than photographs.
 """
 
-from __future__ import annotations
-
 from typing import Any
 
 import torch

@@ -12,8 +12,6 @@ Yu et al. 2022, as LlamaGen has it), finite scalar quantization (Mentzer et al. 
 keeps), and lookup-free quantization (Yu et al. 2024: the sign of each of D channels is a bit of the code).
 """
 
-from __future__ import annotations
-
 import math
 import os
 from collections.abc import Iterator

@@ -4,8 +4,6 @@ Source: the least that the commands ask of one. `docs/quantizers.md` shows one b
 room fits, those of other libraries by an adapter, and an object of a user's own by its importable name.
 """
 
-from __future__ import annotations
-
 import importlib
 import inspect
 import os

@@ -4,8 +4,6 @@ Read and preprocess (the image processor), gather by size, encode under autocast
 of a batch change codes only through floating-point rounding.
 """
 
-from __future__ import annotations
-
 import os
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Sequence

@@ -6,8 +6,6 @@ opened; that sizes are checked before a frame is decoded; and that whatever goes
 the file.
 """
 
-from __future__ import annotations
-
 import io
 import os
 import re

@@ -4,8 +4,6 @@ safetensors and torch files, sharded or not, in a folder or a repository on the 
 tensors.
 """
 
-from __future__ import annotations
-
 import os
 import re
 import zipfile

@@ -7,8 +7,6 @@ the VQ-GAN's tensors are read, nothing is unpickled but tensors, sizes come from
 and a key that is missing, left over or of another shape is an error.
 """
 
-from __future__ import annotations
-
 import os
 import re
 from collections.abc import Iterable

@@ -6,8 +6,6 @@ none does, or the rounds are over. Deterministic, never more tokens than the mer
 their work. The functions are compiled where numba is installed, and give the same result without it.
 """
 
-from __future__ import annotations
-
 from typing import Any
 
 import numpy as np

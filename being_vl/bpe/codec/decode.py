@@ -4,8 +4,6 @@ Source: point 8 of the law of the image BPE. The cells of a token are written wi
 the border: one look at the token's bounding box does.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 
 import numpy as np

@@ -21,8 +21,6 @@ What is fast here, and why:
 - tests whose outcome is hard to predict do not branch: a value is always written, and counted if it is wanted.
 """
 
-from __future__ import annotations
-
 import threading
 from collections.abc import Iterator
 

@@ -5,8 +5,6 @@ applicable rules replaces one pass per rule; a merge makes only rules of later r
 popping (rank, anchor) in order is the same.
 """
 
-from __future__ import annotations
-
 from heapq import heapify, heappop, heappush
 from typing import NamedTuple
 

@@ -3,8 +3,6 @@
 The loops over cells are plain comparisons and choices of equal types, so that they become vector instructions.
 """
 
-from __future__ import annotations
-
 from .._jit import kernel
 
 

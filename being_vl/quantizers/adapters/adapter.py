@@ -1,7 +1,5 @@
 """What an adapter says of another library's VQ model: how to build it, what its sizes are, how it is called."""
 
-from __future__ import annotations
-
 from typing import Any, ClassVar
 
 import torch

@@ -1,7 +1,5 @@
 """diffusers' `VQModel`."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import torch

@@ -1,7 +1,5 @@
 """transformers' GLM-Image tokenizer: a vision transformer and its `GlmImageVQVAE`; it has no decoder."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import torch
