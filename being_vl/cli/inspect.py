@@ -153,8 +153,10 @@ def _pixels(args: Namespace) -> Callable[[np.ndarray], np.ndarray]:
     """Codes (h, w) → uint8 (h × d, w × d, 3), by the decoder of the quantizer."""
     import numpy as np
 
+    from ..processing.processing_being_vl import reconstruct
+
     model, processor = _quantizer(args)
-    return lambda codes: np.asarray(processor.reconstruct(codes, model))
+    return lambda codes: np.asarray(reconstruct(codes, model, processor))
 
 
 def _inspect_video(args: Namespace, bpe: ImageBPE) -> tuple[dict[str, Any], list[str]]:
@@ -162,13 +164,14 @@ def _inspect_video(args: Namespace, bpe: ImageBPE) -> tuple[dict[str, Any], list
 
     from ..bpe.drawing import contact_sheet, draw_tokens, enlarged, save_animation, token_map
     from ..bpe.repeats import encode_frames
+    from ..processing.processing_being_vl import reconstruct
     from ..quantizers.quantizing import quantize
     from ..quantizers.video_loading import load_video
 
     frames, metadata = load_video(args.video, fps=args.fps, num_frames=args.num_frames)
     model, processor = _quantizer(args)
     codes = np.stack(quantize(list(frames), model, processor))
-    images = [processor.reconstruct(frame, model) for frame in codes]
+    images = [reconstruct(frame, model, processor) for frame in codes]
     ids = encode_frames(bpe, codes)
     height, width = codes.shape[1:]
     drawn = [

@@ -69,6 +69,13 @@ def _has_vq_model(where: str, options: dict[str, Any]) -> bool:
         return True
 
 
+@torch.inference_mode()
+def reconstruct(codes: Any, model: Any, image_processor: Any) -> Image.Image:
+    """Codes (h, w), integers → pixels, by a quantizer → the image."""
+    grid = torch.as_tensor(codes, dtype=torch.long, device=model.device)
+    return image_processor.postprocess(model.decode(grid[None]))[0]
+
+
 class BeingVLProcessor(VideoMixin, CheckpointPart, ProcessorMixin):
     """Image processor, VQ model, image BPE and tokenizer behind one call.
 
@@ -158,7 +165,7 @@ class BeingVLProcessor(VideoMixin, CheckpointPart, ProcessorMixin):
 
     def reconstruct(self, codes: Any) -> Image.Image:
         """Codes (h, w) → the image that the VQ model makes of them."""
-        return self.image_processor.reconstruct(integers(codes, "codes"), self.vq_model)
+        return reconstruct(integers(codes, "codes"), self.vq_model, self.image_processor)
 
     # ---- text and images → ids: transformers' call, and its hooks
 

@@ -9,6 +9,7 @@ from PIL import Image
 from ..bpe.drawing import draw_tokens, enlarged, side_by_side, token_map
 from ..bpe.image_bpe import ImageBPE
 from ..quantizers.quantizing import quantize
+from .processing_being_vl import reconstruct
 
 _LEAST_SIDE = 320  # pixels of a panel; smaller images are enlarged without smoothing
 
@@ -36,7 +37,7 @@ def token_drawing(
     (seen,) = image_processor.postprocess(np.asarray(image_processor([image])["pixel_values"][0]))
     panels = [
         enlarged(panel, _LEAST_SIDE)
-        for panel in (seen, image_processor.reconstruct(codes, vq_model))
+        for panel in (seen, reconstruct(codes, vq_model, image_processor))
     ]
     panels.append(draw_tokens(panels[1], token_map(bpe, ids.tolist(), height, width)))
     titles = ("as it is quantized", f"{height} x {width} codes", f"{len(ids)} tokens")

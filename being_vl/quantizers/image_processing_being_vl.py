@@ -249,12 +249,6 @@ class BeingVLImageProcessor(ChameleonPreprocessing, CheckpointPart, PilBackend):
             )
         return BatchFeature(data={"pixel_values": processed}, tensor_type=return_tensors)
 
-    @torch.inference_mode()
-    def reconstruct(self, codes: Any, model: Any) -> PIL.Image.Image:
-        """Codes (h, w), integers → the image that a quantizer, `model`, makes of them."""
-        grid = torch.as_tensor(codes, dtype=torch.long, device=model.device)
-        return self.postprocess(model.decode(grid[None]))[0]
-
     def postprocess(self, pixel_values: Any) -> list[PIL.Image.Image]:
         """Pixel values (batch, 3, height, width) or (3, height, width), torch or numpy, or a list of them → images."""
         if isinstance(pixel_values, (list, tuple)):
