@@ -63,11 +63,13 @@ class LegacyImageBPE:
         name = Path(path).name
         entries = read_plain_pickle(path)
         if not isinstance(entries, list) or not entries:
-            raise ValueError(f"{name}: no list of ((first, second), new_id), but {shown(entries)}")
+            raise ValueError(
+                f"{name}: must hold a list of ((first, second), new_id): {shown(entries)}"
+            )
         for index, entry in enumerate(entries):
             if not _is_entry(entry):
                 raise ValueError(
-                    f"{name}: entry {index} is no ((first, second), id): {shown(entry)}"
+                    f"{name}: entry {index} is not ((first, second), id): {shown(entry)}"
                 )
         codebook_size = entries[0][1]
         for index, (_, new_id) in enumerate(entries):

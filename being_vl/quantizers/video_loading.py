@@ -27,7 +27,7 @@ MAX_VIDEO_BYTES = 1 << 32  # of a file that is downloaded
 PYAV_HINT = "reading video files needs PyAV: pip install being-vl[video]"
 # The demuxers of files of their own. Others (hls, concat, dash …) open what the file names.
 _FORMATS = "mov,matroska,webm,avi,mpeg,mpegts,mpegvideo,flv,ogg,asf,gif,ivf,h264,hevc,m4v,mjpeg,yuv4mpegpipe"
-_PICTURES = re.compile(rb"GIF8|\x89PNG|RIFF....WEBP", re.DOTALL)
+_ANIMATIONS = re.compile(rb"GIF8|\x89PNG|RIFF....WEBP", re.DOTALL)
 
 VideoSource = str | os.PathLike | bytes | BinaryIO
 
@@ -110,9 +110,9 @@ def load_video(
     name, file = _opened(source, name)
     with file:
         try:
-            is_picture = _PICTURES.match(file.read(12))
+            is_animation = _ANIMATIONS.match(file.read(12))
             file.seek(0)
-            read = _read_pictures if is_picture else _read_av
+            read = _read_animation if is_animation else _read_av
             total, rate, size = read(file, max_pixels)
             if not total:
                 raise UnreadableVideoError("it has no frames")
@@ -181,7 +181,7 @@ def _opened(source: VideoSource, name: str | None) -> tuple[str, BinaryIO]:
 # ---- Pillow: GIF, WebP, APNG
 
 
-def _read_pictures(file: BinaryIO, max_pixels: int) -> tuple[int, float | None, tuple[int, int]]:
+def _read_animation(file: BinaryIO, max_pixels: int) -> tuple[int, float | None, tuple[int, int]]:
     """Number of frames, their rate, and (height, width)."""
     image = PIL.Image.open(file)
     _check_size(image.width, image.height, max_pixels)
@@ -203,7 +203,7 @@ def _ends(image: PIL.Image.Image) -> Iterator[float]:
         yield end
 
 
-def _picture_frames(
+def _animation_frames(
     file: BinaryIO, wanted: np.ndarray, max_pixels: int
 ) -> dict[int, tuple[float, np.ndarray]]:
     file.seek(0)
@@ -275,4 +275,4 @@ def _check_size(width: int, height: int, max_pixels: int, what: str = "") -> Non
         )
 
 
-_FRAMES = {_read_pictures: _picture_frames, _read_av: _av_frames}
+_FRAMES = {_read_animation: _animation_frames, _read_av: _av_frames}
