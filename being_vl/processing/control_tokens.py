@@ -12,7 +12,9 @@ from .template_limits import check_number, limited_template, template_file
 _OF_A_BATCH = frozenset(
     "processor_kwargs tokenizer_kwargs return_tensors padding truncation max_length".split()
 )
-_OF_IDS = _OF_A_BATCH | {"tokenize", "return_dict", "return_assistant_tokens_mask"}
+_OF_IDS = _OF_A_BATCH | frozenset(
+    "tokenize return_dict return_assistant_tokens_mask sanitize_control_tokens".split()
+)
 
 
 class ControlTokens:
