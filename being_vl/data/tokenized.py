@@ -23,7 +23,7 @@ import numpy as np
 import pyarrow as pa
 from datasets import Features, List, Value
 
-from ..files import check_regular, parse_json, read_json, write_atomic
+from ..files import check_regular, is_remote, parse_json, place, read_json, write_atomic
 from ..files import claim as claim_folder
 from ..processing.processing_being_vl import BeingVLProcessor
 from ..processing.tokenization_being_vl import BeingVLTokenizer
@@ -80,7 +80,7 @@ def load_tokenized(
         ValueError: the folder is not finished or damaged, its ids are another tokenizer's, or it has no
             sample.
     """
-    return _open(Path(folder), identity_of(checkpoint), accept_mismatch, verify)[0]
+    return _open(_mappable(folder), identity_of(checkpoint), accept_mismatch, verify)[0]
 
 
 def load_training_data(
@@ -117,8 +117,17 @@ def load_training_data(
         return loaded, manifest["parts"].get("quantizer") or ""
 
     if not isinstance(spec, Mapping) and Path(spec).suffix not in (".yaml", ".yml"):
-        return open_folder(Path(spec))[0]
+        return open_folder(_mappable(spec))[0]
     return load_mixture(spec, open_folder, stage=stage, seed=seed)
+
+
+def _mappable(folder: str | os.PathLike) -> Path:
+    at = place(folder)
+    if is_remote(at):
+        raise ValueError(
+            f"{folder}: a folder in a store is read by stream_tokenized and train --streaming; it cannot be mapped"
+        )
+    return at
 
 
 def identity_of(checkpoint: BeingVLTokenizer | BeingVLProcessor) -> dict[str, Any]:

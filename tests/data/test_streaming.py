@@ -14,7 +14,7 @@ from data_fixtures import make_checkpoint, make_codes, make_rows, write_rows
 
 from being_vl import BeingVLProcessor, BeingVLTokenizer
 from being_vl.cli import main as being_vl_command
-from being_vl.data import load_tokenized, stream_tokenized
+from being_vl.data import load_tokenized, load_training_data, stream_tokenized
 from being_vl.data.tokenized import FEATURES
 
 
@@ -172,6 +172,8 @@ def test_shards_in_a_bucket(made, monkeypatch, tmp_path):
         store.put(str(made / "rows"), "rows/ids", recursive=True)
         stream = stream_tokenized("s3://rows/ids", tokenizer(made), verify=True)
         same_rows(stream, load_tokenized(made / "rows", tokenizer(made)))
+        with pytest.raises(ValueError, match="s3://rows/ids: a folder in a store is read by"):
+            load_training_data("s3://rows/ids", tokenizer(made))
         train = ["train", "--checkpoint", str(made / "checkpoint"), "--streaming", "--use_cpu"]
         train += ["--max_steps", "2", "--save_strategy", "no", "--report_to", "none"]
         for name, data in (("store", "s3://rows/ids"), ("disk", str(made / "rows"))):

@@ -13,6 +13,7 @@ from encode_fixtures import make_images, shard_bytes
 from being_vl.cli import main as being_vl_command
 from being_vl.codes.shards import CodeShards
 from being_vl.data import TokenizeConversations
+from being_vl.hub.card import card_text
 from being_vl.hub.folder import folder_kind
 
 FORMATS = ("parquet", "webdataset")
@@ -51,6 +52,8 @@ def test_the_folder_is_that_of_parquet_but_for_the_files(made):
             del shard["file"], shard["bytes"], shard["sha256"]
     assert one == other and one["skipped"] == 1
     assert folder_kind(made / "webdataset") == "codes"
+    card = card_text(made / "webdataset")
+    assert "data_files: codes-*.tar" in card and "codes.npy: rows of codes" in card
     rows = datasets.load_dataset(str(made / "webdataset"), split="train")
     assert [row["image_id"] for row in rows["json"]] == parquet.image_ids()
 
