@@ -212,6 +212,8 @@ def compare_greedy(args: argparse.Namespace, training: np.ndarray, held_out: np.
         at, anchors = places_of(trained, merges, args.codes, table)
         chosen, saved = choose(args.merges, at, anchors, cells, trained.size)
         cpu = time.process_time() - before
+        if saved_in_order(chosen, at, anchors, cells, trained.size) != saved:
+            sys.exit("the tokens saved in order are not those saved while choosing")
         name = f"greedy, pool of {len(merges)}"
         at, anchors = places_of(held_out, merges, args.codes, table)
         saved_there = saved_in_order(chosen, at, anchors, cells, held_out.size)

@@ -3,8 +3,8 @@
     OMP_NUM_THREADS=1 python benchmarks/profile_command.py train --checkpoint DIR --data ROWS --max_steps 2 …
 
 Runs the command in this process under torch's profiler, after the imports, whose time is printed apart. Times are
-seconds of the main thread, without what an operator calls; "not in operators" is Python, files and other libraries.
-The profiler reads the clock: use one thread, and a machine without other work.
+seconds of the main thread, without what an operator calls; "not in operators" is the rest of the CPU time: Python,
+files, other libraries. The profiler reads the clock: use one thread, and a machine without other work.
 """
 
 from __future__ import annotations
@@ -35,14 +35,14 @@ def report(argv: list[str]) -> int:
         (event.self_cpu_time_total / 1e6, event.key, event.count)
         for event in profiled.key_averages()
     ]
-    costs.append((wall - sum(cost for cost, _, _ in costs), "not in operators", 1))
+    costs.append((cpu - sum(cost for cost, _, _ in costs), "not in operators", 1))
     costs.sort(reverse=True)
     print(
         f"\nimports {imports:.1f} CPU s; command {wall:.1f} s, {cpu:.1f} CPU s, {torch.get_num_threads()} thread(s)"
     )
     print("\n| cost | s | share | calls |\n|---|---|---|---|")
     for seconds, name, count in costs[:MOST]:
-        print(f"| {name} | {seconds:.2f} | {100 * seconds / wall:.0f} % | {count} |")
+        print(f"| {name} | {seconds:.2f} | {100 * seconds / cpu:.0f} % | {count} |")
     return status
 
 

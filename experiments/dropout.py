@@ -15,7 +15,7 @@ from pathlib import Path
 
 from drawings_parts import spread
 from experiment_tools import write_results
-from jsonargparse import ArgumentParser
+from jsonargparse import ArgumentParser, Namespace
 from jsonargparse.typing import PositiveInt
 
 from being_vl.cli import run_command
@@ -23,9 +23,10 @@ from being_vl.files import load_results, read_json
 from being_vl.studies.commands import Commands
 
 
-def one_run(quickstart: Path, work: Path, dropout: float, seed: int, steps: int) -> dict:
+def one_run(quickstart: Path, work: Path, dropout: float, seed: int, args: Namespace) -> dict:
     """Rows with this dropout, a training and its score."""
     command = Commands(run_command, lambda line: print(f"$ {line}", flush=True))
+    steps = args.steps
     start, output = quickstart / "bpe" / "start", work / f"{seed}-{dropout}-{steps}"
     rows = work / f"rows-{seed}-{dropout}" if dropout else quickstart / "bpe" / "tokenized"
     command(
@@ -43,7 +44,7 @@ def one_run(quickstart: Path, work: Path, dropout: float, seed: int, steps: int)
     command(
         "eval", output, **{
             "tasks": "easyvqa", "device": "cpu", "batch-size": 256, "cache": work / f"cache-{seed}",
-            "max-new-tokens": 8,
+            "max-new-tokens": 8, "limit": args.limit,
         }, unless=output / "evaluation" / "easyvqa.json",
     )  # fmt: skip
     (result,) = load_results(output)
@@ -66,13 +67,14 @@ def main() -> None:
     parser.add_argument("--work", type=Path, required=True, help="folder of what is made")
     parser.add_argument("--dropouts", type=float, nargs="+", default=[0.0, 0.1])
     parser.add_argument("--steps", type=PositiveInt, default=800)
+    parser.add_argument("--limit", type=PositiveInt, help="of the test questions")
     parser.add_argument("--output", type=Path, help="JSON of the figures")
     args = parser.parse_args()
     rows = []
     for quickstart in args.quickstarts:
         seed = read_json(quickstart / "quickstart.json")["seed"]
         for dropout in args.dropouts:
-            rows.append(one_run(quickstart, args.work, dropout, seed, args.steps))
+            rows.append(one_run(quickstart, args.work, dropout, seed, args))
             print(json.dumps(rows[-1]), flush=True)
     for dropout in args.dropouts:
         own = [row for row in rows if row["dropout"] == dropout]
