@@ -23,7 +23,15 @@ import numpy as np
 import pyarrow as pa
 from datasets import Features, List, Value
 
-from ..files import check_regular, is_remote, parse_json, place, read_json, write_atomic
+from ..files import (
+    check_regular,
+    is_remote,
+    parse_json,
+    place,
+    read_json,
+    reading,
+    write_atomic,
+)
 from ..files import claim as claim_folder
 from ..processing.processing_being_vl import BeingVLProcessor
 from ..processing.tokenization_being_vl import BeingVLTokenizer
@@ -164,10 +172,8 @@ def check_shard(path: Any, shard: Mapping[str, Any], verify: bool) -> None:
 def _open_shard(folder: Path, shard: Mapping[str, Any], verify: bool) -> datasets.Dataset:
     path = folder / shard["file"]
     check_shard(path, shard, verify)
-    try:
+    with reading(path, "not a readable shard"):
         loaded = datasets.Dataset.from_file(str(path))
-    except (pa.ArrowException, OSError) as error:
-        raise ValueError(f"{path}: not a readable shard: {error}") from None
     if loaded.features != FEATURES:
         raise ValueError(f"{path}: columns must be {FEATURES}, got {loaded.features}")
     if len(loaded) != shard["samples"]:

@@ -17,7 +17,7 @@ import jinja2
 from jinja2 import nodes
 from jinja2.ext import Extension
 
-MAX_TEMPLATE_CHARACTERS = 1 << 18
+MAX_TEMPLATE_CHARACTERS = 1 << 16  # the longest of published models have a third of that
 MAX_SECONDS = 1.0  # of CPU time; a rendering takes milliseconds
 MAX_BYTES = 1 << 27
 _MAX_FACTOR = 1000

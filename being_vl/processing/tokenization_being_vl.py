@@ -227,6 +227,11 @@ class BeingVLTokenizer(CheckpointPart, PreTrainedTokenizerFast):
             raise ValueError(
                 f"tokenizer_config.json of {self.name_or_path or 'the tokenizer'}: text_vocab_size is missing"
             )
+        if getattr(self, "backend", None) not in (None, "tokenizers"):
+            raise ValueError(
+                f"tokenizer_config.json of {self.name_or_path or 'the tokenizer'}: backend must be 'tokenizers', got "
+                f"{self.backend!r}"
+            )
         last = self.image_bpe.vocab_size - 1
         ends = [self._tokenizer.token_to_id(visual_token(visual_id)) for visual_id in (0, last)]
         if (

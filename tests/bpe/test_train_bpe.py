@@ -118,6 +118,13 @@ def test_two_ranks_learn_the_same_bytes(tmp_path, codes_file):
     assert (tmp_path / "two/image_bpe.json").read_bytes() == one
 
 
+LAW = {"codebook_size": 4, "merge_rule": "shape"}
+
+
+def whole(rows: list) -> str:
+    return json.dumps({"version": 1, "options": {"a": 1, **LAW}, "merges_and_counts": rows})
+
+
 @pytest.mark.parametrize(
     ("content", "message"),
     [
@@ -126,19 +133,25 @@ def test_two_ranks_learn_the_same_bytes(tmp_path, codes_file):
         ('{"version": 2, "options": {}, "merges_and_counts": []}', "version must be 1, got 2"),
         ('{"version": 1, "options": {}, "merges_and_counts": [[1, 2]]}', "not a checkpoint"),
         ('{"version": 1, "options": {"a": 2}, "merges_and_counts": []}', "made with a=2, not 1"),
+        (
+            whole([[2, 10**9, 0, 1, 12]]),
+            r"merges\[0\].second is 1000000000, but only 4 tokens exist",
+        ),
+        (whole([[2, 1, 0, 0, 12]]), r"merges\[0\]"),
+        (whole([[2, 1, 0, 1, 12], [2, 1, 0, 1, 12]]), r"merges\[1\]"),
     ],
 )
 def test_a_wrong_checkpoint_is_named(tmp_path, content, message):
     (tmp_path / FILE_NAME).write_text(content)
     with pytest.raises(ValueError, match=f"{FILE_NAME}: .*{message}"):
-        load_checkpoint(tmp_path, {"a": 1})
+        load_checkpoint(tmp_path, {"a": 1, **LAW})
 
 
 def test_a_checkpoint_comes_back(tmp_path):
-    assert load_checkpoint(tmp_path, {}) is None
+    assert load_checkpoint(tmp_path, LAW) is None
     rules = np.array([[0, 1, 0, 1], [4, 2, 1, -3]], np.int32)
-    save_checkpoint(tmp_path, Checkpoint(rules, np.array([9, 7])), {"a": None})
-    found = load_checkpoint(tmp_path, {"a": None})
+    save_checkpoint(tmp_path, Checkpoint(rules, np.array([9, 7])), {"a": None, **LAW})
+    found = load_checkpoint(tmp_path, {"a": None, **LAW})
     assert (found.merges == rules).all() and found.counts.tolist() == [9, 7]
 
 

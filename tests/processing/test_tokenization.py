@@ -216,6 +216,19 @@ def test_a_special_token_without_a_row_is_refused(pairs, tmp_path: Path) -> None
         tokenizer.check_rows(tokenizer.layout.size)
 
 
+def test_another_backend_is_refused(pairs, tmp_path: Path) -> None:
+    """transformers takes the word of the file for it, and then says that the tokenizer is a slow one."""
+    pairs["llama-3"][1].save_pretrained(tmp_path)
+    path = tmp_path / "tokenizer_config.json"
+    text = path.read_text()
+    assert '"backend": "tokenizers"' in text
+    path.write_text(text.replace('"backend": "tokenizers"', '"backend": "sentencepiece"'))
+    with pytest.raises(
+        ValueError, match=r"tokenizer_config\.json of .*: backend must be 'tokenizers', got 'sen"
+    ):
+        BeingVLTokenizer.from_pretrained(tmp_path)
+
+
 def test_repr_is_short(pairs) -> None:
     assert len(repr(pairs["llama-3"][1])) < 700
 

@@ -16,6 +16,7 @@ import numpy as np
 from filelock import FileLock, Timeout
 
 from ...files import read_json, shown, write_atomic
+from ..rules import check_merges
 
 FILE_NAME = "checkpoint.json"
 _LOCK_NAME = "train-bpe.lock"
@@ -60,6 +61,10 @@ def save_checkpoint(folder: Path, checkpoint: Checkpoint, options: dict[str, Any
 def load_checkpoint(folder: Path, options: dict[str, Any]) -> Checkpoint | None:
     """The checkpoint of a folder, if there is one.
 
+    Args:
+        folder: of the training.
+        options: those of `train_merges`, and what else it depends on.
+
     Raises:
         ValueError: it is malformed, or was made with other options.
     """
@@ -82,4 +87,8 @@ def load_checkpoint(folder: Path, options: dict[str, Any]) -> Checkpoint | None:
                 f"{path}: it was made with {name}={found.get(name)!r}, not {value!r}; "
                 "use the same options, or another folder"
             )
+    try:
+        check_merges(rows[:, :4], options["codebook_size"], options["merge_rule"])
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from None
     return Checkpoint(rows[:, :4].astype(np.int32), rows[:, 4])
