@@ -16,7 +16,7 @@ import numpy as np
 from filelock import FileLock, Timeout
 
 from ...files import read_json, shown, write_atomic
-from ..rules import check_merges
+from ..rules import RULE_FIELDS, as_rules, check_merges
 
 FILE_NAME = "checkpoint.json"
 _LOCK_NAME = "train-bpe.lock"
@@ -88,7 +88,8 @@ def load_checkpoint(folder: Path, options: dict[str, Any]) -> Checkpoint | None:
                 "use the same options, or another folder"
             )
     try:
-        check_merges(rows[:, :4], options["codebook_size"], options["merge_rule"])
+        rules = as_rules(rows[:, :4], options["codebook_size"], RULE_FIELDS, "merges")
+        check_merges(rules, options["merge_rule"])
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from None
     return Checkpoint(rows[:, :4].astype(np.int32), rows[:, 4])
