@@ -24,6 +24,7 @@ from dataclasses import asdict, dataclass, field, fields
 from functools import partial
 from glob import escape
 from pathlib import Path
+from types import UnionType
 from typing import Any, TypeVar, get_args, get_origin, get_type_hints
 
 MAX_JSON_BYTES = 1 << 26  # tokenizer.json of 300,000 ids fits
@@ -644,19 +645,24 @@ def record(kind: type[_T], content: Any) -> _T:
     if not isinstance(content, dict) or content.keys() != hints.keys():
         raise ValueError(f"must have the fields {', '.join(hints)}, got {shown(content)}")
     for name, hint in hints.items():
-        if not _is_of(content[name], hint):
+        if not is_of(content[name], hint):
             raise ValueError(f"{name} must be {hint}, got {shown(content[name])}")
     return kind(**content)
 
 
-def _is_of(value: Any, hint: Any) -> bool:
+def is_of(value: Any, hint: Any) -> bool:
+    """Whether a value of JSON or YAML is of a type; integers are floats, booleans are no numbers."""
     kind, inner = get_origin(hint) or hint, get_args(hint)
+    if kind is UnionType:
+        return any(is_of(value, part) for part in inner)
     if kind is float:
         kind = (int, float)
     if not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool):
         return False
+    if isinstance(value, dict) and not all(isinstance(name, str) for name in value):
+        return False
     parts = value.values() if isinstance(value, dict) else value if inner else ()
-    return all(_is_of(part, inner[-1]) for part in parts)
+    return all(is_of(part, inner[-1]) for part in parts)
 
 
 def write_json(path: str | os.PathLike, fields: Mapping[str, Any]) -> None:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -39,8 +38,7 @@ def check_base(base: str | os.PathLike, *, chat_template: str | None = None) -> 
 
     Returns:
         `family`, `model_class` (of the checkpoint), `stock_class` (that loads it too), `text_size` (ids of the
-        tokenizer), `rows` (of the model's matrices), `chat_template` (`"given"`, `"own"`, or `"default"` where
-        the base has none).
+        tokenizer), `rows` (of the model's matrices), `chat_template` (`"given"`, `"own"` or `"default"`).
 
     Raises:
         ValueError: it cannot be extended; the message says why.
@@ -57,13 +55,10 @@ def check_base(base: str | os.PathLike, *, chat_template: str | None = None) -> 
         )
     own = None if chat_template else extended_chat_template(text_tokenizer)
     return {
-        "family": family.title,
-        "model_class": family.language_model_class,
-        "stock_class": family.stock_class,
-        "text_size": tokenizer.layout.text_size,
-        "rows": rows,
+        "family": family.title, "model_class": family.language_model_class,
+        "stock_class": family.stock_class, "text_size": tokenizer.layout.text_size, "rows": rows,
         "chat_template": "given" if chat_template else "default" if own is None else "own",
-    }
+    }  # fmt: skip
 
 
 def init_checkpoint(
@@ -82,11 +77,9 @@ def init_checkpoint(
     """Extend a text model by the image vocabulary; its behaviour on text stays the same, bit for bit.
 
     Args:
-        text_model: a model of a family in `models.families`, with a tied or an untied head.
+        text_model: a model of a family in `models.families`.
         text_tokenizer: its fast tokenizer.
-        vq_model: the quantizer of images, with as many codes as `image_bpe` knows; None for a checkpoint
-            that is given codes and never images.
-        image_bpe: the trained image BPE.
+        vq_model: the quantizer of images; None for a checkpoint that is given codes and never images.
         image_processor: by default Chameleon's, with a square crop of `vq_model.config.resolution`.
         special_tokens: see [`BeingVLTokenizer.from_text_tokenizer`].
         chat_template: Jinja source; by default the text tokenizer's own, extended by images and marks of
@@ -95,8 +88,8 @@ def init_checkpoint(
             [`BeingVLLanguageModel.from_text_model`].
 
     Raises:
-        ValueError: the base's chat template cannot be extended; the VQ model and the image BPE have different codebook sizes, or the tokenizer has more
-            ids than the model has rows.
+        ValueError: the base's chat template cannot be extended; the VQ model and the image BPE have different
+            codebook sizes, or the tokenizer has more ids than the model has rows.
     """
     if vq_model is not None and vq_model.config.num_embeddings != image_bpe.quantizer_codebook_size:
         raise ValueError(
@@ -109,12 +102,14 @@ def init_checkpoint(
         or extended_chat_template(text_tokenizer)
         or default_chat_template(tokenizer.get_vocab())
     )
-    if image_processor is None:
-        image_processor = (
-            BeingVLImageProcessor()
-            if vq_model is None
-            else default_image_processor(vq_model.config)
-        )
+    codebook = grid_size = None
+    if vq_model is None:
+        image_processor = image_processor or BeingVLImageProcessor()
+    else:
+        image_processor = image_processor or default_image_processor(vq_model.config)
+        grid_size = _grid_size(image_processor, vq_model.config.downsampling)
+        if image_init == "codebook":
+            codebook = _code_vectors(vq_model, image_bpe)
     processor = BeingVLProcessor(image_processor, tokenizer, vq_model=vq_model)
     videos = {f"{name}_id": getattr(tokenizer, f"{name}_id", None) for name in VIDEO_SPECIAL_TOKENS}
     model = extend_text_model(
@@ -125,14 +120,10 @@ def init_checkpoint(
         image_token_id=tokenizer.image_token_id,
         **videos,
         pad_token_id=tokenizer.pad_token_id,
-        image_grid_size=None
-        if vq_model is None
-        else _grid_size(image_processor, vq_model.config.downsampling),
+        image_grid_size=grid_size,
         image_init=image_init,
         image_init_std=image_init_std,
-        codebook=_code_vectors(vq_model, image_bpe)
-        if vq_model is not None and image_init == "codebook"
-        else None,
+        codebook=codebook,
         merges=image_bpe.merges,
         generator=generator,
     )
@@ -191,7 +182,6 @@ def save_checkpoint(
     """Save model, tokenizer, processor and VQ model; the folder appears when all of it is written.
 
     Args:
-        model, processor: what `init_checkpoint` returned, or a trained model and its processor.
         folder: must not exist yet, or be empty.
         remote_code: add the modules that `trust_remote_code=True` needs where being_vl is not installed.
         settings: names to texts of further files, such as the options of the command that made it.
@@ -202,11 +192,7 @@ def save_checkpoint(
     with new_folder(folder) as partial:
         model.save_pretrained(partial)
         processor.save_pretrained(partial)
-        _write_settings(partial, settings)
+        for name, text in (settings or {}).items():
+            write_atomic(partial / name, text)
         if remote_code:
             add_remote_code(partial)
-
-
-def _write_settings(folder: Path, settings: Mapping[str, str] | None) -> None:
-    for name, text in (settings or {}).items():
-        write_atomic(folder / name, text)

@@ -17,13 +17,7 @@ from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from pathlib import Path
 
-from huggingface_hub import (
-    CommitInfo,
-    CommitOperationAdd,
-    CommitOperationDelete,
-    HfApi,
-    ModelCard,
-)
+from huggingface_hub import CommitInfo, CommitOperationAdd, CommitOperationDelete, HfApi, ModelCard
 from huggingface_hub.errors import HfHubHTTPError, HTTPError
 from huggingface_hub.hf_api import RepoFile
 from huggingface_hub.utils import logging, validate_repo_id
@@ -118,10 +112,7 @@ class Target:
 
 
 def commit_files(
-    own: Mapping[str, Path],
-    target: Target,
-    *,
-    companions: Mapping[str, Path] | None = None,
+    own: Mapping[str, Path], target: Target, *, companions: Mapping[str, Path] | None = None
 ) -> CommitInfo:
     """Upload files in one commit: others see all of it or nothing. What the Hub has is not sent again.
 
@@ -130,7 +121,6 @@ def commit_files(
 
     Args:
         own: path in the repository → file; these replace what is there.
-        target: the repository, which is made where it is missing.
         companions: files that are added where the repository has none of that name; results and a card
             among them only where the repository's weights are those that they tell of.
     """
@@ -176,11 +166,12 @@ def _commit(own: Mapping[str, Path], target: Target, companions: Mapping[str, Pa
         if path not in own and path not in there - outdated
     }
     files = {**companions, **own}
-    if target.repo_type == "model" and CARD not in files and CARD not in there - outdated:
-        text = _fresh_card(files)
-    else:
-        text = files[CARD].read_text("utf-8") if CARD in files else None
     additions = {path: CommitOperationAdd(path, file) for path, file in files.items()}
+    text = None
+    if CARD in files:
+        text = files[CARD].read_text("utf-8")
+    elif kind == "model" and CARD not in there - outdated:
+        text = _fresh_card(files)
     if text is None and target.tags and CARD in there:
         text = _card_there(api, repo_id, target)
     if text is not None:
@@ -230,9 +221,7 @@ def replaced(weights: Mapping[str, str], stored: Mapping[str, str], there: set[s
 def _fitting(companions: Mapping[str, Path], weights: Mapping[str, str]) -> dict[str, Path]:
     """The companions; without weights and what is said of them where the repository has or gets others.
 
-    Args:
-        companions: path → file.
-        weights: path → sha256, of the weights that the repository will have but for the companions'.
+    `weights` are path → sha256 of those that the repository will have but for the companions'.
     """
     names = {path for path in companions if matches(path, _TENSOR_PATTERNS)}
     if not weights or (names == set(weights) and _hashes(companions) == dict(weights)):
@@ -249,10 +238,9 @@ def _with_tags(card: str, tags: tuple[str, ...]) -> str:
     """The card with more tags in its metadata."""
     parsed = ModelCard(card)
     present = parsed.data.get("tags") or []
-    added = [tag for tag in tags if tag not in present]
-    if not added:
+    if set(tags) <= set(present):
         return card
-    parsed.data["tags"] = [*present, *added]
+    parsed.data["tags"] = list(dict.fromkeys([*present, *tags]))
     return str(parsed)
 
 

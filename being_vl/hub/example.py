@@ -15,11 +15,7 @@ DRAWING = "tokens.png"
 
 
 def draw_example(folder: Path, image: str | os.PathLike) -> list[str]:
-    """Write `example.png` and `tokens.png`: an image, its reconstruction, its tokens drawn over it.
-
-    Returns:
-        the names of the files.
-    """
+    """Write `example.png` and `tokens.png` (the reconstruction, the tokens over it); the names are returned."""
     processor = BeingVLProcessor.from_pretrained(folder)
     loaded = load_image(image)
     drawn = token_drawing(

@@ -10,11 +10,11 @@ import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, get_type_hints
 
 import yaml
 
-from ..files import read_yaml
+from ..files import is_of, read_yaml
 
 FACTS_FILE = "card.yaml"
 
@@ -73,11 +73,8 @@ class CardFacts:
 
     def to_yaml(self) -> str:
         """What differs from the defaults, as `read_facts` reads it."""
-        values = {
-            entry.name: getattr(self, entry.name)
-            for entry in dataclasses.fields(self)
-            if getattr(self, entry.name) not in (entry.default, None, [], {})
-        }
+        usual = dataclasses.asdict(CardFacts())
+        values = {k: v for k, v in dataclasses.asdict(self).items() if v not in (usual[k], None)}
         return yaml.safe_dump(values, sort_keys=False, allow_unicode=True)
 
 
@@ -87,12 +84,13 @@ def read_facts(folder: Path) -> CardFacts:
     if not path.exists():
         return CardFacts()
     values = read_mapping(path)
-    expected = {entry.name: entry.type for entry in dataclasses.fields(CardFacts)}
+    hints = get_type_hints(CardFacts)
     for name, value in values.items():
-        if name not in expected:
-            raise ValueError(f"{path}: unknown field {name!r}; there are {', '.join(expected)}")
-        if not _fits(value, str(expected[name])):
-            raise ValueError(f"{path}: {name} must be {expected[name]}, got {str(value)[:80]!r}")
+        if name not in hints:
+            raise ValueError(f"{path}: unknown field {name!r}; there are {', '.join(hints)}")
+        if value is None or not is_of(value, hints[name]):
+            kind = CardFacts.__annotations__[name]
+            raise ValueError(f"{path}: {name} must be {kind}, got {str(value)[:80]!r}")
     return CardFacts(**values)
 
 
@@ -102,17 +100,3 @@ def read_mapping(path: Path) -> dict[str, Any]:
     if not isinstance(values, dict):
         raise ValueError(f"{path}: must be a mapping, got {str(values)[:80]!r}")
     return values
-
-
-def _fits(value: Any, annotation: str) -> bool:
-    """Whether a value of a YAML file is of a field's type; the annotations of `CardFacts` are few."""
-    if annotation.startswith("list"):
-        return isinstance(value, list) and all(isinstance(entry, str) for entry in value)
-    if annotation.startswith("dict"):
-        return isinstance(value, dict) and all(
-            isinstance(entry, str) for pair in value.items() for entry in pair
-        )
-    if annotation.startswith("str"):
-        return isinstance(value, str)
-    number = int if annotation == "int" else (int, float)
-    return isinstance(value, number) and not isinstance(value, bool)

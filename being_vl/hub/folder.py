@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 import tempfile
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -26,14 +27,8 @@ from .commit import CARD, PATTERNS, folder_files
 from .part import VQ_FOLDER, variant_of, weight_names
 
 CODES_PATTERNS = (
-    "codes-*.parquet",
-    "codes-*.tar",
-    "manifest.json",
-    "skipped.jsonl",
-    CARD,
-    "card.yaml",
-    "LICENSE*",
-)
+    "codes-*.parquet", "codes-*.tar", "manifest.json", "skipped.jsonl", CARD, "card.yaml", "LICENSE*",
+)  # fmt: skip
 ENTRIES_FOLDER = ".eval_results"
 Kind = Literal["checkpoint", "vq_model", "image_bpe", "parts", "codes"]
 _VQ_TYPES = ("being_vl_vq", "being_vl_patch_vq")
@@ -100,7 +95,7 @@ def _read_variant(folder: Path, variant: str) -> Weights:
         weight_map = read_weight_map(folder / index)
         names = sorted(set(weight_map.values()))
     shapes: dict[str, tuple[int, ...]] = {}
-    dtypes: dict[str, int] = {}
+    dtypes = Counter[str]()
     for name in names:
         path = folder / name
         if not path.is_file():
@@ -110,17 +105,14 @@ def _read_variant(folder: Path, variant: str) -> Weights:
                 for key in file.keys():
                     part = file.get_slice(key)
                     shapes[key] = tuple(part.get_shape())
-                    dtypes[part.get_dtype()] = dtypes.get(part.get_dtype(), 0) + 1
+                    dtypes[part.get_dtype()] += 1
         except SafetensorError as error:
             raise ValueError(f"{path}: damaged or cut: {error}") from None
     missing = [key for key in weight_map if key not in shapes]
     if missing:
         raise ValueError(f"{folder / index}: {missing[0]!r} is in none of the files")
-    return Weights(
-        sum(map(math.prod, shapes.values())),
-        tuple(sorted(dtypes, key=lambda kind: -dtypes[kind])),
-        shapes,
-    )
+    commonest = tuple(kind for kind, _ in dtypes.most_common())
+    return Weights(sum(map(math.prod, shapes.values())), commonest, shapes)
 
 
 def quantizer_config(folder: Path) -> PreTrainedConfig:
@@ -157,18 +149,15 @@ def check_whole(folder: Path) -> Kind:
 
 def _check_checkpoint(folder: Path) -> None:
     needed = (
-        "tokenizer.json",
-        "tokenizer_config.json",
-        "image_bpe.json",
-        "processor_config.json",
+        "tokenizer.json", "tokenizer_config.json", "image_bpe.json", "processor_config.json",
         f"{VQ_FOLDER}/config.json",
-    )
+    )  # fmt: skip
     missing = [name for name in needed if not (folder / name).is_file()]
     if missing:
         raise ValueError(f"{folder} is no whole checkpoint: {', '.join(missing)} missing")
     config = AutoConfig.from_pretrained(folder)
     layout = config.layout
-    vq_config = quantizer_config(folder)
+    codes = quantizer_config(folder).num_embeddings
     bpe = ImageBPE.from_pretrained(folder)
     tokenizer = read_json(folder / "tokenizer.json", max_values=_MAX_TOKENIZER_VALUES)
     ids = [
@@ -183,11 +172,7 @@ def _check_checkpoint(folder: Path) -> None:
         ("image_bpe.json: the number of merges", layout.num_merges, bpe.num_merges),
         ("tokenizer.json: the number of ids", layout.size, max(ids, default=-1) + 1),
         ("model.embed_tokens.weight: the number of rows", config.vocab_size, rows),
-        (
-            f"{VQ_FOLDER}/config.json: num_embeddings",
-            bpe.quantizer_codebook_size,
-            vq_config.num_embeddings,
-        ),
+        (f"{VQ_FOLDER}/config.json: num_embeddings", bpe.quantizer_codebook_size, codes),
     ):
         if found != expected:
             raise ValueError(f"{folder}: {what} is {found}, but config.json says {expected}")
@@ -195,19 +180,12 @@ def _check_checkpoint(folder: Path) -> None:
 
 @dataclass(frozen=True)
 class Plan:
-    """What a push would do.
+    """What a push would do."""
 
-    Args:
-        files: path in the repository → file.
-        left_out: paths below the folder that stay.
-        repo_type: "model" or "dataset".
-        outdated_card: results newer than the card that goes with them.
-    """
-
-    files: dict[str, Path]
-    left_out: list[str]
-    repo_type: str
-    outdated_card: list[str]
+    files: dict[str, Path]  # path in the repository → file
+    left_out: list[str]  # paths below the folder that stay
+    repo_type: str  # "model" or "dataset"
+    outdated_card: list[str]  # results newer than the card that goes with them
 
     @property
     def num_bytes(self) -> int:
@@ -231,19 +209,14 @@ def planned(folder: Path, include: Sequence[str] = ()) -> Iterator[Plan]:
             written = files[CARD].stat().st_mtime
             results = (name for name in files if name.startswith(f"{RESULTS_FOLDER}/"))
             outdated = [name for name in results if files[name].stat().st_mtime > written]
-        else:
-            files |= _made_card(folder, Path(made))
+        else:  # written beside links to the folder's own files
+            from .card import write_card
+
+            view = Path(made, folder.resolve().name)
+            view.mkdir()
+            for path in folder.iterdir():
+                if path.name != ENTRIES_FOLDER:
+                    (view / path.name).symlink_to(path.resolve())
+            files |= {name: view / name for name in write_card(view)}
         repo_type = "dataset" if kind == "codes" else "model"
         yield Plan(dict(sorted(files.items())), left_out, repo_type, outdated)
-
-
-def _made_card(folder: Path, made: Path) -> dict[str, Path]:
-    """The files of a card, written beside links to the folder's own."""
-    from .card import write_card
-
-    view = made / folder.resolve().name
-    view.mkdir()
-    for path in folder.iterdir():
-        if path.name != ENTRIES_FOLDER:
-            (view / path.name).symlink_to(path.resolve())
-    return {name: view / name for name in write_card(view)}

@@ -181,18 +181,12 @@ def hub_options(options: Mapping[str, Any], *more: str) -> dict[str, Any]:
 def pinned(name: Any, options: Mapping[str, Any] = MappingProxyType({})) -> dict[str, Any]:
     """The option `revision` of a `from_pretrained`, resolved, so that all that follows is of one commit.
 
-    Args:
-        name: folder or repository.
-        options: of the Hub, those given.
-
-    Returns:
-        `{"revision": …}`, which prints as what was asked for; {} where there is nothing to resolve.
+    It prints as what was asked for. {} where there is nothing to resolve.
     """
     from transformers.utils.hub import resolve_revision
 
-    where = {
-        key: options[key] for key in ("token", "local_files_only", "cache_dir") if key in options
-    }
+    keys = ("token", "local_files_only", "cache_dir")
+    where = {key: options[key] for key in keys if key in options}
     revision = resolve_revision(name, options.get("revision"), **where)
     return {} if revision is None else {"revision": revision}
 
@@ -232,13 +226,10 @@ def _weights_in(folder: str | os.PathLike) -> dict[str, tuple[int, int]]:
     """Single files and indices of weights, with what changes when they are written anew."""
     if not os.path.isdir(folder):
         return {}
-    names = [name for name in os.listdir(os.fspath(folder)) if "safetensors" in name]
-    stats = {name: os.stat(os.path.join(folder, name)) for name in names}
-    return {
-        name: (stat.st_mtime_ns, stat.st_ino)
-        for name, stat in stats.items()
-        if name in weight_names(variant_of(name))
-    }
+    entries = [
+        e for e in os.scandir(os.fspath(folder)) if e.name in weight_names(variant_of(e.name))
+    ]
+    return {entry.name: (entry.stat().st_mtime_ns, entry.inode()) for entry in entries}
 
 
 def _remove_stale(folder: str | os.PathLike, before: dict[str, tuple[int, int]]) -> None:

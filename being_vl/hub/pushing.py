@@ -13,24 +13,13 @@ from typing import Any
 
 from huggingface_hub import CommitInfo, HfApi, snapshot_download
 
-from .commit import (
-    PATTERNS,
-    WEIGHT_PATTERNS,
-    Target,
-    commit_files,
-    folder_files,
-    matches,
-)
+from .commit import PATTERNS, WEIGHT_PATTERNS, Target, commit_files, folder_files, matches
 from .part import Origin
 from .remote_code import has_code, save_code
 
 
 class PartOnHub:
-    """A part of a checkpoint that has just been saved into a folder.
-
-    Args:
-        part: a `PushesCheckpoint`.
-    """
+    """A part of a checkpoint (a `PushesCheckpoint`) that has just been saved into a folder."""
 
     def __init__(self, part: Any):
         self._part = part

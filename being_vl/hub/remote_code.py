@@ -26,6 +26,7 @@ _FILES = {
     "AutoProcessor": "processor_config.json",
 }
 _CONFIG = "config.json"
+_INSIDE = {"AutoImageProcessor": "image_processor", "AutoVideoProcessor": "video_processor"}
 
 
 def add_remote_code(folder: str | os.PathLike) -> list[str]:
@@ -128,14 +129,12 @@ def _carry(
     }
     here = {key: name for key, name in classes.items() if _FILES.get(key, _CONFIG) == file}
     _add_auto_map(content, here)
-    if file == _FILES["AutoProcessor"] and "AutoImageProcessor" in classes:
-        inside = {"AutoImageProcessor": classes["AutoImageProcessor"]}
-        _add_auto_map(content["image_processor"], inside)
-        here |= inside
-    if file == _FILES["AutoProcessor"] and "video_processor" in content:
-        inside = {"AutoVideoProcessor": classes["AutoVideoProcessor"]}
-        _add_auto_map(content["video_processor"], inside)
-        here |= inside
+    if file == _FILES["AutoProcessor"]:  # whose parts have theirs inside
+        for auto_class, part in _INSIDE.items():
+            if auto_class in classes and part in content:
+                inside = {auto_class: classes[auto_class]}
+                _add_auto_map(content[part], inside)
+                here |= inside
     write_json(folder / file, content)
     return _write_modules(folder, here.values(), root)
 

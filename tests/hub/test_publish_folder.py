@@ -23,11 +23,12 @@ from being_vl import BeingVLProcessor
 from being_vl.cli import main
 from being_vl.codes.shards import ShardInfo, write_shard
 from being_vl.files import Result
-from being_vl.hub.card import card_text, load_results, write_card
+from being_vl.hub.card import card_text, write_card
 from being_vl.hub.checkpoint import save_checkpoint
 from being_vl.hub.commit import folder_files, matches, replaced
 from being_vl.hub.facts import CardFacts, read_facts
 from being_vl.hub.folder import check_whole, folder_kind, planned
+from being_vl.hub.measured import load_results
 
 
 @pytest.fixture(scope="module")
