@@ -33,11 +33,8 @@ _PARTS = (
     ("scheduler state", ("scheduler.pt",)),
     ("gradient scaler state", ("scaler.pt",)),
     ("optimizer state", ("optimizer*", "*optim_states.pt")),
-    (
-        "model weights",
-        ("model*.safetensors*", "adapter_model*", "pytorch_model*", "*model_states.pt"),
-    ),
-)
+    ("model weights", ("model*.safetensors*", "adapter_model*", "pytorch_model*", "*model_states.pt")),
+)  # fmt: skip
 
 
 class DamagedCheckpointError(ValueError):

@@ -23,12 +23,6 @@ def prepare_deepspeed(args: TrainingArguments) -> None:
     """What must be done before the model is loaded: refuse settings, and let DeepSpeed know of the processes.
 
     Without the latter ZeRO-3 loads a model as if there were one process. On GPUs transformers does it.
-
-    Args:
-        args: of this process; without `deepspeed` nothing is done.
-
-    Raises:
-        ValueError: see `check_deepspeed_settings`.
     """
     if not args.deepspeed:
         return
@@ -61,7 +55,12 @@ def check_deepspeed_settings(config: Mapping[str, Any] | str | os.PathLike) -> N
     zero = config.get("zero_optimization", {})
     if not isinstance(zero, Mapping):
         raise ValueError(f"{name}: zero_optimization must be an object, got {zero!r}")
-    if zero.get("stage") == 3 and not _gathers(zero):
+    # The second is the entry's older name, which DeepSpeed still reads.
+    names = (
+        "stage3_gather_16bit_weights_on_model_save",
+        "stage3_gather_fp16_weights_on_model_save",
+    )
+    if zero.get("stage") == 3 and not any(zero.get(name) is True for name in names):
         raise ValueError(
             f"{name}: zero_optimization.stage3_gather_16bit_weights_on_model_save must be true under stage 3. "
             "Without it a save writes the pieces of each process, and no model.safetensors"
@@ -81,12 +80,3 @@ def check_fsdp_settings(plugin: FullyShardedDataParallelPlugin) -> None:
             f"fsdp state_dict_type must be FULL_STATE_DICT, got {kind.name}: without it a save writes the pieces of "
             "each process, and no model.safetensors"
         )
-
-
-def _gathers(zero: Mapping[str, Any]) -> bool:
-    """DeepSpeed still reads the entry's older name."""
-    names = (
-        "stage3_gather_16bit_weights_on_model_save",
-        "stage3_gather_fp16_weights_on_model_save",
-    )
-    return any(zero.get(name) is True for name in names)

@@ -37,16 +37,12 @@ class FrozenRowsCheck:
     def __init__(self, model: nn.Module):
         self._taken: list[_Taken] = []
         for name, module in model.named_modules():
-            if not isinstance(module, FreezesRows):
+            if not isinstance(module, FreezesRows) or module.frozen_rows is None:
                 continue
-            # A tied head is the same matrix.
-            if module.frozen_rows is None or any(
-                module.weight is taken.layer.weight for taken in self._taken
-            ):
-                continue
-            start, stop = module.frozen_rows
-            fingerprints = _fingerprints(module.weight, start, stop)
-            self._taken.append(_Taken(name, module, start, stop, fingerprints))
+            if any(module.weight is taken.layer.weight for taken in self._taken):
+                continue  # a tied head is the same matrix
+            prints = _fingerprints(module.weight, *module.frozen_rows)
+            self._taken.append(_Taken(name, module, *module.frozen_rows, prints))
 
     def verify(self) -> None:
         """Raises FrozenRowsMoved, naming layer and rows, if a frozen row has changed by a bit."""
@@ -73,11 +69,8 @@ class _Taken(NamedTuple):
 def _fingerprints(parameter: nn.Parameter, start: int, stop: int) -> torch.Tensor:
     """int64 (stop - start,), on the CPU."""
     with torch.no_grad(), gathered(parameter) as weight:
-        parts = [
-            _row_bits(weight[first : min(first + _ROWS_AT_ONCE, stop)])
-            for first in range(start, stop, _ROWS_AT_ONCE)
-        ]
-        return torch.cat(parts).cpu() if parts else torch.empty(0, dtype=torch.long)
+        parts = [_row_bits(rows) for rows in weight[start:stop].split(_ROWS_AT_ONCE)]
+        return torch.cat(parts).cpu()
 
 
 def _row_bits(rows: torch.Tensor) -> torch.Tensor:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import astuple, fields
 
 import torch
 from accelerate import Accelerator
@@ -15,9 +14,7 @@ from transformers.integrations.integration_utils import INTEGRATION_TO_CALLBACK
 
 from .samples import KINDS, BatchCounts
 
-_COUNTS = tuple(field.name for field in fields(BatchCounts))
-
-
+_COUNTS = ("tokens", "images", "codes", "merges")
 _NOT_ASKED = ("azure_ml", "flyte")  # transformers does not say whether these are installed
 
 
@@ -38,9 +35,6 @@ class TokenMeter:
 
     Counts come from the collator and are kept on the CPU; losses are summed where they are, so that nothing
     waits for a GPU between two readings.
-
-    Args:
-        label_weights: of the kinds of labels, for the mean of all.
     """
 
     def __init__(self, label_weights: Sequence[float]):
@@ -70,7 +64,7 @@ class TokenMeter:
                 self._paused += time.perf_counter() - began
 
     def add_counts(self, counts: BatchCounts) -> None:
-        self._counts += torch.tensor(astuple(counts))
+        self._counts += torch.tensor([getattr(counts, name) for name in _COUNTS])
 
     def add_losses(self, losses: torch.Tensor, kinds: torch.Tensor) -> None:
         """Losses of labels, float (num_labels,) without gradient, and their kinds, long (num_labels,)."""
@@ -90,14 +84,11 @@ class TokenMeter:
         spent = 0.0 if self._since is None else time.perf_counter() - self._since - self._paused
         device = accelerator.device
         zeros = torch.zeros(len(KINDS), device=device)
-        sums = torch.cat(
-            [
-                zeros if self._losses is None else self._losses.float(),
-                zeros if self._label_counts is None else self._label_counts.float(),
-                self._counts.to(device, torch.float32),
-            ]
-        )
-        sums = accelerator.reduce(sums, "sum").tolist()
+        parts = [
+            zeros if part is None else part.to(device, torch.float32)
+            for part in (self._losses, self._label_counts, self._counts)
+        ]
+        sums = accelerator.reduce(torch.cat(parts), "sum").tolist()
         self._clear()
         losses, labels = sums[: len(KINDS)], sums[len(KINDS) : 2 * len(KINDS)]
         counts = dict(zip(_COUNTS, sums[2 * len(KINDS) :], strict=True))

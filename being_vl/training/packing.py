@@ -11,7 +11,7 @@ numbers is kept instead of a second copy of the tokens.
 from __future__ import annotations
 
 import bisect
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from hashlib import blake2b
 from typing import Any, Literal
@@ -53,12 +53,7 @@ class _Sequences(Dataset):
 
 
 class PackedSamples(_Sequences):
-    """Several samples a sequence, each as if it stood alone; see `pack_samples`.
-
-    Args:
-        samples: the samples.
-        max_length: the most tokens of a sequence.
-    """
+    """Several samples a sequence of at most `max_length` tokens, each as if it stood alone; see `pack_samples`."""
 
     def __init__(self, samples: TokenizedSamples, max_length: int):
         self.samples = samples
@@ -76,8 +71,7 @@ class SharedImageSamples(_Sequences):
     an image share their first token.
 
     Args:
-        samples: the samples, with labels on what the assistant says.
-        eoi_token_id: the end of an image.
+        samples: with labels on what the assistant says.
         max_length: the most tokens of a sequence. What does not fit begins another sequence with the image again.
     """
 
@@ -89,12 +83,14 @@ class SharedImageSamples(_Sequences):
             )
         self.samples = samples
         groups: dict[bytes, list[int]] = {}
-        prefixes = np.empty(len(samples), np.int32)
-        for index, ids in enumerate(_all_ids(samples)):
-            prefixes[index] = shared_prefix(ids, eoi_token_id)
-            key = blake2b(ids[: prefixes[index]].tobytes(), digest_size=16).digest()
-            groups.setdefault(key, []).append(index)
-        self._prefixes = prefixes
+        self._prefixes = prefixes = np.empty(len(samples), np.int32)
+        starts = range(0, len(samples), _READ_AT_ONCE)
+        for start in tqdm(starts, desc="finding shared images", unit="k samples", leave=False):
+            indices = range(start, min(start + _READ_AT_ONCE, len(samples)))
+            for index, ids in zip(indices, samples.ids_of(indices), strict=True):
+                prefixes[index] = shared_prefix(ids, eoi_token_id)
+                key = blake2b(ids[: prefixes[index]].tobytes(), digest_size=16).digest()
+                groups.setdefault(key, []).append(index)
         self._bins: list[np.ndarray] = []
         lengths = []
         for group in groups.values():
@@ -114,13 +110,6 @@ class SharedImageSamples(_Sequences):
             )
         turns = [(sample["input_ids"][start:], sample["labels"][start:]) for sample in samples]
         return pack_shared_image(samples[0]["input_ids"][:start], turns)
-
-
-def _all_ids(samples: TokenizedSamples) -> Iterable[np.ndarray]:
-    starts = range(0, len(samples), _READ_AT_ONCE)
-    for start in tqdm(starts, desc="finding shared images", unit="k samples", leave=False):
-        indices = range(start, min(start + _READ_AT_ONCE, len(samples)))
-        yield from samples.ids_of(indices)
 
 
 def shared_prefix(input_ids: np.ndarray, eoi_token_id: int) -> int:
@@ -255,7 +244,6 @@ class SharedImageCollator:
     """Sequences of `packing.pack_shared_image` → a padded batch with its block mask.
 
     Args:
-        pad_token_id: the id that fills a sequence on the right.
         attention: `"dense"` for sdpa and eager attention: the mask is bool (batch, 1, length, length).
             `"flex"` for FlexAttention: the batch holds `segment_ids`, long (batch, length), from which
             [`BeingVLTrainer`] makes a block-sparse mask where the model is.
@@ -268,11 +256,8 @@ class SharedImageCollator:
     attention: Literal["dense", "flex"] = "dense"
 
     def __call__(self, sequences: Sequence[dict[str, Any]]) -> dict[str, torch.Tensor]:
-        batch = {
-            "input_ids": padded(sequences, "input_ids", self.pad_token_id),
-            "labels": padded(sequences, "labels", IGNORE_INDEX),
-            "position_ids": padded(sequences, "position_ids", 0),
-        }
+        fills = {"input_ids": self.pad_token_id, "labels": IGNORE_INDEX, "position_ids": 0}
+        batch = {name: padded(sequences, name, fill) for name, fill in fills.items()}
         segments = padded(sequences, "segment_ids", PAD_SEGMENT)
         if self.attention == "flex":
             batch["segment_ids"] = segments

@@ -50,7 +50,7 @@ class ExactResumeMixin(Trainer):
     numbers of their own. Several processes need a file system that all of them see.
 
     Raises:
-        ValueError: DeepSpeed or FSDP are set to what `distributed` refuses.
+        ValueError: one process drives several devices, or DeepSpeed or FSDP are set to what `distributed` refuses.
     """
 
     # Which of the alternatives that `Trainer` allows these are, type checkers cannot tell.
@@ -61,12 +61,16 @@ class ExactResumeMixin(Trainer):
     _identity: dict[str, Any]
     _best: str | None = None  # name of the best checkpoint, until training goes on
     _partial: Path | None = None  # `Trainer`'s folder while it writes a checkpoint
-    _log_window: tuple[float, int, float] | None = (
-        None  # unlogged loss, step of the last log, all logged
-    )
+    # Unlogged loss, step of the last log, all logged.
+    _log_window: tuple[float, int, float] | None = None
 
     def __init__(self, *args: Any, **kwargs: Any):
         super().__init__(*args, **kwargs)
+        if self.args.n_gpu > 1:
+            raise ValueError(
+                f"one process must train on one device, got {self.args.n_gpu}: run under accelerate launch or "
+                "torchrun, or set CUDA_VISIBLE_DEVICES"
+            )
         state = self.accelerator.state
         if self.is_deepspeed_enabled:
             check_deepspeed_settings(state.deepspeed_plugin.deepspeed_config)
@@ -78,8 +82,18 @@ class ExactResumeMixin(Trainer):
         return {}
 
     def identity(self) -> dict[str, Any]:
-        """What makes this run this run, see `run_identity`; before training has changed the model."""
-        return run_identity(self, self.settings_of_the_run())
+        """What the run is made of, as JSON; to be called before training has changed the model.
+
+        Returns:
+            `{"settings": …, "model": …, "data": …}`. Weights and data are compared by samples: 64 values of
+            each parameter, and 128 samples, evenly spaced.
+        """
+        identity = {
+            "settings": {**_settings(self), **self.settings_of_the_run()},
+            "model": _model_identity(self.model),
+            "data": _data_identity(self.train_dataset),
+        }
+        return json.loads(json.dumps(identity))  # as it will be read back: lists for tuples
 
     def train(  # type: ignore[override]
         self, resume_from_checkpoint: str | bool | None = None, **kwargs: Any
@@ -129,27 +143,17 @@ class ExactResumeMixin(Trainer):
             raise ValueError(
                 f"{checkpoint}: saved with save_only_model, so there is no optimizer to go on with"
             )
-        differences = identity_differences(manifest["run"], self._identity)
-        if differences:
+        if differences := identity_differences(manifest["run"], self._identity):
             raise ValueError(
                 f"{checkpoint}: of another run: {'; '.join(differences)}. A run goes on with what it began "
                 "with; choose another output_dir for this one"
             )
         for problem in damaged:
-            warnings.warn(
-                f"damaged checkpoint passed over: {problem}. Going on from {checkpoint}",
-                stacklevel=4,
-            )
+            message = f"damaged checkpoint passed over: {problem}. Going on from {checkpoint}"
+            warnings.warn(message, stacklevel=4)
         return str(checkpoint), manifest["log_window"], manifest.get("best")
 
-    def _run_epoch(  # type: ignore[override]
-        self,
-        *,
-        epoch: int,
-        train_dataloader: Any,
-        resume_from_checkpoint: str | None,
-        **kwargs: Any,
-    ) -> None:
+    def _run_epoch(self, *, epoch: int, train_dataloader: Any, **kwargs: Any) -> None:  # type: ignore[override]
         """`Trainer`'s, with the order of this epoch, and nothing to do where all steps are done."""
         # `Trainer` knows it by a path, but the folder may have moved since
         if self._best is not None:
@@ -170,12 +174,7 @@ class ExactResumeMixin(Trainer):
             part = getattr(part, "batch_sampler", None) or getattr(part, "sampler", None)
             if hasattr(part, "set_epoch"):
                 part.set_epoch(epoch)
-        super()._run_epoch(
-            epoch=epoch,
-            train_dataloader=train_dataloader,
-            resume_from_checkpoint=resume_from_checkpoint,
-            **kwargs,
-        )
+        super()._run_epoch(epoch=epoch, train_dataloader=train_dataloader, **kwargs)
 
     def _finalize_training(self, *args: Any, **kwargs: Any) -> Any:
         """`Trainer`'s, with the mean loss over all steps of the run, not only over those since it went on."""
@@ -183,8 +182,7 @@ class ExactResumeMixin(Trainer):
         self._mean_loss = total / max(self.state.global_step, 1)
         output = super()._finalize_training(*args, **kwargs)
         return output._replace(
-            training_loss=self._mean_loss,
-            metrics={**output.metrics, "train_loss": self._mean_loss},
+            training_loss=self._mean_loss, metrics={**output.metrics, "train_loss": self._mean_loss}
         )
 
     def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
@@ -249,21 +247,6 @@ DECISIVE_ARGUMENTS = (
 )  # fmt: skip
 _SAMPLED_ITEMS = 128
 _SAMPLED_VALUES = 64
-
-
-def run_identity(trainer: Any, extra: Mapping[str, Any]) -> dict[str, Any]:
-    """What a run is made of, as JSON; to be called before training has changed the model.
-
-    Returns:
-        `{"settings": …, "model": …, "data": …}`. Weights and data are compared by samples: 64 values of
-        each parameter, and 128 samples, evenly spaced.
-    """
-    identity = {
-        "settings": {**_settings(trainer), **extra},
-        "model": _model_identity(trainer.model),
-        "data": _data_identity(trainer.train_dataset),
-    }
-    return json.loads(json.dumps(identity))  # as it will be read back: lists for tuples
 
 
 def identity_differences(found: Mapping[str, Any], wanted: Mapping[str, Any]) -> list[str]:

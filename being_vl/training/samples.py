@@ -38,14 +38,9 @@ class TokenizedSamples(Dataset):
 
     Args:
         dataset: has the columns `id`, `input_ids`, `assistant_masks` and `length` of `being-vl tokenize`.
-        layout: the model's vocabulary.
-        labels: which tokens are predicted, see `labels.make_labels`.
+        labels: which tokens are predicted, see `make_labels`.
         max_length: the most tokens of a sample.
         drop_long: leave longer samples out.
-
-    Attributes:
-        num_too_long: samples that were left out.
-        num_without_labels: samples that teach nothing.
     """
 
     def __init__(
@@ -63,7 +58,7 @@ class TokenizedSamples(Dataset):
                     f"the data set has no column {name!r}, but {dataset.column_names}: tokenize it first"
                 )
         lengths, label_counts = _inspect(dataset, layout, labels)
-        self.num_too_long = 0
+        self.num_too_long = 0  # samples that were left out
         if max_length is not None and (lengths > max_length).any():
             too_long = lengths > max_length
             self.num_too_long = int(too_long.sum())
@@ -74,16 +69,14 @@ class TokenizedSamples(Dataset):
                     f"sample {first} (id {name!r}) has {lengths[first]} tokens, but max_length is {max_length}; "
                     "drop_long leaves such samples out"
                 )
-            warnings.warn(
-                f"drop_long leaves out {self.num_too_long} of {len(lengths)} samples, which are longer than "
-                f"{max_length} tokens",
-                stacklevel=2,
-            )
+            dropped = f"{self.num_too_long} of {len(lengths)} samples"
+            message = f"drop_long leaves out {dropped}, which are longer than {max_length} tokens"
+            warnings.warn(message, stacklevel=2)
             kept = np.flatnonzero(~too_long)
             dataset, lengths, label_counts = dataset.select(kept), lengths[kept], label_counts[kept]
         if not len(lengths):
             raise ValueError("the data set has no samples to train on")
-        self.num_without_labels = int((label_counts == 0).sum())
+        self.num_without_labels = int((label_counts == 0).sum())  # samples that teach nothing
         if self.num_without_labels == len(lengths):
             raise ValueError(
                 f"no sample of {len(lengths)} has a label (labels={labels}): nothing would be learned"
@@ -94,9 +87,7 @@ class TokenizedSamples(Dataset):
                 "teach nothing",
                 stacklevel=2,
             )
-        self.lengths = lengths
-        self._layout = layout
-        self.labels = labels
+        self.lengths, self._layout, self.labels = lengths, layout, labels
         # As Arrow: datasets' numpy format copies row by row, which took 40 % of a small model's step.
         self._dataset = dataset.select_columns(list(_COLUMNS)).with_format("arrow")
         self._ids = dataset.select_columns(["input_ids"]).with_format("arrow")
@@ -115,15 +106,11 @@ class TokenizedSamples(Dataset):
     def __getitems__(self, indices: Sequence[int]) -> list[dict[str, Any]]:
         """Several samples in one read; `DataLoader` calls it."""
         table = self._dataset[[int(i) for i in indices]]
-        columns = {name: _lists(table[name]) for name in ("input_ids", "assistant_masks")}
-        return [
-            {
-                "input_ids": ids,
-                "labels": make_labels(ids, spoken, self._layout, self.labels),
-                "length": len(ids),
-            }
-            for ids, spoken in zip(columns["input_ids"], columns["assistant_masks"], strict=True)
-        ]
+        samples = []
+        for ids, spoken in zip(*map(_lists, (table[n] for n in _COLUMNS[:2])), strict=True):
+            labels = make_labels(ids, spoken, self._layout, self.labels)
+            samples.append({"input_ids": ids, "labels": labels, "length": len(ids)})
+        return samples
 
 
 def _lists(column: pa.ChunkedArray) -> list[np.ndarray]:
@@ -197,7 +184,6 @@ def make_labels(
     Args:
         input_ids: int (length,), token ids.
         assistant_masks: int (length,), 1 where the assistant speaks.
-        layout: the vocabulary.
         labels: `"assistant"`, `"text"` (ids below T: neither image tokens nor the special tokens around
             them) or `"all"`.
 
@@ -224,9 +210,6 @@ def kinds_of(token_ids: torch.Tensor, layout: VocabularyLayout) -> torch.Tensor:
 class PaddingCollator:
     """Samples, or sequences of `packing.pack_samples` → a batch padded on the right.
 
-    Args:
-        pad_token_id: the id that fills a sample on the right.
-
     Returns:
         `input_ids` and `labels` long (batch, length), and `position_ids` where the samples have them; those of
         the padding begin anew, so that it is a sample of its own.
@@ -240,13 +223,11 @@ class PaddingCollator:
             "labels": padded(samples, "labels", IGNORE_INDEX),
         }
         if "position_ids" in samples[0]:
+            batch["position_ids"] = padded(samples, "position_ids", 0)
             length = batch["input_ids"].shape[1]
-            positions = np.zeros((len(samples), length), np.int64)
-            for i, sample in enumerate(samples):
+            for row, sample in zip(batch["position_ids"], samples, strict=True):
                 used = len(sample["position_ids"])
-                positions[i, :used] = sample["position_ids"]
-                positions[i, used:] = np.arange(length - used)
-            batch["position_ids"] = torch.from_numpy(positions)
+                row[used:] = torch.arange(length - used)
         return batch
 
 
@@ -263,56 +244,33 @@ class BatchCounts:
     """What is in a batch, counted on the CPU, where it costs no synchronisation with a GPU.
 
     It is no tuple: `Trainer` and accelerate would take one apart.
-
-    Args:
-        tokens: without padding.
-        images: image beginnings; an image that several questions share counts once.
-        codes, merges: image tokens by kind.
-        text_labels, code_labels, merge_labels: predicted tokens by kind.
     """
 
-    tokens: int
-    images: int
+    tokens: int  # without padding
+    images: int  # image beginnings; an image that several questions share counts once
     codes: int
     merges: int
-    text_labels: int
-    code_labels: int
-    merge_labels: int
-
-    @property
-    def labels(self) -> tuple[int, int, int]:
-        """Predicted tokens in the order of `labels.KINDS`."""
-        return self.text_labels, self.code_labels, self.merge_labels
+    labels: tuple[int, int, int]  # predicted tokens by kind (`KINDS`)
 
 
 @dataclass
 class CountingCollator:
-    """A collator whose batches also hold their `BatchCounts`, under the key `counts`.
-
-    Args:
-        collate: the collator.
-        layout: the model's vocabulary.
-        boi_token_id: the beginning of an image; None counts no images.
-    """
+    """A collator whose batches also hold their `BatchCounts`, under the key `counts`."""
 
     collate: Callable[[Sequence[dict[str, Any]]], dict[str, Any]]
     layout: VocabularyLayout
-    boi_token_id: int | None
+    boi_token_id: int | None  # None counts no images
 
     def __call__(self, samples: Sequence[dict[str, Any]]) -> dict[str, Any]:
         batch = self.collate(samples)
         ids = np.concatenate([sample["input_ids"] for sample in samples])
-        code, merge = self.layout.first_code_id, self.layout.first_merge_id
-        merges, image_tokens = int((ids >= merge).sum()), int((ids >= code).sum())
-        text_labels, code_labels, merge_labels = count_labels(batch["labels"], self.layout)
+        merges = int((ids >= self.layout.first_merge_id).sum())
         batch[COUNTS] = BatchCounts(
             tokens=len(ids),
             images=0 if self.boi_token_id is None else int((ids == self.boi_token_id).sum()),
-            codes=image_tokens - merges,
+            codes=int((ids >= self.layout.first_code_id).sum()) - merges,
             merges=merges,
-            text_labels=text_labels,
-            code_labels=code_labels,
-            merge_labels=merge_labels,
+            labels=count_labels(batch["labels"], self.layout),
         )
         return batch
 
@@ -330,7 +288,6 @@ class LengthGroupedSampler(Sampler[int]):
     """Indices of samples, such that each run of `batch_size` has samples of similar length.
 
     Args:
-        lengths: of the samples.
         batch_size: samples a step, gradient accumulation included.
         seed: with the epoch, decides the order.
         batches_per_chunk: samples are sorted by length within random chunks of so many batches.

@@ -37,7 +37,6 @@ def prepare_stage(
 
     Args:
         model: changed in place.
-        stage: `"pretrain"`, `"selective"` or `"sft"`.
         train_embeddings: `"image"` (of the embeddings, only the rows after the text vocabulary move; in
             `pretrain` nothing else moves, the paper's PT(freeze)) or `"all"` (in `pretrain` every
             parameter moves, PT(full); in `selective` all rows of the embeddings).

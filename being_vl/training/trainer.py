@@ -52,8 +52,7 @@ class BeingVLTrainer(ExactResumeMixin, Trainer):
             weighted mean over the labels of all batches of a step, on all processes.
 
     Raises:
-        ValueError: a loss function is given, one process drives several devices, or settings of DeepSpeed
-            or FSDP are refused by `distributed`.
+        ValueError: a loss function is given, or as of [`ExactResumeMixin`].
     """
 
     def __init__(
@@ -62,11 +61,6 @@ class BeingVLTrainer(ExactResumeMixin, Trainer):
         if kwargs.get("compute_loss_func") is not None:
             raise ValueError("compute_loss_func is taken: logits are computed where labels are")
         super().__init__(*args, compute_loss_func=self._weighted_loss, **kwargs)
-        if self.args.n_gpu > 1:
-            raise ValueError(
-                f"one process must train on one device, got {self.args.n_gpu}: run under accelerate launch or "
-                "torchrun, or set CUDA_VISIBLE_DEVICES"
-            )
         if self.args.label_names is None:
             # transformers takes every argument of the forward with "label" in its name for labels.
             self.label_names = ["labels"]
@@ -155,14 +149,7 @@ class BeingVLTrainer(ExactResumeMixin, Trainer):
         if new >= len(labels):
             return
         labels[max(new, 0) :] = IGNORE_INDEX
-        counts = dict(
-            zip(
-                ("text_labels", "code_labels", "merge_labels"),
-                count_labels(labels, self.layout),
-                strict=True,
-            )
-        )
-        batch[COUNTS] = replace(batch[COUNTS], **counts)
+        batch[COUNTS] = replace(batch[COUNTS], labels=count_labels(labels, self.layout))
 
     def _get_num_items_in_batch(
         self, batch_samples: list[dict[str, Any]], device: torch.device
@@ -203,11 +190,8 @@ class BeingVLTrainer(ExactResumeMixin, Trainer):
     def check_finite(self) -> None:
         """Raises TrainingDiverged if a loss or a weight that trains is not finite; for all together."""
         self.check_losses()
-        names = [
-            name
-            for name, p in self.model.named_parameters()
-            if p.requires_grad and not _is_finite(p)
-        ]
+        trained = ((name, p) for name, p in self.model.named_parameters() if p.requires_grad)
+        names = [name for name, p in trained if not _is_finite(p)]
         count = torch.tensor([len(names)], device=self.accelerator.device)
         if self.accelerator.gather(count).sum().item():
             named = f"{names[0]} is" if names else "weights of another process are"
@@ -216,12 +200,9 @@ class BeingVLTrainer(ExactResumeMixin, Trainer):
             )
 
     def _what_is_left(self) -> str:
-        kept = checkpoint_folders(self.args.output_dir)
-        left = (
-            f"the last checkpoint before it is {kept[0]}"
-            if kept
-            else "no checkpoint was saved before it"
-        )
+        left = "no checkpoint was saved before it"
+        if kept := checkpoint_folders(self.args.output_dir):
+            left = f"the last checkpoint before it is {kept[0]}"
         return f"Nothing was saved of it, and {left}; lower learning_rate or max_grad_norm, in another output_dir"
 
     def train(self, *args: Any, **kwargs: Any) -> Any:  # type: ignore[override]
@@ -243,12 +224,9 @@ class BeingVLTrainer(ExactResumeMixin, Trainer):
             raise ValueError(
                 f"0 steps: num_train_epochs is {self.args.num_train_epochs}, max_steps {self.args.max_steps}"
             )
-        silent = int(self._silent_steps.item())
-        if silent:
-            warnings.warn(
-                f"{silent} of {self.state.global_step} steps had no label and learned nothing",
-                stacklevel=2,
-            )
+        if silent := int(self._silent_steps.item()):
+            message = f"{silent} of {self.state.global_step} steps had no label and learned nothing"
+            warnings.warn(message, stacklevel=2)
         return output._replace(metrics={**output.metrics, "steps_without_labels": silent})
 
     def compute_loss(

@@ -63,8 +63,7 @@ class CodebookTracker(nn.Module):
     """Follows how codes are used, and moves the codebook by it.
 
     Args:
-        num_embeddings: K.
-        embed_dim: D.
+        num_embeddings, embed_dim: K and D.
         decay: of the moving averages, per step.
         moves_codebook: whether the codebook is the moving average of its latents (EMA); else gradients
             train it, and only dead codes are touched.
@@ -94,27 +93,16 @@ class CodebookTracker(nn.Module):
 
     @torch.no_grad()
     def start(self, codebook: torch.Tensor, rows_per_step: int) -> None:
-        """Begin from a codebook whose codes are used alike.
-
-        Args:
-            codebook: (K, D).
-            rows_per_step: latents that one step will see.
-        """
+        """Begin from a codebook (K, D) whose codes are used alike, by `rows_per_step` latents a step."""
         self.counts.fill_(rows_per_step / len(self.counts))
         self.sums.copy_(codebook * self.counts[:, None])
         self.ready.fill_(True)
 
     @torch.no_grad()
     def update(self, codebook: torch.Tensor, latents: torch.Tensor, codes: torch.Tensor) -> int:
-        """Take a step's latents and codes into account, on every process alike.
+        """Take a step's latents (n, D) and their codes (n,) into account, on every process alike.
 
-        Args:
-            codebook: (K, D) float; overwritten.
-            latents: (n, D).
-            codes: (n,) long, the nearest code of each.
-
-        Returns:
-            How many dead codes were given the place of a latent.
+        The codebook, (K, D) float, is overwritten. Returns how many dead codes were given the place of a latent.
         """
         latents = latents.float()
         counts = torch.bincount(codes, minlength=len(self.counts)).to(self.counts)

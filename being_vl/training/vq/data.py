@@ -19,14 +19,9 @@ from ...quantizers.image_processing_being_vl import BeingVLImageProcessor
 
 
 class SourceImages(Dataset):
-    """Encoded images, decoded and preprocessed when asked for.
+    """Encoded images, decoded and preprocessed when asked for: `{"pixel_values": (3, H, W) float32}`.
 
-    Items are `{"pixel_values": (3, H, W) float32}`.
-
-    Args:
-        source: the images.
-        processor: gives their pixels.
-        indices: which images of the source; all by default.
+    `indices` says which images of the source; all by default.
     """
 
     def __init__(
@@ -81,7 +76,6 @@ def augment(
 
     Args:
         pixel_values: (B, 3, H, W).
-        flip: whether to mirror.
         crop: side of the square in pixels; None keeps all.
         seed: integers, such as seed, step and rank.
     """

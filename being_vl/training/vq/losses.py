@@ -24,7 +24,6 @@ class PatchDiscriminator(nn.Module):
     """pixels (B, C, H, W) → one logit a patch, (B, 1, h, w); positive for real ones.
 
     Args:
-        in_channels: channels of the pixels.
         base_channels: channels after the first convolution; doubled by each layer up to eightfold.
         num_layers: convolutions of stride 2; three see patches of 70×70 pixels.
     """
@@ -107,27 +106,16 @@ def entropy_loss(latents: torch.Tensor, *, inverse_temperature: float = 100.0) -
 
 
 class PerceptualLoss(nn.Module):
-    """Mean squared difference of unit-length features at each of a backbone's stages.
+    """Mean squared difference of unit-length features after each of a backbone's stages."""
 
-    Args:
-        stages: modules that run one after another; the output of each is compared.
-        mean, std: of the pixels (0…1, three channels) that the backbone was trained on.
-    """
-
-    mean: torch.Tensor
+    mean: torch.Tensor  # of the pixels (0…1) that the backbone was trained on
     std: torch.Tensor
 
-    def __init__(
-        self,
-        stages: Sequence[nn.Module],
-        *,
-        mean: Sequence[float] = _IMAGENET_MEAN,
-        std: Sequence[float] = _IMAGENET_STD,
-    ) -> None:
+    def __init__(self, stages: Sequence[nn.Module]) -> None:
         super().__init__()
         self.stages = nn.ModuleList(stages).requires_grad_(False).eval()
-        self.register_buffer("mean", torch.tensor(mean).view(1, -1, 1, 1), persistent=False)
-        self.register_buffer("std", torch.tensor(std).view(1, -1, 1, 1), persistent=False)
+        for name, values in (("mean", _IMAGENET_MEAN), ("std", _IMAGENET_STD)):
+            self.register_buffer(name, torch.tensor(values).view(1, -1, 1, 1), persistent=False)
 
     def train(self, mode: bool = True) -> PerceptualLoss:
         return super().train(False)  # a fixed judge: no dropout, no running statistics
@@ -187,14 +175,10 @@ def _split_at_pools(features: nn.Sequential) -> list[nn.Module]:
     for module in features:
         if isinstance(module, nn.MaxPool2d) and stages[-1]:
             stages.append([])
-        stages[-1].append(_without_inplace(module))
+        if isinstance(module, nn.ReLU):
+            module.inplace = False  # it would write over the features that are compared
+        stages[-1].append(module)
     return [nn.Sequential(*stage) for stage in stages if len(stage) > 1]
-
-
-def _without_inplace(module: nn.Module) -> nn.Module:
-    if isinstance(module, nn.ReLU):
-        module.inplace = False
-    return module
 
 
 def _read_weights(path: str) -> dict[str, torch.Tensor]:

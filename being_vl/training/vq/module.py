@@ -62,14 +62,9 @@ class VQLossConfig:
             allowed = ("l1", "l2") if name == "reconstruction" else ("ema", "gradient")
             if getattr(self, name) not in allowed:
                 raise ValueError(f"{name} must be one of {allowed}, got {getattr(self, name)!r}")
-        for name in (
-            "commitment_weight",
-            "adversarial_weight",
-            "perceptual_weight",
-            "entropy_weight",
-        ):
-            if getattr(self, name) < 0:
-                raise ValueError(f"{name} must not be negative, got {getattr(self, name)}")
+        for name in ("commitment", "adversarial", "perceptual", "entropy"):
+            if (weight := getattr(self, f"{name}_weight")) < 0:
+                raise ValueError(f"{name}_weight must not be negative, got {weight}")
         for name in ("ema_decay", "dead_code_share", "adversarial_start"):
             if not 0 <= getattr(self, name) < 1:
                 raise ValueError(f"{name} must be in [0, 1), got {getattr(self, name)}")
@@ -103,7 +98,7 @@ class VQTrainingModule(nn.Module):
         self.model: Any = model  # whose modules are attributes that type checkers do not know
         self.loss_config = config
         self.codebook: CodebookTracker | None = (
-            None  # finite scalars and signs have nothing to learn
+            None  # nothing to learn for finite scalars and signs
         )
         if model.config.quantizer == "codebook":
             self.codebook = CodebookTracker(
@@ -114,15 +109,13 @@ class VQTrainingModule(nn.Module):
                 dead_share=config.dead_code_share,
             )
             self._codebook_weight.requires_grad_(config.codebook == "gradient")
-        self.discriminator = (
-            PatchDiscriminator(
+        self.discriminator: PatchDiscriminator | None = None
+        if config.adversarial_weight:
+            self.discriminator = PatchDiscriminator(
                 model.config.out_channels,
                 base_channels=config.discriminator_channels,
                 num_layers=config.discriminator_layers,
             )
-            if config.adversarial_weight
-            else None
-        )
         # A judge, not a part of the model: kept out of checkpoints, and so out of the modules.
         self._perceptual = [perceptual]
         self.adversarial = False  # set by the trainer once its time has come
@@ -165,9 +158,8 @@ class VQTrainingModule(nn.Module):
             reconstruction = self._decoder(self.model.post_quant_conv(z))
             loss = pixel_values.new_zeros(())
         difference = reconstruction.float() - pixel_values.float()
-        fit = (
-            difference.abs().mean() if config.reconstruction == "l1" else difference.square().mean()
-        )
+        error = torch.abs if config.reconstruction == "l1" else torch.square
+        fit = error(difference).mean()
         terms["reconstruction"] = fit
         if self._perceptual[0] is not None:
             judge = self._perceptual[0].to(pixel_values.device)
@@ -192,7 +184,9 @@ class VQTrainingModule(nn.Module):
         if config.codebook == "gradient":
             loss = loss + output.codebook_loss
         if self.training:
-            self._update_codebook(output.z, output.codes)
+            assert self.codebook is not None
+            rows = output.z.detach().permute(0, 2, 3, 1).flatten(0, 2)
+            self.codebook.update(self._codebook_weight.data, rows, output.codes.flatten())
         return loss
 
     def _adversarial_loss(
@@ -211,8 +205,3 @@ class VQTrainingModule(nn.Module):
             weight = adaptive_weight(fit, judged, self._decoder.last_layer)
             terms["adaptive_weight"] = weight
         return self.loss_config.adversarial_weight * weight * judged + terms["discriminator"]
-
-    def _update_codebook(self, z: torch.Tensor, codes: torch.Tensor) -> None:
-        assert self.codebook is not None
-        rows = z.detach().permute(0, 2, 3, 1).flatten(0, 2)
-        self.codebook.update(self._codebook_weight.data, rows, codes.flatten())

@@ -67,13 +67,7 @@ def preset(kind: Kind, resolution: int = RESOLUTION) -> Preset:
 
 
 def fit_patch_vq(config: BeingVLPatchVQConfig, images: Any, *, seed: int) -> BeingVLPatchVQModel:
-    """The patch quantizer of some images of a data set, taken evenly.
-
-    Args:
-        config: its sizes.
-        images: a data set with items `{"pixel_values": (3, H, W)}` of one size.
-        seed: of k-means.
-    """
+    """The patch quantizer of some images, `{"pixel_values": (3, H, W)}` of one size each, taken evenly."""
     count = min(len(images), _FIT_IMAGES)
     chosen = [index * len(images) // count for index in range(count)]
     model = BeingVLPatchVQModel(config)

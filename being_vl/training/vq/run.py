@@ -40,23 +40,17 @@ def fit_vq_model(
 
     Args:
         images: uint8 (N, H, W, 3), of sides that `config.downsampling` divides.
-        config: the model.
         seconds: train for so long; the result then depends on the machine.
         steps: or for so many steps.
-        batch_size: images in a step.
         learning_rate: its peak.
         autoencoder_fraction: the share of the training before anything is quantized.
-        losses: the losses; by default those of the small preset.
+        losses: by default those of the small preset.
         processor: the scale of the pixels; by default that of `BeingVLImageProcessor`.
-        seed: of weights and order.
         device: "cpu", or another that `Trainer` finds by itself.
         progress: called after each step with the share of the training that is behind.
 
     Returns:
-        The model, on the CPU, in evaluation mode.
-
-    Raises:
-        ValueError: neither or both of seconds and steps, or images of another shape or dtype.
+        the model, on the CPU, in evaluation mode.
     """
     if (seconds is None) == (steps is None):
         raise ValueError(f"give seconds or steps, got seconds={seconds} and steps={steps}")

@@ -17,12 +17,7 @@ from typing import Any
 import torch
 from torch.optim.lr_scheduler import LambdaLR
 from torch.utils.data import DataLoader, Dataset
-from transformers import (
-    PrinterCallback,
-    Trainer,
-    TrainerCallback,
-    TrainingArguments,
-)
+from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
 
 from ...quantizers.image_processing_being_vl import BeingVLImageProcessor
 from ...quantizers.metrics import ReconstructionMetrics, evaluate_reconstruction
@@ -74,8 +69,6 @@ class VQTrainer(ExactResumeMixin, Trainer):
     """Trains a [`VQTrainingModule`]; `evaluate` measures reconstruction, not a loss.
 
     Args:
-        model: the module; its `model` is what `save_pretrained` is for when it is done.
-        args: the arguments.
         train_dataset, eval_dataset: items `{"pixel_values": (3, H, W)}`.
         processor: whose pixel values the metrics compare.
         metrics: makes an empty `ReconstructionMetrics`; by default PSNR and use of the codebook.
@@ -93,18 +86,8 @@ class VQTrainer(ExactResumeMixin, Trainer):
         callbacks: list[TrainerCallback] | None = None,
     ):
         args.remove_unused_columns = False
-        super().__init__(
-            model=model,
-            args=args,
-            train_dataset=train_dataset,
-            eval_dataset=eval_dataset,
-            callbacks=callbacks,
-        )
-        if args.n_gpu > 1:
-            raise ValueError(
-                f"one process must train on one device, got {args.n_gpu}: run under accelerate launch, or set "
-                "CUDA_VISIBLE_DEVICES"
-            )
+        data = {"train_dataset": train_dataset, "eval_dataset": eval_dataset}
+        super().__init__(model=model, args=args, callbacks=callbacks, **data)
         side = args.random_crop or min(train_dataset[0]["pixel_values"].shape[1:])
         if model.discriminator is not None and side < model.discriminator.smallest_side:
             raise ValueError(
@@ -194,15 +177,11 @@ class VQTrainer(ExactResumeMixin, Trainer):
         metric_key_prefix: str = "eval",
     ) -> dict[str, float]:
         """Reconstruct the evaluation set; PSNR and the rest, as of `ReconstructionMetrics`."""
-        model = self._module.model
         was_training = self._module.training
         self._module.eval()
         batches = self.get_eval_dataloader(eval_dataset)
-        values = evaluate_reconstruction(
-            model,
-            (batch["pixel_values"].to(self.args.device) for batch in batches),
-            self._metrics(),
-        )
+        pixels = (batch["pixel_values"].to(self.args.device) for batch in batches)
+        values = evaluate_reconstruction(self._module.model, pixels, self._metrics())
         self._module.train(was_training)
         metrics = {f"{metric_key_prefix}_{name}": value for name, value in values.items()}
         self.log(metrics)
@@ -231,11 +210,13 @@ class VQTrainer(ExactResumeMixin, Trainer):
         if self.args.max_seconds is None:
             return super().create_scheduler(num_training_steps, optimizer)
         warmup = max(1, self.args.get_warmup_steps(num_training_steps))
+
+        def share(step: int) -> float:
+            cosine = 0.5 * (1 + math.cos(math.pi * self.progress()))
+            return min(1.0, (step + 1) / warmup) * cosine
+
         schedule: Any = optimizer or self.optimizer
-        self.lr_scheduler = LambdaLR(
-            schedule,
-            lambda step: min(1.0, (step + 1) / warmup) * _cosine(self.progress()),
-        )
+        self.lr_scheduler = LambdaLR(schedule, share)
         self._created_lr_scheduler = True
         return self.lr_scheduler
 
@@ -255,20 +236,10 @@ class VQTrainer(ExactResumeMixin, Trainer):
             collate_fn=self.data_collator,
             num_workers=args.dataloader_num_workers,
         )
-        rows = [
-            module.latents(part["pixel_values"].to(args.device))
-            .permute(0, 2, 3, 1)
-            .flatten(0, 2)
-            .cpu()
-            for part in loader
-        ]
-        codebook = fit_codebook(
-            torch.cat(rows), module.model.config.num_embeddings, seed=args.seed
-        ).to(args.device)
+        latents = (module.latents(part["pixel_values"].to(args.device)) for part in loader)
+        rows = torch.cat([z.permute(0, 2, 3, 1).flatten(0, 2).cpu() for z in latents])
+        codebook = fit_codebook(rows, module.model.config.num_embeddings, seed=args.seed)
+        codebook = codebook.to(args.device)
         if torch.distributed.is_available() and torch.distributed.is_initialized():
             torch.distributed.broadcast(codebook, 0)
         module.start_codebook(codebook, len(batch) * cells * args.world_size)
-
-
-def _cosine(done: float) -> float:
-    return 0.5 * (1 + math.cos(math.pi * done))
