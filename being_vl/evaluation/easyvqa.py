@@ -6,7 +6,6 @@ validation split; one is carved here out of the training images, so that nothing
 
 from __future__ import annotations
 
-from collections import defaultdict
 from dataclasses import dataclass
 
 import numpy as np
@@ -42,13 +41,6 @@ class Split:
 
     image_paths: dict[int, str]  # image id → path of a PNG of 64×64 pixels
     questions: list[Question]
-
-    def by_image(self) -> dict[int, list[Question]]:
-        """The questions of each image, images in ascending order of id."""
-        groups: dict[int, list[Question]] = defaultdict(list)
-        for question in self.questions:
-            groups[question.image_id].append(question)
-        return {i: groups[i] for i in sorted(groups)}
 
 
 def load_easyvqa(split: str, *, seed: int = 0) -> Split:

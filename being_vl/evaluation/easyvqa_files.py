@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+from collections import defaultdict
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -49,21 +50,19 @@ def write_easyvqa(
     written = {}
     for split in splits:
         data = load_easyvqa(split, seed=seed)
-        groups = dict(list(data.by_image().items())[:images])
+        groups: dict[int, list[Question]] = defaultdict(list)
+        for question in data.questions:
+            groups[question.image_id].append(question)
         target = folder / "images" / split
         target.mkdir(parents=True, exist_ok=True)
-        for image_id in groups:
+        rows, captions = [], []
+        for image_id in sorted(groups)[:images]:
             shutil.copyfile(data.image_paths[image_id], target / f"{image_id}.png")
-        rows = [
-            llava_row(f"{split}/{image_id}.png", f"#{number}", q.text, q.answer, type=q.type)
-            for image_id, questions in groups.items()
-            for number, q in enumerate(questions)
-        ]
-        captions = [
-            llava_row(f"{split}/{image_id}.png", "#caption", CAPTION_PROMPT, said)
-            for image_id, questions in groups.items()
-            if (said := caption(questions)) is not None
-        ]
+            name, questions = f"{split}/{image_id}.png", groups[image_id]
+            for n, q in enumerate(questions):
+                rows.append(llava_row(name, f"#{n}", q.text, q.answer, type=q.type))
+            if (said := caption(questions)) is not None:
+                captions.append(llava_row(name, "#caption", CAPTION_PROMPT, said))
         written[split] = folder / f"{split}.json"
         write_atomic(folder / f"{split}-captions.json", json.dumps(captions, indent=0).encode())
         write_atomic(written[split], json.dumps(rows, indent=0).encode())

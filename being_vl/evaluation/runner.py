@@ -96,17 +96,14 @@ class Evaluator:
         decoding = {"do_sample": False, "max_new_tokens": max_new_tokens or task.max_new_tokens}
         prompts = render_prompts(self.processor, [e.question for e in task.examples], image=True)
         mine = _share(task.examples, self.state.process_index, self.state.num_processes)
-        examples = task.examples[mine]
-        paths = list(dict.fromkeys(example.image for example in examples))
+        paths = list(dict.fromkeys(example.image for example in task.examples[mine]))
         with self._bar(len(paths), f"{task.name}: quantizing", "image") as bar:
             grids = CodeCache(self.processor, self.cache).codes(paths, progress=bar.update)
         codes = dict(zip(paths, grids, strict=True))
         folder = self.output / RESULTS_FOLDER / f".{task.name}.partial"
         settings = self._settings(task.examples, prompts, decoding)
         journal = Journal(folder, settings, self.state)
-        answers = self._answer(
-            examples, prompts[mine], mine.start, codes, journal, decoding, task.name
-        )
+        answers = self._answer(task, mine, prompts, codes, journal, decoding)
         # Path → cells and tokens of its image.
         tokens = self.processor.tokenizer.encode_codes(grids) if grids else []
         lengths = [(p, (g.size, len(ids))) for p, g, ids in zip(paths, grids, tokens, strict=True)]
@@ -132,37 +129,28 @@ class Evaluator:
         return result
 
     def _answer(
-        self,
-        examples: Sequence[Example],
-        prompts: Sequence[str],
-        first: int,
-        codes: dict[str, np.ndarray],
-        journal: Journal,
-        decoding: dict[str, Any],
-        name: str,
-    ) -> list[str]:
-        """Answers in the order of the examples; `first` is the first one's place in the task, its journal's key."""
-        answers = journal.found
-        places = [str(first + n) for n in range(len(examples))]
-        left = [n for n, place in enumerate(places) if place not in answers]
+        self, task: Task, mine: slice, prompts: Sequence[str], codes: dict[str, np.ndarray],
+        journal: Journal, decoding: dict[str, Any],
+    ) -> list[str]:  # fmt: skip
+        """The answers to this process's questions, whose places in the task are the journal's keys."""
+        answers, places = journal.found, range(mine.start, mine.stop)
+        left = [place for place in places if str(place) not in answers]
         batches = iter_answers(
             self.model,
             self.processor,
-            [prompts[n] for n in left],
-            [examples[n].image for n in left],
+            [prompts[place] for place in left],
+            [task.examples[place].image for place in left],
             codes,
             batch_size=self.batch_size,
             **decoding,
         )
-        done = 0
-        with self._bar(len(examples), f"{name}: answering", "question") as bar, journal:
-            bar.update(len(examples) - len(left))
+        to_do = iter(left)
+        with self._bar(len(places), f"{task.name}: answering", "question") as bar, journal:
+            bar.update(len(places) - len(left))
             for batch in batches:
-                keys = [places[n] for n in left[done : done + len(batch)]]
-                journal.add(dict(zip(keys, batch, strict=True)))
-                done += len(batch)
+                journal.add({str(next(to_do)): text for text in batch})
                 bar.update(len(batch))
-        return [answers[place] for place in places]
+        return [answers[str(place)] for place in places]
 
     def _settings(
         self, examples: Sequence[Example], prompts: Sequence[str], decoding: dict[str, Any]

@@ -203,9 +203,7 @@ def _hashes(files: Mapping[str, Path]) -> dict[str, str]:
 def replaced(weights: Mapping[str, str], stored: Mapping[str, str], there: set[str]) -> set[str]:
     """What of a repository is of weights that others take the place of; variants stand side by side.
 
-    Args:
-        weights, stored: path → sha256, of those that come and of those that are there.
-        there: all paths of the repository.
+    `weights` and `stored` are path → sha256, of those that come and of those that are there.
     """
     variants = {variant_of(path) for path in weights}
     before = {path: content for path, content in stored.items() if variant_of(path) in variants}

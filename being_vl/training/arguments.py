@@ -46,6 +46,11 @@ class BeingVLTrainingArguments(TrainingArguments):
     logging_nan_inf_filter: bool = option("must be False: NaN is no loss of 0", False)
     do_train: bool = option("must be True", True)
 
+    @property
+    def order_seed(self) -> int:
+        """What decides the order of the data."""
+        return self.seed if self.data_seed is None else self.data_seed
+
     def __post_init__(self) -> None:
         super().__post_init__()
         check_report_to(self)

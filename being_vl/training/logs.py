@@ -3,16 +3,24 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
 
+import numpy as np
 import torch
 from accelerate import Accelerator
 from transformers import TrainingArguments
 from transformers.integrations import get_available_reporting_integrations
 from transformers.integrations.integration_utils import INTEGRATION_TO_CALLBACK
 
-from .samples import KINDS, BatchCounts
+from ..vocabulary import VocabularyLayout
+from .samples import IGNORE_INDEX
+
+# Kinds of labels, in the order of `kinds_of`. Special tokens, such as the end of an image, count as text.
+KINDS = ("text", "code", "merge")
+COUNTS = "counts"
 
 _COUNTS = ("tokens", "images", "codes", "merges")
 _NOT_ASKED = ("azure_ml", "flyte")  # transformers does not say whether these are installed
@@ -28,6 +36,56 @@ def check_report_to(arguments: TrainingArguments) -> None:
             raise ValueError(f"report_to must be none, all or of {known}, got {name!r}")
         if name not in installed:
             raise ValueError(f"report_to {name}: its package is not installed")
+
+
+def kinds_of(token_ids: torch.Tensor, layout: VocabularyLayout) -> torch.Tensor:
+    """Token ids of any shape → long of that shape: 0 text and special, 1 code, 2 merge (`KINDS`)."""
+    return (token_ids >= layout.first_code_id).long() + (token_ids >= layout.first_merge_id)
+
+
+@dataclass(frozen=True)
+class BatchCounts:
+    """What is in a batch, counted on the CPU, where it costs no synchronisation with a GPU.
+
+    It is no tuple: `Trainer` and accelerate would take one apart.
+    """
+
+    tokens: int  # without padding
+    images: int  # image beginnings; an image that several questions share counts once
+    codes: int
+    merges: int
+    labels: tuple[int, int, int]  # predicted tokens by kind (`KINDS`)
+
+
+@dataclass
+class CountingCollator:
+    """A collator whose batches also hold their `BatchCounts`, under the key `counts`."""
+
+    collate: Callable[[Sequence[dict[str, Any]]], dict[str, Any]]
+    layout: VocabularyLayout
+    boi_token_id: int | None  # None counts no images
+
+    def __call__(self, samples: Sequence[dict[str, Any]]) -> dict[str, Any]:
+        batch = self.collate(samples)
+        ids = np.concatenate([sample["input_ids"] for sample in samples])
+        merges = int((ids >= self.layout.first_merge_id).sum())
+        batch[COUNTS] = BatchCounts(
+            tokens=len(ids),
+            images=0 if self.boi_token_id is None else int((ids == self.boi_token_id).sum()),
+            codes=int((ids >= self.layout.first_code_id).sum()) - merges,
+            merges=merges,
+            labels=count_labels(batch["labels"], self.layout),
+        )
+        return batch
+
+
+def count_labels(labels: torch.Tensor, layout: VocabularyLayout) -> tuple[int, int, int]:
+    """Labels of a batch, long (batch, length) and not shifted, by kind (`KINDS`)."""
+    shifted = labels[:, 1:]
+    predicted = int((shifted != IGNORE_INDEX).sum())
+    image = int((shifted >= layout.first_code_id).sum())
+    merges = int((shifted >= layout.first_merge_id).sum())
+    return predicted - image, image - merges, merges
 
 
 class TokenMeter:

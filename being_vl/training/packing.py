@@ -189,24 +189,20 @@ def pack_shared_image(
         `input_ids`, `labels`, `position_ids`, `segment_ids` (0 for the prefix, then 1, 2, … for the
         turns), each np.int32 (length,), and `length`.
     """
-    if not len(prefix_ids):
-        raise ValueError("prefix_ids must hold at least one token, got none")
     start = len(prefix_ids)
-    ids, positions = [np.asarray(prefix_ids, np.int32)], [np.arange(start, dtype=np.int32)]
-    labels, segments = [np.full(start, IGNORE_INDEX, np.int32)], [np.zeros(start, np.int32)]
+    if not start:
+        raise ValueError("prefix_ids must hold at least one token, got none")
     for number, (turn_ids, turn_labels) in enumerate(turns, start=1):
         if len(turn_ids) != len(turn_labels):
             raise ValueError(f"turn {number} has {len(turn_ids)} ids but {len(turn_labels)} labels")
-        ids.append(np.asarray(turn_ids, np.int32))
-        labels.append(np.asarray(turn_labels, np.int32))
-        positions.append(np.arange(start, start + len(turn_ids), dtype=np.int32))
-        segments.append(np.full(len(turn_ids), number, np.int32))
-    sequence = {
-        "input_ids": np.concatenate(ids),
-        "labels": np.concatenate(labels),
-        "position_ids": np.concatenate(positions),
-        "segment_ids": np.concatenate(segments),
+    lengths = [len(turn_ids) for turn_ids, _ in turns]
+    columns: dict[str, Any] = {
+        "input_ids": [prefix_ids, *(turn_ids for turn_ids, _ in turns)],
+        "labels": [np.full(start, IGNORE_INDEX), *(turn_labels for _, turn_labels in turns)],
+        "position_ids": [np.arange(start), *(np.arange(start, start + n) for n in lengths)],
+        "segment_ids": [np.repeat(np.arange(len(lengths) + 1), [start, *lengths])],
     }
+    sequence = {name: np.concatenate(column).astype(np.int32) for name, column in columns.items()}
     # A turn's first token would otherwise be predicted from the end of the turn before it.
     starts = np.flatnonzero(np.diff(sequence["segment_ids"]) > 0) + 1
     if np.any(sequence["labels"][starts] != IGNORE_INDEX):

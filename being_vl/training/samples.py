@@ -8,7 +8,7 @@ is made. `packing` puts several samples into one sequence.
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
@@ -25,10 +25,6 @@ if TYPE_CHECKING:
 IGNORE_INDEX = -100
 Labels = Literal["assistant", "text", "all"]
 
-# Kinds of labels, in the order of `kinds_of`. Special tokens, such as the end of an image, count as text.
-KINDS = ("text", "code", "merge")
-
-COUNTS = "counts"
 
 _COLUMNS = ("input_ids", "assistant_masks", "length")
 
@@ -58,10 +54,9 @@ class TokenizedSamples(Dataset):
                     f"the data set has no column {name!r}, but {dataset.column_names}: tokenize it first"
                 )
         lengths, label_counts = _inspect(dataset, layout, labels)
-        self.num_too_long = 0  # samples that were left out
-        if max_length is not None and (lengths > max_length).any():
-            too_long = lengths > max_length
-            self.num_too_long = int(too_long.sum())
+        too_long = lengths > (np.inf if max_length is None else max_length)
+        self.num_too_long = int(too_long.sum())  # samples that were left out
+        if self.num_too_long:
             if not drop_long:
                 first = int(np.argmax(too_long))
                 name = dataset[first].get("id", first)
@@ -82,11 +77,9 @@ class TokenizedSamples(Dataset):
                 f"no sample of {len(lengths)} has a label (labels={labels}): nothing would be learned"
             )
         if self.num_without_labels:
-            warnings.warn(
-                f"{self.num_without_labels} of {len(lengths)} samples have no label (labels={labels}) and "
-                "teach nothing",
-                stacklevel=2,
-            )
+            silent = f"{self.num_without_labels} of {len(lengths)} samples"
+            message = f"{silent} have no label (labels={labels}) and teach nothing"
+            warnings.warn(message, stacklevel=2)
         self.lengths, self._layout, self.labels = lengths, layout, labels
         # As Arrow: datasets' numpy format copies row by row, which took 40 % of a small model's step.
         self._dataset = dataset.select_columns(list(_COLUMNS)).with_format("arrow")
@@ -132,9 +125,11 @@ def _inspect(
     start = 0
     for table in dataset.select_columns(list(_COLUMNS)).with_format("arrow").iter(batch_size=1000):
         ids, masks = (table[name].combine_chunks() for name in ("input_ids", "assistant_masks"))
-        sizes = ids.value_lengths().to_numpy(zero_copy_only=False)
+        sizes, spoken_sizes = (
+            part.value_lengths().to_numpy(zero_copy_only=False) for part in (ids, masks)
+        )
         for name, other in (
-            ("assistant_masks", masks.value_lengths().to_numpy(zero_copy_only=False)),
+            ("assistant_masks", spoken_sizes),
             ("length", table["length"].to_numpy()),
         ):
             if wrong := np.flatnonzero(sizes != other)[:1].tolist():
@@ -201,11 +196,6 @@ def make_labels(
     return chosen
 
 
-def kinds_of(token_ids: torch.Tensor, layout: VocabularyLayout) -> torch.Tensor:
-    """Token ids of any shape → long of that shape: 0 text and special, 1 code, 2 merge (`KINDS`)."""
-    return (token_ids >= layout.first_code_id).long() + (token_ids >= layout.first_merge_id)
-
-
 @dataclass
 class PaddingCollator:
     """Samples, or sequences of `packing.pack_samples` → a batch padded on the right.
@@ -239,51 +229,6 @@ def padded(samples: Sequence[dict[str, Any]], name: str, value: int) -> torch.Te
     return torch.from_numpy(padded)
 
 
-@dataclass(frozen=True)
-class BatchCounts:
-    """What is in a batch, counted on the CPU, where it costs no synchronisation with a GPU.
-
-    It is no tuple: `Trainer` and accelerate would take one apart.
-    """
-
-    tokens: int  # without padding
-    images: int  # image beginnings; an image that several questions share counts once
-    codes: int
-    merges: int
-    labels: tuple[int, int, int]  # predicted tokens by kind (`KINDS`)
-
-
-@dataclass
-class CountingCollator:
-    """A collator whose batches also hold their `BatchCounts`, under the key `counts`."""
-
-    collate: Callable[[Sequence[dict[str, Any]]], dict[str, Any]]
-    layout: VocabularyLayout
-    boi_token_id: int | None  # None counts no images
-
-    def __call__(self, samples: Sequence[dict[str, Any]]) -> dict[str, Any]:
-        batch = self.collate(samples)
-        ids = np.concatenate([sample["input_ids"] for sample in samples])
-        merges = int((ids >= self.layout.first_merge_id).sum())
-        batch[COUNTS] = BatchCounts(
-            tokens=len(ids),
-            images=0 if self.boi_token_id is None else int((ids == self.boi_token_id).sum()),
-            codes=int((ids >= self.layout.first_code_id).sum()) - merges,
-            merges=merges,
-            labels=count_labels(batch["labels"], self.layout),
-        )
-        return batch
-
-
-def count_labels(labels: torch.Tensor, layout: VocabularyLayout) -> tuple[int, int, int]:
-    """Labels of a batch, long (batch, length) and not shifted, by kind (`KINDS`)."""
-    shifted = labels[:, 1:]
-    predicted = int((shifted != IGNORE_INDEX).sum())
-    image = int((shifted >= layout.first_code_id).sum())
-    merges = int((shifted >= layout.first_merge_id).sum())
-    return predicted - image, image - merges, merges
-
-
 class LengthGroupedSampler(Sampler[int]):
     """Indices of samples, such that each run of `batch_size` has samples of similar length.
 
@@ -301,11 +246,11 @@ class LengthGroupedSampler(Sampler[int]):
         seed: int,
         batches_per_chunk: int = 50,
     ):
-        for name, value in (
-            ("the number of samples", len(lengths)),
-            ("batch_size", batch_size),
-            ("batches_per_chunk", batches_per_chunk),
-        ):
+        sizes = {
+            "the number of samples": len(lengths), "batch_size": batch_size,
+            "batches_per_chunk": batches_per_chunk,
+        }  # fmt: skip
+        for name, value in sizes.items():
             if value < 1:
                 raise ValueError(f"{name} must be positive, got {value}")
         self.lengths = torch.as_tensor(lengths)

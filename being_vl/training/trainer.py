@@ -25,18 +25,10 @@ from transformers.trainer_utils import EvalLoopOutput
 
 from .checkpoints import checkpoint_folders
 from .frozen_check import FrozenRowsCheck
-from .logs import TokenMeter
+from .logs import COUNTS, CountingCollator, TokenMeter, count_labels, kinds_of
 from .packing import PackedSamples, SharedImageSamples, flex_block_mask
 from .resume import ExactResumeMixin
-from .samples import (
-    COUNTS,
-    IGNORE_INDEX,
-    CountingCollator,
-    LengthGroupedSampler,
-    TokenizedSamples,
-    count_labels,
-    kinds_of,
-)
+from .samples import IGNORE_INDEX, LengthGroupedSampler, TokenizedSamples
 from .streaming import StreamedSamples
 
 
@@ -183,9 +175,7 @@ class BeingVLTrainer(ExactResumeMixin, Trainer):
         bad = self._first_bad_step
         step = math.inf if bad is None else self.accelerator.gather(bad.reshape(1)).min().item()
         if math.isfinite(step):
-            raise TrainingDiverged(
-                f"step {int(step)}: the loss is not finite. {self._what_is_left()}"
-            )
+            raise self._diverged("the loss is", int(step))
 
     def check_finite(self) -> None:
         """Raises TrainingDiverged if a loss or a weight that trains is not finite; for all together."""
@@ -194,16 +184,16 @@ class BeingVLTrainer(ExactResumeMixin, Trainer):
         names = [name for name, p in trained if not _is_finite(p)]
         count = torch.tensor([len(names)], device=self.accelerator.device)
         if self.accelerator.gather(count).sum().item():
-            named = f"{names[0]} is" if names else "weights of another process are"
-            raise TrainingDiverged(
-                f"step {self.state.global_step}: {named} not finite. {self._what_is_left()}"
-            )
+            raise self._diverged(f"{names[0]} is" if names else "weights of another process are")
 
-    def _what_is_left(self) -> str:
+    def _diverged(self, what: str, step: int | None = None) -> TrainingDiverged:
         left = "no checkpoint was saved before it"
         if kept := checkpoint_folders(self.args.output_dir):
             left = f"the last checkpoint before it is {kept[0]}"
-        return f"Nothing was saved of it, and {left}; lower learning_rate or max_grad_norm, in another output_dir"
+        return TrainingDiverged(
+            f"step {step or self.state.global_step}: {what} not finite. Nothing was saved of it, and {left}; lower "
+            "learning_rate or max_grad_norm, in another output_dir"
+        )
 
     def train(self, *args: Any, **kwargs: Any) -> Any:  # type: ignore[override]
         """As `ExactResumeMixin.train`.
@@ -278,9 +268,7 @@ class BeingVLTrainer(ExactResumeMixin, Trainer):
         prefix = kwargs.get("metric_key_prefix", "eval")
         figures = meter.read(self.accelerator)
         if not math.isfinite(figures.get("loss", 0.0)):
-            raise TrainingDiverged(
-                f"step {self.state.global_step}: the loss of the evaluation is not finite. {self._what_is_left()}"
-            )
+            raise self._diverged("the loss of the evaluation is")
         named = {f"{prefix}_{name}": value for name, value in figures.items()}
         return output._replace(metrics={**(output.metrics or {}), **named})
 

@@ -9,7 +9,8 @@ from training_fixtures import arguments, checkpoint_folder, tokenized
 
 from being_vl import BeingVLForCausalLM
 from being_vl.training.frozen_check import FrozenRowsCheck, FrozenRowsMoved
-from being_vl.training.run import load_for_training, make_trainer, run_stage
+from being_vl.training.run import run_stage
+from being_vl.training.stage_trainer import load_for_training, make_trainer
 
 EMBEDDINGS = ("model.embed_tokens.weight", "lm_head.weight")
 

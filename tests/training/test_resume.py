@@ -27,7 +27,7 @@ from transformers import TrainerCallback
 
 from being_vl.training import checkpoints
 from being_vl.training.checkpoints import DamagedCheckpointError, read_manifest
-from being_vl.training.resume import _data_identity
+from being_vl.training.identity import data_identity
 
 
 class Stop(Exception):
@@ -269,8 +269,8 @@ def test_the_identity_of_rows():
         {"ids": np.arange(3), "text": "a", "list": [1, 2], "nested": [{"x": 1.5}, None]},
         {"ids": torch.arange(3), "text": "b", "list": [1, 2], "nested": []},
     ]
-    wanted = _data_identity(rows)
-    assert wanted == _data_identity(tuple(copy.deepcopy(rows))) and wanted["samples"] == 2
+    wanted = data_identity(rows)
+    assert wanted == data_identity(tuple(copy.deepcopy(rows))) and wanted["samples"] == 2
     for name, value in (
         ("ids", np.arange(3, dtype=np.int32)),
         ("text", "c"),
@@ -279,9 +279,9 @@ def test_the_identity_of_rows():
         ("nested", [{"x": 1.25}, None]),
         ("new", 0),
     ):
-        assert _data_identity([{**rows[0], name: value}, rows[1]]) != wanted, (name, value)
+        assert data_identity([{**rows[0], name: value}, rows[1]]) != wanted, (name, value)
     many = [{"x": i} for i in range(1000)]
-    assert _data_identity(many) != _data_identity([*many[:-1], {"x": 0}])
+    assert data_identity(many) != data_identity([*many[:-1], {"x": 0}])
 
 
 def test_rows_that_are_others_at_each_reading_have_no_digest():
@@ -289,5 +289,5 @@ def test_rows_that_are_others_at_each_reading_have_no_digest():
         def __getitem__(self, index):
             return {"pixels": torch.rand(2)}
 
-    assert _data_identity(Random(range(3))) == {"samples": 3}
-    assert _data_identity(iter([])) == {"samples": None}
+    assert data_identity(Random(range(3))) == {"samples": 3}
+    assert data_identity(iter([])) == {"samples": None}

@@ -14,6 +14,7 @@ from torch.nn.attention.flex_attention import flex_attention
 from training_fixtures import rows_of
 
 from being_vl import ImageBPE
+from being_vl.training.logs import CountingCollator, kinds_of
 from being_vl.training.packing import (
     FlatCollator,
     PackedSamples,
@@ -25,14 +26,7 @@ from being_vl.training.packing import (
     pack_samples,
     shared_prefix,
 )
-from being_vl.training.samples import (
-    IGNORE_INDEX,
-    CountingCollator,
-    PaddingCollator,
-    TokenizedSamples,
-    kinds_of,
-    make_labels,
-)
+from being_vl.training.samples import IGNORE_INDEX, PaddingCollator, TokenizedSamples, make_labels
 
 _ = IGNORE_INDEX
 CODE, MERGE = LAYOUT.first_code_id, LAYOUT.first_merge_id

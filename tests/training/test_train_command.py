@@ -28,7 +28,8 @@ from being_vl.training.arguments import (
     ModelArguments,
     StageArguments,
 )
-from being_vl.training.run import load_for_training, run_stage
+from being_vl.training.run import run_stage
+from being_vl.training.stage_trainer import load_for_training
 
 CLASSES = (ModelArguments, DataArguments, StageArguments, BeingVLTrainingArguments)
 

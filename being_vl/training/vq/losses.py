@@ -12,6 +12,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 
 import torch
+from safetensors.torch import load_file
 from torch import nn
 from torch.nn import functional as F
 
@@ -158,8 +159,10 @@ def load_perceptual_loss(backbone: str, weights: str | None = None) -> Perceptua
             f"perceptual_backbone is {backbone!r}, but {library} is not installed: pip install {library}, or "
             "leave perceptual_backbone out"
         ) from error
-    if weights is not None:
-        network.load_state_dict(_read_weights(weights))
+    if weights is not None and weights.endswith(".safetensors"):
+        network.load_state_dict(load_file(weights))
+    elif weights is not None:
+        network.load_state_dict(torch.load(weights, map_location="cpu", weights_only=True))
     features = getattr(network, "features", None)
     if not isinstance(features, nn.Sequential):
         raise ValueError(
@@ -179,11 +182,3 @@ def _split_at_pools(features: nn.Sequential) -> list[nn.Module]:
             module.inplace = False  # it would write over the features that are compared
         stages[-1].append(module)
     return [nn.Sequential(*stage) for stage in stages if len(stage) > 1]
-
-
-def _read_weights(path: str) -> dict[str, torch.Tensor]:
-    if path.endswith(".safetensors"):
-        from safetensors.torch import load_file
-
-        return load_file(path)
-    return torch.load(path, map_location="cpu", weights_only=True)
