@@ -63,9 +63,6 @@ class Evaluator:
         output: results go into `evaluation/` below it.
         cache: folder of the codes; see [`CodeCache`].
         batch_size: questions at a time.
-
-    Raises:
-        OSError, ValueError: the checkpoint does not load, or is no Being-VL checkpoint.
     """
 
     def __init__(

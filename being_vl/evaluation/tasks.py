@@ -31,24 +31,16 @@ Scorer = Callable[[Sequence[Example], Sequence[str]], dict[str, float]]
 
 @dataclass(frozen=True)
 class Task:
-    """What a model is asked, and how its answers are scored.
+    """What a model is asked, and how its answers are scored."""
 
-    Args:
-        name: of the task and of its result file. Where a benchmark has several data sets or splits, the
-            name says which (`llava-FILE`, `vqav2-SPLIT`), so that their results lie side by side.
-        dataset: `name`, Hub `id` (or None), `split` and `digest` of the data, for the result file.
-        examples: the questions; those about one image stand together.
-        score: examples and answers → metrics. None: the answers are for an outside judge.
-        max_new_tokens: after which an answer is cut.
-        scored_together: MME scores the two questions about an image as one.
-    """
-
+    # Where a benchmark has several data sets or splits, the name says which (`llava-FILE`, `vqav2-SPLIT`), so
+    # that their results lie side by side.
     name: str
-    dataset: dict[str, str | None]
-    examples: list[Example]
-    score: Scorer | None
+    dataset: dict[str, str | None]  # `name`, Hub `id` (or None), `split` and `digest`
+    examples: list[Example]  # those about one image stand together
+    score: Scorer | None  # examples and answers → metrics; None: for an outside judge
     max_new_tokens: int
-    scored_together: int = 1
+    scored_together: int = 1  # MME scores the two questions about an image as one
 
     def limited(self, count: int | None) -> Task:
         """The first questions only; fewer where the last would be scored without its partner."""

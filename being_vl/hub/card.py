@@ -76,12 +76,9 @@ def write_card(folder: Path, facts: CardFacts | None = None) -> list[str]:
 
 def _metadata(facts: CardFacts, tags: list[str]) -> dict[str, Any]:
     return {
-        "license": facts.license,
-        "license_name": facts.license_name,
-        "license_link": facts.license_link,
-        "language": facts.language or None,
-        "tags": [*tags, *facts.tags],
-    }
+        "license": facts.license, "license_name": facts.license_name, "license_link": facts.license_link,
+        "language": facts.language or None, "tags": [*tags, *facts.tags],
+    }  # fmt: skip
 
 
 def _title(folder: Path, facts: CardFacts) -> str:

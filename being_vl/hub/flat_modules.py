@@ -44,7 +44,6 @@ def flat_modules(entries: Iterable[str], root: Path = PACKAGE) -> dict[str, str]
 
     Raises:
         ValueError: an import cannot be written for a flat folder, or two modules have one flat name.
-        KeyError: there is no module of that flat name.
     """
     modules = modules_of(root)
     known: dict[str, str] = {}

@@ -26,12 +26,9 @@ class FrozenRowsMoved(RuntimeError):
 
 
 class FrozenRowsCheck:
-    """Fingerprints of a model's frozen rows.
+    """Fingerprints of the frozen rows of a model, which may be sharded by DeepSpeed or FSDP2.
 
     All processes of a sharded run must make it, and call `verify`, together: rows are gathered.
-
-    Args:
-        model: a model with [`FreezesRows`] layers; it may be sharded by DeepSpeed or FSDP2.
     """
 
     def __init__(self, model: nn.Module):

@@ -36,7 +36,6 @@ def prepare_stage(
     stay unless `train_embeddings="all"`. The final norm stays.
 
     Args:
-        model: changed in place.
         train_embeddings: `"image"` (of the embeddings, only the rows after the text vocabulary move; in
             `pretrain` nothing else moves, the paper's PT(freeze)) or `"all"` (in `pretrain` every
             parameter moves, PT(full); in `selective` all rows of the embeddings).

@@ -21,11 +21,7 @@ def normalize_answer(text: str) -> str:
 def exact_match_scores(
     answers: Iterable[str], truths: Iterable[str], groups: Iterable[str] | None = None
 ) -> dict[str, float]:
-    """`accuracy` in percent, and `accuracy/GROUP` for each group of questions.
-
-    Raises:
-        ValueError: the arguments are not of one length, or empty.
-    """
+    """`accuracy` in percent, and `accuracy/GROUP` for each group of questions."""
     hits = [
         normalize_answer(answer) == normalize_answer(truth)
         for answer, truth in zip(answers, truths, strict=True)

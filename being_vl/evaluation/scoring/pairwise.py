@@ -17,14 +17,11 @@ def pairwise_table(verdicts: Iterable[Mapping[str, Any]]) -> dict[str, dict[str,
 
     Args:
         verdicts: each has `verdict`, one of "win", "tie" and "lose", of our model over the anchor, and may
-            have `level`. MLLM-Bench writes levels as "Perception/Remembering"; they are taken as they are.
+            have `level`, which is taken as it is.
 
     Returns:
         level → {"win", "tie", "lose", "win_rate"}, levels in the order in which they come, then `"all"`. The
         win rate is wins over all questions, ties counted as none, in [0, 1].
-
-    Raises:
-        ValueError: there are none, or one is of another kind; its number is named.
     """
     table: dict[str, dict[str, float]] = {}
     total: dict[str, float] = dict.fromkeys(OUTCOMES, 0)

@@ -65,9 +65,6 @@ def vqa_accuracy(answer: str, truths: Sequence[str], *, normalize_unanimous: boo
         truths: the humans', ten in VQA v2.
         normalize_unanimous: normalize also where all humans agree, as lmms-eval does and the official
             script does not: there, "Yes" is wrong where they all said "yes".
-
-    Raises:
-        ValueError: there are no human answers.
     """
     if not truths:
         raise ValueError("truths must hold the humans' answers, got none")
@@ -85,11 +82,7 @@ def vqa_scores(
     *,
     normalize_unanimous: bool = False,
 ) -> dict[str, float]:
-    """`accuracy` in percent, and `accuracy/TYPE` for each type of answer; see [`vqa_accuracy`].
-
-    Raises:
-        ValueError: the arguments are not of one length, or empty.
-    """
+    """`accuracy` in percent, and `accuracy/TYPE` for each type of answer; see [`vqa_accuracy`]."""
     values = [
         vqa_accuracy(answer, truth, normalize_unanimous=normalize_unanimous)
         for answer, truth in zip(answers, truths, strict=True)

@@ -34,11 +34,8 @@ def is_remote(url: str) -> bool:
 def image_file(url: str, *, max_bytes: int, allow_urls: bool, timeout: float = 10.0) -> bytes:
     """The file that a URL holds (`data:image/…;base64,…`) or, where `allow_urls`, names by http(s).
 
-    Args:
-        timeout: seconds for a fetch, redirects included; the resolver of names has a limit of its own.
-
-    Raises:
-        ValueError: it is none that this server reads; one sentence says why.
+    `timeout` is in seconds, redirects included; the resolver of names has a limit of its own. What this server
+    does not read is a ValueError of one sentence.
     """
     if is_remote(url):
         if not allow_urls:

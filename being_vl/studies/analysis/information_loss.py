@@ -58,13 +58,9 @@ def lost_bits(
         grids_of_ids[ids.tobytes()].add(grid.tobytes())
     grid_bits, ids_bits = entropy(of_grid.values()), entropy(of_ids.values())
     lost = grid_bits - ids_bits
-    return {
-        "grid_bits": grid_bits,
-        "ids_bits": ids_bits,
-        "lost_bits": lost,
-        "lost_share": lost / grid_bits,
-        "collisions": sum(len(same) for same in grids_of_ids.values() if len(same) > 1),
-    }
+    collisions = sum(len(same) for same in grids_of_ids.values() if len(same) > 1)
+    bits = {"grid_bits": grid_bits, "ids_bits": ids_bits, "lost_bits": lost}
+    return {**bits, "lost_share": lost / grid_bits, "collisions": collisions}
 
 
 def offset_bits(bpe: ImageBPE, grids: Sequence[np.ndarray]) -> dict[str, float]:
@@ -155,18 +151,13 @@ def decodings(
 
 
 def lost_bits_of(
-    bpe: ImageBPE,
-    grid: np.ndarray,
-    log_probability: Callable[[np.ndarray], np.ndarray],
-    *,
-    limit: int = 100_000,
+    bpe: ImageBPE, grid: np.ndarray, log_probability: Callable[[np.ndarray], np.ndarray]
 ) -> float:
     """−log2 Pr(grid | its ids), exactly; its mean over grids of that law is H(grid | ids).
 
-    Args:
-        log_probability: grids (n, height, width) → natural logarithms (n,), as of `MarkovSource`.
+    `log_probability` takes grids (n, height, width) to natural logarithms (n,), as that of `MarkovSource`.
     """
-    same = np.stack(decodings(bpe, bpe.encode(grid), *grid.shape, limit=limit))
+    same = np.stack(decodings(bpe, bpe.encode(grid), *grid.shape))
     logs = log_probability(same)
     own = log_probability(grid[None])[0]
     return float((np.logaddexp.reduce(logs) - own) / np.log(2))

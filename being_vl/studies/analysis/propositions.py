@@ -15,9 +15,7 @@ import numpy as np
 from ...bpe.image_bpe import ImageBPE
 
 
-def unigram_loss(
-    bpe: ImageBPE, training: Any, held_out: Any, num_threads: int | None = None
-) -> float:
+def unigram_loss(bpe: ImageBPE, training: Any, held_out: Any) -> float:
     """The loss of independent tokens with the frequencies of `training`, on `held_out`, in nats a cell.
 
     Each count is raised by one half, so that a token that `training` lacks has a chance.
@@ -25,18 +23,14 @@ def unigram_loss(
     Args:
         training, held_out: int codes (N, H, W), or sequences of (h, w) arrays.
     """
-    counts, _ = _token_counts(bpe, training, num_threads)
+    counts, _ = _token_counts(bpe, training)
     surprise = -np.log((counts + 0.5) / (counts + 0.5).sum())
-    held_out_counts, cells = _token_counts(bpe, held_out, num_threads)
+    held_out_counts, cells = _token_counts(bpe, held_out)
     return float(held_out_counts @ surprise) / cells
 
 
 def unigram_losses(
-    bpe: ImageBPE,
-    dictionary_sizes: Sequence[int],
-    training: Any,
-    held_out: Any,
-    num_threads: int | None = None,
+    bpe: ImageBPE, dictionary_sizes: Sequence[int], training: Any, held_out: Any
 ) -> list[float]:
     """`unigram_loss` of the first so many tokens of a vocabulary; codes count as tokens."""
     found = []
@@ -45,8 +39,7 @@ def unigram_losses(
             raise ValueError(
                 f"dictionary_sizes must lie in [{bpe.codebook_size}, {bpe.vocab_size}], got {size}"
             )
-        part = bpe.first(size - bpe.codebook_size)
-        found.append(unigram_loss(part, training, held_out, num_threads))
+        found.append(unigram_loss(bpe.first(size - bpe.codebook_size), training, held_out))
     return found
 
 
@@ -65,8 +58,6 @@ def loss_bound(entropy_rate: float, least_probability: float, dictionary_size: i
     return entropy_rate / (1 - share) if share < 1 else float("inf")
 
 
-def _token_counts(bpe: ImageBPE, grids: Any, num_threads: int | None) -> tuple[np.ndarray, int]:
-    counts = np.bincount(
-        np.concatenate(bpe.encode_batch(grids, num_threads)), minlength=bpe.vocab_size
-    )
+def _token_counts(bpe: ImageBPE, grids: Any) -> tuple[np.ndarray, int]:
+    counts = np.bincount(np.concatenate(bpe.encode_batch(grids)), minlength=bpe.vocab_size)
     return counts, sum(np.size(grid) for grid in grids)

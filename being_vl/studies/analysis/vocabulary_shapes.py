@@ -17,10 +17,10 @@ from ...bpe.image_bpe import ImageBPE
 DIRECTIONS = ("horizontal", "vertical", "both")
 
 
-def rank_frequency(counts: Sequence[int] | np.ndarray, points: int = 64) -> dict[str, Any]:
+def rank_frequency(counts: Sequence[int] | np.ndarray) -> dict[str, Any]:
     """The exponent a of count ≈ c · rank^−a (Zipf's law), by least squares on logarithmic scales.
 
-    Fitted at up to `points` ranks that lie evenly on the logarithmic scale, so that the many rare tokens do
+    Fitted at up to 64 ranks that lie evenly on the logarithmic scale, so that the many rare tokens do
     not outweigh the few frequent ones.
 
     Returns:
@@ -29,7 +29,7 @@ def rank_frequency(counts: Sequence[int] | np.ndarray, points: int = 64) -> dict
     found = np.sort(np.asarray(counts)[np.asarray(counts) > 0])[::-1]
     if len(found) < 3:
         raise ValueError(f"counts must hold at least 3 tokens that occur, got {len(found)}")
-    ranks = np.unique(np.geomspace(1, len(found), points).round().astype(int))
+    ranks = np.unique(np.geomspace(1, len(found), 64).round().astype(int))
     x, y = np.log(ranks), np.log(found[ranks - 1])
     slope, intercept = np.polyfit(x, y, 1)
     residual = ((y - slope * x - intercept) ** 2).sum()
@@ -72,12 +72,7 @@ def merge_directions(bpe: ImageBPE) -> np.ndarray:
 
 
 def tokens_by_training_size(
-    training: Any,
-    held_out: Any,
-    sizes: Sequence[int],
-    num_merges: int,
-    codebook_size: int,
-    num_threads: int | None = None,
+    training: Any, held_out: Any, sizes: Sequence[int], num_merges: int, codebook_size: int
 ) -> list[dict[str, float]]:
     """How many tokens grids get from vocabularies trained on the first so many grids.
 
@@ -91,11 +86,10 @@ def tokens_by_training_size(
             raise ValueError(
                 f"sizes must be at most {len(training)}, the training grids, got {size}"
             )
-        bpe = ImageBPE.train(training[:size], num_merges, codebook_size, num_threads=num_threads)
+        bpe = ImageBPE.train(training[:size], num_merges, codebook_size)
         row: dict[str, float] = {"grids": size, "merges": bpe.num_merges}
         for name, grids in (("training", training[:size]), ("held_out", held_out)):
-            lengths = [len(ids) for ids in bpe.encode_batch(grids, num_threads)]
-            row[f"{name}_tokens"] = float(np.mean(lengths))
+            row[f"{name}_tokens"] = float(np.mean([len(ids) for ids in bpe.encode_batch(grids)]))
         rows.append(row)
     return rows
 

@@ -35,44 +35,32 @@ CHAT_TEMPLATE = (
 )
 
 
-def train_text_tokenizer(texts: Sequence[str], vocab_size: int = 512) -> PreTrainedTokenizerFast:
-    """A byte-level BPE tokenizer with `<pad>`, `<s>`, `</s>` and `<sep>`."""
+def train_text_tokenizer(texts: Sequence[str]) -> PreTrainedTokenizerFast:
+    """A byte-level BPE tokenizer of 512 tokens with `<pad>`, `<s>`, `</s>` and `<sep>`."""
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=True)
     tokenizer.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
-        vocab_size=vocab_size,
+        vocab_size=512,
         special_tokens=["<pad>", "<s>", "</s>", "<sep>"],
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,
     )
     tokenizer.train_from_iterator(texts, trainer)
     return PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer,
-        pad_token="<pad>",
-        bos_token="<s>",
-        eos_token="</s>",
-        extra_special_tokens={"sep_token": "<sep>"},
-        chat_template=CHAT_TEMPLATE,
-        padding_side="left",
-    )
+        tokenizer_object=tokenizer, pad_token="<pad>", bos_token="<s>", eos_token="</s>",
+        extra_special_tokens={"sep_token": "<sep>"}, chat_template=CHAT_TEMPLATE, padding_side="left",
+    )  # fmt: skip
 
 
 def text_model_config(tokenizer: PreTrainedTokenizerFast) -> LlamaConfig:
     """2 layers, 64 dimensions, 4 heads, untied; `initializer_range` 0.1 suits so small a width."""
     return LlamaConfig(
-        vocab_size=len(tokenizer),
-        hidden_size=64,
-        intermediate_size=256,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        initializer_range=0.1,
-        tie_word_embeddings=False,
-        max_position_embeddings=1024,
-        bos_token_id=tokenizer.bos_token_id,
-        eos_token_id=tokenizer.eos_token_id,
-        pad_token_id=tokenizer.pad_token_id,
-    )
+        vocab_size=len(tokenizer), hidden_size=64, intermediate_size=256, num_hidden_layers=2,
+        num_attention_heads=4, initializer_range=0.1, tie_word_embeddings=False,
+        max_position_embeddings=1024, bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id,
+    )  # fmt: skip
 
 
 def train_text_model(

@@ -17,6 +17,7 @@ from torch import nn
 from torch.nn import functional as F
 
 _SLOPE = 0.2
+_INVERSE_TEMPERATURE = 100.0  # of the entropy loss
 _IMAGENET_MEAN = (0.485, 0.456, 0.406)
 _IMAGENET_STD = (0.229, 0.224, 0.225)
 
@@ -84,19 +85,17 @@ def adaptive_weight(
     return weight.clamp(0.0, 1e4).detach()
 
 
-def entropy_loss(latents: torch.Tensor, *, inverse_temperature: float = 100.0) -> torch.Tensor:
+def entropy_loss(latents: torch.Tensor) -> torch.Tensor:
     """Mean entropy of a cell's bits less the entropy of the bits over all cells, in nats a bit.
 
     Lookup-free quantization (Yu et al. 2024, section 3.1) has the same over the codes of all D bits. The bits
     of one cell are independent, so there the entropies add up; over all cells they are taken for independent,
     as in binary spherical quantization (Zhao et al. 2024), which spares 2 to the power of D probabilities.
 
-    Args:
-        latents: (B, D, h, w), whose signs are the bits.
-        inverse_temperature: of the softmax over −1 and 1, by squared distance.
+    `latents` are (B, D, h, w), whose signs are the bits.
     """
-    # Squared distances to −1 and 1 differ by 4 z.
-    on = torch.sigmoid(4 * inverse_temperature * latents.float()).transpose(0, 1).flatten(1)
+    # A softmax over −1 and 1 by squared distance, whose difference is 4 z.
+    on = torch.sigmoid(4 * _INVERSE_TEMPERATURE * latents.float()).transpose(0, 1).flatten(1)
 
     def entropy(p: torch.Tensor) -> torch.Tensor:
         return torch.special.entr(p) + torch.special.entr(1 - p)

@@ -77,11 +77,6 @@ class VQTrainingModule(nn.Module):
     """The model with all that trains it; `forward(pixel_values)` gives the loss and its terms.
 
     Until `start_codebook` has been called it is a plain autoencoder: nothing is quantized.
-
-    Args:
-        model: the model in training, with a decoder.
-        config: the losses.
-        perceptual: the perceptual loss, if `config.perceptual_weight` is positive.
     """
 
     def __init__(

@@ -10,7 +10,6 @@ from collections.abc import Callable
 from typing import Any
 
 import numpy as np
-import torch
 from transformers import TrainerCallback, set_seed
 
 from ...quantizers.configuration_being_vl_vq import BeingVLVQConfig
@@ -27,67 +26,43 @@ def fit_vq_model(
     *,
     seconds: float | None = None,
     steps: int | None = None,
-    batch_size: int = 4,
-    learning_rate: float = 4e-3,
-    autoencoder_fraction: float = 0.2,
-    losses: VQLossConfig | None = None,
-    processor: BeingVLImageProcessor | None = None,
     seed: int = 0,
-    device: str | torch.device = "cpu",
     progress: Callable[[float], Any] | None = None,
 ) -> BeingVLVQModel:
-    """Train a small VQ-GAN on images in memory.
+    """Train a small VQ-GAN on images in memory, on the CPU; [`VQTrainer`] takes all else.
 
     Args:
         images: uint8 (N, H, W, 3), of sides that `config.downsampling` divides.
         seconds: train for so long; the result then depends on the machine.
         steps: or for so many steps.
-        learning_rate: its peak.
-        autoencoder_fraction: the share of the training before anything is quantized.
-        losses: by default those of the small preset.
-        processor: the scale of the pixels; by default that of `BeingVLImageProcessor`.
-        device: "cpu", or another that `Trainer` finds by itself.
         progress: called after each step with the share of the training that is behind.
 
     Returns:
-        the model, on the CPU, in evaluation mode.
+        the model, in evaluation mode.
     """
     if (seconds is None) == (steps is None):
         raise ValueError(f"give seconds or steps, got seconds={seconds} and steps={steps}")
-    processor = processor or BeingVLImageProcessor()
+    processor = BeingVLImageProcessor()
     set_seed(seed)
     module = VQTrainingModule(
-        BeingVLVQModel(config), losses or VQLossConfig(reconstruction="l2", ema_decay=0.97)
+        BeingVLVQModel(config), VQLossConfig(reconstruction="l2", ema_decay=0.97)
     )
     stopwatch = _Stopwatch(progress)
     with tempfile.TemporaryDirectory() as folder:
+        arguments = VQTrainingArguments(
+            output_dir=folder, max_steps=steps or 10**7, max_seconds=seconds, seed=seed,
+            per_device_train_batch_size=4, learning_rate=4e-3, adam_beta2=0.95,
+            lr_scheduler_type="cosine", warmup_steps=min(30, (steps or 300) // 10),
+            autoencoder_fraction=0.2, save_strategy="no", logging_strategy="no", report_to="none",
+            disable_tqdm=True, use_cpu=True, dataloader_pin_memory=False,
+        )  # fmt: skip
+        data = CachedImages(pixels_from_uint8(images, processor))
         trainer = VQTrainer(
-            module,
-            VQTrainingArguments(
-                output_dir=folder,
-                max_steps=steps or 10**7,
-                max_seconds=seconds,
-                per_device_train_batch_size=batch_size,
-                learning_rate=learning_rate,
-                adam_beta2=0.95,
-                lr_scheduler_type="cosine",
-                warmup_steps=min(30, (steps or 300) // 10),
-                autoencoder_fraction=autoencoder_fraction,
-                save_strategy="no",
-                logging_strategy="no",
-                report_to="none",
-                disable_tqdm=True,
-                seed=seed,
-                use_cpu=torch.device(device).type == "cpu",
-                dataloader_pin_memory=False,
-            ),
-            train_dataset=CachedImages(pixels_from_uint8(images, processor)),
-            processor=processor,
-            callbacks=[stopwatch],
+            module, arguments, train_dataset=data, processor=processor, callbacks=[stopwatch]
         )
         stopwatch.trainer = trainer
         trainer.train()
-    return module.model.cpu().eval()
+    return module.model.eval()
 
 
 class _Stopwatch(TrainerCallback):
