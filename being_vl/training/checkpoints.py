@@ -78,9 +78,7 @@ def publish(checkpoint: Path, content: dict[str, Any]) -> None:
         flush(path)
     flush(partial)
     if checkpoint.exists():
-        replaced = _aside(checkpoint, _REPLACED)
-        replaced.parent.mkdir(exist_ok=True)
-        os.rename(checkpoint, replaced)
+        _move_aside(checkpoint, _REPLACED)
     os.replace(partial, checkpoint)
     flush(checkpoint.parent)
     clean_up(checkpoint.parent)
@@ -94,10 +92,7 @@ def rotate(newest: Path, limit: int | None, keep: Iterable[str | os.PathLike] = 
     others = [path for path in checkpoint_folders(newest.parent) if path.resolve() not in kept]
     others.sort(key=lambda path: path.stat().st_mtime)
     for path in others[: max(0, len(others) + len(kept) - limit)]:
-        # a kill amid the deletion leaves no half checkpoint in place
-        doomed = _aside(path, _DELETED)
-        doomed.parent.mkdir(exist_ok=True)
-        os.rename(path, doomed)
+        _move_aside(path, _DELETED)  # a kill amid the deletion leaves no half checkpoint in place
     clean_up(newest.parent)
 
 
@@ -153,6 +148,12 @@ def newest_whole_checkpoint(
 
 def _aside(checkpoint: Path, name: str) -> Path:
     return checkpoint.parent / name / checkpoint.name
+
+
+def _move_aside(checkpoint: Path, name: str) -> None:
+    target = _aside(checkpoint, name)
+    target.parent.mkdir(exist_ok=True)
+    os.rename(checkpoint, target)
 
 
 def _parse_manifest(checkpoint: Path) -> dict[str, Any]:
