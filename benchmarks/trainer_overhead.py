@@ -20,7 +20,8 @@ from transformers import LlamaConfig, LlamaForCausalLM, Trainer, TrainerCallback
 
 import being_vl  # noqa: F401
 from being_vl import BeingVLForCausalLM, VocabularyLayout
-from being_vl.training.packing import IGNORE_INDEX, SharedImageCollator, pack_shared_image
+from being_vl.training.collators import SharedImageCollator
+from being_vl.training.packing import IGNORE_INDEX, pack_shared_image
 from being_vl.training.trainer import BeingVLTrainer
 
 TEXT, SPECIAL, CODES, MERGES = 400, 4, 128, 512

@@ -35,8 +35,9 @@ from being_vl.studies.easyvqa_parts import CODEBOOK_SIZE
 from being_vl.studies.quickstart.pipeline import NUM_MERGES
 from being_vl.studies.quickstart.text_model import text_model_config, train_text_tokenizer
 from being_vl.training.arguments import BeingVLTrainingArguments, DataArguments, StageArguments
+from being_vl.training.collators import PaddingCollator
 from being_vl.training.packing import IGNORE_INDEX
-from being_vl.training.samples import PaddingCollator, TokenizedSamples
+from being_vl.training.samples import TokenizedSamples
 from being_vl.training.stage_trainer import make_trainer
 from being_vl.training.stages import prepare_stage
 

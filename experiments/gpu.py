@@ -269,8 +269,8 @@ def run_training(options: argparse.Namespace, report: Report) -> None:
     )
 
     from being_vl import VocabularyLayout
-    from being_vl.training.packing import SharedImageCollator, pack_shared_image
-    from being_vl.training.samples import PaddingCollator
+    from being_vl.training.collators import PaddingCollator, SharedImageCollator
+    from being_vl.training.packing import pack_shared_image
     from being_vl.training.stages import prepare_stage
     from being_vl.training.trainer import BeingVLTrainer
 
@@ -481,7 +481,8 @@ def run_study(options: argparse.Namespace, report: Report) -> None:
         ImageBPE,
         VocabularyLayout,
     )
-    from being_vl.training.packing import SharedImageCollator, pack_shared_image
+    from being_vl.training.collators import SharedImageCollator
+    from being_vl.training.packing import pack_shared_image
     from being_vl.training.trainer import BeingVLTrainer
 
     count, held_out, seconds, codes, sizes = (

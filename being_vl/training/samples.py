@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import numpy as np
@@ -194,39 +193,6 @@ def make_labels(
     chosen = np.where(predicted, input_ids, IGNORE_INDEX).astype(np.int32)
     chosen[:1] = IGNORE_INDEX
     return chosen
-
-
-@dataclass
-class PaddingCollator:
-    """Samples, or sequences of `packing.pack_samples` → a batch padded on the right.
-
-    Returns:
-        `input_ids` and `labels` long (batch, length), and `position_ids` where the samples have them; those of
-        the padding begin anew, so that it is a sample of its own.
-    """
-
-    pad_token_id: int
-
-    def __call__(self, samples: Sequence[dict[str, Any]]) -> dict[str, torch.Tensor]:
-        batch = {
-            "input_ids": padded(samples, "input_ids", self.pad_token_id),
-            "labels": padded(samples, "labels", IGNORE_INDEX),
-        }
-        if "position_ids" in samples[0]:
-            batch["position_ids"] = padded(samples, "position_ids", 0)
-            length = batch["input_ids"].shape[1]
-            for row, sample in zip(batch["position_ids"], samples, strict=True):
-                used = len(sample["position_ids"])
-                row[used:] = torch.arange(length - used)
-        return batch
-
-
-def padded(samples: Sequence[dict[str, Any]], name: str, value: int) -> torch.Tensor:
-    """A column of samples as long (batch, length of the longest), filled with `value` on the right."""
-    padded = np.full((len(samples), max(len(sample[name]) for sample in samples)), value, np.int64)
-    for i, sample in enumerate(samples):
-        padded[i, : len(sample[name])] = sample[name]
-    return torch.from_numpy(padded)
 
 
 class LengthGroupedSampler(Sampler[int]):

@@ -17,8 +17,9 @@ from ..models.loading import load_language_model
 from ..models.modeling_being_vl import BeingVLLanguageModel
 from ..processing.processing_being_vl import BeingVLProcessor
 from .arguments import BeingVLTrainingArguments, DataArguments, ModelArguments, StageArguments
-from .packing import FlatCollator, PackedSamples, SharedImageCollator, SharedImageSamples
-from .samples import PaddingCollator, TokenizedSamples
+from .collators import FlatCollator, PaddingCollator, SharedImageCollator
+from .packing import PackedSamples, SharedImageSamples
+from .samples import TokenizedSamples
 from .stages import add_lora, prepare_stage
 from .streaming import StreamedEpochs, StreamedSamples, check_streaming
 from .trainer import BeingVLTrainer

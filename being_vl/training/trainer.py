@@ -24,9 +24,10 @@ from transformers import Trainer, TrainerCallback, trainer_pt_utils
 from transformers.trainer_utils import EvalLoopOutput
 
 from .checkpoints import checkpoint_folders
+from .collators import flex_block_mask
 from .frozen_check import FrozenRowsCheck
 from .logs import COUNTS, CountingCollator, TokenMeter, count_labels, kinds_of
-from .packing import PackedSamples, SharedImageSamples, flex_block_mask
+from .packing import PackedSamples, SharedImageSamples
 from .resume import ExactResumeMixin
 from .samples import IGNORE_INDEX, LengthGroupedSampler, TokenizedSamples
 from .streaming import StreamedSamples

@@ -13,14 +13,13 @@ from model_fixtures import BOI, EOI, LAYOUT, TEXT_SIZE, being_vl_model, generate
 
 from being_vl import BeingVLPatchVQConfig, BeingVLPatchVQModel, BeingVLVQConfig, BeingVLVQModel
 from being_vl.quantizers.quantizing import encode_by_size
-from being_vl.training.packing import (
+from being_vl.training.collators import (
     FlatCollator,
+    PaddingCollator,
     SharedImageCollator,
     flex_block_mask,
-    pack_samples,
-    pack_shared_image,
 )
-from being_vl.training.samples import PaddingCollator
+from being_vl.training.packing import pack_samples, pack_shared_image
 from being_vl.training.stages import prepare_stage
 
 pytestmark = pytest.mark.gpu

@@ -13,8 +13,9 @@ from model_fixtures import LAYOUT, being_vl_model
 from transformers import TrainingArguments
 
 from being_vl.training.checkpoints import checkpoint_folders
+from being_vl.training.collators import SharedImageCollator
 from being_vl.training.distributed import prepare_deepspeed
-from being_vl.training.packing import SharedImageCollator, pack_shared_image
+from being_vl.training.packing import pack_shared_image
 from being_vl.training.stages import prepare_stage
 from being_vl.training.trainer import BeingVLTrainer
 

@@ -17,13 +17,9 @@ from torch.nn import functional as F
 from training_fixtures import SMALL_RUN, rows_of
 
 from being_vl.training.arguments import BeingVLTrainingArguments
-from being_vl.training.packing import (
-    PackedSamples,
-    SharedImageCollator,
-    SharedImageSamples,
-    block_mask,
-)
-from being_vl.training.samples import PaddingCollator, TokenizedSamples
+from being_vl.training.collators import PaddingCollator, SharedImageCollator, block_mask
+from being_vl.training.packing import PackedSamples, SharedImageSamples
+from being_vl.training.samples import TokenizedSamples
 from being_vl.training.trainer import BeingVLTrainer
 
 CODE, MERGE = LAYOUT.first_code_id, LAYOUT.first_merge_id

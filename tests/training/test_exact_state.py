@@ -17,7 +17,8 @@ from transformers import TrainerCallback
 
 from being_vl.training import logs
 from being_vl.training.arguments import BeingVLTrainingArguments
-from being_vl.training.samples import PaddingCollator, TokenizedSamples
+from being_vl.training.collators import PaddingCollator
+from being_vl.training.samples import TokenizedSamples
 from being_vl.training.trainer import BeingVLTrainer
 from being_vl.training.vq.trainer import VQTrainingArguments
 

@@ -10,7 +10,8 @@ from model_fixtures import LAYOUT, PAD, being_vl_model
 from training_fixtures import SMALL_RUN, rows_of
 
 from being_vl.training.arguments import BeingVLTrainingArguments
-from being_vl.training.samples import PaddingCollator, TokenizedSamples
+from being_vl.training.collators import PaddingCollator
+from being_vl.training.samples import TokenizedSamples
 from being_vl.training.trainer import BeingVLTrainer
 
 SPOKEN = {"id": "spoken", "input_ids": [1, 5, 6, 7], "spoken": 2}

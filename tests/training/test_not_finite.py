@@ -11,7 +11,8 @@ from transformers import TrainerCallback
 
 from being_vl.training.arguments import BeingVLTrainingArguments
 from being_vl.training.checkpoints import read_manifest
-from being_vl.training.samples import PaddingCollator, TokenizedSamples
+from being_vl.training.collators import PaddingCollator
+from being_vl.training.samples import TokenizedSamples
 from being_vl.training.trainer import BeingVLTrainer, TrainingDiverged
 
 

@@ -7,12 +7,8 @@ import pytest
 import torch
 from model_fixtures import LAYOUT, being_vl_model
 
-from being_vl.training.packing import (
-    IGNORE_INDEX,
-    SharedImageCollator,
-    block_mask,
-    pack_shared_image,
-)
+from being_vl.training.collators import SharedImageCollator, block_mask
+from being_vl.training.packing import IGNORE_INDEX, pack_shared_image
 
 _ = IGNORE_INDEX
 

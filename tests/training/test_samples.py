@@ -14,19 +14,22 @@ from torch.nn.attention.flex_attention import flex_attention
 from training_fixtures import rows_of
 
 from being_vl import ImageBPE
-from being_vl.training.logs import CountingCollator, kinds_of
-from being_vl.training.packing import (
+from being_vl.training.collators import (
     FlatCollator,
-    PackedSamples,
+    PaddingCollator,
     SharedImageCollator,
-    SharedImageSamples,
-    best_fit,
     block_mask,
     flex_block_mask,
+)
+from being_vl.training.logs import CountingCollator, kinds_of
+from being_vl.training.packing import (
+    PackedSamples,
+    SharedImageSamples,
+    best_fit,
     pack_samples,
     shared_prefix,
 )
-from being_vl.training.samples import IGNORE_INDEX, PaddingCollator, TokenizedSamples, make_labels
+from being_vl.training.samples import IGNORE_INDEX, TokenizedSamples, make_labels
 
 _ = IGNORE_INDEX
 CODE, MERGE = LAYOUT.first_code_id, LAYOUT.first_merge_id

@@ -8,7 +8,8 @@ import torch
 from model_fixtures import LAYOUT, being_vl_model
 from transformers import TrainingArguments
 
-from being_vl.training.packing import SharedImageCollator, pack_shared_image
+from being_vl.training.collators import SharedImageCollator
+from being_vl.training.packing import pack_shared_image
 from being_vl.training.stages import prepare_stage
 from being_vl.training.trainer import BeingVLTrainer
 
