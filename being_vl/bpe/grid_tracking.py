@@ -5,6 +5,7 @@ replaying every sequence at every step in that it remembers the last step's grid
 may be reordered, dropped and duplicated without it being told.
 """
 
+from dataclasses import KW_ONLY, dataclass
 from typing import Any
 
 import numpy as np
@@ -14,6 +15,7 @@ from .image_bpe import ImageBPE
 from .placement import GridState
 
 
+@dataclass(eq=False)
 class OpenImageTracker:
     """Follows the last image of each sequence.
 
@@ -27,24 +29,20 @@ class OpenImageTracker:
         ValueError: a side is below 1, or the rules' tokens have no shape.
     """
 
-    def __init__(
-        self,
-        layout: VocabularyLayout,
-        image_bpe: ImageBPE,
-        grid_size: tuple[int, int],
-        boi_token_id: int,
-        eoi_token_id: int,
-        *,
-        bov_token_id: int | None = None,
-        eov_token_id: int | None = None,
-        key_frame_interval: int | None = None,
-    ):
-        self.layout, self.image_bpe, self.grid_size = layout, image_bpe, grid_size
-        self.boi_token_id, self.eoi_token_id = boi_token_id, eoi_token_id
-        self.bov_token_id, self.eov_token_id = bov_token_id, eov_token_id
-        self.key_frame_interval = key_frame_interval
+    layout: VocabularyLayout
+    image_bpe: ImageBPE
+    grid_size: tuple[int, int]
+    boi_token_id: int
+    eoi_token_id: int
+    _: KW_ONLY
+    bov_token_id: int | None = None
+    eov_token_id: int | None = None
+    key_frame_interval: int | None = None
+
+    def __post_init__(self) -> None:
         self._empty = [
-            GridState(image_bpe, *grid_size, may_repeat=may_repeat) for may_repeat in (False, True)
+            GridState(self.image_bpe, *self.grid_size, may_repeat=repeats)
+            for repeats in (False, True)
         ]
         self._known: dict[tuple[bytes, bool], GridState] = {}
 

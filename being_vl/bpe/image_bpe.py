@@ -397,16 +397,24 @@ class ImageBPE(PushesCheckpoint):
         """
         name = os.fspath(folder_or_file)
         if re.fullmatch(r"[\w-][\w.-]*/[\w-][\w.-]*", name) and not os.path.exists(name):
+            from huggingface_hub import hf_hub_download
+
             source = name
-            path = _download(
-                name,
-                subfolder=subfolder or None,
-                revision=revision,
-                cache_dir=cache_dir,
-                token=token,
-                local_files_only=local_files_only,
-                force_download=force_download,
-            )
+            try:
+                path = hf_hub_download(
+                    name,
+                    FILE_NAME,
+                    subfolder=subfolder or None,
+                    revision=revision,
+                    cache_dir=cache_dir,  # type: ignore[arg-type]
+                    token=token,
+                    local_files_only=local_files_only,
+                    force_download=force_download,
+                )
+            except OSError as error:
+                raise FileNotFoundError(
+                    f"{name} is no folder here, and its {FILE_NAME} cannot be had from the Hub: {error}"
+                ) from error
         else:
             path = os.path.join(name, subfolder) if subfolder else name
             # Absolute, since the working directory may be another one when the object is pushed.
@@ -518,19 +526,3 @@ def _rebuild(
     merges: np.ndarray, codebook_size: int, merge_rule: str, repeat_code: int | None
 ) -> ImageBPE:
     return ImageBPE(merges, codebook_size, merge_rule=merge_rule, repeat_code=repeat_code)
-
-
-def _download(repo_id: str, **options: Any) -> str:
-    """The path of image_bpe.json of a repository, in the cache.
-
-    Raises:
-        FileNotFoundError: there is no such repository, or it cannot be reached.
-    """
-    from huggingface_hub import hf_hub_download
-
-    try:
-        return hf_hub_download(repo_id, FILE_NAME, **options)
-    except OSError as error:
-        raise FileNotFoundError(
-            f"{repo_id} is no folder here, and its {FILE_NAME} cannot be had from the Hub: {error}"
-        ) from error

@@ -46,7 +46,11 @@ class ReconstructionMetrics:
         # squared error per pixel, its per-image PSNR, SSIM; images
         self._sums = torch.zeros(4, dtype=torch.float64, device=device)
         self._ssim = _ssim_function() if ssim else None
-        self._fid = None if fid_network is None else _fid_metric(fid_network).to(device)
+        self._fid = None
+        if fid_network is not None:
+            from torchmetrics.image.fid import FrechetInceptionDistance
+
+            self._fid = FrechetInceptionDistance(feature=fid_network, normalize=False).to(device)
 
     @torch.no_grad()
     def update(
@@ -138,9 +142,3 @@ def _ssim_function():
             f"SSIM needs torchmetrics: {_INSTALL} (train-vq can do without: ssim: false)"
         ) from error
     return structural_similarity_index_measure
-
-
-def _fid_metric(network: nn.Module):
-    from torchmetrics.image.fid import FrechetInceptionDistance
-
-    return FrechetInceptionDistance(feature=network, normalize=False)

@@ -128,7 +128,7 @@ class BeingVLVideoProcessor(ChameleonPreprocessing, CheckpointPart, BaseVideoPro
         return load_video(video_url_or_urls)
 
 
-def flat_videos(videos: Any) -> list[Any]:
+def flat_videos(videos: Any, _depth: int = 0) -> list[Any]:
     """What a user passes as videos → a list with one entry a video: a file, an array (T, …) or a list of frames.
 
     A list of texts is a list of files; a list of lists of texts, files for each sample; three levels deep, texts are
@@ -137,29 +137,25 @@ def flat_videos(videos: Any) -> list[Any]:
     Raises:
         ValueError: none of these.
     """
-    return _flattened(videos, 0)
-
-
-def _flattened(value: Any, depth: int) -> list[Any]:
-    if _is_file(value):
-        return [value]
-    if hasattr(value, "ndim") and hasattr(value, "shape"):
-        if value.ndim == 5:
-            return list(value)
-        if value.ndim == 4:
-            return [value]
-    elif isinstance(value, (list, tuple)) and value:
-        if all(_is_frame(item) for item in value):
-            return [list(value)]
-        if depth == 2 and all(isinstance(item, (str, os.PathLike)) for item in value):
-            return [list(value)]
-        return [video for item in value for video in _flattened(item, depth + 1)]
-    elif isinstance(value, (list, tuple)):
+    if _is_file(videos):
+        return [videos]
+    if hasattr(videos, "ndim") and hasattr(videos, "shape"):
+        if videos.ndim == 5:
+            return list(videos)
+        if videos.ndim == 4:
+            return [videos]
+    elif isinstance(videos, (list, tuple)) and videos:
+        if all(_is_frame(item) for item in videos):
+            return [list(videos)]
+        if _depth == 2 and all(isinstance(item, (str, os.PathLike)) for item in videos):
+            return [list(videos)]
+        return [video for item in videos for video in flat_videos(item, _depth + 1)]
+    elif isinstance(videos, (list, tuple)):
         return []
-    shape = f" of shape {tuple(value.shape)}" if hasattr(value, "shape") else ""
+    shape = f" of shape {tuple(videos.shape)}" if hasattr(videos, "shape") else ""
     raise ValueError(
         "a video is a file, an array (T, height, width, 3) or a list of frames, got "
-        f"{type(value).__name__}{shape}"
+        f"{type(videos).__name__}{shape}"
     )
 
 

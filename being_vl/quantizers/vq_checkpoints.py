@@ -114,8 +114,11 @@ def load_vq_checkpoint(
         key.removeprefix(prefix): tensor
         for key, tensor in read([key for key in keys if key.startswith(prefix)]).items()
     }
-    if ema:
-        weights = _averaged(weights)
+    if ema:  # LDM keeps moving averages under the names of the weights without the dots
+        weights = {
+            key: weights.get(f"model_ema.{key.replace('.', '')}", tensor)
+            for key, tensor in weights.items()
+        }
     weights = {
         key: value
         for key, value in weights.items()
@@ -233,14 +236,6 @@ def _from_yaml(stored: dict[str, Any]) -> dict[str, Any]:
         **{ours: sizes.get(theirs) for theirs, ours in _TAMING_FIELDS.items()},
         "embed_dim": params.get("embed_dim"),
         "num_embeddings": params.get("n_embed"),
-    }
-
-
-def _averaged(weights: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """Weights, or their moving averages, which LDM keeps under their names without the dots."""
-    return {
-        key: weights.get(f"model_ema.{key.replace('.', '')}", tensor)
-        for key, tensor in weights.items()
     }
 
 
