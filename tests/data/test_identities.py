@@ -160,6 +160,17 @@ def test_a_truncated_shard_is_named_before_anything_is_read(tmp_path):
         load_tokenized(out, processor)
 
 
+def test_features_that_are_none_are_named_with_the_shard(tmp_path):
+    """`datasets` reads them as JSON, whose errors name no file."""
+    processor, out = folder(tmp_path)
+    shard = out / "data-00001-of-00003.arrow"
+    damaged = shard.read_bytes().replace(b'"length": {"dtype"', b'"length\x02: {"dtype"')
+    assert damaged != shard.read_bytes()
+    shard.write_bytes(damaged)
+    with pytest.raises(ValueError, match=f"{shard}: not a readable shard: "):
+        load_tokenized(out, processor)
+
+
 def test_one_flipped_bit_is_found_on_request(tmp_path):
     processor, out = folder(tmp_path)
     shard = out / "data-00002-of-00003.arrow"
