@@ -1,6 +1,8 @@
 """Small images by the local engine and by Ray with two workers: the same bytes, killed in between, and how long each takes.
 
 python tests/data/soak_cluster.py --count 100000 --kills 10 --folder FOLDER
+
+Runs may be made one by one, `--runs local`, then `--runs ray`: what lies in FOLDER is compared with them.
 """
 
 from __future__ import annotations
@@ -69,26 +71,33 @@ def main() -> int:
     parser.add_argument("--kills", type=int, default=10)
     parser.add_argument("--shard-size", type=int, default=2048)
     parser.add_argument("--folder", type=Path, required=True)
+    names = ["local", "ray", "killed"]
+    parser.add_argument("--runs", nargs="+", choices=names, default=names, help="all by default")
     args = parser.parse_args()
     draw(args.folder / "images", args.count)
     make_quantizer().save_pretrained(args.folder / "vq")
     make_processor().save_pretrained(args.folder / "vq")
-    size = ["--shard-size", str(args.shard_size)]
-    local, local_seconds = encode(args.folder, "local", *size)
-    ray, ray_seconds = encode(args.folder, "ray", "--engine", "ray", *size)
-    print(
-        f"local {local_seconds:.1f} s, ray {ray_seconds:.1f} s: {ray_seconds / local_seconds:.2f} times; same bytes: {ray == local}",
-        flush=True,
-    )
     killed: list[int] = []
     shards = -(-args.count // args.shard_size)
-    thread = threading.Thread(
-        target=kill, args=(args.folder / "killed", args.kills, shards, killed), daemon=True
-    )
-    thread.start()
-    after, seconds = encode(args.folder, "killed", "--engine", "ray", *size)
-    print(f"ray, {len(killed)} actors killed: {seconds:.1f} s; same bytes: {after == local}")
-    return 0 if ray == after == local and len(killed) == args.kills else 1
+    made, seconds = {}, {}
+    for name in args.runs:
+        options = ["--shard-size", str(args.shard_size), "--resume", "false"]
+        options += [] if name == "local" else ["--engine", "ray"]
+        if name == "killed":
+            arguments = (args.folder / name, args.kills, shards, killed)
+            threading.Thread(target=kill, args=arguments, daemon=True).start()
+        made[name], seconds[name] = encode(args.folder, name, *options)
+        print(f"{name}: {seconds[name]:.1f} s", flush=True)
+    if {"local", "ray"} <= seconds.keys():
+        print(f"ray takes {seconds['ray'] / seconds['local']:.2f} times as long as local")
+    if "killed" in args.runs:
+        print(f"{len(killed)} actors killed")
+    for name in names:
+        if name not in made and (args.folder / name / "manifest.json").exists():
+            made[name] = shard_bytes(args.folder / name)
+    same = len({tuple(files.items()) for files in made.values()}) == 1
+    print(f"same bytes of {', '.join(made)}: {same}")
+    return 0 if same and (len(killed) == args.kills or "killed" not in args.runs) else 1
 
 
 if __name__ == "__main__":

@@ -152,7 +152,7 @@ def test_the_page_of_engines_runs(tmp_path):
         cwd=tmp_path,
         capture_output=True,
         text=True,
-        timeout=240,
+        timeout=900,  # 45 CPU seconds, most of them imports of six processes
         env={**os.environ, "RAY_USAGE_STATS_ENABLED": "0", "HF_HOME": str(tmp_path)},
     )
     assert run.returncode == 0, run.stderr[-3000:]
