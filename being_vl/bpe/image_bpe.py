@@ -17,6 +17,7 @@ from typing import Any
 
 import numpy as np
 
+from ..files import is_remote, place
 from ..hub.part import Origin, PushesCheckpoint, commit_of
 from .codec.plain import Drop, PlainEncoder
 from .grids import (
@@ -365,7 +366,7 @@ class ImageBPE(PushesCheckpoint):
 
     def save_pretrained(self, save_directory: str | os.PathLike[str]) -> list[str]:
         """Write image_bpe.json into a folder, which is made if need be; returns the paths written."""
-        path = Path(save_directory) / FILE_NAME
+        path = place(save_directory) / FILE_NAME
         save_vocabulary(path, self._merges, *self._says)
         return [str(path)]
 
@@ -387,7 +388,7 @@ class ImageBPE(PushesCheckpoint):
         """Load image_bpe.json from a folder, or the file itself, or a repository on the Hub.
 
         Args:
-            folder_or_file: a path; where nothing lies there, `namespace/name` is asked of the Hub.
+            folder_or_file: a path, or the URL of one in a store; where nothing lies there, `namespace/name` is asked of the Hub.
             subfolder: of the folder or repository, where the file lies.
             revision, cache_dir, token, local_files_only, force_download: as of `hf_hub_download`.
 
@@ -399,7 +400,7 @@ class ImageBPE(PushesCheckpoint):
         if re.fullmatch(r"[\w-][\w.-]*/[\w-][\w.-]*", name) and not os.path.exists(name):
             from huggingface_hub import hf_hub_download
 
-            source = name
+            source: str | None = name
             try:
                 path = hf_hub_download(
                     name,
@@ -417,15 +418,19 @@ class ImageBPE(PushesCheckpoint):
                 ) from error
         else:
             path = os.path.join(name, subfolder) if subfolder else name
-            # Absolute, since the working directory may be another one when the object is pushed.
+            # Absolute, since the working directory may be another one when the object is pushed. No checkpoint is
+            # in a store.
             source = os.path.abspath(name if os.path.isdir(name) else os.path.dirname(name))
+            if is_remote(place(name)):
+                source = None
         fields = load_vocabulary(path)
         try:
             bpe = cls(**fields)
         except ValueError as error:
             file = Path(path) / FILE_NAME if os.path.isdir(path) else path
             raise ValueError(f"{file}: {error}") from None
-        bpe._source = Origin.of(source, commit_of(path) or revision, subfolder)
+        if source is not None:
+            bpe._source = Origin.of(source, commit_of(path) or revision, subfolder)
         return bpe
 
     def __eq__(self, other: object) -> bool:

@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from ..files import read_json, shown, write_atomic
+from ..files import place, read_json, shown, write_atomic
 from .rules import MERGE_RULES, RULE_FIELDS
 
 FILE_NAME = "image_bpe.json"
@@ -88,7 +88,7 @@ def _first_bad_value(rows: list[Any], columns: tuple[str, ...], field: str) -> s
 
 def load_vocabulary(folder_or_file: str | os.PathLike[str]) -> dict[str, Any]:
     """Read image_bpe.json; returns the keyword arguments of ImageBPE, types checked, rules not yet."""
-    path = Path(folder_or_file)
+    path = place(folder_or_file)
     if path.is_dir():
         path = path / FILE_NAME
     fields = read_json(path, MAX_FILE_BYTES)

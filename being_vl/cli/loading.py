@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import os
-from pathlib import Path
 from typing import Any
 
-from ..files import check_model_folder, check_regular, reading
+from ..files import check_model_folder, check_regular, place, reading
 
 _REASON = 200  # characters of what the Hub's client says
 
@@ -55,7 +54,7 @@ def load_vocabulary(option: str, source: str) -> Any:
     """The ImageBPE in a folder, a file, or a repository on the Hub."""
     from ..bpe.image_bpe import ImageBPE
 
-    path = Path(source)
+    path = place(source)
     if path.exists() and not path.is_dir():
         check_regular(path)
     if path.is_file() and path.suffix != ".json":
@@ -64,7 +63,7 @@ def load_vocabulary(option: str, source: str) -> Any:
         raise ValueError(f"{option} {source}: the folder has no image_bpe.json")
     if not path.exists() and source.count("/") != 1:
         raise FileNotFoundError(f"{option} {source}: no such folder or file")
-    return ImageBPE.from_pretrained(path.parent if path.is_file() else source)
+    return ImageBPE.from_pretrained(str(path.parent) if path.is_file() else source)
 
 
 def load_quantizer(source: str, image_processor: str | None = None) -> tuple[Any, Any]:

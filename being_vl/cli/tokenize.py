@@ -9,13 +9,12 @@ from __future__ import annotations
 import os
 import sys
 import time
-from pathlib import Path
 from typing import Literal
 
 from jsonargparse import Namespace
 from jsonargparse.typing import ClosedUnitInterval, PositiveInt
 
-from ..files import reading, write_atomic
+from ..files import place, reading, write_atomic
 from .loading import check_part
 from .options import add, answer, option, options, refuse_used
 from .parsing import Parser
@@ -116,7 +115,7 @@ def main(args: Namespace) -> int:
     from ..processing.processing_being_vl import BeingVLProcessor
 
     started = time.perf_counter()
-    output = Path(args.output)
+    output = place(args.output)
     refuse_used(args, output, "data-*")
     check_part("--checkpoint", args.checkpoint, file="processor_config.json")
     source = open_samples(

@@ -79,7 +79,7 @@ def main(args: Namespace) -> int:
     from ..bpe.training.checkpoints import lock_folder
     from ..bpe.training.processes import GlooProcesses, OneProcess
 
-    output = Path(args.output)
+    output = place(args.output)
     refuse_used(args, output, "*.json")
     processes = GlooProcesses() if int(os.environ.get("WORLD_SIZE", "1")) > 1 else OneProcess()
     with lock_folder(output) if processes.rank == 0 else nullcontext():
@@ -160,7 +160,7 @@ def _open_codes(args: Namespace) -> tuple[Any, int]:
             raise ValueError(
                 f"{args.codes}: a {Path(args.codes).suffix} file needs --codebook-size"
             )
-        shard = Path(args.output, "codes.parquet")
+        shard = place(args.output) / "codes.parquet"
         codes = import_codes(args.codes, shard, codebook_size=args.codebook_size)
         return CodeShards(codes), args.codebook_size
     shards = CodeShards(args.codes, codebook_size=args.codebook_size, verify=args.verify)

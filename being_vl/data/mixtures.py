@@ -6,7 +6,7 @@ exact, and follows from the specification.
 
 A mixture is a YAML file (or the same as a mapping):
 
-    sources:                      # names → folders of being-vl tokenize, relative to the file
+    sources:                      # names → folders of being-vl tokenize, relative to the file, or URLs
       base: tokenized/base
       refcoco: tokenized/refcoco
     stages:                       # or `weights`/`shares` at the top, for every stage
@@ -31,7 +31,7 @@ from typing import Any
 import datasets
 import numpy as np
 
-from ..files import read_yaml
+from ..files import is_remote, place, read_yaml
 
 _MOST_SAMPLES = 10**9
 _PARTS = ("weights", "shares", "samples")
@@ -64,7 +64,7 @@ def load_mixture(
     opened = {}
     quantizers: dict[str, str] = {}
     for source in mixture.amounts:
-        opened[source], quantizer = open_folder(base / mixture.sources[source])
+        opened[source], quantizer = open_folder(_below(base, mixture.sources[source]))
         if quantizer:
             quantizers[quantizer] = source
     if len(quantizers) > 1:
@@ -75,6 +75,12 @@ def load_mixture(
     return mix(
         opened, mixture.amounts, by_share=mixture.by_share, samples=mixture.samples, seed=seed
     )
+
+
+def _below(base: Path, folder: str) -> Any:
+    """A folder relative to the mixture's file, or a place of its own."""
+    found = place(folder)
+    return found if is_remote(found) else base / found
 
 
 def mix(

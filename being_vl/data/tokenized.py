@@ -22,10 +22,13 @@ import datasets
 import numpy as np
 import pyarrow as pa
 from datasets import Features, List, Value
+from filelock import FileLock
+from tqdm.auto import tqdm
 
 from ..files import (
     check_regular,
     is_remote,
+    new_file,
     parse_json,
     place,
     read_json,
@@ -77,7 +80,7 @@ def load_tokenized(
     """Open a folder of `being-vl tokenize`, memory-mapped.
 
     Args:
-        folder: see there.
+        folder: see there; of a URL (`s3://…`), the shards are copied into the cache of `datasets`.
         checkpoint: the tokenizer of the model to train, whose ids the folder must hold; or its processor,
             whose chat template and quantizer must then be those of the folder, too.
         accept_mismatch: `"chat_template"`, `"quantizer"`: differences that are a warning.
@@ -88,7 +91,7 @@ def load_tokenized(
         ValueError: the folder is not finished or damaged, its ids are another tokenizer's, or it has no
             sample.
     """
-    return _open(_mappable(folder), identity_of(checkpoint), accept_mismatch, verify)[0]
+    return _open(place(folder), identity_of(checkpoint), accept_mismatch, verify)[0]
 
 
 def load_training_data(
@@ -125,17 +128,8 @@ def load_training_data(
         return loaded, manifest["parts"].get("quantizer") or ""
 
     if not isinstance(spec, Mapping) and Path(spec).suffix not in (".yaml", ".yml"):
-        return open_folder(_mappable(spec))[0]
+        return open_folder(place(spec))[0]
     return load_mixture(spec, open_folder, stage=stage, seed=seed)
-
-
-def _mappable(folder: str | os.PathLike) -> Path:
-    at = place(folder)
-    if is_remote(at):
-        raise ValueError(
-            f"{folder}: a folder in a store is read by stream_tokenized and train --streaming; it cannot be mapped"
-        )
-    return at
 
 
 def identity_of(checkpoint: BeingVLTokenizer | BeingVLProcessor) -> dict[str, Any]:
@@ -149,6 +143,8 @@ def _open(
     folder: Path, identity: dict[str, Any], accept: Collection[str], verify: bool
 ) -> tuple[datasets.Dataset, dict[str, Any]]:
     manifest = read_manifest(folder)
+    if is_remote(folder):
+        folder = _fetched(folder, manifest)
     rule = "tokenize the data with this checkpoint"
     compare(str(folder), manifest["parts"], identity, rule=rule, accept=accept)
     loaded = datasets.concatenate_datasets(
@@ -183,6 +179,33 @@ def _open_shard(folder: Path, shard: Mapping[str, Any], verify: bool) -> dataset
     return loaded
 
 
+def _fetched(folder: Any, manifest: dict[str, Any]) -> Path:
+    """A copy on this machine of a folder in a store, below the cache of `datasets`; digests are compared on the way.
+
+    One process of a machine fetches, the others wait for it. What has come whole is kept, and another copy is made
+    where the manifest has changed.
+    """
+    said = json.dumps([str(folder), manifest], sort_keys=True).encode()
+    cache = Path(datasets.config.HF_DATASETS_CACHE) / "being_vl"
+    copy = cache / hashlib.sha256(said).hexdigest()[:32]
+    copy.mkdir(parents=True, exist_ok=True)
+    with FileLock(copy / ".lock"):
+        for shard in tqdm(manifest["shards"], desc=f"fetching {folder}", unit="shard", delay=3):
+            path = copy / shard["file"]
+            if path.exists():
+                continue
+            with new_file(path) as aside:
+                source = folder / shard["file"]
+                if not source.exists():
+                    raise ValueError(f"{source}: is listed in {MANIFEST} but missing")
+                source.fs.get_file(source.path, str(aside))
+                try:
+                    check_shard(aside, shard, verify=True)
+                except ValueError as error:
+                    raise ValueError(str(error).replace(str(aside), str(source))) from None
+    return copy
+
+
 def shard_path(folder: Path, number: int, num_shards: int) -> Path:
     """Where a shard lies."""
     return folder / f"data-{number:05d}-of-{num_shards:05d}.arrow"
@@ -210,7 +233,7 @@ def read_report(path: Path) -> dict[str, Any]:
     """What a shard's metadata says of it."""
     check_regular(path)
     try:
-        with pa.memory_map(str(path)) as source:
+        with path.open("rb") if is_remote(path) else pa.memory_map(str(path)) as source:
             metadata = pa.ipc.open_stream(source).schema.metadata or {}
         report = parse_json(metadata[_SHARD_KEY], str(path))
         wrong = [name for name in COUNTS if type(report[name]) is not int]
@@ -265,7 +288,11 @@ def check_finished(folder: Path) -> bool:
     if not (folder / MANIFEST).exists():
         return False
     for shard in read_manifest(folder)["shards"]:
-        if (folder / shard["file"]).exists():
+        if not (path := folder / shard["file"]).exists():
+            continue
+        if is_remote(folder):  # whose shards cannot be mapped
+            check_shard(path, shard, verify=False)
+        else:
             _open_shard(folder, shard, verify=False)
     return True
 

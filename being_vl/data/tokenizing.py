@@ -15,15 +15,17 @@ import re
 from collections import defaultdict
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any, Literal, NoReturn
 
 import numpy as np
 from jinja2 import TemplateError
 
-from ..files import locked, write_atomic
+from ..files import is_remote, locked, write_atomic
 from ..processing.control_tokens import ControlTokens
 from ..processing.processing_being_vl import BeingVLProcessor
 from ..processing.template_limits import BrokenTemplateError
@@ -439,7 +441,7 @@ def tokenize_samples(
     Args:
         source: the samples.
         processor: of the checkpoint; no VQ model is needed.
-        output: the folder; made if need be.
+        output: the folder, here or in a store (`files.place`); made if need be.
         settings: see there.
         checkpoint: where other processes load the processor from; only used with `num_workers`.
         codes: folders of code shards.
@@ -456,11 +458,12 @@ def tokenize_samples(
         OSError: another process works in the folder, or a file cannot be written.
     """
     numbers = np.arange(source.num_samples) if selection is None else selection
-    with locked(output, "another process is tokenizing into it"):
+    busy = "another process is tokenizing into it"
+    with locked(output, busy), _folder_of_index(output) as aside:
         index, described = open_codes(
             codes,
             processor,
-            output / _INDEX_FILE,
+            aside / _INDEX_FILE,
             source=source,
             accept=accept_mismatch,
             verify=verify_codes,
@@ -493,9 +496,19 @@ def tokenize_samples(
         ):
             write_atomic(paths[i], data)
             progress(len(chunks[i]))
-        (output / _INDEX_FILE).unlink(missing_ok=True)
+        (aside / _INDEX_FILE).unlink(missing_ok=True)
         manifest = finish(output, len(chunks), run)
     return {**manifest, "finished_before": finished}
+
+
+@contextmanager
+def _folder_of_index(output: Path) -> Iterator[Path]:
+    """Where the index of the codes lies, which processes map: beside the shards, or for those of a store on a disk."""
+    if not is_remote(output):
+        yield output
+        return
+    with TemporaryDirectory() as folder:
+        yield Path(folder)
 
 
 def open_codes(

@@ -16,11 +16,14 @@ from pathlib import Path
 import datasets
 import numpy as np
 import pytest
-from data_fixtures import make_checkpoint, make_rows, write_rows
+from data_fixtures import make_checkpoint, make_codes, make_rows, write_rows
 from encode_fixtures import make_images, shard_bytes
+from transformers import AutoTokenizer
 
+from being_vl.bpe import ImageBPE
 from being_vl.cli import main as being_vl_command
 from being_vl.codes.shards import CodeShards
+from being_vl.data import load_training_data
 from being_vl.data.quantizing import FolderSource, TarSource
 from being_vl.files import place, write_atomic
 
@@ -155,6 +158,77 @@ def test_an_upload_that_was_killed_leaves_nothing_under_its_name(bucket):
     assert not bucket.exists("bucket/large")
     write_atomic(place("s3://bucket/large"), b"whole")
     assert bucket.cat("bucket/large") == b"whole"
+
+
+@needs_s3
+def test_ids_and_merges_are_written_to_a_bucket(bucket, tmp_path):
+    checkpoint = make_checkpoint(tmp_path / "checkpoint")
+    names = sorted(make_codes(tmp_path / "codes"))
+    data = write_rows(tmp_path / "samples.json", make_rows(names, 20))
+    ids = ["tokenize", "--checkpoint", str(checkpoint), "--data", str(data), "--shard-size", "3"]
+    ids += ["--codes", str(tmp_path / "codes"), "--workers", "0", "--output"]
+    assert being_vl_command([*ids, str(tmp_path / "ids")]) == 0
+    remote = [*ids, "s3://bucket/ids"]
+    run = subprocess.Popen([sys.executable, "-m", "being_vl", *remote], stderr=subprocess.DEVNULL)
+    try:
+        while run.poll() is None and not bucket.glob("bucket/ids/data-*"):
+            time.sleep(0.01)
+    finally:
+        run.send_signal(signal.SIGKILL)
+        run.wait()
+    whole = {path.name: path.read_bytes() for path in (tmp_path / "ids").iterdir()}
+    for name in bucket.glob("bucket/ids/data-*"):  # whatever is there is whole
+        assert bucket.cat(name) == whole[name.rpartition("/")[2]]
+    assert being_vl_command(remote) == 0
+    found = {name.rpartition("/")[2]: bucket.cat(name) for name in bucket.ls("bucket/ids")}
+    assert found.keys() == whole.keys() - {".lock"}
+    assert [n for n in found if found[n] != whole[n]] == ["tokenize.yaml"]
+    assert being_vl_command([*remote, "--on-missing", "skip"]) == 2  # refused as in a folder
+
+    train = ["train-bpe", "--codes", str(tmp_path / "codes"), "--num-merges"]
+    for output in (str(tmp_path / "bpe"), "s3://bucket/bpe"):
+        assert being_vl_command([*train, "4", "--output", output]) == 0
+    checkpoint_file = bucket.cat("bucket/bpe/checkpoint.json")
+    assert checkpoint_file == (tmp_path / "bpe" / "checkpoint.json").read_bytes()
+    assert being_vl_command([*train, "8", "--output", "s3://bucket/bpe"]) == 0  # goes on from it
+    assert being_vl_command([*train, "8", "--output", str(tmp_path / "bpe8")]) == 0
+    found = bucket.cat("bucket/bpe/image_bpe.json")
+    assert found == (tmp_path / "bpe8" / "image_bpe.json").read_bytes()
+    assert ImageBPE.from_pretrained("s3://bucket/bpe") == ImageBPE.from_pretrained(
+        tmp_path / "bpe8"
+    )
+
+
+@needs_s3
+def test_ids_in_a_bucket_are_trained_on_from_a_copy(bucket, tmp_path, monkeypatch):
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+    tokenizer = AutoTokenizer.from_pretrained(make_checkpoint(tmp_path / "checkpoint"))
+    names = sorted(make_codes(tmp_path / "codes"))
+    data = write_rows(tmp_path / "samples.json", make_rows(names, 20))
+    ids = ["tokenize", "--checkpoint", f"{tmp_path}/checkpoint", "--data", str(data)]
+    ids += ["--codes", str(tmp_path / "codes"), "--workers", "0", "--shard-size", "7", "--output"]
+    assert being_vl_command([*ids, str(tmp_path / "ids")]) == 0
+    assert being_vl_command([*ids, "s3://bucket/ids"]) == 0
+    local = load_training_data(tmp_path / "ids", tokenizer).to_list()
+    assert load_training_data("s3://bucket/ids", tokenizer).to_list() == local
+    mixture = {"sources": {"a": "s3://bucket/ids"}, "weights": {"a": 1}}
+    own = {**mixture, "sources": {"a": str(tmp_path / "ids")}}
+    assert (
+        load_training_data(mixture, tokenizer).to_list()
+        == load_training_data(own, tokenizer).to_list()
+    )
+    shard = "bucket/ids/data-00001-of-00003.arrow"
+    whole = bucket.cat(shard)
+    bucket.pipe(shard, bytes(len(whole)))
+    assert load_training_data("s3://bucket/ids", tokenizer).to_list() == local  # has its copy
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "another")
+    with pytest.raises(ValueError, match=r"s3://bucket/ids/data-00001.*its sha256 is"):
+        load_training_data("s3://bucket/ids", tokenizer)
+    bucket.pipe(shard, whole)  # what has come before stays, the rest follows
+    assert load_training_data("s3://bucket/ids", tokenizer).to_list() == local
+    bucket.rm("bucket/ids/tokenized.json")
+    with pytest.raises(ValueError, match="being-vl tokenize has not finished here"):
+        load_training_data("s3://bucket/ids", tokenizer)
 
 
 @needs_s3

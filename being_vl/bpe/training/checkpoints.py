@@ -8,6 +8,7 @@ the operating system frees the folder.
 from __future__ import annotations
 
 import json
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ from typing import Any
 import numpy as np
 from filelock import FileLock, Timeout
 
-from ...files import read_json, shown, write_atomic
+from ...files import is_remote, read_json, shown, write_atomic
 from ..rules import RULE_FIELDS, as_rules, check_merges
 
 FILE_NAME = "checkpoint.json"
@@ -36,12 +37,14 @@ class Checkpoint:
     counts: np.ndarray
 
 
-def lock_folder(folder: Path) -> FileLock:
-    """Make the folder, and hold it until the process ends or the lock is released.
+def lock_folder(folder: Path) -> AbstractContextManager:
+    """Make the folder, and hold it until the process ends or the lock is released; in a store nothing can be held.
 
     Raises:
         ValueError: another process holds it.
     """
+    if is_remote(folder):
+        return nullcontext()
     folder.mkdir(parents=True, exist_ok=True)
     lock = FileLock(folder / _LOCK_NAME)
     try:
