@@ -143,10 +143,10 @@ def _open(
     folder: Path, identity: dict[str, Any], accept: Collection[str], verify: bool
 ) -> tuple[datasets.Dataset, dict[str, Any]]:
     manifest = read_manifest(folder)
-    if is_remote(folder):
-        folder = _fetched(folder, manifest)
     rule = "tokenize the data with this checkpoint"
     compare(str(folder), manifest["parts"], identity, rule=rule, accept=accept)
+    if is_remote(folder):
+        folder = _fetched(folder, manifest)
     loaded = datasets.concatenate_datasets(
         [_open_shard(folder, shard, verify) for shard in manifest["shards"]]
     )

@@ -1,4 +1,6 @@
-"""Small images by the local engine and by Ray with two workers: the same bytes, killed in between, and how long each takes.
+"""Small images by the local engine and by Ray with two workers: the same bytes, whatever is killed in between.
+
+Says how long each takes, and the most memory of all its processes.
 
 python tests/data/soak_cluster.py --count 100000 --kills 10 --folder FOLDER
 
@@ -8,6 +10,7 @@ Runs may be made one by one, `--runs local`, then `--runs ray`: what lies in FOL
 from __future__ import annotations
 
 import argparse
+import contextlib
 import random
 import subprocess
 import sys
@@ -42,10 +45,28 @@ def encode(work: Path, name: str, *options: str) -> tuple[dict[str, str], float]
     ]
     command += ["--output", f"{work}/{name}", "--workers", "2", *options]
     start = time.monotonic()
-    subprocess.run(
-        [sys.executable, "-m", "being_vl", *command], check=True, stderr=subprocess.DEVNULL
-    )
-    return shard_bytes(work / name), time.monotonic() - start
+    run = subprocess.Popen([sys.executable, "-m", "being_vl", *command], stderr=subprocess.DEVNULL)
+    peak = 0
+    while run.poll() is None:
+        peak = max(peak, memory(run.pid))
+        time.sleep(1)
+    if run.returncode:
+        raise subprocess.CalledProcessError(run.returncode, command)
+    seconds = time.monotonic() - start
+    print(f"{name}: {seconds:.1f} s, at most {peak / 1e6:,.0f} MB", flush=True)
+    return shard_bytes(work / name), seconds
+
+
+def memory(pid: int) -> int:
+    """Bytes of a process and all below it, those of Ray's daemons and actors too; what they share counts once."""
+    found = 0
+    try:
+        for process in (psutil.Process(pid), *psutil.Process(pid).children(recursive=True)):
+            with contextlib.suppress(psutil.Error):
+                found += process.memory_full_info().pss
+    except psutil.NoSuchProcess:  # it has just ended
+        return 0
+    return found
 
 
 def kill(output: Path, count: int, shards: int, killed: list[int]) -> None:
@@ -56,9 +77,10 @@ def kill(output: Path, count: int, shards: int, killed: list[int]) -> None:
         if len(list(output.glob("codes-*"))) <= len(killed) * shards // (count + 2):
             continue
         actors = []
-        for process in psutil.process_iter(["cmdline"]):
-            if "ray::_Actor" in " ".join(process.info["cmdline"] or []):
-                actors.append(process)
+        for process in psutil.Process().children(recursive=True):
+            with contextlib.suppress(psutil.Error):
+                if "ray::_Actor" in " ".join(process.cmdline()):
+                    actors.append(process)
         if actors:
             victim = rng.choice(actors)
             victim.kill()
@@ -87,7 +109,6 @@ def main() -> int:
             arguments = (args.folder / name, args.kills, shards, killed)
             threading.Thread(target=kill, args=arguments, daemon=True).start()
         made[name], seconds[name] = encode(args.folder, name, *options)
-        print(f"{name}: {seconds[name]:.1f} s", flush=True)
     if {"local", "ray"} <= seconds.keys():
         print(f"ray takes {seconds['ray'] / seconds['local']:.2f} times as long as local")
     if "killed" in args.runs:
