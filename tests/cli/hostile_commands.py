@@ -108,6 +108,7 @@ _BLAMED = {
     "checkpoint/vq_model/": ("another quantizer", "the quantizer's latents"),
     "checkpoint/processor_config": ("another quantizer",),
     "checkpoint/tokenizer": ("another tokenizer",),
+    "checkpoint/image_bpe": ("another tokenizer",),
     "checkpoint/chat_template": ("chat template",),
     "codes/codes-0.parquet": ("no codes for this image",),
 }
