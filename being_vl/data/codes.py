@@ -116,6 +116,18 @@ def build_index(
             sources.append(folder)
     opened = [CodeShards(source, verify=verify) for source in sources]
     shards = CodeShards([file for one in opened for file in one.files])
+    np.save(path, distinct_keys(shards, ", ".join(map(str, folders))))
+    index = CodeIndex(shards.files, path)
+    _ = index._videos  # says what is wrong with them
+    return index, shards
+
+
+def distinct_keys(shards: CodeShards, where: str) -> np.ndarray:
+    """The keys of an index, sorted; an image that comes twice with the same codes has one.
+
+    Raises:
+        ValueError: two images of one id have other codes.
+    """
     keys = np.empty(len(shards), _KEY)
     keys["place"] = np.arange(len(shards))
     start = 0
@@ -124,11 +136,7 @@ def build_index(
         keys["hash"][start : start + len(names)] = [_hash(name) for name in names]
         start += len(names)
     keys.sort(order="hash", kind="stable")
-    keys = keys[_distinct(keys, shards, ", ".join(map(str, folders)))]
-    np.save(path, keys)
-    index = CodeIndex(shards.files, path)
-    _ = index._videos  # says what is wrong with them
-    return index, shards
+    return keys[_distinct(keys, shards, where)]
 
 
 def _distinct(keys: np.ndarray, shards: CodeShards, where: str) -> np.ndarray:

@@ -73,3 +73,19 @@ def test_a_null_id_is_no_name():
     source = DatasetSource(rows, shard_size=8, id_column="name")
     with pytest.raises(ValueError, match="row 1: the id in column 'name' is null"):
         list(source.records(0))
+
+
+def test_two_pictures_of_one_id_are_no_codes_of_that_id(tmp_path):
+    """As `tokenize` has it: one picture may come twice, but another of the same id is refused."""
+
+    def source(*seeds: int) -> DatasetSource:
+        pictures = [picture(seed) for seed in seeds]
+        rows = datasets.Dataset.from_dict({"image": pictures, "name": ["a"] * len(seeds)})
+        rows = rows.cast_column("image", datasets.Image())
+        return DatasetSource(rows, shard_size=1, id_column="name")
+
+    assert set(codes(source(0, 0), tmp_path / "same")) == {"a"}
+    other = tmp_path / "other"
+    with pytest.raises(ValueError, match=f"{other}: image ids must differ, got 'a' twice"):
+        codes(source(0, 1), other)
+    assert not (other / "manifest.json").exists()

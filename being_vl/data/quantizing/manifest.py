@@ -18,6 +18,7 @@ from ...codes.shards import (
     MANIFEST,
     RUN_FILE,
     VERSION,
+    CodeShards,
     ShardInfo,
     manifest_entry,
     read_columns,
@@ -25,6 +26,7 @@ from ...codes.shards import (
 )
 from ...files import claim as claim_folder
 from ...files import reading, write_atomic
+from ..codes import distinct_keys
 from .sources import LEFT_OUT, Source
 
 Format = Literal["parquet", "webdataset"]
@@ -77,7 +79,7 @@ def write_manifest(output: Path, source: Source, format: Format = "parquet") -> 
 
     Raises:
         MissingShardError: a shard is missing.
-        ValueError: a shard is not ours.
+        ValueError: a shard is not ours, or two images of one id have other codes.
     """
     shards: list[dict[str, Any]] = []
     skipped: list[dict[str, Any]] = []
@@ -97,6 +99,8 @@ def write_manifest(output: Path, source: Source, format: Format = "parquet") -> 
             {"image_id": image_id, "reason": reason, "shard": path.name}
             for _, image_id, reason in info.skipped
         ]
+    if shards and source.sampling is None:  # who reads the shards finds images by their ids
+        distinct_keys(CodeShards([output / shard["file"] for shard in shards]), str(output))
     skipped += [
         {"image_id": name, "reason": f"{LEFT_OUT}{reason}", "shard": None}
         for name, reason in source.left_out
