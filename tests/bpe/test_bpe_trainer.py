@@ -10,7 +10,7 @@ import pytest
 from being_vl import ImageBPE
 from being_vl.bpe import naive
 from being_vl.bpe.rules import MAX_TOKEN_CELLS
-from being_vl.bpe.training import choose, shard, trainer
+from being_vl.bpe.training import choose, count, shard, trainer
 from being_vl.bpe.training import options as training_options
 from being_vl.bpe.training.checkpoints import Checkpoint
 from being_vl.bpe.training.grids import open_grids
@@ -208,6 +208,25 @@ def test_a_low_memory_limit_counts_again_with_the_same_result(smooth_grids):
     free = train_merges(smooth_grids, **options)
     tight = train_merges(smooth_grids, memory_limit=5 * smooth_grids.size, **options)
     assert digest(free) == digest(tight)
+
+
+@pytest.mark.parametrize("num_listed", [1, 200, 20_000])
+@pytest.mark.parametrize("threads", [1, 2])
+def test_cells_are_counted_in_turns(smooth_grids, monkeypatch, threads, num_listed):
+    """With theta from a sample, whether the turns find as many keys as it made expect, or far more."""
+    options = {"num_merges": 400, "codebook_size": 64, "num_threads": threads}
+    at_once = train_merges(smooth_grids, **options)
+    monkeypatch.setattr(count, "_BYTES_A_TURN", 8 * smooth_grids.size // 5)
+    monkeypatch.setattr(count, "_MOST_TURNS", 1000)
+    monkeypatch.setattr(count, "_FOUND_AT_ONCE", 16)
+    monkeypatch.setattr(training_options.Options, "num_listed", num_listed)
+    turns = []
+    pairs = count._CodeCounter.pairs
+    monkeypatch.setattr(
+        count._CodeCounter, "pairs", lambda *args: turns.append(args[1]) or pairs(*args)
+    )
+    assert digest(train_merges(smooth_grids, **options)) == digest(at_once)
+    assert len(turns) >= 4 and turns[0][0] == 0 and turns[-1][1] == 64
 
 
 def test_a_full_pool_is_compacted_and_enlarged(smooth_grids, monkeypatch):

@@ -5,7 +5,9 @@ all cells of one code together, each with the codes on its right and below; what
 counters at a time, which stays in the nearest cache, where a table of all pairs would be hundreds of
 megabytes. Threads share the work by ranges of codes, over the cells of all shards: so every count is whole.
 
-Cost: the cells are read twice and 8 bytes are written for each, in as many turns as memory asks for.
+Cost: 8 bytes are written for each cell. Many cells take turns, one range of codes each, so that less memory is
+touched: on a virtual machine a gigabyte's first touch may cost two seconds. What reaches theta is listed in the
+same turn, and theta comes from a sample of the cells.
 """
 
 from __future__ import annotations
@@ -22,36 +24,44 @@ from .options import Options
 from .shard import Team
 
 _FOUND_AT_ONCE = 1 << 17
-_LARGEST_SORT = 3 << 29  # bytes
+_BYTES_A_TURN = 1 << 28
+_MOST_TURNS = 16  # each reads all cells once more
+_BLOCK = 2048  # cells: what is picked of a block, or sampled, stays in the nearest cache
 
 
 @kernel
-def _count_codes(board, counts):
-    """How often each code stands in the cells."""
+def _count_codes(board, period, counts):
+    """How often each code stands in every `period`-th block of cells."""
     shift = 2 * board.bits
-    for i in range(board.cells.shape[0]):
-        v = np.int64(board.cells[i])
-        if v != board.sentinel:
-            counts[v >> shift] += 1
+    for start in range(0, board.cells.shape[0], period * _BLOCK):
+        for i in range(start, min(start + _BLOCK, board.cells.shape[0])):
+            v = np.int64(board.cells[i])
+            if v != board.sentinel:
+                counts[v >> shift] += 1
 
 
 @kernel
-def _sort_by_code(board, codebook_size, first_code, end_code, cursors, records):
+def _sort_by_code(board, period, codebook_size, first_code, end_code, cursors, records):
     """Write (position, right << 16 | below) of each cell whose code is in range where its cursor points.
 
     A code of codebook_size says that there is none: counting it needs no branch, and it is never looked at.
+    Cells are picked without a branch, which would be mispredicted; the border's code is out of every range.
     """
     shift, none = 2 * board.bits, codebook_size
-    begin = np.int64(0)
-    for group in range(board.ends.shape[0]):
-        stride = board.strides[group]
-        for i in range(begin, board.ends[group] - stride):
-            v = np.int64(board.cells[i])
-            if v == board.sentinel:
-                continue
-            code = v >> shift
-            if code < first_code or code >= end_code:
-                continue
+    picked = np.empty(_BLOCK, np.int64)
+    group, stride = 0, board.strides[0] if board.strides.shape[0] > 0 else 0
+    for start in range(0, board.cells.shape[0], period * _BLOCK):
+        n = 0
+        for i in range(start, min(start + _BLOCK, board.cells.shape[0])):
+            code = np.int64(board.cells[i]) >> shift
+            picked[n] = i
+            n += np.int64(code >= first_code) & np.int64(code < end_code)
+        for k in range(n):
+            i = picked[k]
+            while i >= board.ends[group]:
+                group += 1
+                stride = board.strides[group]
+            code = np.int64(board.cells[i]) >> shift
             right, below = np.int64(board.cells[i + 1]), np.int64(board.cells[i + stride])
             right = none if right == board.sentinel else right >> shift
             below = none if below == board.sentinel else below >> shift
@@ -59,7 +69,6 @@ def _sort_by_code(board, codebook_size, first_code, end_code, cursors, records):
             records[at, 0] = i
             records[at, 1] = (right << 16) | below
             cursors[code] = at + 1
-        begin = board.ends[group]
 
 
 @kernel
@@ -161,14 +170,32 @@ def can_count_codes(options: Options, team: Team) -> bool:
 
 def count_codes(options: Options, shapes: Shapes, team: Team, limits: Limits) -> KeyTable:
     """Count the keys of single cells, and list those with at least a theta that leaves enough of them."""
-    room = _LARGEST_SORT
+    cells = sum(shard.num_bytes for shard in team.shards)
+    room = max(_BYTES_A_TURN, 2 * cells // _MOST_TURNS)
     if options.memory_limit is not None:
-        cells = sum(shard.num_bytes for shard in team.shards)
         room = min(room, max(1 << 24, (options.memory_limit - cells) // 4))
     at_once = max(_FOUND_AT_ONCE, 4 * options.num_listed)
     counter = _CodeCounter(team, options.codebook_size, room, at_once)
-    pairs, theta = counter.pairs(options.min_count)
+    pairs, theta = counter.sample(options.min_count)
     totals = pairs[:, 3:].sum(axis=1)
+    theta = max(theta, _theta_from(totals * counter.period, options, team, room))
+    expected = pairs[totals * counter.period >= theta, 3:].sum(axis=0) * counter.period
+    for shard, positions in zip(team.shards, expected, strict=True):
+        shard.make_pool(int(positions))
+    keys = KeyTable(shapes, theta)
+    for turn in counter.turns:
+        pairs = counter.pairs(turn, theta, pairs)
+        below = pairs[:, 2]
+        tokens, offsets = packed(np.stack([pairs[:, 0], pairs[:, 1], below, 1 - below], axis=1))
+        kept = are_allowed(tokens, offsets, limits)
+        counter.list_pairs(turn, pairs[kept], keys)
+        keys.add(tokens[kept], offsets[kept], pairs[kept, 3:].sum(axis=1))
+    return keys
+
+
+def _theta_from(totals: np.ndarray, options: Options, team: Team, room: int) -> int:
+    """A theta for pairs with these counts: enough of them, and no more than memory allows."""
+    theta = options.min_count
     if len(totals) > options.num_listed:
         place = len(totals) - options.num_listed
         theta = max(theta, int(np.partition(totals, place)[place]) // 2)
@@ -177,14 +204,7 @@ def count_codes(options: Options, shapes: Shapes, team: Team, limits: Limits) ->
         fitting = np.cumsum(falling) <= team.room_for_positions(options.memory_limit, room)
         if not fitting.all():
             theta = max(theta, int(falling[np.count_nonzero(fitting)]) + 1)
-    pairs, totals = pairs[totals >= theta], totals[totals >= theta]
-    below = pairs[:, 2]
-    tokens, offsets = packed(np.stack([pairs[:, 0], pairs[:, 1], below, 1 - below], axis=1))
-    kept = are_allowed(tokens, offsets, limits)
-    counter.list_pairs(pairs[kept])
-    keys = KeyTable(shapes, theta)
-    keys.add(tokens[kept], offsets[kept], totals[kept])
-    return keys
+    return theta
 
 
 class _CodeCounter:
@@ -193,68 +213,89 @@ class _CodeCounter:
     Args:
         team: the shards, whose tokens are single cells.
         room: bytes that the sorted cells may take at a time.
-        at_once: the most pairs to find in a range of codes.
+        at_once: the most pairs to find in a range of codes of the sample.
+
+    Attributes:
+        period: the sample is every so manieth block of the cells: all of them where they fit.
+        turns: ranges of codes, whose cells fit.
     """
 
     def __init__(self, team: Team, codebook_size: int, room: int, at_once: int):
-        self._shards = shards = team.shards
+        self._shards = team.shards
         self._each: Callable = team.each
         self._codebook_size = codebook_size
         self._at_once = at_once
-        self._counts = np.zeros((len(shards), codebook_size), np.int64)
-        team.each(lambda i: _count_codes(shards[i].board, self._counts[i]), range(len(shards)))
+        self._counts = self._count(1)
         ends = np.cumsum(self._counts.sum(axis=0))
-        self._turns = _even_cuts(ends, -(-8 * int(ends[-1]) // max(1, room)))
+        self.period = max(1, -(-8 * int(ends[-1]) // room))
+        self.turns = _even_cuts(ends, self.period)
         self._records = np.empty((0, 2), np.uint32)
         self._bounds = np.empty((0, 0), np.int64)
-        self._sorted: tuple[int, int] | None = None
 
-    def pairs(self, least: int) -> tuple[np.ndarray, int]:
-        """The pairs of codes that occur `least` times, or more where that leaves millions of them.
+    def _count(self, period: int) -> np.ndarray:
+        counts = np.zeros((len(self._shards), self._codebook_size), np.int64)
+        self._each(
+            lambda i: _count_codes(self._shards[i].board, period, counts[i]),
+            range(len(self._shards)),
+        )
+        return counts
 
-        Returns rows (first, second, is it below, count in each shard), by first code; and the count that
-        they reach.
+    def sample(self, min_count: int) -> tuple[np.ndarray, int]:
+        """The pairs of the sample, or the most frequent ones of millions; and the theta that these reach.
+
+        Rows are (first, second, is it below, count in each shard), by first code.
         """
-        parts: list[np.ndarray] = []
-        for turn in self._turns:
-            self._sort(turn)
-            found = self._each(lambda codes: self._pairs_of(codes, least), self._ranges(turn))  # noqa: B023
-            parts += [pairs for pairs, _ in found]
-            least = max(reached for _, reached in found)
-        pairs = np.concatenate(parts)
-        return pairs[pairs[:, 3:].sum(axis=1) >= least], least
+        counts = self._counts if self.period == 1 else self._count(self.period)
+        least = min_count if self.period == 1 else 1
+        every = (0, self._codebook_size)
+        self._sort(self.period, every, counts)
+        found = self._each(
+            lambda codes: self._pairs_of(codes, least, self._at_once), self._ranges(every)
+        )
+        reached = max(reached for _, reached in found)
+        pairs = np.concatenate([pairs for pairs, _ in found])
+        theta = min_count if reached == least else reached * self.period
+        return pairs[pairs[:, 3:].sum(axis=1) >= reached], theta
 
-    def _pairs_of(self, codes: tuple[int, int], least: int) -> tuple[np.ndarray, int]:
-        found = np.empty((self._at_once, 3 + len(self._shards)), np.int64)
+    def pairs(self, turn: tuple[int, int], least: int, sample: np.ndarray) -> np.ndarray:
+        """The pairs of a turn's codes that occur `least` times, as `sample` gives them."""
+        if self.period == 1:
+            return sample[sample[:, 3:].sum(axis=1) >= least]
+        self._sort(1, turn, self._counts)
+
+        def all_of(codes: tuple[int, int]) -> np.ndarray:
+            reached, at_once = least + 1, self._at_once
+            while reached > least:
+                pairs, reached = self._pairs_of(codes, least, at_once)
+                at_once *= 4
+            return pairs
+
+        return np.concatenate(self._each(all_of, self._ranges(turn)))
+
+    def _pairs_of(self, codes: tuple[int, int], least: int, at_once: int) -> tuple[np.ndarray, int]:
+        found = np.empty((at_once, 3 + len(self._shards)), np.int64)
         n, least = _frequent_pairs(
             self._records, self._bounds, self._codebook_size, *codes, least, found
         )
         return found[:n].copy(), least
 
-    def list_pairs(self, pairs: np.ndarray) -> None:
-        """Write the positions of pairs, as `pairs` gave them, into the shards' pools."""
-        for i, shard in enumerate(self._shards):
-            shard.make_pool(np.ascontiguousarray(pairs[:, 3 + i]))
+    def list_pairs(self, turn: tuple[int, int], pairs: np.ndarray, keys: KeyTable) -> None:
+        """Write the positions of pairs of a turn's codes, the next ones of `keys`, into the shards' pools."""
         key_bounds = np.searchsorted(pairs[:, 0], np.arange(self._codebook_size + 1))
-        for turn in self._turns:
-            self._sort(turn)
 
-            first, end = turn
-            self._each(
-                lambda i: _list_pairs(
-                    self._records, self._bounds[i], self._codebook_size, first, end, pairs,  # noqa: B023
-                    key_bounds, self._shards[i].starts, self._shards[i].pool,
-                ),
-                range(len(self._shards)),
+        def write(i: int) -> None:
+            starts = self._shards[i].add_lists(np.ascontiguousarray(pairs[:, 3 + i]), keys)
+            _list_pairs(
+                self._records, self._bounds[i], self._codebook_size, *turn, pairs, key_bounds, starts,
+                self._shards[i].pool,
             )  # fmt: skip
 
-    def _sort(self, turn: tuple[int, int]) -> None:
-        """Sort the cells of these codes."""
-        if self._sorted == turn:
-            return
-        self._sorted = turn
-        own = np.zeros_like(self._counts)
-        own[:, turn[0] : turn[1]] = self._counts[:, turn[0] : turn[1]]
+        self._each(write, range(len(self._shards)))
+
+    def _sort(self, period: int, codes: tuple[int, int], counts: np.ndarray) -> None:
+        """Sort the cells of these codes in every `period`-th block, of which there are `counts`."""
+        own = np.zeros_like(counts)
+        own[:, codes[0] : codes[1]] = counts[:, codes[0] : codes[1]]
         ends = np.cumsum(own.reshape(-1)).reshape(own.shape)
         self._bounds = np.concatenate([ends[:, :1] - own[:, :1], ends], axis=1)
         needed = int(ends[-1, -1])
@@ -264,7 +305,12 @@ class _CodeCounter:
         cursors = self._bounds[:, :-1].copy()
         self._each(
             lambda i: _sort_by_code(
-                self._shards[i].board, self._codebook_size, *turn, cursors[i], self._records
+                self._shards[i].board,
+                period,
+                self._codebook_size,
+                *codes,
+                cursors[i],
+                self._records,
             ),
             range(len(self._shards)),
         )

@@ -40,7 +40,7 @@ class Recount:
         kept = np.array([tuple(key) in known for key in found.tolist()], bool)
         keys = KeyTable(self._shapes, 1)
         keys.add(found[kept, 0], found[kept, 1], totals[kept])
-        self._list_keys(False, slots, num_slots, found[kept], by_shard[:, kept])
+        self._list_keys(False, slots, num_slots, found[kept], by_shard[:, kept], keys)
         return keys
 
     def kept(
@@ -96,7 +96,7 @@ class Recount:
         found, by_shard, totals = found[kept], by_shard[:, kept], totals[kept]
         keys = self._new_keys(theta)
         self.add(keys, found[:, 0], found[:, 1], totals)
-        self._list_keys(by_pair, sketch, num_slots, found, by_shard)
+        self._list_keys(by_pair, sketch, num_slots, found, by_shard, keys)
         return keys
 
     def _around(self) -> tuple[np.ndarray, np.ndarray, int]:
@@ -146,17 +146,19 @@ class Recount:
         num_slots: int,
         found: np.ndarray,
         by_shard: np.ndarray,
+        keys: KeyTable,
     ) -> None:
         """Forget all positions, and list those of the keys found; `by_shard` are their counts."""
         around = self._around()
 
         def write(item: tuple[Shard, np.ndarray]) -> None:
             shard, counts = item
-            nowhere = shard.make_pool(counts)
+            nowhere = shard.make_pool(int(counts.sum()))
+            starts = shard.add_lists(counts, keys)
             rows = scan.new_table(num_slots + 1)
             table = scan.new_table(1 << max(4, (2 * len(found)).bit_length()))
             tokens, offsets = np.ascontiguousarray(found.T)
-            scan.aim_keys(tokens, offsets, shard.starts, slots, by_pair, rows, table, nowhere)
+            scan.aim_keys(tokens, offsets, starts, slots, by_pair, rows, table, nowhere)
             self._scan(shard, scan.LIST, around, slots, by_pair, rows, table)
 
         self._team.each(write, list(zip(self._team.shards, by_shard, strict=True)))

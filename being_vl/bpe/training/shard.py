@@ -109,6 +109,7 @@ class Shard:
         self._used_pool = 0
         self.starts = self.lengths = np.empty(0, np.int64)
         self.traces = empty_traces(self.position_dtype)
+        self._to_keep: tuple[np.ndarray, np.ndarray] | None = None
 
     def _fill(self, source: GridSource, begin: int, end: int) -> None:
         """Lay out the grids, and one border row at the end of each group."""
@@ -135,15 +136,25 @@ class Shard:
         for stride, stop in zip(strides, ends, strict=True):
             cells[stop - stride : stop] = sentinel
 
-    def make_pool(self, counts: np.ndarray) -> int:
-        """Forget all positions, and make room for so many of each key; returns a place not in use."""
-        needed = int(counts.sum())
+    def make_pool(self, positions: int) -> int:
+        """Forget all positions, and make room for so many; returns a place not in use."""
         self.pool = np.empty(0, self.position_dtype)
-        self.pool = np.empty(int(needed * self._roominess) + _SPARE_POSITIONS, self.position_dtype)
-        self._used_pool = needed
-        self.starts = np.cumsum(counts) - counts
-        self.lengths = counts.copy()
-        return len(self.pool) - 1
+        size = int(positions * self._roominess) + _SPARE_POSITIONS
+        self.pool = np.empty(size, self.position_dtype)
+        self._used_pool = 0
+        self.starts = self.lengths = np.empty(0, np.int64)
+        self._to_keep = None
+        return size - 1
+
+    def add_lists(self, counts: np.ndarray, keys: KeyTable) -> np.ndarray:
+        """Room for the positions of new keys, which come next in `keys`: where each one's begin, (n,)."""
+        needed = int(counts.sum())
+        self._make_room(needed, len(self.starts), keys)
+        starts = self._used_pool + np.cumsum(counts) - counts
+        self.starts = np.concatenate([self.starts, starts])
+        self.lengths = np.concatenate([self.lengths, counts])
+        self._used_pool += needed
+        return starts
 
     @property
     def num_bytes(self) -> int:
@@ -155,7 +166,10 @@ class Shard:
         return np.dtype(self.position_dtype).itemsize
 
     def apply(self, batch: Batch, keys: KeyTable, least: int, limits: Limits) -> None:
-        """Merge the occurrences of the rules of a batch."""
+        """List the positions of the last batch's new keys, then merge the occurrences of the rules of a batch."""
+        if self._to_keep is not None:
+            self._keep(*self._to_keep, keys)
+            self._to_keep = None
         by_pair = self._shapes.merge_rule == "pair"
         # raster order decides which of two overlapping occurrences is merged
         overlap = batch.rules[:, 0] == batch.rules[:, 1]
@@ -191,8 +205,11 @@ class Shard:
         """The rows of candidates of all shards, by (rule << 55 | view), sorted; -1 where there is none."""
         return find_rows(self.traces, names)
 
-    def keep(self, rules: np.ndarray, rows: np.ndarray, keys: KeyTable) -> None:
-        """List the positions of new keys, which are the last of `keys`."""
+    def keep_later(self, rules: np.ndarray, rows: np.ndarray) -> None:
+        """List the positions of new keys, the last of the table, before the next batch: threads meet once for both."""
+        self._to_keep = rules, rows
+
+    def _keep(self, rules: np.ndarray, rows: np.ndarray, keys: KeyTable) -> None:
         first = keys.size - len(rows)
         own = rows[rows >= 0]
         self._make_room(int((self.traces.rows[own, 1] >> 32).sum()), first, keys)
