@@ -80,16 +80,16 @@ def find_key(index, tokens, offsets, wanted_tokens, wanted_offset):
 
 
 @inlined
-def _before(entries, one, others, other):
-    """Does entries[one] (count, tokens, offset, key) come out before others[other]? The law's order.
+def _before(heap, one, other):
+    """Does one entry (count, tokens, offset, key) come out before the other? The law's order.
 
     Tokens and offsets are packed so that their order as integers is the lexicographic order of keys.
     """
-    if entries[one, 0] != others[other, 0]:
-        return entries[one, 0] > others[other, 0]
-    if entries[one, 1] != others[other, 1]:
-        return entries[one, 1] < others[other, 1]
-    return entries[one, 2] < others[other, 2]
+    if heap[one, 0] != heap[other, 0]:
+        return heap[one, 0] > heap[other, 0]
+    if heap[one, 1] != heap[other, 1]:
+        return heap[one, 1] < heap[other, 1]
+    return heap[one, 2] < heap[other, 2]
 
 
 @kernel
@@ -99,7 +99,7 @@ def _push(heap, size, count, tokens, offset, key):
     heap[i, 0], heap[i, 1], heap[i, 2], heap[i, 3] = count, tokens, offset, key
     while i > 0:
         parent = (i - 1) >> 1
-        if not _before(heap, i, heap, parent):
+        if not _before(heap, i, parent):
             break
         for j in range(4):
             heap[i, j], heap[parent, j] = heap[parent, j], heap[i, j]
@@ -116,9 +116,9 @@ def _drop_top(heap, size):
     i = 0
     while 2 * i + 1 < size:
         child = 2 * i + 1
-        if child + 1 < size and _before(heap, child + 1, heap, child):
+        if child + 1 < size and _before(heap, child + 1, child):
             child += 1
-        if not _before(heap, child, heap, i):
+        if not _before(heap, child, i):
             break
         for j in range(4):
             heap[i, j], heap[child, j] = heap[child, j], heap[i, j]
@@ -128,36 +128,29 @@ def _drop_top(heap, size):
 
 @kernel
 def _choose(
-    heap, size, front, n_front, counts, tokens, theta, most, ahead, waiting, budget, room, num_cells,
-    taken, token, passed, batch,
+    heap, size, counts, tokens, theta, most, ahead, waiting, budget, room, num_cells, taken, token,
+    passed, batch,
 ):  # fmt: skip
-    """Choose keys that nothing before them can change: how many, -1 if room is short; sizes of heap and front.
+    """Choose keys that nothing before them can change: how many, -1 if room is short; and the heap's size.
 
     A key of a token must have more than `taken[token]` occurrences to be chosen before its turn; `ahead` may be.
     A batch ends at `most` keys, or at `budget` occurrences, so that what merging them lays aside stays in
     the processor's cache. `room` is how many cells all tokens together may still have. The entry of a chosen
-    key is (count, tokens, offset, -1 - the token made, numbered from `token`), and waits with the others.
-
-    Most entries that are passed are passed again by the next batch. They stay in order in `front`, which is
-    merged with the heap, and is written anew to `passed`.
+    key is (count, tokens, offset, -1 - the token made, numbered from `token`), and stays in the heap.
     """
-    n, n_passed, at, in_turn = 0, 0, 0, True
-    while n < most and budget > 0 and n_passed < passed.shape[0]:
+    n, n_passed, in_turn = 0, 0, True
+    while size > 0 and n < most and budget > 0 and n_passed < passed.shape[0]:
         if not in_turn and ahead == 0:
             break
-        if at < n_front and (size == 0 or _before(front, at, heap, 0)):
-            count, names, offset, key = front[at, 0], front[at, 1], front[at, 2], front[at, 3]
-            from_front = 1
-        elif size > 0:
-            count, names, offset, key = heap[0, 0], heap[0, 1], heap[0, 2], heap[0, 3]
-            from_front = 0
-        else:
-            break
-        gone = key >= 0 and counts[key] != count
-        own = key
+        count, names, offset, key = heap[0, 0], heap[0, 1], heap[0, 2], heap[0, 3]
+        if key >= 0 and counts[key] != count:
+            size = _drop_top(heap, size)
+            if counts[key] >= theta:
+                size = _push(heap, size, counts[key], names, offset, key)
+            continue
         if key < 0:
             in_turn = False
-        elif not gone:
+        else:
             first, second = tokens[key] >> 32, tokens[key] & 0xFFFFFFFF
             if (n == 0 and in_turn) or (count > taken[first] and count > taken[second]):
                 cells = num_cells[first] + num_cells[second]
@@ -166,58 +159,38 @@ def _choose(
                 if cells > room and waiting > 0:
                     n = -1
                     break
-                gone = cells > room  # for good: the room never grows
-                if not gone:
-                    ahead -= 0 if in_turn else 1
-                    room -= cells
-                    budget -= count
-                    batch[n] = key
-                    key = -1 - (token + n)
-                    n += 1
+                if cells > room:
+                    size = _drop_top(heap, size)
+                    continue  # for good: the room never grows
+                ahead -= 0 if in_turn else 1
+                room -= cells
+                budget -= count
+                batch[n] = key
+                key = -1 - (token + n)
+                n += 1
             else:
                 in_turn = False
-            if not gone:
-                taken[first] = taken[second] = _NEVER
-        at += from_front
-        if from_front == 0:
-            size = _drop_top(heap, size)
-        if not gone:
-            passed[n_passed, 0], passed[n_passed, 1] = count, names
-            passed[n_passed, 2], passed[n_passed, 3] = offset, key
-            n_passed += 1
-        elif counts[own] != count and counts[own] >= theta:
-            size = _push(heap, size, counts[own], names, offset, own)
-    for i in range(at, n_front):
-        if n_passed < passed.shape[0]:
-            for j in range(4):
-                passed[n_passed, j] = front[i, j]
-            n_passed += 1
-        else:
-            size = _push(heap, size, front[i, 0], front[i, 1], front[i, 2], front[i, 3])
-    return n, size, n_passed
+            taken[first] = taken[second] = _NEVER
+        size = _drop_top(heap, size)
+        passed[n_passed, 0], passed[n_passed, 1] = count, names
+        passed[n_passed, 2], passed[n_passed, 3] = offset, key
+        n_passed += 1
+    for i in range(n_passed):
+        size = _push(heap, size, passed[i, 0], passed[i, 1], passed[i, 2], passed[i, 3])
+    return n, size
 
 
 @kernel
 def _rank(
-    heap, size, front, n_front, counts, tokens, offsets, theta, most, visual_ids, next_id, heads, nexts,
-    ranked,
+    heap, size, counts, tokens, offsets, theta, most, visual_ids, next_id, heads, nexts, ranked
 ):  # fmt: skip
-    """Number the waiting rules whose turn has come: how many; sizes of heap and front."""
-    n, at = 0, 0
-    while n < most:
-        if at < n_front and (size == 0 or _before(front, at, heap, 0)):
-            count, names, offset, key = front[at, 0], front[at, 1], front[at, 2], front[at, 3]
-            from_front = 1
-        elif size > 0:
-            count, names, offset, key = heap[0, 0], heap[0, 1], heap[0, 2], heap[0, 3]
-            from_front = 0
-        else:
-            break
+    """Number the waiting rules whose turn has come: how many, and the heap's size."""
+    n = 0
+    while size > 0 and n < most:
+        count, names, offset, key = heap[0, 0], heap[0, 1], heap[0, 2], heap[0, 3]
         if key >= 0 and counts[key] == count:
             break
-        at += from_front
-        if from_front == 0:
-            size = _drop_top(heap, size)
+        size = _drop_top(heap, size)
         if key >= 0:
             if counts[key] >= theta:
                 size = _push(heap, size, counts[key], names, offset, key)
@@ -233,10 +206,7 @@ def _rank(
                     heap, size, counts, tokens, offsets, visual_ids, heads, nexts, key
                 )
             key = following
-    for i in range(at, n_front):
-        for j in range(4):
-            front[i - at, j] = front[i, j]
-    return n, size, n_front - at
+    return n, size
 
 
 @kernel
@@ -467,8 +437,7 @@ class KeyTable:
         self._heads = np.full(shapes.capacity, -1, np.int64)
         self._nexts = np.empty(1024, np.int64)
         self._first_waiting = shapes.size
-        self._front, self._passed = np.empty((2, _MOST_PASSED, 4), np.int64)
-        self._front_size = 0
+        self._passed = np.empty((_MOST_PASSED, 4), np.int64)
         self._batch = np.empty(MAX_BATCH, np.int64)
 
     def add(self, tokens: np.ndarray, offsets: np.ndarray, counts: np.ndarray) -> None:
@@ -508,21 +477,19 @@ class KeyTable:
             self._taken, self.counts, self.tokens, shapes.visual_ids, self._heads, self._nexts,
             self._first_waiting, shapes.size,
         )  # fmt: skip
-        n, self._heap_size, self._front_size = _choose(
-            self._heap, self._heap_size, self._front, self._front_size, self.counts, self.tokens,
-            self.theta, min(most, MAX_BATCH), ahead, shapes.size - self._first_waiting, budget, room,
-            shapes.num_cells, self._taken, shapes.size, self._passed, self._batch,
+        n, self._heap_size = _choose(
+            self._heap, self._heap_size, self.counts, self.tokens, self.theta, min(most, MAX_BATCH),
+            ahead, shapes.size - self._first_waiting, budget, room, shapes.num_cells, self._taken,
+            shapes.size, self._passed, self._batch,
         )  # fmt: skip
-        self._front, self._passed = self._passed, self._front
         return self._batch[:n].copy() if n >= 0 else None
 
     def rank(self, most: int, next_id: int) -> np.ndarray:
         """Give visual ids from `next_id` to the tokens whose turn has come; returns their numbers, (n,)."""
         ranked = np.empty(most, np.int64)
-        n, self._heap_size, self._front_size = _rank(
-            self._heap, self._heap_size, self._front, self._front_size, self.counts, self.tokens,
-            self.offsets, self.theta, most, self._shapes.visual_ids, next_id, self._heads,
-            self._nexts, ranked,
+        n, self._heap_size = _rank(
+            self._heap, self._heap_size, self.counts, self.tokens, self.offsets, self.theta, most,
+            self._shapes.visual_ids, next_id, self._heads, self._nexts, ranked,
         )  # fmt: skip
         return ranked[:n]
 

@@ -109,7 +109,6 @@ class Shard:
         self._used_pool = 0
         self.starts = self.lengths = np.empty(0, np.int64)
         self.traces = empty_traces(self.position_dtype)
-        self._to_keep: tuple[np.ndarray, np.ndarray] | None = None
 
     def _fill(self, source: GridSource, begin: int, end: int) -> None:
         """Lay out the grids, and one border row at the end of each group."""
@@ -143,7 +142,6 @@ class Shard:
         self.pool = np.empty(size, self.position_dtype)
         self._used_pool = 0
         self.starts = self.lengths = np.empty(0, np.int64)
-        self._to_keep = None
         return size - 1
 
     def add_lists(self, counts: np.ndarray, keys: KeyTable) -> np.ndarray:
@@ -166,10 +164,7 @@ class Shard:
         return np.dtype(self.position_dtype).itemsize
 
     def apply(self, batch: Batch, keys: KeyTable, least: int, limits: Limits) -> None:
-        """List the positions of the last batch's new keys, then merge the occurrences of the rules of a batch."""
-        if self._to_keep is not None:
-            self._keep(*self._to_keep, keys)
-            self._to_keep = None
+        """Merge the occurrences of the rules of a batch."""
         by_pair = self._shapes.merge_rule == "pair"
         # raster order decides which of two overlapping occurrences is merged
         overlap = batch.rules[:, 0] == batch.rules[:, 1]
@@ -205,11 +200,8 @@ class Shard:
         """The rows of candidates of all shards, by (rule << 55 | view), sorted; -1 where there is none."""
         return find_rows(self.traces, names)
 
-    def keep_later(self, rules: np.ndarray, rows: np.ndarray) -> None:
-        """List the positions of new keys, the last of the table, before the next batch: threads meet once for both."""
-        self._to_keep = rules, rows
-
-    def _keep(self, rules: np.ndarray, rows: np.ndarray, keys: KeyTable) -> None:
+    def keep(self, rules: np.ndarray, rows: np.ndarray, keys: KeyTable) -> None:
+        """List the positions of new keys, which are the last of `keys`."""
         first = keys.size - len(rows)
         own = rows[rows >= 0]
         self._make_room(int((self.traces.rows[own, 1] >> 32).sum()), first, keys)

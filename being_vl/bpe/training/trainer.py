@@ -24,7 +24,7 @@ from .grids import GridSource, open_grids
 from .options import NO_LIMIT, Options, Progress, check_integer
 from .processes import OneProcess, Processes
 from .recount import Recount
-from .shard import Team
+from .shard import Shard, Team
 
 _CELLS_A_THREAD = 1 << 22  # with less for each thread, meeting costs more than sharing saves
 _BUDGET = 1 << 17  # occurrences of a batch: 8 MB of traces
@@ -356,5 +356,8 @@ class Run:
             keys.add(tokens, offsets, totals[kept])
         else:
             self._recount.add(keys, tokens, offsets, totals[kept])
-        for shard, own in zip(self._team.shards, rows, strict=True):
-            shard.keep_later(rules, np.ascontiguousarray(own))
+
+        def keep(item: tuple[Shard, np.ndarray]) -> None:
+            item[0].keep(rules, np.ascontiguousarray(item[1]), keys)
+
+        self._team.each(keep, list(zip(self._team.shards, rows, strict=True)))
