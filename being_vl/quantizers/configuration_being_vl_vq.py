@@ -32,13 +32,14 @@ class BeingVLVQConfig(QuantizerPart, PreTrainedConfig):
         latent_channels: channels between the convolutions and the codebook's projection.
         resolution: side in pixels of the images that it was trained on. Other sizes encode too; this
             one only decides which levels `attn_resolutions` names.
-        in_channels, out_channels: channels of the pixels, and of those that the decoder gives.
+        in_channels: channels of the pixels.
+        out_channels: channels of what the decoder gives.
         base_channels: channels at full resolution.
         channel_multiplier: channels of each level, in units of `base_channels`; each level but the
             last halves the sides.
         num_res_blocks: residual blocks in a level of the encoder (the decoder has one more).
         attn_resolutions: sides in pixels of the levels that have attention, or None.
-        dropout: within the residual blocks.
+        dropout: of activations within the residual blocks.
         attn_type: ``"vanilla"``, or None for no attention at all.
         norm_num_groups: groups of every GroupNorm; must divide the channels of every level.
         has_decoder: False for a checkpoint that can only encode.
