@@ -16,7 +16,7 @@ def make_parser() -> Parser:
     parser = Parser(
         "Tabulate results of being-vl eval: tokens per image and score of each checkpoint and task. With "
         "--verdicts: a judge's wins, ties and losses. With --lmms-eval: convert results of lmms-eval to result "
-        "files. With --paper: the paper's Tables 5.1 and C.1 to C.4 with the folders' scores below.",
+        "files. With --paper: the paper's Tables 5.1 and C.1 to C.4 and Figure 3 with the folders' scores below.",
         json="print the rows as JSON",
     )
     folders = "checkpoints, or --output of eval"
@@ -65,12 +65,21 @@ def _comparison_rows(folders: list[str]) -> list[dict[str, Any]]:
 
 
 def _print_paper_tables(args: Namespace) -> int:
-    from ..files import load_results
+    from ..files import load_results, reading
     from ..studies.paper import paper_tables
 
     if args.verdicts is not None or args.lmms_eval is not None or args.json:
         raise ValueError("--paper takes folders alone, and prints Markdown")
-    print(paper_tables({folder: load_results(folder) for folder in args.folders}))
+    results = {folder: load_results(folder) for folder in args.folders}
+    checkpoints = [folder for folder in args.folders if (Path(folder) / "config.json").exists()]
+    weights = {}
+    if checkpoints:
+        from ..studies.ablation.scoring import image_row_weights
+
+        for folder in checkpoints:
+            with reading(folder):
+                weights[folder] = image_row_weights(folder)
+    print(paper_tables(results, weights))
     return 0
 
 

@@ -1,12 +1,14 @@
 """result files → the paper's tables with our rows below: what `being-vl results --paper` prints.
 
-Source: Being-VL-0, Tables 5.1 and C.1 to C.4, as printed. A cell of ours is empty where nothing was run. The
+Source: Being-VL-0, Tables 5.1 and C.1 to C.4 and Figure 3, as printed; the figure's curves have no numbers. A cell of ours is empty where nothing was run. The
 paper does not say which of POPE's figures it prints; ours is the accuracy.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+
+import numpy as np
 
 from ..evaluation.scoring.yes_no import MME_COGNITION, MME_PERCEPTION
 from ..files import Result
@@ -56,10 +58,26 @@ VQ+BPE | Flickr30k 1K | 75.7 | 15.9 | 24.1 | 50.8
 VQ+BPE (+SFT) | Nocaps validation | 80.7 | 18.2 | 25.0 | 52.6
 VQ+BPE (+SFT) | Flickr30k 1K | 80.7 | 17.2 | 25.0 | 52.6
 """
+# The points of Figure 3a that Table 5.1 prints: its curve is of Llama 3.1, PT(freeze)+SFT.
+_FIGURE_3 = """
+paper: VQ | 0 | 55.4 | 37.6 | 1054.5 | 277.0 | 76.0 | 45.3 | |
+paper: VQ+BPE | 8192 | 57.1 | 40.9 | 1223.5 | 307.1 | 79.0 | 46.0 | |
+"""
+_FIGURE_3_TEXT = """The paper draws 1,024 to 16,384 merges, without numbers. (a): scores rise up to 8,192 merges, and fall at 16,384 on all
+but POPE. (b), mean absolute embedding weight: with 4,096 merges that of merges is larger, with 16,384 that of codes, with 8,192 they are even.
+"""
 
 
-def paper_tables(results: Mapping[str, Sequence[Result]]) -> str:
-    """Markdown of Tables 5.1 with C.1, C.2, C.3 and C.4: the paper's rows, then one for each checkpoint."""
+def paper_tables(
+    results: Mapping[str, Sequence[Result]],
+    row_weights: Mapping[str, tuple[np.ndarray, int]] | None = None,
+) -> str:
+    """Markdown of Tables 5.1 with C.1, C.2, C.3, C.4 and Figure 3: the paper's rows, then one for each checkpoint.
+
+    Args:
+        results: by name of a checkpoint.
+        row_weights: for Figure 3, likewise: mean absolute embedding weight of each visual id, float (K + M,), and M.
+    """
     metrics = {
         name: {(r.task, metric): value for r in found for metric, value in r.metrics.items()}
         for name, found in results.items()
@@ -75,6 +93,11 @@ def paper_tables(results: Mapping[str, Sequence[Result]]) -> str:
         for result in found
         if "CIDEr" in result.metrics
     ]
+    row_weights = row_weights or {}
+    vocabularies = [
+        [name, *_vocabulary(*row_weights[name], _scores(of))] if name in row_weights else [name, "", *_scores(of), "", ""]
+        for name, of in metrics.items()
+    ]  # fmt: skip
     return "\n".join(
         [
             _table("Tables 5.1 and C.1", ("LLM", "tokens", "training", *_SCORES), _rows(_TABLE_5_1), scores),
@@ -82,8 +105,17 @@ def paper_tables(results: Mapping[str, Sequence[Result]]) -> str:
             _table("Table C.3, MLLM-Bench: VQ+BPE against VQ", ("", "VQ+BPE better", "VQ better", "tie"), _rows(_TABLE_C_3), []),
             "Ours need a judge's verdicts: `being-vl results --verdicts FILE`.\n",
             _table("Table C.4, captions", ("", "data", *_CAPTIONS), _rows(_TABLE_C_4), captions),
+            _table("Figure 3, sizes of the vocabulary", ("", "merges", *_SCORES, "weight of codes", "weight of merges"), _rows(_FIGURE_3), vocabularies),
+            _FIGURE_3_TEXT,
         ]
     )  # fmt: skip
+
+
+def _vocabulary(weights: np.ndarray, merges: int, scores: Sequence[str]) -> list[str]:
+    """Cells of Figure 3: merges, scores, and the weights of codes and of merges."""
+    codes = len(weights) - merges
+    means = [f"{part.mean():.4f}" if len(part) else "" for part in (weights[:codes], weights[codes:])]  # fmt: skip
+    return [str(merges), *scores, *means]
 
 
 def _scores(metrics: Mapping[tuple[str, str], float]) -> list[str]:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from transformers import AutoModelForImageTextToText
+
+from being_vl import example_checkpoint
 from being_vl.cli import main
 from being_vl.evaluation.scoring.yes_no import MME_COGNITION, MME_PERCEPTION
 from being_vl.files import Result
@@ -54,6 +57,19 @@ def test_ours_stand_below_and_what_was_not_run_is_empty() -> None:
         and "| scene | 125.00 | 101.75 | 100.00 |" in page
     )
     assert "| **ours: runs/a** | flickr | 12.3 |  | 5.0 | 6.0 |" in page
+
+
+def test_figure_3_has_the_vocabulary_of_a_checkpoint_and_the_weights_of_its_rows(capsys) -> None:
+    folder = str(example_checkpoint())
+    model = AutoModelForImageTextToText.from_pretrained(folder)
+    layout, weight = model.config.layout, model.get_input_embeddings().weight.float().abs()
+    codes = weight[layout.first_code_id : layout.first_merge_id].mean()
+    merges = weight[layout.first_merge_id : layout.size].mean()
+    assert main(["results", "--paper", folder]) == 0
+    printed = capsys.readouterr().out
+    expected = f"| **{folder}** | {layout.num_merges} |{'  |' * 6} {codes:.4f} | {merges:.4f} |"
+    assert expected in printed
+    assert "| paper: VQ+BPE | 8192 | 57.1 |" in printed
 
 
 def test_the_command(tmp_path, capsys) -> None:

@@ -149,7 +149,7 @@ def run_cell(
         steps[name], losses[name] = int(metrics["steps"]), float(metrics["train_loss"])
         checkpoint = folder
     scores = test.score(str(checkpoint), settings.max_new_tokens, settings.device, cell.name)
-    weights = image_row_weights(str(checkpoint))
+    weights, _ = image_row_weights(checkpoint)
     shutil.rmtree(checkpoint)  # the last stage is no other cell's first
     return CellResult(
         **asdict(cell),

@@ -6,14 +6,17 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
-from transformers import AutoModelForImageTextToText, AutoProcessor
+from safetensors import safe_open
+from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor
 
 from ...data.conversations import parse_sample
 from ...data.sources import iter_samples, open_samples
 from ...evaluation.answering import generate_answers
 from ...evaluation.scoring.exact import exact_match_scores
+from ...files import read_weight_map
 from .inputs import image_codes
+
+_EMBEDDING = "model.embed_tokens.weight"
 
 
 class TestRows:
@@ -74,11 +77,17 @@ class TestRows:
         }
 
 
-def image_row_weights(checkpoint: str) -> np.ndarray:
-    """Mean absolute weight of the input embedding of each visual id, float32 (K + M,): Figure 3b."""
-    model = AutoModelForImageTextToText.from_pretrained(checkpoint)
-    layout = model.config.layout
-    with torch.inference_mode():
-        weight: Any = model.get_input_embeddings().weight
-        rows = weight[layout.first_code_id : layout.size]
-        return rows.float().abs().mean(1).cpu().numpy()
+def image_row_weights(checkpoint: str | Path) -> tuple[np.ndarray, int]:
+    """Mean absolute weight of the input embedding of each visual id, float32 (K + M,), and M: Figure 3b.
+
+    Args:
+        checkpoint: a folder; no more of it is read than these rows.
+    """
+    folder = Path(checkpoint)
+    layout = AutoConfig.from_pretrained(folder).layout
+    file = folder / "model.safetensors"
+    if not file.exists():
+        file = folder / read_weight_map(folder / "model.safetensors.index.json")[_EMBEDDING]
+    with safe_open(file, "pt") as weights:
+        rows = weights.get_slice(_EMBEDDING)[layout.first_code_id : layout.size]
+    return rows.float().abs().mean(1).numpy(), layout.num_merges
