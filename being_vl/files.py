@@ -16,6 +16,7 @@ import re
 import secrets
 import shutil
 import stat
+import sys
 import tarfile
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -658,6 +659,8 @@ def is_of(value: Any, hint: Any) -> bool:
     if kind is float:
         kind = (int, float)
     if not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool):
+        return False
+    if hint is float and abs(value) > sys.float_info.max:  # an integer that no float holds
         return False
     if isinstance(value, dict) and not all(isinstance(name, str) for name in value):
         return False

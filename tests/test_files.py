@@ -217,6 +217,7 @@ class Row:
         ({"steps": {"a": "1"}}, "steps must be dict"),
         ({"steps": {"a": True}}, "steps must be dict"),
         ({"losses": [1, None]}, "losses must be list"),
+        ({"losses": [1, 10**400]}, "losses must be list"),
         ({"more": 1}, "must have the fields name, steps, losses"),
     ],
 )

@@ -22,6 +22,7 @@ from __future__ import annotations
 import hashlib
 import math
 import os
+import sys
 import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -187,7 +188,7 @@ def _read_mixture(spec: Any, stage: str | None, name: str) -> _Mixture:
         if (
             isinstance(amount, bool)
             or not isinstance(amount, (int, float))
-            or not 0 < amount < math.inf
+            or not 0 < amount <= sys.float_info.max
         ):
             raise ValueError(f"{where}: {field}.{source} must be a positive number, got {amount!r}")
     samples = parts.get("samples")

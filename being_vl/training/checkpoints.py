@@ -193,7 +193,9 @@ def file_entries(folder: Path) -> dict[str, dict[str, int]]:
 def file_problem(checkpoint: Path, name: str, entry: dict[str, int]) -> str | None:
     """What is wrong with a file of `file_entries`, in words; None if it is as it was."""
     path = checkpoint / name
-    if not isinstance(entry, dict) or checkpoint.resolve() not in path.resolve().parents:
+    # Path.resolve raises on links in a circle until Python 3.13.
+    home, there = (Path(os.path.realpath(place)) for place in (checkpoint, path))
+    if not isinstance(entry, dict) or home not in there.parents:
         return f"its entry of {name!r} is malformed"
     label = next(
         (part for part, patterns in _PARTS if any(fnmatch(path.name, p) for p in patterns)), "file"

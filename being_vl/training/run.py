@@ -20,7 +20,7 @@ from transformers import TrainerCallback, set_seed
 from transformers.trainer import TRAINING_ARGS_NAME
 
 from ..data import TokenizedStream, load_training_data, stream_tokenized
-from ..files import locked, read_json, read_yaml, refuse_others, shown, write_atomic, writing
+from ..files import is_of, locked, read_json, read_yaml, refuse_others, shown, write_atomic, writing
 from .arguments import BeingVLTrainingArguments, DataArguments, ModelArguments, StageArguments
 from .checkpoints import file_entries, file_problem
 from .distributed import prepare_deepspeed
@@ -175,6 +175,9 @@ def _finished_metrics(output: Path, identity: Mapping[str, Any]) -> dict[str, An
     parts = ("run", "metrics", "files")
     if not isinstance(finished, dict) or not all(isinstance(finished.get(p), dict) for p in parts):
         raise ValueError(f"{path}: must have run, metrics and files, got {shown(finished)}")
+    for name, value in finished["metrics"].items():
+        if not is_of(value, float):
+            raise ValueError(f"{path}: metrics.{name} must be a number, got {shown(value)}")
     if differences := identity_differences(finished["run"], identity):
         raise ValueError(
             f"{output}: another run has finished here: {'; '.join(differences)}. Choose another output_dir"

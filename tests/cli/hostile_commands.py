@@ -110,6 +110,7 @@ _BLAMED = {
     "checkpoint/tokenizer": ("another tokenizer",),
     "checkpoint/image_bpe": ("another tokenizer",),
     "checkpoint/chat_template": ("chat template",),
+    "mme/color/": ("no folder of a category",),
     "codes/codes-0.parquet": ("no codes for this image",),
 }
 

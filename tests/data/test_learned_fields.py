@@ -24,7 +24,7 @@ def chat(*turns, **row):
 def learned_text(processor, row) -> str:
     chunks = ChunkTokenizer(processor, None, TokenizeSettings(source="test"))
     conversation = parse(row)
-    ids, mask = chunks._check(conversation, "row", chunks._encode([conversation], {})[0], {})
+    ids, mask = chunks._check(conversation, "row", chunks._encode([conversation], {})[0], {}, {})
     return processor.tokenizer.decode(ids[mask != 0])
 
 

@@ -144,6 +144,7 @@ def test_any_shares_give_that_many_rows_each_within_one_of_its_share(
         ({"sources": SOURCES, "weights": {"base": 1}, "shares": {"base": 1}}, "exactly one of"),
         ({"sources": SOURCES, "weights": {"bass": 1}}, "weights.bass is not one of sources: base"),
         ({"sources": SOURCES, "weights": {"base": -1}}, "weights.base must be a positive number, got -1"),
+        ({"sources": SOURCES, "weights": {"base": 10**400}}, "weights.base must be a positive number"),
         ({"sources": SOURCES, "weights": {"base": True}}, "weights.base must be a positive number"),
         ({"sources": SOURCES, "weights": {"base": 1}, "samples": 4}, "samples must be a positive integer beside"),
         ({"sources": SOURCES, "weight": {"base": 1}}, "unknown field 'weight'"),

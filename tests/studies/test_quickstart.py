@@ -297,7 +297,7 @@ def test_output_that_is_a_file(tmp_path):
     (tmp_path / "file").write_text("x")
     run = being_vl("quickstart", "--output", str(tmp_path / "file"))
     assert run.returncode == 2
-    assert run.stderr.strip().endswith("is not a folder")
+    assert run.stderr.strip().endswith("is a file, and a folder is needed")
     assert (tmp_path / "file").read_text() == "x"
 
 

@@ -100,6 +100,26 @@ def test_an_empty_record_is_no_finished_run(run, text):
         run[1]()
 
 
+def test_metrics_that_are_no_numbers_are_named(run):
+    path = run[0] / "finished.json"
+    content = json.loads(path.read_text())
+    content["metrics"]["train_loss"] = "low"
+    path.write_text(json.dumps(content))
+    with pytest.raises(
+        ValueError, match=r"finished\.json: metrics\.train_loss must be a number, got 'low'"
+    ):
+        run[1]()
+
+
+def test_a_link_to_itself_is_a_damaged_product(run):
+    path = run[0] / "config.json"
+    path.unlink()
+    path.symlink_to(path)
+    with pytest.warns(UserWarning, match="had finished, but .*training goes on"):
+        assert not run[1]().finished_before
+    assert not path.is_symlink()
+
+
 @pytest.mark.parametrize("text", ["", "[1]", "a: [", "\t"])
 def test_settings_that_cannot_be_read_are_one_error(run, text):
     (run[0] / "train.yaml").write_text(text)

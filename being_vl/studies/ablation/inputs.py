@@ -109,4 +109,6 @@ def check_inputs(inputs: Inputs, merges: int) -> None:
     for codes in inputs.codes:
         found = CodeShards(codes).codebook_size
         if found != bpe.codebook_size:
-            raise ValueError(f"{codes}: codebook_size must be {bpe.codebook_size}, got {found}")
+            raise ValueError(
+                f"{codes}: codebook_size must be {bpe.codebook_size}, as in image_bpe.json, got {found}"
+            )
