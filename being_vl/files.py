@@ -769,6 +769,7 @@ _RESULT_TYPES: dict[str, tuple[type, ...]] = {
     "seconds": (int, float),
     "hardware": (str,),
 }
+_MEANS = {"codes_per_image", "tokens_per_image"}
 
 
 @dataclass(frozen=True)
@@ -895,6 +896,10 @@ def _load_result(path: Path) -> Result:
     for name, value in content["dataset"].items():
         if not isinstance(value, (str, type(None))):
             raise ValueError(f"{path}: dataset.{name} must be str or null, got {shown(value)}")
+    images = content["images"]
+    if images and (not isinstance(images, dict) or images.keys() != _MEANS):
+        got = ", ".join(images) if isinstance(images, dict) else shown(images)
+        raise ValueError(f"{path}: images must have {' and '.join(sorted(_MEANS))}, got {got}")
     for part in ("metrics", "images"):
         for name, value in content[part].items():
             if isinstance(value, bool) or not isinstance(value, (int, float)):

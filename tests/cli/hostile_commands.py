@@ -105,7 +105,7 @@ _ARRAYS = {
 
 # A file that is sound by itself, but is another one than the rest was made with, is named by its part.
 _BLAMED = {
-    "checkpoint/vq_model/": ("another quantizer", "the quantizer's latents"),
+    "checkpoint/vq_model/": ("another quantizer", "the quantizer's latents", "no VQ model"),
     "checkpoint/processor_config": ("another quantizer",),
     "checkpoint/tokenizer": ("another tokenizer",),
     "checkpoint/image_bpe": ("another tokenizer",),

@@ -247,6 +247,8 @@ def test_results_without_a_data_set_on_the_hub_are_in_the_card_alone(checkpoint:
         ({"metrics": {"accuracy": "99"}}, r"metrics\.accuracy must be a number, got '99'"),
         ({"dataset": {"id": "a/b"}}, r"dataset\.name must be str, got None"),
         ({"dataset": {"name": "a", "id": {}}}, r"dataset\.id must be str or null, got a dict"),
+        ({"images": {"tokens_per_image": 1.0}}, "images must have codes_per_image and tokens_per"),
+        ({"images": [1]}, "images must have codes_per_image and tokens_per_image, got a list"),
         ({"num_examples": "many"}, "num_examples must be int, got 'many'"),
         ({"harness": {"name": "x"}}, r"harness\.version must be str"),
     ],
