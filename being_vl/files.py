@@ -664,7 +664,7 @@ def is_of(value: Any, hint: Any) -> bool:
         return False
     if isinstance(value, dict) and not all(isinstance(name, str) for name in value):
         return False
-    parts = value.values() if isinstance(value, dict) else value if inner else ()
+    parts = (value.values() if isinstance(value, dict) else value) if inner else ()
     return all(is_of(part, inner[-1]) for part in parts)
 
 
@@ -759,15 +759,15 @@ def refuse_others(
 RESULT_VERSION = 1
 RESULTS_FOLDER = "evaluation"
 _TASK = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,199}")
-_RESULT_TYPES: dict[str, tuple[type, ...]] = {
-    "task": (str,),
-    "dataset": (dict,),
-    "metrics": (dict,),
-    "num_examples": (int,),
-    "decoding": (dict,),
-    "harness": (dict,),
-    "seconds": (int, float),
-    "hardware": (str,),
+_RESULT_TYPES: dict[str, type] = {
+    "task": str,
+    "dataset": dict,
+    "metrics": dict,
+    "num_examples": int,
+    "decoding": dict,
+    "harness": dict,
+    "seconds": float,
+    "hardware": str,
 }
 _MEANS = {"codes_per_image", "tokens_per_image"}
 
@@ -878,11 +878,12 @@ def _load_result(path: Path) -> Result:
     content["images"] = content.get("images") or {}
     if unknown := content.keys() - {entry.name for entry in fields(Result)}:
         raise ValueError(f"{path}: unknown field {min(unknown)!r}")
-    for name, types in _RESULT_TYPES.items():
+    for name, kind in _RESULT_TYPES.items():
         if name not in content:
             raise ValueError(f"{path}: {name} is missing")
-        if not isinstance(content[name], types) or isinstance(content[name], bool):
-            raise ValueError(f"{path}: {name} must be {types[-1].__name__}, got {content[name]!r}")
+        if not is_of(content[name], kind):
+            got = shown(content[name])
+            raise ValueError(f"{path}: {name} must be {kind.__name__}, got {got}")
     if content["task"] != path.stem:
         raise ValueError(
             f"{path}: task must be {path.stem}, as the file's name says, got {shown(content['task'])}"
@@ -902,6 +903,6 @@ def _load_result(path: Path) -> Result:
         raise ValueError(f"{path}: images must have {' and '.join(sorted(_MEANS))}, got {got}")
     for part in ("metrics", "images"):
         for name, value in content[part].items():
-            if isinstance(value, bool) or not isinstance(value, (int, float)):
-                raise ValueError(f"{path}: {part}.{name} must be a number, got {value!r}")
+            if not is_of(value, float):
+                raise ValueError(f"{path}: {part}.{name} must be a number, got {shown(value)}")
     return Result(**content)

@@ -249,6 +249,8 @@ def test_results_without_a_data_set_on_the_hub_are_in_the_card_alone(checkpoint:
         ({"dataset": {"name": "a", "id": {}}}, r"dataset\.id must be str or null, got a dict"),
         ({"images": {"tokens_per_image": 1.0}}, "images must have codes_per_image and tokens_per"),
         ({"images": [1]}, "images must have codes_per_image and tokens_per_image, got a list"),
+        ({"metrics": {"accuracy": 10**400}}, r"metrics\.accuracy must be a number, got 1000"),
+        ({"seconds": 10**400}, "seconds must be float, got 1000"),
         ({"num_examples": "many"}, "num_examples must be int, got 'many'"),
         ({"harness": {"name": "x"}}, r"harness\.version must be str"),
     ],
