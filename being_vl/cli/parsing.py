@@ -112,7 +112,14 @@ class Parser(ArgumentParser):
             )  # jsonargparse would wait for a pipe's writer, and read a device for ever
             if os.path.getsize(self._file) > MAX_CONFIG_BYTES:
                 raise ValueError(f"{self._file}: larger than {MAX_CONFIG_BYTES} characters")
-        config = super().parse_path(cfg_path, *args, **kwargs)
+        try:
+            config = super().parse_path(cfg_path, *args, **kwargs)
+        except OverflowError as error:
+            raise ValueError(f"{self._file}: cannot be read: {error}") from error
+        except RuntimeError as error:  # of jsonargparse: the dictionary that it walks over changes
+            raise ValueError(
+                f"{self._file}: cannot be read: a mapping stands where an option takes words"
+            ) from error
         self._reading = False
         return config
 

@@ -127,6 +127,8 @@ def test_a_misspelt_option_gets_a_suggestion(capsys, tmp_path):
         ("minutes: 2\nseed: 1\nminutes: 3\n", "line 3: the key 'minutes' stands there twice"),
         ("minutes: " + "1" * (1 << 20), "larger than 1048576 characters"),
         ("minutes: [1\n", "options.yaml: "),
+        ("minutes: 1" + "0" * 400, "options.yaml: cannot be read: int too large"),
+        ("rows:\n  rows: []\n", "options.yaml: "),
         ("- 1\n", "options.yaml: "),
     ],
 )
