@@ -35,6 +35,10 @@ import numpy as np
 from ..files import is_remote, place, read_yaml
 
 _MOST_SAMPLES = 10**9
+_ANY_SAMPLES, _MOST_TIMES = (
+    1_000_000,
+    100,
+)  # a number mistyped fills the memory before a sample is read
 _PARTS = ("weights", "shares", "samples")
 
 
@@ -103,7 +107,7 @@ def mix(
         seed: decides which samples are taken where not all are, and the order.
 
     Raises:
-        ValueError: an amount is not positive, or nothing is left.
+        ValueError: an amount is not positive, a source is taken more than 100 times over, or nothing is left.
     """
     for name, amount in amounts.items():
         if not math.isfinite(amount) or amount <= 0:
@@ -121,6 +125,11 @@ def mix(
             f"the mixture has {sum(counts.values())} samples, more than {_MOST_SAMPLES}"
         )
     for name, count in counts.items():
+        size = len(sources[name])
+        if count > max(_ANY_SAMPLES, _MOST_TIMES * size):
+            raise ValueError(
+                f"the mixture takes {count} samples of {name!r}, which has {size}: more than {_MOST_TIMES} times each"
+            )
         if not count:
             warnings.warn(
                 f"the mixture takes no sample of {name!r}: {amounts[name]} of {len(sources[name])} samples",

@@ -322,3 +322,11 @@ def test_selected_rows_keep_their_numbers(processor, folders, tmp_path) -> None:
     )  # fmt: skip
     assert made["counts"]["samples"] == 3
     assert load_tokenized(tmp_path / "x", processor.tokenizer)["id"] == ["2", "5", "11"]
+
+
+def test_a_source_is_not_taken_thousands_of_times():
+    rows = datasets.Dataset.from_dict({"a": [1, 2, 3]})
+    assert len(mix({"s": rows}, {"s": 1.0}, by_share=True, samples=1000)) == 1000
+    for options in ({"by_share": True, "samples": 10**7}, {}):
+        with pytest.raises(ValueError, match="samples of 's', which has 3: more than 100 times"):
+            mix({"s": rows}, {"s": 1e7}, **options)
