@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import hashlib
+import io
+import tarfile
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -38,6 +42,16 @@ def make_images(folder: Path, count: int = 10, *, seed: int = 0) -> list[str]:
         coarse = rng.integers(0, 256, (4, 4 + i % 3, 3), np.uint8)
         Image.fromarray(coarse).resize((20 + 8 * (i % 3), 20)).save(path)
     return sorted(names)
+
+
+def write_tar(file: Any, members: Mapping[str, bytes], mode: str = "w") -> None:
+    """A tar of these members, at a path or into an open file."""
+    where = {"name": file} if isinstance(file, Path) else {"fileobj": file}
+    with tarfile.open(mode=mode, **where) as archive:
+        for name, content in members.items():
+            member = tarfile.TarInfo(name)
+            member.size = len(content)
+            archive.addfile(member, io.BytesIO(content))
 
 
 def shard_bytes(folder: Path) -> dict[str, str]:

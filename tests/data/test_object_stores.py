@@ -17,7 +17,7 @@ import datasets
 import numpy as np
 import pytest
 from data_fixtures import make_checkpoint, make_codes, make_rows, write_rows
-from encode_fixtures import make_images, shard_bytes
+from encode_fixtures import make_images, shard_bytes, write_tar
 from transformers import AutoTokenizer
 
 from being_vl.bpe import ImageBPE
@@ -120,6 +120,20 @@ def test_from_images_in_a_bucket_to_ids(bucket, tmp_path, format):
     assert being_vl_command([*changed, "--shard-size", "5"]) == 2  # refused as in a folder
 
 
+def kill_and_go_on(bucket, argv, pattern, whole):
+    """Kill a command at its first shard in the bucket: what is there is whole, and the command goes on."""
+    run = subprocess.Popen([sys.executable, "-m", "being_vl", *argv], stderr=subprocess.DEVNULL)
+    try:
+        while run.poll() is None and not bucket.glob(pattern):
+            time.sleep(0.01)
+    finally:
+        run.send_signal(signal.SIGKILL)
+        run.wait()
+    for name in bucket.glob(pattern):
+        assert bucket.cat(name) == whole[name.rpartition("/")[2]]
+    assert being_vl_command(argv) == 0
+
+
 @needs_s3
 def test_a_run_that_was_killed_goes_on(bucket, tmp_path):
     checkpoint = make_checkpoint(tmp_path / "checkpoint")
@@ -128,16 +142,7 @@ def test_a_run_that_was_killed_goes_on(bucket, tmp_path):
     local = shard_bytes(tmp_path / "codes")
     whole = {name: (tmp_path / "codes" / name).read_bytes() for name in local}
     remote = command(checkpoint, tmp_path / "images", "s3://bucket/codes", "--workers", "0")
-    run = subprocess.Popen([sys.executable, "-m", "being_vl", *remote], stderr=subprocess.DEVNULL)
-    try:
-        while run.poll() is None and not bucket.glob("bucket/codes/codes-*"):
-            time.sleep(0.01)
-    finally:
-        run.send_signal(signal.SIGKILL)
-        run.wait()
-    for name in bucket.glob("bucket/codes/codes-*"):  # whatever is there is whole
-        assert bucket.cat(name) == whole[name.rpartition("/")[2]]
-    assert being_vl_command(remote) == 0
+    kill_and_go_on(bucket, remote, "bucket/codes/codes-*", whole)
     assert in_bucket(bucket, "codes", local) == whole
 
 
@@ -169,17 +174,8 @@ def test_ids_and_merges_are_written_to_a_bucket(bucket, tmp_path):
     ids += ["--codes", str(tmp_path / "codes"), "--workers", "0", "--output"]
     assert being_vl_command([*ids, str(tmp_path / "ids")]) == 0
     remote = [*ids, "s3://bucket/ids"]
-    run = subprocess.Popen([sys.executable, "-m", "being_vl", *remote], stderr=subprocess.DEVNULL)
-    try:
-        while run.poll() is None and not bucket.glob("bucket/ids/data-*"):
-            time.sleep(0.01)
-    finally:
-        run.send_signal(signal.SIGKILL)
-        run.wait()
     whole = {path.name: path.read_bytes() for path in (tmp_path / "ids").iterdir()}
-    for name in bucket.glob("bucket/ids/data-*"):  # whatever is there is whole
-        assert bucket.cat(name) == whole[name.rpartition("/")[2]]
-    assert being_vl_command(remote) == 0
+    kill_and_go_on(bucket, remote, "bucket/ids/data-*", whole)
     found = {name.rpartition("/")[2]: bucket.cat(name) for name in bucket.ls("bucket/ids")}
     assert found.keys() == whole.keys() - {".lock"}
     assert [n for n in found if found[n] != whole[n]] == ["tokenize.yaml"]
@@ -265,11 +261,8 @@ def test_archives_by_braces_and_stars(bucket, tmp_path):
     picture = next((tmp_path / "images").rglob("*.png")).read_bytes()
     for number in (8, 9, 10):
         file = io.BytesIO()
-        with tarfile.open(fileobj=file, mode="w:gz") as archive:
-            for name in ("x.left.png", "x.right.png", "y.png", "z.json"):
-                member = tarfile.TarInfo(name)
-                member.size = len(picture)
-                archive.addfile(member, io.BytesIO(picture))
+        names = ("x.left.png", "x.right.png", "y.png", "z.json")
+        write_tar(file, dict.fromkeys(names, picture), "w:gz")
         bucket.pipe(f"bucket/tars/t-{number:02d}.tar.gz", file.getvalue())
     for pattern in ("s3://bucket/tars/t-{08..10}.tar.gz", "s3://bucket/tars/t-*.tar.gz"):
         source = TarSource(pattern)

@@ -20,8 +20,7 @@ import torch
 import torch.distributed as dist
 from model_fixtures import LAYOUT, being_vl_model
 from resume_fixtures import make_trainer
-from training_fixtures import checkpoint_folder, tokenized, tokenized_folder
-from transformers import TrainerCallback
+from training_fixtures import StopAt, checkpoint_folder, tokenized, tokenized_folder
 
 from being_vl import BeingVLForCausalLM
 from being_vl.cli import main as being_vl_command
@@ -37,16 +36,6 @@ STAGES = {
     "resume": {"stage": "sft", "save_steps": 7, "train_sampling_strategy": "group_by_length"},
 }
 STEPS = 9
-
-
-class Stop(Exception):
-    pass
-
-
-class StopAt(TrainerCallback):
-    def on_step_end(self, args, state, control, **kwargs):
-        if state.global_step == STEPS - 1:
-            raise Stop
 
 
 def let_fsdp_run_on_cpus() -> None:
@@ -110,10 +99,10 @@ def run(folder: Path, case: str) -> None:
 
     if stage == "resume":
         stopped = trainer(f"{case}-stopped")
-        stopped.add_callback(StopAt())
+        stopped.add_callback(StopAt(STEPS - 1))
         try:
             stopped.train()
-        except Stop:
+        except KeyboardInterrupt:
             pass
         resumed = trainer(f"{case}-stopped")
         resumed.train(resume_from_checkpoint=True)

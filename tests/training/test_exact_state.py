@@ -12,8 +12,7 @@ import torch
 import torch.multiprocessing as mp
 from accelerate.state import AcceleratorState, PartialState
 from model_fixtures import LAYOUT, PAD, being_vl_model
-from training_fixtures import SMALL_RUN, rows_of
-from transformers import TrainerCallback
+from training_fixtures import SMALL_RUN, StopAt, rows_of
 
 from being_vl.training import logs
 from being_vl.training.arguments import BeingVLTrainingArguments
@@ -21,15 +20,6 @@ from being_vl.training.collators import PaddingCollator
 from being_vl.training.samples import TokenizedSamples
 from being_vl.training.trainer import BeingVLTrainer
 from being_vl.training.vq.trainer import VQTrainingArguments
-
-
-class StopAt(TrainerCallback):
-    def __init__(self, step):
-        self.step = step
-
-    def on_step_end(self, args, state, control, **kwargs):
-        if state.global_step == self.step:
-            raise KeyboardInterrupt
 
 
 def samples(count: int) -> TokenizedSamples:

@@ -15,12 +15,12 @@ import torch
 from safetensors.torch import load_file
 from training_fixtures import (
     SMALL_RUN,
+    StopAt,
     arguments,
     checkpoint_folder,
     tokenized,
     tokenized_folder,
 )
-from transformers import TrainerCallback
 
 from being_vl.cli import main
 from being_vl.data import load_tokenized, stream_tokenized
@@ -131,19 +131,6 @@ def test_packed_sequences_are_whole_samples_that_fit(made):
     assert sorted(map(key, found)) == sorted(map(key, mapped(made))) and total < 19
 
 
-class Stop(Exception):
-    pass
-
-
-class StopAfter(TrainerCallback):
-    def __init__(self, step):
-        self.step = step
-
-    def on_step_end(self, args, state, control, **kwargs):
-        if state.global_step == self.step:
-            raise Stop
-
-
 CASES = {
     "epochs": ({}, {"max_steps": -1, "num_train_epochs": 2}),
     "steps": ({}, {"max_steps": 9, "gradient_accumulation_steps": 2}),
@@ -170,8 +157,8 @@ def test_a_run_that_was_stopped_ends_with_the_same_weights(made, tmp_path, case)
     assert steps == {"epochs": 20, "steps": 9, "packed": 12}[case]
     for stop in (3, steps - 2):  # in the first epoch, and later
         output = tmp_path / f"stopped-{stop}"
-        with pytest.raises(Stop):
-            run(made, output, case, [StopAfter(stop)])
+        with pytest.raises(KeyboardInterrupt):
+            run(made, output, case, [StopAt(stop)])
         assert checkpoint_folders(output)
         resumed = run(made, output, case)
         found = load_file(output / "model.safetensors")
@@ -181,8 +168,8 @@ def test_a_run_that_was_stopped_ends_with_the_same_weights(made, tmp_path, case)
 
 
 def test_another_buffer_or_shards_are_another_run(made, tmp_path):
-    with pytest.raises(Stop):
-        run(made, tmp_path / "run", "steps", [StopAfter(3)])
+    with pytest.raises(KeyboardInterrupt):
+        run(made, tmp_path / "run", "steps", [StopAt(3)])
     given = arguments(
         made[0] / "start", tmp_path / "run", data={"streaming": True, "shuffle_buffer_size": 5},
         save_strategy="steps", save_steps=2, **CASES["steps"][1],

@@ -11,13 +11,12 @@ import pytest
 import torch
 import yaml
 from safetensors.torch import load_file
-from training_fixtures import arguments, checkpoint_folder, tokenized, tokenized_folder
+from training_fixtures import StopAt, arguments, checkpoint_folder, tokenized, tokenized_folder
 from transformers import (
     AutoModelForImageTextToText,
     AutoProcessor,
     HfArgumentParser,
     LlamaConfig,
-    TrainerCallback,
 )
 
 from being_vl.cli import main
@@ -247,17 +246,6 @@ def test_a_plain_llama_is_refused(tmp_path):
         match="is a model of type 'llama', not a Being-VL checkpoint; `being-vl init` makes",
     ):
         load_for_training(ModelArguments(checkpoint=str(tmp_path)), StageArguments())
-
-
-class StopAt(TrainerCallback):
-    """The run ends as if killed, after a step."""
-
-    def __init__(self, step):
-        self.step = step
-
-    def on_step_end(self, args, state, control, **kwargs):
-        if state.global_step == self.step:
-            raise KeyboardInterrupt
 
 
 @pytest.mark.parametrize(

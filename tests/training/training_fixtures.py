@@ -7,6 +7,7 @@ from pathlib import Path
 import datasets
 import numpy as np
 from checkpoint_fixtures import random_grids, tiny_checkpoint
+from transformers import TrainerCallback
 
 from being_vl.data.identity import processor_identity
 from being_vl.data.tokenized import COUNTS, FEATURES, claim, finish, shard_bytes, shard_path
@@ -18,6 +19,18 @@ from being_vl.training.arguments import (
     ModelArguments,
     StageArguments,
 )
+
+
+class StopAt(TrainerCallback):
+    """Ends a training after a step as if it were killed."""
+
+    def __init__(self, step: int):
+        self.step = step
+
+    def on_step_end(self, args, state, control, **kwargs):
+        if state.global_step == self.step:
+            raise KeyboardInterrupt
+
 
 QUESTIONS = ("What is it?", "Is it red?", "Which shape is above the other one?")
 ANSWERS = ("a red square", "yes", "the small blue circle")
