@@ -104,12 +104,16 @@ def tokens_saved(rank, at, anchors, cells, owner, size_of, seen, taken, stamp, l
 
 
 @kernel
+def uncovered(num_cells):
+    """Of each cell, where nothing is covered: its token's anchor, that token's size, and no stamps."""
+    nothing = np.zeros(num_cells, dtype=np.int64)
+    return np.arange(num_cells), np.ones(num_cells, dtype=np.int64), nothing, nothing.copy()
+
+
+@kernel
 def choose(num_tokens, at, anchors, cells, num_cells):
     """Lazy greedy: ranks in the order taken, and the tokens that they save."""
-    owner = np.arange(num_cells)
-    size_of = np.ones(num_cells, dtype=np.int64)
-    seen = np.zeros(num_cells, dtype=np.int64)
-    taken = np.zeros(num_cells, dtype=np.int64)
+    owner, size_of, seen, taken = uncovered(num_cells)
     count = len(at) - 1
     gain = np.empty(count, dtype=np.int64)
     fresh = np.zeros(count, dtype=np.int64)
@@ -137,10 +141,7 @@ def choose(num_tokens, at, anchors, cells, num_cells):
 @kernel
 def saved_in_order(chosen, at, anchors, cells, num_cells):
     """Tokens that these save, each placed after those before it."""
-    owner = np.arange(num_cells)
-    size_of = np.ones(num_cells, dtype=np.int64)
-    seen = np.zeros(num_cells, dtype=np.int64)
-    taken = np.zeros(num_cells, dtype=np.int64)
+    owner, size_of, seen, taken = uncovered(num_cells)
     saved = 0
     for step in range(len(chosen)):
         saved += tokens_saved(

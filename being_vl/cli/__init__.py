@@ -44,9 +44,8 @@ COMMANDS = {
 _INTERRUPTED = 130
 _LONGEST = 1000  # characters of an error; values may be whole files
 _PACKAGE = str(Path(__file__).parents[1])
-_OBJECTS_OF_IMPORTS = (
-    500_000  # torch and transformers make 650,000 that the collector of garbage tracks
-)
+# Torch and transformers make 650,000 that the collector of garbage tracks.
+_OBJECTS_OF_IMPORTS = 500_000
 
 
 def _usage() -> str:

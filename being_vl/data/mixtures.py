@@ -35,10 +35,8 @@ import numpy as np
 from ..files import is_remote, place, read_yaml
 
 _MOST_SAMPLES = 10**9
-_ANY_SAMPLES, _MOST_TIMES = (
-    1_000_000,
-    100,
-)  # a number mistyped fills the memory before a sample is read
+# A number mistyped would fill the memory before a sample is read.
+_ANY_SAMPLES, _MOST_TIMES = 1_000_000, 100
 _PARTS = ("weights", "shares", "samples")
 
 

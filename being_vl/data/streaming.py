@@ -18,11 +18,11 @@ import numpy as np
 import pyarrow as pa
 from datasets import Features
 
-from ..files import is_remote, place, reading
+from ..files import place, reading
 from ..processing.processing_being_vl import BeingVLProcessor
 from ..processing.tokenization_being_vl import BeingVLTokenizer
 from .identity import compare
-from .tokenized import FEATURES, MANIFEST, check_shard, identity_of, read_manifest
+from .tokenized import FEATURES, MANIFEST, arrow_file, check_shard, identity_of, read_manifest
 
 _LISTS = ("input_ids", "assistant_masks")
 
@@ -92,8 +92,8 @@ def _rows(shards: list[Mapping[str, Any]], num_ids: int, verify: bool) -> Iterat
         check_shard(path, shard, verify)
         start = 0
         with reading(path, "not a readable shard"), ExitStack() as stack:
-            file = path.open("rb") if is_remote(path) else pa.memory_map(str(path))
-            stream = stack.enter_context(pa.ipc.open_stream(stack.enter_context(file)))
+            file = stack.enter_context(arrow_file(path))
+            stream = stack.enter_context(pa.ipc.open_stream(file))
             if Features.from_arrow_schema(stream.schema) != FEATURES:
                 raise ValueError(f"{path}: columns must be {FEATURES}, got {stream.schema.names}")
             for batch in stream:

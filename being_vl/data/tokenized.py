@@ -229,11 +229,16 @@ def shard_bytes(columns: dict[str, Sequence[Any]], report: dict[str, Any]) -> by
     return sink.getvalue().to_pybytes()
 
 
+def arrow_file(path: Any) -> Any:
+    """A shard as pyarrow reads it: mapped, or of a store as a stream."""
+    return path.open("rb") if is_remote(path) else pa.memory_map(str(path))
+
+
 def read_report(path: Path) -> dict[str, Any]:
     """What a shard's metadata says of it."""
     check_regular(path)
     try:
-        with path.open("rb") if is_remote(path) else pa.memory_map(str(path)) as source:
+        with arrow_file(path) as source:
             metadata = pa.ipc.open_stream(source).schema.metadata or {}
         report = parse_json(metadata[_SHARD_KEY], str(path))
         wrong = [name for name in COUNTS if type(report[name]) is not int]

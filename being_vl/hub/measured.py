@@ -112,8 +112,7 @@ def tokens_per_image(
     if facts.tokens_per_image is not None and size is not None:
         rows.append((images, float(size[0] * size[1]), facts.tokens_per_image))
     for result in results:
-        if {"codes_per_image", "tokens_per_image"} <= result.images.keys():
-            means = result.images
+        if means := result.images:
             rows.append((result.data, means["codes_per_image"], means["tokens_per_image"]))
     return list(dict.fromkeys(rows))
 

@@ -192,7 +192,7 @@ class BeingVLTrainer(ExactResumeMixin, Trainer):
         if kept := checkpoint_folders(self.args.output_dir):
             left = f"the last checkpoint before it is {kept[0]}"
         return TrainingDiverged(
-            f"step {step or self.state.global_step}: {what} not finite. Nothing was saved of it, and {left}; lower "
+            f"step {self.state.global_step if step is None else step}: {what} not finite. Nothing was saved of it, and {left}; lower "
             "learning_rate or max_grad_norm, in another output_dir"
         )
 

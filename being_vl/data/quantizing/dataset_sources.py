@@ -61,7 +61,7 @@ class DatasetSource(IndexedSource):
         }
 
     def record(self, index: int) -> Record:
-        with reading(f"row {index}", "cannot be read"):
+        with reading(f"row {index}"):
             row = self.dataset[index]
         return _record(row, self.image_column, self.id_column, str(index))
 
@@ -180,7 +180,7 @@ def rows_of(rows: Iterable[Any], name: Callable[[int], str]) -> Iterator[Any]:
         try:
             row = next(iterator, None)
         except Exception:
-            with reading(name(place), "cannot be read"):
+            with reading(name(place)):
                 raise
         if row is None:
             return
@@ -201,7 +201,7 @@ def image_digest(dataset: datasets.Dataset, image_column: str) -> str:
     digest = hashlib.sha256()
     chosen = np.unique(np.linspace(0, max(len(column) - 1, 0), 16).astype(int))[: len(column)]
     for number in chosen.tolist():
-        with reading(f"row {number}", "cannot be read"):
+        with reading(f"row {number}"):
             value = column[number][image_column]
         for image in value if isinstance(value, list) else [value]:
             record = _record({"image": image}, "image", None, str(number))

@@ -11,9 +11,8 @@ from collections import Counter
 from pathlib import Path
 from typing import Any, Literal
 
-import numpy as np
-
 from ...codes import tars
+from ...codes.shard_files import count_rows
 from ...codes.shards import (
     MANIFEST,
     RUN_FILE,
@@ -25,7 +24,7 @@ from ...codes.shards import (
     read_info,
 )
 from ...files import claim as claim_folder
-from ...files import reading, write_atomic
+from ...files import write_atomic
 from ..codes import distinct_keys
 from .sources import LEFT_OUT, Source
 
@@ -83,24 +82,21 @@ def write_manifest(output: Path, source: Source, format: Format = "parquet") -> 
     """
     shards: list[dict[str, Any]] = []
     skipped: list[dict[str, Any]] = []
-    cells = 0
-    for path, info in _all_shards(output, source, format):
-        has_frames = source.sampling is not None
-        sizes = read_columns(path, ["height", "width", *["frame"] * has_frames])
-        with reading(path):
-            cells += int(
-                np.dot(sizes["height"].to_numpy().astype(np.int64), sizes["width"].to_numpy())
-            )
-        counts = {"images": sizes.num_rows, "skipped": len(info.skipped)}
+    has_frames = source.sampling is not None
+    found = _all_shards(output, source, format)
+    codes = CodeShards([path for path, _ in found]) if found else None
+    if codes is not None and not has_frames:  # who reads the shards finds images by their ids
+        distinct_keys(codes, str(output))
+    for path, info in found:
+        counts = {"images": count_rows(path), "skipped": len(info.skipped)}
         if has_frames:
-            counts["videos"] = int((sizes["frame"].to_numpy() == 0).sum())
+            frames = read_columns(path, ["frame"])["frame"].to_numpy()
+            counts["videos"] = int((frames == 0).sum())
         shards.append(manifest_entry(path) | counts)
         skipped += [
             {"image_id": image_id, "reason": reason, "shard": path.name}
             for _, image_id, reason in info.skipped
         ]
-    if shards and source.sampling is None:  # who reads the shards finds images by their ids
-        distinct_keys(CodeShards([output / shard["file"] for shard in shards]), str(output))
     skipped += [
         {"image_id": name, "reason": f"{LEFT_OUT}{reason}", "shard": None}
         for name, reason in source.left_out
@@ -112,7 +108,7 @@ def write_manifest(output: Path, source: Source, format: Format = "parquet") -> 
         "skipped": len(skipped) - len(left_out),
         **({} if source.sampling is None else {"videos": sum(s["videos"] for s in shards)}),
         "left_out": dict(Counter(left_out)),
-        "cells": cells,
+        "cells": 0 if codes is None else codes.num_cells,
         "shards": shards,
     }
     lines = "".join(json.dumps(line) + "\n" for line in skipped)

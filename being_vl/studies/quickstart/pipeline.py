@@ -62,8 +62,6 @@ def run(settings: Settings, run_command: RunCommand, console: Console | None = N
     """Make everything that `settings` names in its output folder, and print the table."""
     load_easyvqa("test")  # a missing package is said before a folder is made
     folder = Path(settings.output)
-    if folder.exists() and not folder.is_dir():
-        raise ValueError(f"--output {folder} is not a folder")
     if folder.is_dir() and any(folder.iterdir()) and not (folder / SETTINGS_FILE).exists():
         raise ValueError(f"--output {folder} is not empty and was not made by the quickstart")
     transformers.utils.logging.set_verbosity_error()
