@@ -233,7 +233,7 @@ def test_ids_that_generation_would_stumble_over_are_named(tmp_path: Path) -> Non
     for content in ({"eos_token_id": 1, "pad_token_id": None}, {"eos_token_id": [1, 2]}):
         path.write_text(json.dumps(content))
         check_model_folder(tmp_path)
-    for wrong in ({}, "1", [None, "x"], 1.5, True):
+    for wrong in ({}, "1", [None, "x"], [None], 1.5, True, 10**30):
         path.write_text(json.dumps({"eos_token_id": wrong}))
         with pytest.raises(
             ValueError, match=r"generation_config\.json: eos_token_id must be an id"

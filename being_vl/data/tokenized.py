@@ -40,6 +40,7 @@ from ..processing.processing_being_vl import BeingVLProcessor
 from ..processing.tokenization_being_vl import BeingVLTokenizer
 from .identity import compare, processor_identity, tokenizer_identity
 from .mixtures import load_mixture
+from .quantizing.dataset_sources import check_arrow
 
 VERSION = 3
 RUN_FILE = "tokenize.json"
@@ -168,6 +169,7 @@ def check_shard(path: Any, shard: Mapping[str, Any], verify: bool) -> None:
 def _open_shard(folder: Path, shard: Mapping[str, Any], verify: bool) -> datasets.Dataset:
     path = folder / shard["file"]
     check_shard(path, shard, verify)
+    check_arrow(path)
     with reading(path, "not a readable shard"):
         loaded = datasets.Dataset.from_file(str(path))
     if loaded.features != FEATURES:

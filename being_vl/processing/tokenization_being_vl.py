@@ -13,6 +13,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable, Mapping
 from functools import cache
+from operator import itemgetter
 from typing import Any
 
 import numpy as np
@@ -22,6 +23,7 @@ from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 from ..bpe.grids import check_codes
 from ..bpe.image_bpe import ImageBPE
 from ..bpe.vocabulary_file import FILE_NAME as IMAGE_BPE_FILE
+from ..files import shown
 from ..hub.part import CheckpointPart, Origin, commit_of
 from ..vocabulary import VocabularyLayout
 from .control_tokens import render_chat
@@ -209,9 +211,10 @@ class BeingVLTokenizer(CheckpointPart, PreTrainedTokenizerFast):
         return np.cumsum(ids == begin) - np.cumsum(ids == end)
 
     def check_rows(self, vocab_size: int) -> None:
-        """Raises ValueError for a special token that has no row in a model of `vocab_size` ids.
+        """Raises ValueError for a token that has no row in a model of `vocab_size` ids.
 
-        A text in tokenizer_config.json that tokenizer.json does not have is appended by transformers.
+        A text in tokenizer_config.json that tokenizer.json does not have is appended by transformers; and what
+        tokenizer.json puts around each text has ids of its own there, which nobody compares with the vocabulary.
         """
         for name, token in self.special_tokens_map.items():
             row = self._tokenizer.token_to_id(token) if isinstance(token, str) else None
@@ -220,6 +223,14 @@ class BeingVLTokenizer(CheckpointPart, PreTrainedTokenizerFast):
                     f"tokenizer_config.json of {self.name_or_path}: {name} is {token!r} with the id {row}, but the model "
                     f"has {vocab_size} rows"
                 )
+        token, row = max(self._tokenizer.get_vocab().items(), key=itemgetter(1))
+        if (around := max(self._tokenizer.encode("").ids, default=0)) > row:
+            token, row = "what stands around each text", around
+        if row >= vocab_size:
+            raise ValueError(
+                f"tokenizer.json of {self.name_or_path}: {shown(token)} has the id {row}, but the model has "
+                f"{vocab_size} rows"
+            )
 
     def _check_image_tokens(self) -> None:
         """Fails on files that do not belong together: another image_bpe.json, or a cut tokenizer.json."""

@@ -107,7 +107,7 @@ _ARRAYS = {
 _BLAMED = {
     "checkpoint/vq_model/": ("another quantizer", "the quantizer's latents", "no VQ model"),
     "checkpoint/processor_config": ("another quantizer",),
-    "checkpoint/tokenizer": ("another tokenizer",),
+    "checkpoint/tokenizer": ("another tokenizer", "the special token"),
     "checkpoint/image_bpe": ("another tokenizer",),
     "checkpoint/chat_template": ("chat template",),
     "mme/color/": ("no folder of a category",),

@@ -203,6 +203,20 @@ def test_a_row_that_arrow_cannot_read_is_named(tmp_path):
         list(source.records(0))
 
 
+def test_a_saved_data_set_with_damaged_offsets_is_named(tmp_path):
+    """Offsets that lead out of the file: pyarrow would read memory that is not there, and the process ends."""
+    datasets.Dataset.from_dict({"query": ["a" * 40, "b"], "response": ["c", "d"]}).save_to_disk(
+        tmp_path / "saved"
+    )
+    (path,) = (tmp_path / "saved").glob("*.arrow")
+    content = path.read_bytes()
+    offsets = np.array([0, 40, 41], np.int32).tobytes()
+    assert content.count(offsets) == 1
+    path.write_bytes(content.replace(offsets, np.array([0, 2**31 - 2, 41], np.int32).tobytes()))
+    with pytest.raises(ValueError, match=rf"{path}: not a readable Arrow file: "):
+        open_samples(str(tmp_path / "saved"))
+
+
 def test_a_folder_of_pictures_holds_no_conversations(tmp_path):
     Image.new("RGB", (8, 8)).save(tmp_path / "a.png")
     with pytest.raises(ValueError, match="holds images alone, and no conversations about them"):

@@ -102,7 +102,7 @@ def lmms_eval_file(path: Path) -> Path:
         "generation_kwargs": {"max_new_tokens": 128, "do_sample": False},
     }
     scores = {
-        "alias": "pope",
+        "alias": 10**400,  # mutated once: whatever is no score is passed over
         "pope_accuracy,none": 0.875,
         "pope_accuracy_stderr,none": "N/A",
         "pope_yes_ratio_stderr,none": 0.1,
@@ -137,6 +137,9 @@ def test_lmms_evals_results_become_result_files(tmp_path, capsys, monkeypatch):
     source.write_text(source.read_text().replace('"unknown@unknown"', '["0.7.3"]'))
     assert main([*command, "--hardware", "x"]) == 2
     assert "lmms_eval_version must be str, got a list" in capsys.readouterr().err
+    source.write_text(lmms_eval_file(source).read_text().replace('"12.5"', "9" * 400))
+    assert main([*command, "--hardware", "x"]) == 2
+    assert "x_results.json: int too large to convert to float" in capsys.readouterr().err
     source.write_text('{"results": {}}')
     assert main([*command, "--hardware", "x"]) == 2
     assert "not a results file of lmms-eval" in capsys.readouterr().err

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import json
 import pickle
 from inspect import signature
 from pathlib import Path
@@ -214,6 +215,26 @@ def test_a_special_token_without_a_row_is_refused(pairs, tmp_path: Path) -> None
         ValueError, match=r"tokenizer_config\.json of .*: eoi_token is '/.*but the model has"
     ):
         tokenizer.check_rows(tokenizer.layout.size)
+
+
+def test_a_token_without_a_row_is_refused(pairs, tmp_path: Path) -> None:
+    tokenizer = copy.deepcopy(pairs["llama-3"][1])
+    tokenizer.add_tokens(["<|tool|>"])
+    size = tokenizer.layout.size
+    with pytest.raises(ValueError, match=rf"'<\|tool\|>' has the id {size}, but .* {size} rows"):
+        tokenizer.check_rows(size)
+    tokenizer = pairs["llama-3"][1]
+    tokenizer.check_rows(size)
+    tokenizer.save_pretrained(tmp_path)
+    path = tmp_path / "tokenizer.json"
+    content = json.loads(path.read_text())
+    *_, template = content["post_processor"]["processors"]
+    template["special_tokens"]["<|begin_of_text|>"]["ids"] = [1_000_000_000]
+    path.write_text(json.dumps(content))
+    with pytest.raises(
+        ValueError, match=r"tokenizer\.json of .* around each text' has the id 1000000000"
+    ):
+        BeingVLTokenizer.from_pretrained(tmp_path).check_rows(size)
 
 
 def test_another_backend_is_refused(pairs, tmp_path: Path) -> None:

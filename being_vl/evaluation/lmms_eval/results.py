@@ -10,7 +10,7 @@ import math
 from pathlib import Path
 from typing import Any
 
-from ...files import Result, read_json, shown
+from ...files import Result, is_of, read_json, shown
 
 # Metrics that lmms-eval gives as shares of 1; others (MME's points, CIDEr, …) are kept as they are.
 _POPE = ("accuracy", "f1_score", "precision", "recall", "yes_ratio")
@@ -24,7 +24,7 @@ def read_lmms_eval(path: Path, *, hardware: str) -> list[Result]:
         return [_result(content, task, hardware) for task in content["configs"]]
     except KeyError as error:
         raise ValueError(f"{path}: not a results file of lmms-eval: no field {error}") from None
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, OverflowError) as error:
         raise ValueError(f"{path}: {error}") from None
 
 
@@ -35,7 +35,7 @@ def _result(content: dict[str, Any], task: str, hardware: str) -> Result:
     metrics = {}
     for key, value in found.items():
         name = key.partition(",")[0]
-        is_number = isinstance(value, (int, float)) and math.isfinite(value)
+        is_number = is_of(value, float) and math.isfinite(value)
         if is_number and "," in key and not name.endswith(("_stderr", "_clt", "_clustered")):
             shares = name in _SHARES or name.startswith("accuracy_")
             metrics[name] = 100 * value if shares else float(value)
