@@ -13,7 +13,6 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable, Mapping
 from functools import cache
-from operator import itemgetter
 from typing import Any
 
 import numpy as np
@@ -114,10 +113,7 @@ class BeingVLTokenizer(CheckpointPart, PreTrainedTokenizerFast):
                 "text_tokenizer must be a fast tokenizer (PreTrainedTokenizerFast), "
                 f"got {type(text_tokenizer).__name__}"
             )
-        backend = Tokenizer.from_str(text_tokenizer.backend_tokenizer.to_str())
-        backend.no_padding()
-        backend.no_truncation()
-        vocabulary = backend.get_vocab(with_added_tokens=True)
+        vocabulary = text_tokenizer.backend_tokenizer.get_vocab(with_added_tokens=True)
         text_size = len(vocabulary)
         if max(vocabulary.values(), default=-1) + 1 != text_size:
             raise ValueError(
@@ -126,6 +122,10 @@ class BeingVLTokenizer(CheckpointPart, PreTrainedTokenizerFast):
             )
         has_videos = image_bpe.repeat_code is not None
         named = _resolve_special_tokens(text_tokenizer, special_tokens, has_videos)
+        # After the check: tokenizers writes every gap between two ids into the text.
+        backend = Tokenizer.from_str(text_tokenizer.backend_tokenizer.to_str())
+        backend.no_padding()
+        backend.no_truncation()
         image_tokens = [visual_token(visual_id) for visual_id in range(image_bpe.vocab_size)]
         clash = next((token for token in image_tokens if token in vocabulary), None)
         if clash is not None:
@@ -223,7 +223,8 @@ class BeingVLTokenizer(CheckpointPart, PreTrainedTokenizerFast):
                     f"tokenizer_config.json of {self.name_or_path}: {name} is {token!r} with the id {row}, but the model "
                     f"has {vocab_size} rows"
                 )
-        token, row = max(self._tokenizer.get_vocab().items(), key=itemgetter(1))
+        row = len(self) - 1
+        token = self._tokenizer.id_to_token(row)
         if (around := max(self._tokenizer.encode("").ids, default=0)) > row:
             token, row = "what stands around each text", around
         if row >= vocab_size:
@@ -242,6 +243,13 @@ class BeingVLTokenizer(CheckpointPart, PreTrainedTokenizerFast):
             raise ValueError(
                 f"tokenizer_config.json of {self.name_or_path or 'the tokenizer'}: backend must be 'tokenizers', got "
                 f"{self.backend!r}"
+            )
+        vocabulary = self._tokenizer.get_vocab()
+        if (largest := max(vocabulary.values(), default=-1)) + 1 != len(vocabulary):
+            # tokenizers writes out each gap wherever it says itself as JSON.
+            raise ValueError(
+                f"tokenizer.json of {self.name_or_path or 'the tokenizer'}: has {len(vocabulary)} tokens but its largest "
+                f"id is {largest}"
             )
         last = self.image_bpe.vocab_size - 1
         ends = [self._tokenizer.token_to_id(visual_token(visual_id)) for visual_id in (0, last)]

@@ -237,6 +237,17 @@ def test_a_token_without_a_row_is_refused(pairs, tmp_path: Path) -> None:
         BeingVLTokenizer.from_pretrained(tmp_path).check_rows(size)
 
 
+def test_a_saved_vocabulary_with_a_gap_is_refused(pairs, tmp_path: Path) -> None:
+    """tokenizers writes 4 GB for an id of 10⁹ where it says itself as JSON."""
+    pairs["llama-3"][1].save_pretrained(tmp_path)
+    path = tmp_path / "tokenizer.json"
+    content = json.loads(path.read_text())
+    content["model"]["vocab"][max(content["model"]["vocab"])] = 1_000_000_000
+    path.write_text(json.dumps(content))
+    with pytest.raises(ValueError, match=r"tokenizer\.json of .* its largest id is 1000000000"):
+        BeingVLTokenizer.from_pretrained(tmp_path)
+
+
 def test_another_backend_is_refused(pairs, tmp_path: Path) -> None:
     """transformers takes the word of the file for it, and then says that the tokenizer is a slow one."""
     pairs["llama-3"][1].save_pretrained(tmp_path)
