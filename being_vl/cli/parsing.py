@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import argparse
 import difflib
+import json
 import os
 import re
+import sys
 import types
 from typing import Any, Literal, NoReturn, Union, get_args, get_origin
 
@@ -21,6 +23,8 @@ from ..files import check_regular, check_yaml_keys
 
 MAX_CONFIG_BYTES = 1 << 20
 _PRINTING = ("config", "json", "traceback")
+_LISTS_OF_WORDS = (list[str], list[str] | None)
+_LISTS = (*_LISTS_OF_WORDS, list[int], list[int] | None)
 _NUMBERS = {int: "INT", float: "NUMBER", str: "TEXT", bool: "BOOL"}
 
 
@@ -44,6 +48,7 @@ class Parser(ArgumentParser):
             print_config="--print-config",
         )
         self._rare: list[argparse._ArgumentGroup] = []
+        self._lists: dict[str, bool] = {}  # options that take words; whether they are texts
         self._show_rare = False
         self._file, self._reading = "", False  # the last configuration file
         # Only the parser itself, not a group, adds --print-config beside --config.
@@ -73,11 +78,14 @@ class Parser(ArgumentParser):
         self.add_class_arguments(kind, name, help=title)
         self._rare.append(self._action_groups[-1])
 
-    def let_switches_stand_alone(self) -> None:
-        """`--bf16` for `--bf16 true`, as HfArgumentParser has it; for options made of a dataclass."""
+    def read_as_hf_argument_parser(self) -> None:
+        """`--bf16` for `--bf16 true`, `--train_layers 0 1` for `--train_layers [0,1]`; for options of a dataclass."""
         for action in self._actions:
-            if getattr(action, "_typehint", None) in (bool, bool | None):
+            hint = getattr(action, "_typehint", None)
+            if hint in (bool, bool | None):
                 action.nargs, action.const = "?", True
+            elif hint in _LISTS:
+                self._lists |= dict.fromkeys(action.option_strings, hint in _LISTS_OF_WORDS)
 
     def format_help(self, formatter: Any = None) -> str:
         groups = list(self._action_groups)
@@ -100,9 +108,27 @@ class Parser(ArgumentParser):
             text += f"\n{formatter.format_help()}"
         return text
 
-    def parse_args(self, *args: Any, **kwargs: Any) -> Any:
+    def parse_args(self, args: Any = None, *more: Any, **kwargs: Any) -> Any:
         """Values of plain types: what a run saves, as optimizers their learning rate, is read without jsonargparse."""
-        return _plain(super().parse_args(*args, **kwargs))
+        given = list(sys.argv[1:] if args is None else args)
+        return _plain(super().parse_args(self._joined(given), *more, **kwargs))
+
+    def _joined(self, args: list[str]) -> list[str]:
+        """The words of a list as one, in brackets."""
+        joined: list[str] = []
+        while args:
+            name, equals, value = args.pop(0).partition("=")
+            joined.append(f"{name}{equals}{value}")
+            if name not in self._lists or name.endswith("+"):
+                continue
+            words = [value] if equals else []
+            while not equals and args and not args[0].startswith("--"):
+                words.append(args.pop(0))
+            if words and not words[0].startswith("["):
+                quoted = map(json.dumps, words) if self._lists[name] else words
+                words = [f"[{','.join(quoted)}]"]
+            joined[-1:] = [f"{name}={words[0]}"] if len(words) == 1 else [name, *words]
+        return joined
 
     def parse_path(self, cfg_path: Any, *args: Any, **kwargs: Any) -> Any:
         self._file, self._reading = str(cfg_path), True

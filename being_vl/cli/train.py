@@ -64,7 +64,7 @@ def make_parser() -> Parser:
     helps = {f.name: f.metadata.get("help") for kind in kinds for f in dataclasses.fields(kind)}
     for action in parser._actions:  # jsonargparse reads docstrings, not what stands with a field
         action.help = action.help or helps.get(action.dest)
-    parser.let_switches_stand_alone()
+    parser.read_as_hf_argument_parser()
     return parser
 
 

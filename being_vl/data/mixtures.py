@@ -67,7 +67,10 @@ def load_mixture(
     opened = {}
     quantizers: dict[str, str] = {}
     for source in mixture.amounts:
-        opened[source], quantizer = open_folder(_below(base, mixture.sources[source]))
+        try:
+            opened[source], quantizer = open_folder(_below(base, mixture.sources[source]))
+        except FileNotFoundError as error:
+            raise FileNotFoundError(f"{name}: sources: {source}: {error}") from None
         if quantizer:
             quantizers[quantizer] = source
     if len(quantizers) > 1:
@@ -75,9 +78,12 @@ def load_mixture(
             f"{name}: the sources must have codes of one quantizer, got those of "
             + ", ".join(f"{source}: {quantizer}" for quantizer, source in quantizers.items())
         )
-    return mix(
-        opened, mixture.amounts, by_share=mixture.by_share, samples=mixture.samples, seed=seed
-    )
+    try:
+        return mix(
+            opened, mixture.amounts, by_share=mixture.by_share, samples=mixture.samples, seed=seed
+        )
+    except ValueError as error:
+        raise ValueError(f"{name}: {error}") from None
 
 
 def _below(base: Path, folder: str) -> Any:

@@ -115,6 +115,30 @@ def test_switches_stand_alone_or_take_a_value():
     assert PARSERS["train"].parse_args([*given, "--bf16", "false"]).bf16 is False
 
 
+@pytest.mark.parametrize(
+    ("words", "name", "value"),
+    [
+        ("--accept_mismatch quantizer --bf16", "accept_mismatch", ["quantizer"]),
+        ("--accept_mismatch=quantizer", "accept_mismatch", ["quantizer"]),
+        ("--accept_mismatch quantizer chat_template", "accept_mismatch", ["quantizer", "chat_template"]),
+        ("--accept_mismatch [quantizer,chat_template]", "accept_mismatch", ["quantizer", "chat_template"]),
+        ("--accept_mismatch+ quantizer", "accept_mismatch", ["quantizer"]),
+        ("--lora_target_modules 1 yes", "lora_target_modules", ["1", "yes"]),
+        ("--train_layers 0 3", "train_layers", [0, 3]),
+    ],
+)  # fmt: skip
+def test_lists_are_words_or_brackets(words, name, value):
+    given = ["--checkpoint", "x", "--data", "y", "--stage", "pretrain", "--output_dir", "o"]
+    assert PARSERS["train"].parse_args([*given, *words.split()])[name] == value
+
+
+def test_a_list_of_numbers_takes_no_words(capsys):
+    given = ["--checkpoint", "x", "--data", "y", "--stage", "pretrain", "--output_dir", "o"]
+    with pytest.raises(SystemExit):
+        PARSERS["train"].parse_args([*given, "--train_layers", "first"])
+    assert "--train_layers" in capsys.readouterr().err
+
+
 def test_values_are_of_plain_types():
     """An optimizer's state holds them, and is read without jsonargparse."""
     from being_vl.cli.train_vq import make_parser

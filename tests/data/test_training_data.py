@@ -202,6 +202,13 @@ def test_what_is_no_tokenized_folder_is_refused(folders, processor, tmp_path) ->
         load_training_data(tmp_path, processor.tokenizer)
     with pytest.raises(FileNotFoundError):
         load_training_data(tmp_path / "absent.yaml", processor.tokenizer)
+    mixture = tmp_path / "mixture.yaml"
+    mixture.write_text("sources: {base: none-there}\nweights: {base: 1}\n")
+    with pytest.raises(FileNotFoundError, match=rf"{mixture}: sources: base: .*no tokenized data"):
+        load_training_data(mixture, processor.tokenizer)
+    mixture.write_text(f"sources: {{base: {folders / 'base'}}}\nweights: {{base: 1.0e+9}}\n")
+    with pytest.raises(ValueError, match=rf"{mixture}: the mixture has \d+ samples, more than"):
+        load_training_data(mixture, processor.tokenizer)
     (tmp_path / "tokenized.json").write_text(json.dumps({"version": 99}))
     with pytest.raises(ValueError, match="version must be 3, got 99"):
         load_training_data(tmp_path, processor.tokenizer)
