@@ -16,6 +16,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from ..files import check_regular, is_remote, parse_json, reading, shown, write_atomic
+from .parquet_footer import column_chunks
 from .tars import INDEX, SUFFIX, keys_of, read_codes, read_index, tar_bytes
 
 VERSION = 1
@@ -175,10 +176,9 @@ def read_schema(path: str | os.PathLike) -> pa.Schema:
     with reading(path, "not a readable parquet file"):
         metadata = pq.read_metadata(opened(path))
         schema = metadata.schema.to_arrow_schema()
-        groups = [metadata.row_group(number) for number in range(metadata.num_row_groups)]
-        columns = [group.column(n) for group in groups for n in range(metadata.num_columns)]
-        values = max([sum(c.num_values for c in columns), metadata.num_rows])
-        size = sum(max(column.total_uncompressed_size, 0) for column in columns)
+        chunks = column_chunks(opened(path))
+        values = max(sum(max(values, 0) for values, _ in chunks), metadata.num_rows)
+        size = sum(max(size, 0) for _, size in chunks)
     if values > _MAX_VALUES or size > _MAX_BYTES:
         raise ValueError(
             f"{path}: stands for {values} values in {size} bytes, more than {_MAX_VALUES} or {_MAX_BYTES}: make "
