@@ -45,14 +45,10 @@ def check_base(base: str | os.PathLike, *, chat_template: str | None = None) -> 
         OSError: there is no such model, or it has no tokenizer.
     """
     family, text_tokenizer = base_family(base), load_base_tokenizer(base)
-    tokenizer = BeingVLTokenizer.from_text_tokenizer(
-        text_tokenizer, ImageBPE(np.empty((0, 4), np.int32), 1)
-    )
     rows = base_config(base, family).vocab_size
-    if tokenizer.layout.text_size > rows:
-        raise ValueError(
-            f"{base}: its tokenizer has {tokenizer.layout.text_size} ids, but its matrices have {rows} rows"
-        )
+    tokenizer = BeingVLTokenizer.from_text_tokenizer(
+        text_tokenizer, ImageBPE(np.empty((0, 4), np.int32), 1), num_rows=rows
+    )
     own = None if chat_template else extended_chat_template(text_tokenizer)
     return {
         "family": family.title, "model_class": family.language_model_class,
@@ -89,14 +85,17 @@ def init_checkpoint(
 
     Raises:
         ValueError: the base's chat template cannot be extended; the VQ model and the image BPE have different
-            codebook sizes, or the tokenizer has more ids than the model has rows.
+            codebook sizes, or the tokenizer has more ids than the model has rows (added tokens apart).
     """
     if vq_model is not None and vq_model.config.num_embeddings != image_bpe.quantizer_codebook_size:
         raise ValueError(
             f"the VQ model has {vq_model.config.num_embeddings} codes, but the image BPE was trained on "
             f"{image_bpe.quantizer_codebook_size}"
         )
-    tokenizer = BeingVLTokenizer.from_text_tokenizer(text_tokenizer, image_bpe, special_tokens)
+    rows = text_model.get_input_embeddings().weight.shape[0]
+    tokenizer = BeingVLTokenizer.from_text_tokenizer(
+        text_tokenizer, image_bpe, special_tokens, num_rows=rows
+    )
     tokenizer.chat_template = (
         chat_template
         or extended_chat_template(text_tokenizer)

@@ -92,6 +92,8 @@ class BeingVLTokenizer(CheckpointPart, PreTrainedTokenizerFast):
         text_tokenizer: PreTrainedTokenizerBase,
         image_bpe: ImageBPE,
         special_tokens: Mapping[str, str] | None = None,
+        *,
+        num_rows: int | None = None,
     ) -> BeingVLTokenizer:
         """Append the special tokens and the image tokens to a text tokenizer, whose ids stay as they are.
 
@@ -103,10 +105,13 @@ class BeingVLTokenizer(CheckpointPart, PreTrainedTokenizerFast):
                 videos. By default `DEFAULT_SPECIAL_TOKENS`, after a `<pad>` where the text tokenizer has no padding
                 token, and `VIDEO_SPECIAL_TOKENS` after them where `image_bpe` has a repeat code. A text that the
                 vocabulary has keeps its id. `LLAMA_31_SPECIAL_TOKENS` gives the authors' layout.
+            num_rows: of the text model's matrices. Added tokens from there on (Gemma 3's `<image_soft_token>`) have
+                no row in it: they keep their ids, and count as special tokens, not as text.
 
         Raises:
             ValueError: the tokenizer is not a fast one, its ids have gaps, a name is missing, two special
-                tokens share a text, or the vocabulary already has an image token.
+                tokens share a text, the vocabulary already has an image token, or an id without a row is no
+                added token's.
         """
         if not isinstance(text_tokenizer, PreTrainedTokenizerFast):
             raise ValueError(
@@ -120,6 +125,14 @@ class BeingVLTokenizer(CheckpointPart, PreTrainedTokenizerFast):
                 f"text_tokenizer has {text_size} tokens but its largest id is {max(vocabulary.values())}: "
                 "ids with gaps leave no place to append image tokens"
             )
+        if num_rows is not None and num_rows < text_size:
+            added = text_tokenizer.added_tokens_decoder
+            if not all(token_id in added for token_id in range(num_rows, text_size)):
+                raise ValueError(
+                    f"{text_tokenizer.name_or_path or 'text_tokenizer'}: its tokenizer has {text_size} ids, but the "
+                    f"matrices of the text model have {num_rows} rows"
+                )
+            text_size = num_rows
         has_videos = image_bpe.repeat_code is not None
         named = _resolve_special_tokens(text_tokenizer, special_tokens, has_videos)
         # After the check: tokenizers writes every gap between two ids into the text.

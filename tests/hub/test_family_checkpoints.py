@@ -259,3 +259,38 @@ def test_code_travels_and_is_handed_on(folder, generations, name):
     )
     for seen in generations:
         assert seen[name] == json.loads(json.dumps(want))
+
+
+@pytest.mark.parametrize("name", ["being_vl", "being_vl_gemma3"])
+def test_added_tokens_without_a_row(folder, tmp_path, name, capsys):
+    """Gemma 3's `<image_soft_token>`: 262,145 ids and 262,144 rows. It keeps its id, and gets a row."""
+    tokenizer = transformers.AutoTokenizer.from_pretrained(folder / f"base-{name}")
+    rows = len(tokenizer)
+    tokenizer.add_special_tokens({"extra_special_tokens": ["<image_soft_token>"]})
+    tokenizer.save_pretrained(tmp_path / "base")
+    torch.manual_seed(0)
+    stock = getattr(transformers, family_named(name).stock_class)
+    base = stock(base_config(name, rows=rows)).eval()
+    base.save_pretrained(tmp_path / "base")
+    assert main(["init", "--check", "--base", f"{tmp_path}/base"]) == 0
+    assert f"{rows} rows for {rows} ids" in capsys.readouterr().out
+    parts = ["--quantizer", f"{folder}/vq", "--bpe", f"{folder}/bpe"]
+    made = ["--base", f"{tmp_path}/base", "--output", f"{tmp_path}/start"]
+    assert main(["init", *made, *parts]) == 0
+    model, processor = loaded(tmp_path / "start")
+    layout = processor.tokenizer.layout
+    assert layout == model.config.layout and layout.text_size == rows
+    text = "the <image_soft_token>"
+    ids = processor(text=text, return_tensors="pt")["input_ids"]
+    assert ids[0].tolist() == tokenizer(text).input_ids and ids[0, -1] == rows
+    assert model(ids).logits.shape[-1] == layout.size == len(processor.tokenizer)
+    ids = ids[:, :-1]
+    assert torch.equal(model(ids).logits[..., :rows], base(ids).logits)
+
+
+def test_a_tokenizer_of_another_model_is_refused(folder, tmp_path, capsys):
+    """Ids without a row that are words, not added tokens."""
+    base_tokenizer("qwen3").save_pretrained(tmp_path)
+    base_config("being_vl", rows=100).save_pretrained(tmp_path)
+    assert main(["init", "--check", "--base", str(tmp_path)]) == 2
+    assert "ids, but the matrices of the text model have 100 rows" in capsys.readouterr().err
