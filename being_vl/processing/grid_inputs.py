@@ -39,8 +39,8 @@ def nested_codes(value: Any, ndim: int = 2) -> list[Any]:
 
 
 def flatten(images: Any) -> list[Any]:
-    """The images or grids of a nested list, in order."""
-    if isinstance(images, (list, tuple)):
+    """The images or grids of a nested list, in order; an array (n, h, w, channels) holds n."""
+    if isinstance(images, (list, tuple)) or getattr(images, "ndim", 0) == 4:
         return [image for item in images for image in flatten(item)]
     return [images]
 

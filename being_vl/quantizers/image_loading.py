@@ -220,7 +220,7 @@ def eight_bits(values: Any, name: str = "<array>") -> np.ndarray:
         return ((values.astype(np.uint32) + 128) // 257).astype(np.uint8)
     if values.dtype.kind not in "iuf":
         raise UnreadableImageError(f"{name}: values of type {values.dtype} are no brightness")
-    low, high = values.min(), values.max()
+    low, high = values.min().item(), values.max().item()  # no float16 holds 65535
     if not (np.isfinite(low) and np.isfinite(high)) or low < 0 or high > 65535:
         raise UnreadableImageError(
             f"{name}: {values.dtype} values run from {low} to {high}, no known range of brightness (0 … 1 for "

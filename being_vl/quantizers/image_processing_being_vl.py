@@ -167,7 +167,10 @@ class BeingVLImageProcessor(ChameleonPreprocessing, CheckpointPart, PilBackend):
         encoded = _base64_bytes(source)
         if encoded is None:
             return load_image(source, max_pixels=max_pixels)
-        return load_image(encoded, max_pixels=max_pixels, name=f"{source[:40].strip()}…")
+        name = f"{source[:40].strip()}…" if len(source) > 40 else source
+        if not source.startswith("data:"):
+            name += " (no such file, read as base64)"
+        return load_image(encoded, max_pixels=max_pixels, name=name)
 
     def _preprocess_image_like_inputs(self, images: Any, *args: Any, **kwargs: Any) -> BatchFeature:
         images = self._fetch(images, kwargs["max_image_pixels"] or MAX_IMAGE_PIXELS)
@@ -192,6 +195,9 @@ class BeingVLImageProcessor(ChameleonPreprocessing, CheckpointPart, PilBackend):
             # Floats are pixel values already, in a range of their own, where rescaling is off.
             if kwargs.get("do_rescale", True) or not _is_float(image):
                 image = eight_bits(image, name)
+            if 0 in image.shape:
+                shape = tuple(image.shape)
+                raise UnreadableImageError(f"{name}: an array of shape {shape} has no pixels")
         processed = super().process_image(image, **kwargs)
         _check_resized(processed.shape[-2:], kwargs, limit, name)
         return processed
@@ -342,13 +348,15 @@ def _is_side(value: Any) -> bool:
 
 def _base64_bytes(text: str) -> bytes | None:
     """The bytes of a data URI or of base64 text, or None for anything else, such as a path."""
-    is_uri = text.startswith("data:image/")
-    if not is_uri and os.path.exists(text):
+    is_uri = text.startswith("data:")
+    if not text or (not is_uri and os.path.exists(text)):
         return None
     try:
         data = text.partition(",")[2] if is_uri else text
         return base64.b64decode("".join(data.split()), validate=not is_uri)
-    except (binascii.Error, ValueError):
+    except (binascii.Error, ValueError) as error:
+        if is_uri:
+            raise UnreadableImageError(f"{text[:40]}…: not a readable image: {error}") from None
         return None
 
 

@@ -153,6 +153,21 @@ def test_images_are_their_codes(processor) -> None:
     assert set(from_pixels) == set(processor.model_input_names) == {"input_ids", "attention_mask"}
 
 
+def test_an_array_of_images_is_a_list_of_them(processor) -> None:
+    images = [picture(seed) for seed in range(3)]
+    array, text = np.stack([np.asarray(image) for image in images]), "<image> a <image><image>"
+    wanted = processor(images=images, text=text)
+    for given in (
+        array,
+        torch.from_numpy(array).permute(0, 3, 1, 2),
+        [array],
+        [array[:1], array[1:]],
+    ):
+        assert processor(images=form, text=text) == wanted
+    with pytest.raises(ValueError, match=r"\[1\] '<image>' placeholders.*given are \[3\]"):
+        processor(images=array, text="<image>")
+
+
 def test_texts_without_images_among_others(processor) -> None:
     image, plain = picture(), processor(text="b")["input_ids"]
     with_image = processor(images=image, text="<image> a")["input_ids"]

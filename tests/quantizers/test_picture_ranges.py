@@ -67,6 +67,18 @@ def test_a_grey_array_is_a_grey_picture(processor):
         np.testing.assert_array_equal(pixels(processor, form), wanted)
 
 
+@pytest.mark.filterwarnings("error")
+def test_half_precision_is_as_double(processor):
+    halves = (PICTURE / 255).astype(np.float16)
+    np.testing.assert_array_equal(pixels(processor, halves), pixels(processor, PICTURE))
+
+
+@pytest.mark.parametrize("shape", [(0, 32, 3), (32, 0, 3)])
+def test_an_array_without_pixels_is_named(processor, shape):
+    with pytest.raises(UnreadableImageError, match=r"shape \(.*\) has no pixels"):
+        pixels(processor, np.zeros(shape, np.uint8))
+
+
 def test_booleans_are_black_and_white(processor):
     mask = PICTURE > 100
     np.testing.assert_array_equal(pixels(processor, mask), pixels(processor, mask * np.uint8(255)))
@@ -159,6 +171,29 @@ def test_messages_never_print_a_payload(processor, secret):
             processor(source)
         assert len(str(caught.value)) < 300
         assert "0x" not in str(caught.value)  # no address of an object either
+
+
+@pytest.mark.parametrize(
+    ("source", "message"),
+    [
+        ("cats", r"cats \(no such file, read as base64\): not a readable image"),
+        ("cats/1", "cats/1: not a readable image: No such file"),
+        ("", "No such file"),
+        (
+            "data:image/png;base64,iVBOR",
+            r"data:image/png;base64,iVBOR…: not a readable image: Invalid base64",
+        ),
+        ("data:text/plain;base64,QUJD", "text/plain;base64,QUJD: .*format is not known"),
+    ],
+)
+def test_a_wrong_name_is_not_blamed_as_a_damaged_picture(processor, source, message):
+    with pytest.raises(UnreadableImageError, match=message):
+        processor(source)
+
+
+def test_a_data_uri_of_unknown_type_is_read(processor):
+    uri = "data:application/octet-stream;base64," + base64.b64encode(png()).decode()
+    np.testing.assert_array_equal(pixels(processor, uri), pixels(processor, PICTURE))
 
 
 def test_a_row_without_a_picture_says_so(processor):
