@@ -17,7 +17,7 @@ from collections.abc import Callable
 
 import numpy as np
 
-from .._jit import kernel
+from .._jit import inlined, kernel
 from .apply_and_emit import Limits, are_allowed
 from .choose import KeyTable, Shapes, packed
 from .options import Options
@@ -40,28 +40,42 @@ def _count_codes(board, period, counts):
                 counts[v >> shift] += 1
 
 
+@inlined
+def _pick(board, start, n, first_code, end_code, picked):
+    """Write the places of the cells [start, start + n) whose code is in range; returns how many."""
+    shift, found = 2 * board.bits, 0
+    for i in range(start, start + n):
+        code = np.int64(board.cells[i]) >> shift
+        picked[found] = i
+        found += np.int64(code >= first_code) & np.int64(code < end_code)
+    return found
+
+
 @kernel
 def _sort_by_code(board, period, codebook_size, first_code, end_code, cursors, records):
     """Write (position, right << 16 | below) of each cell whose code is in range where its cursor points.
 
     A code of codebook_size says that there is none: counting it needs no branch, and it is never looked at.
-    Cells are picked without a branch, which would be mispredicted; the border's code is out of every range.
+    Of some codes, cells are picked without a branch, which would be mispredicted; the border's code is out of
+    every range. Where all codes are in range only the border is not, and nothing needs to be picked.
     """
     shift, none = 2 * board.bits, codebook_size
+    every = first_code == 0 and end_code == codebook_size
     picked = np.empty(_BLOCK, np.int64)
     group, stride = 0, board.strides[0] if board.strides.shape[0] > 0 else 0
     for start in range(0, board.cells.shape[0], period * _BLOCK):
-        n = 0
-        for i in range(start, min(start + _BLOCK, board.cells.shape[0])):
-            code = np.int64(board.cells[i]) >> shift
-            picked[n] = i
-            n += np.int64(code >= first_code) & np.int64(code < end_code)
+        n = min(_BLOCK, board.cells.shape[0] - start)
+        if not every:
+            n = _pick(board, start, n, first_code, end_code, picked)
         for k in range(n):
-            i = picked[k]
+            i = start + k if every else picked[k]
+            v = np.int64(board.cells[i])
+            if v == board.sentinel:
+                continue
             while i >= board.ends[group]:
                 group += 1
                 stride = board.strides[group]
-            code = np.int64(board.cells[i]) >> shift
+            code = v >> shift
             right, below = np.int64(board.cells[i + 1]), np.int64(board.cells[i + stride])
             right = none if right == board.sentinel else right >> shift
             below = none if below == board.sentinel else below >> shift
