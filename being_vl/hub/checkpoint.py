@@ -92,9 +92,9 @@ def init_checkpoint(
             f"the VQ model has {vq_model.config.num_embeddings} codes, but the image BPE was trained on "
             f"{image_bpe.quantizer_codebook_size}"
         )
-    rows = text_model.get_input_embeddings().weight.shape[0]
+    embeddings: Any = text_model.get_input_embeddings()
     tokenizer = BeingVLTokenizer.from_text_tokenizer(
-        text_tokenizer, image_bpe, special_tokens, num_rows=rows
+        text_tokenizer, image_bpe, special_tokens, num_rows=len(embeddings.weight)
     )
     tokenizer.chat_template = (
         chat_template

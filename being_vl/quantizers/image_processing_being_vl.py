@@ -188,16 +188,16 @@ class BeingVLImageProcessor(ChameleonPreprocessing, CheckpointPart, PilBackend):
         limit = kwargs.get("max_image_pixels") or MAX_IMAGE_PIXELS
         name = "<array>"
         if isinstance(image, PIL.Image.Image):
-            name = image_name(image)
+            name, shape = image_name(image), image.size
             if kwargs.get("do_convert_rgb"):
                 image = to_rgb(image, max_pixels=limit)
         else:
             # Floats are pixel values already, in a range of their own, where rescaling is off.
             if kwargs.get("do_rescale", True) or not _is_float(image):
                 image = eight_bits(image, name)
-            if 0 in image.shape:
-                shape = tuple(image.shape)
-                raise UnreadableImageError(f"{name}: an array of shape {shape} has no pixels")
+            shape = np.shape(image)
+        if 0 in shape:
+            raise UnreadableImageError(f"{name}: an image of shape {tuple(shape)} has no pixels")
         processed = super().process_image(image, **kwargs)
         _check_resized(processed.shape[-2:], kwargs, limit, name)
         return processed

@@ -157,7 +157,7 @@ def test_an_array_of_images_is_a_list_of_them(processor) -> None:
     images = [picture(seed) for seed in range(3)]
     array, text = np.stack([np.asarray(image) for image in images]), "<image> a <image><image>"
     wanted = processor(images=images, text=text)
-    for given in (
+    for form in (
         array,
         torch.from_numpy(array).permute(0, 3, 1, 2),
         [array],

@@ -73,10 +73,12 @@ def test_half_precision_is_as_double(processor):
     np.testing.assert_array_equal(pixels(processor, halves), pixels(processor, PICTURE))
 
 
-@pytest.mark.parametrize("shape", [(0, 32, 3), (32, 0, 3)])
-def test_an_array_without_pixels_is_named(processor, shape):
+@pytest.mark.parametrize(
+    "empty", [np.zeros((0, 32, 3), np.uint8), np.zeros((32, 0, 3)), Image.new("RGB", (0, 5))]
+)
+def test_an_image_without_pixels_is_named(processor, empty):
     with pytest.raises(UnreadableImageError, match=r"shape \(.*\) has no pixels"):
-        pixels(processor, np.zeros(shape, np.uint8))
+        pixels(processor, empty)
 
 
 def test_booleans_are_black_and_white(processor):
