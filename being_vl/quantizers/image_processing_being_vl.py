@@ -186,18 +186,17 @@ class BeingVLImageProcessor(ChameleonPreprocessing, CheckpointPart, PilBackend):
     def process_image(self, image: ImageInput, **kwargs: Any) -> np.ndarray:
         """One image as an array (channels, height, width), RGB unless `do_convert_rgb` is False."""
         limit = kwargs.get("max_image_pixels") or MAX_IMAGE_PIXELS
-        name = "<array>"
-        if isinstance(image, PIL.Image.Image):
-            name, shape = image_name(image), image.size
-            if kwargs.get("do_convert_rgb"):
-                image = to_rgb(image, max_pixels=limit)
-        else:
-            # Floats are pixel values already, in a range of their own, where rescaling is off.
-            if kwargs.get("do_rescale", True) or not _is_float(image):
-                image = eight_bits(image, name)
-            shape = np.shape(image)
-        if 0 in shape:
+        is_picture = isinstance(image, PIL.Image.Image)
+        name = image_name(image) if is_picture else "<array>"
+        given: Any = image
+        if 0 in (shape := given.size if is_picture else np.shape(given)):
             raise UnreadableImageError(f"{name}: an image of shape {tuple(shape)} has no pixels")
+        if is_picture:
+            if kwargs.get("do_convert_rgb"):
+                image = to_rgb(given, max_pixels=limit)
+        # Floats are pixel values already, in a range of their own, where rescaling is off.
+        elif kwargs.get("do_rescale", True) or not _is_float(image):
+            image = eight_bits(image, name)
         processed = super().process_image(image, **kwargs)
         _check_resized(processed.shape[-2:], kwargs, limit, name)
         return processed
