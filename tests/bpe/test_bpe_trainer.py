@@ -10,7 +10,7 @@ import pytest
 from being_vl import ImageBPE
 from being_vl.bpe import naive
 from being_vl.bpe.rules import MAX_TOKEN_CELLS
-from being_vl.bpe.training import choose, count, shard, trainer
+from being_vl.bpe.training import choose, count, shard, tiers, trainer
 from being_vl.bpe.training import options as training_options
 from being_vl.bpe.training.checkpoints import Checkpoint
 from being_vl.bpe.training.grids import open_grids
@@ -210,13 +210,57 @@ def test_a_low_memory_limit_counts_again_with_the_same_result(smooth_grids):
     assert digest(free) == digest(tight)
 
 
+@pytest.mark.parametrize("memory_limit", [None, 1])
+def test_positions_are_listed_tier_by_tier(monkeypatch, memory_limit):
+    """Half of the waiting keys at a time, or those of one count: the law's rules, also from a checkpoint."""
+    rng = np.random.default_rng(13)
+    monkeypatch.setattr(tiers, "_ALL_AT_ONCE", 0)
+    passes, list_codes = [], shard.list_codes
+    monkeypatch.setattr(shard, "list_codes", lambda *args: passes.append(1) or list_codes(*args))
+    for _ in range(100):
+        grids, codes = draw_grids(rng)
+        options = draw_options(rng, "shape")
+        expected = naive.train(grids, codebook_size=codes, **options)
+        rank = int(rng.integers(0, len(expected) + 1))
+        for threads in (1, 2):
+            options |= {
+                "codebook_size": codes,
+                "num_threads": threads,
+                "memory_limit": memory_limit,
+            }
+            seen = []
+            merges = train_merges(grids, progress=seen.append, **options)
+            assert as_rules(merges) == expected, (options, grids)
+            if seen:
+                checkpoint = Checkpoint(merges[:rank], seen[-1].checkpoint.counts[:rank])
+                resumed = train_merges(grids, checkpoint=checkpoint, **options)
+                assert as_rules(resumed) == expected, (options, grids, rank)
+    assert len(passes) > 400  # a tier for each training would be 300 with its threads
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+def test_tiers_of_many_keys(smooth_grids, monkeypatch, threads):
+    """Far more tiers than memory asks for, with lists that are dropped and moved between them."""
+    options = {"num_merges": 400, "codebook_size": 64, "num_threads": threads}
+    at_once = train_merges(smooth_grids, **options)
+    passes, list_codes = [], shard.list_codes
+    monkeypatch.setattr(shard, "list_codes", lambda *args: passes.append(1) or list_codes(*args))
+    monkeypatch.setattr(shard, "_SPARE_POSITIONS", 1)
+    cells = 4 * 17 * (17 * len(smooth_grids) + 1)
+    for positions in (0, 3000, 12_000):
+        passes.clear()
+        limit = cells + 4 * positions
+        assert digest(train_merges(smooth_grids, memory_limit=limit, **options)) == digest(at_once)
+        assert len(passes) > 2 * threads
+
+
 @pytest.mark.parametrize("num_listed", [1, 200, 20_000])
 @pytest.mark.parametrize("threads", [1, 2])
 def test_cells_are_counted_in_turns(smooth_grids, monkeypatch, threads, num_listed):
     """With theta from a sample, whether the turns find as many keys as it made expect, or far more."""
     options = {"num_merges": 400, "codebook_size": 64, "num_threads": threads}
     at_once = train_merges(smooth_grids, **options)
-    monkeypatch.setattr(count, "_BYTES_A_TURN", 8 * smooth_grids.size // 5)
+    monkeypatch.setattr(count, "_LEAST_ROOM", 4 * smooth_grids.size // 5)
     monkeypatch.setattr(count, "_MOST_TURNS", 1000)
     monkeypatch.setattr(count, "_FOUND_AT_ONCE", 16)
     monkeypatch.setattr(training_options.Options, "num_listed", num_listed)
@@ -225,14 +269,14 @@ def test_cells_are_counted_in_turns(smooth_grids, monkeypatch, threads, num_list
     monkeypatch.setattr(
         count._CodeCounter, "pairs", lambda *args: turns.append(args[1]) or pairs(*args)
     )
-    assert digest(train_merges(smooth_grids, **options)) == digest(at_once)
+    assert digest(train_merges(smooth_grids, memory_limit=1, **options)) == digest(at_once)
     assert len(turns) >= 4 and turns[0][0] == 0 and turns[-1][1] == 64
 
 
 def test_a_full_pool_is_compacted_and_enlarged(smooth_grids, monkeypatch):
     options = {"num_merges": 400, "codebook_size": 64, "num_threads": 2}
     roomy = train_merges(smooth_grids, **options)
-    options["memory_limit"] = 1 << 40  # nothing is short, but a pool has little room
+    options["memory_limit"] = 1  # a pool begins with the room of one list
     monkeypatch.setattr(shard, "_SPARE_POSITIONS", 1)
     sizes = []
     compact = shard.compact

@@ -477,16 +477,20 @@ def keys_of_views(views, tokens):
 
 
 @kernel
-def compact(cells, wide, pool, starts, lengths, tokens, counts, theta, n):
+def compact(cells, wide, pool, starts, lengths, tokens, counts, theta, order, shards):
     """Move the lists of keys that still reach theta to the front of the pool; returns their total length.
 
-    Lists that are mostly stale are cleaned on the way.
+    `order` holds the keys as their lists stand in the pool: a list moves to where those before it have been. Lists
+    that are mostly stale are cleaned on the way; a key has about as many occurrences in each of `shards`. A
+    negative length says that the key has no list yet.
     """
     at = 0
-    for key in range(n):
+    for key in order:
+        if lengths[key] < 0:
+            continue
         length = lengths[key] if counts[key] >= theta else 0
         start, begin, first = starts[key], at, tokens[key] >> 32
-        stale = 2 * counts[key] < length
+        stale = 2 * counts[key] < length * shards
         for i in range(start, start + length):
             if stale and np.int64(cells[np.int64(pool[i])]) >> wide != first:
                 continue

@@ -128,7 +128,7 @@ def _drop_top(heap, size):
 
 @kernel
 def _choose(
-    heap, size, counts, tokens, theta, most, ahead, waiting, budget, room, num_cells, taken, token,
+    heap, size, counts, tokens, tier, most, ahead, waiting, budget, room, num_cells, taken, token,
     passed, batch,
 ):  # fmt: skip
     """Choose keys that nothing before them can change: how many, -1 if room is short; and the heap's size.
@@ -145,7 +145,7 @@ def _choose(
         count, names, offset, key = heap[0, 0], heap[0, 1], heap[0, 2], heap[0, 3]
         if key >= 0 and counts[key] != count:
             size = _drop_top(heap, size)
-            if counts[key] >= theta:
+            if counts[key] >= tier:
                 size = _push(heap, size, counts[key], names, offset, key)
             continue
         if key < 0:
@@ -182,7 +182,7 @@ def _choose(
 
 @kernel
 def _rank(
-    heap, size, counts, tokens, offsets, theta, most, visual_ids, next_id, heads, nexts, ranked
+    heap, size, counts, tokens, offsets, tier, most, visual_ids, next_id, heads, nexts, ranked
 ):  # fmt: skip
     """Number the waiting rules whose turn has come: how many, and the heap's size."""
     n = 0
@@ -192,7 +192,7 @@ def _rank(
             break
         size = _drop_top(heap, size)
         if key >= 0:
-            if counts[key] >= theta:
+            if counts[key] >= tier:
                 size = _push(heap, size, counts[key], names, offset, key)
             continue
         ranked[n] = -1 - key
@@ -201,7 +201,7 @@ def _rank(
         key, heads[ranked[n - 1]] = heads[ranked[n - 1]], -1
         while key >= 0:
             following = nexts[key]
-            if counts[key] >= theta:
+            if counts[key] >= tier:
                 size = _enter_heap(
                     heap, size, counts, tokens, offsets, visual_ids, heads, nexts, key
                 )
@@ -245,9 +245,10 @@ def _index(index, tokens, offsets, begin, end):
 
 
 @kernel
-def _enter(heap, size, counts, tokens, offsets, visual_ids, heads, nexts, begin, end):
+def _enter(heap, size, counts, tokens, offsets, tier, visual_ids, heads, nexts, begin, end):
     for key in range(begin, end):
-        size = _enter_heap(heap, size, counts, tokens, offsets, visual_ids, heads, nexts, key)
+        if counts[key] >= tier:
+            size = _enter_heap(heap, size, counts, tokens, offsets, visual_ids, heads, nexts, key)
     return size
 
 
@@ -411,11 +412,14 @@ class Shapes:
 class KeyTable:
     """The keys with at least `theta` occurrences, numbered as they came.
 
+    A count never rises, so what reaches `tier` is chosen as if only those keys were known.
+
     Args:
         shapes: of the tokens; a key holds their numbers as they were made.
-        theta: keys below this count are not listed.
+        theta: keys below this count are not known.
 
     Attributes:
+        tier: keys below this count are not chosen, so that their positions need not be listed yet.
         tokens, offsets: (capacity,) int64, the keys, packed.
         counts: (capacity,) int64.
         index: (power of two,) int64: finds a key's number.
@@ -423,7 +427,7 @@ class KeyTable:
     """
 
     def __init__(self, shapes: Shapes, theta: int):
-        self.theta = theta
+        self.theta = self.tier = theta
         self.size = 0
         self.tokens = np.empty(1024, np.int64)
         self.offsets = np.empty(1024, np.int64)
@@ -453,13 +457,21 @@ class KeyTable:
         if 2 * end > len(self.index):
             self.index, first = np.zeros(1 << (4 * end).bit_length(), np.int64), 0
         _index(self.index, self.tokens, self.offsets, first, end)
+        self._enter(begin)
+
+    def lower(self, tier: int) -> None:
+        """Let keys down to a lower tier be chosen, when there is none left above it."""
+        self.tier, self._heap_size = tier, 0
+        self._enter(0)
+
+    def _enter(self, begin: int) -> None:
         self._heap_size = _enter(
-            self._heap, self._heap_size, self.counts, self.tokens, self.offsets,
-            self._shapes.visual_ids, self._heads, self._nexts, begin, end,
+            self._heap, self._heap_size, self.counts, self.tokens, self.offsets, self.tier,
+            self._shapes.visual_ids, self._heads, self._nexts, begin, self.size,
         )  # fmt: skip
 
     def choose(self, most: int, ahead: int, budget: int, room: int) -> np.ndarray | None:
-        """The numbers of keys to merge, (n,); none if no listed key reaches theta.
+        """The numbers of keys to merge, (n,); none if no key reaches the tier.
 
         Args:
             most: the most keys.
@@ -478,7 +490,7 @@ class KeyTable:
             self._first_waiting, shapes.size,
         )  # fmt: skip
         n, self._heap_size = _choose(
-            self._heap, self._heap_size, self.counts, self.tokens, self.theta, min(most, MAX_BATCH),
+            self._heap, self._heap_size, self.counts, self.tokens, self.tier, min(most, MAX_BATCH),
             ahead, shapes.size - self._first_waiting, budget, room, shapes.num_cells, self._taken,
             shapes.size, self._passed, self._batch,
         )  # fmt: skip
@@ -488,7 +500,7 @@ class KeyTable:
         """Give visual ids from `next_id` to the tokens whose turn has come; returns their numbers, (n,)."""
         ranked = np.empty(most, np.int64)
         n, self._heap_size = _rank(
-            self._heap, self._heap_size, self.counts, self.tokens, self.offsets, self.theta, most,
+            self._heap, self._heap_size, self.counts, self.tokens, self.offsets, self.tier, most,
             self._shapes.visual_ids, next_id, self._heads, self._nexts, ranked,
         )  # fmt: skip
         return ranked[:n]

@@ -5,9 +5,9 @@ all cells of one code together, each with the codes on its right and below; what
 counters at a time, which stays in the nearest cache, where a table of all pairs would be hundreds of
 megabytes. Threads share the work by ranges of codes, over the cells of all shards: so every count is whole.
 
-Cost: 8 bytes are written for each cell. Many cells take turns, one range of codes each, so that less memory is
-touched: on a virtual machine a gigabyte's first touch may cost two seconds. What reaches theta is listed in the
-same turn, and theta comes from a sample of the cells.
+Cost: 4 bytes are written for each cell. Where a memory limit has no room for them, cells take turns, one range
+of codes each; theta then comes from a sample of the cells. Positions are listed afterwards, in the memory that the
+sorted cells had, and not of all keys at once: see `tiers.py`.
 """
 
 from __future__ import annotations
@@ -24,8 +24,9 @@ from .options import Options
 from .shard import Team
 
 _FOUND_AT_ONCE = 1 << 17
-_BYTES_A_TURN = 1 << 28
-_MOST_TURNS = 16  # each reads all cells once more
+_LEAST_ROOM = 1 << 24  # bytes for sorted cells, whatever the limit
+_MOST_TURNS = 64  # each reads all cells once more
+_SAMPLED = 8  # where there are turns, theta comes from every so manieth block
 _BLOCK = 2048  # cells: what is picked of a block, or sampled, stays in the nearest cache
 
 
@@ -53,7 +54,7 @@ def _pick(board, start, n, first_code, end_code, picked):
 
 @kernel
 def _sort_by_code(board, period, codebook_size, first_code, end_code, cursors, records):
-    """Write (position, right << 16 | below) of each cell whose code is in range where its cursor points.
+    """Write right << 16 | below of each cell whose code is in range where its cursor points.
 
     A code of codebook_size says that there is none: counting it needs no branch, and it is never looked at.
     Of some codes, cells are picked without a branch, which would be mispredicted; the border's code is out of
@@ -80,8 +81,7 @@ def _sort_by_code(board, period, codebook_size, first_code, end_code, cursors, r
             right = none if right == board.sentinel else right >> shift
             below = none if below == board.sentinel else below >> shift
             at = cursors[code]
-            records[at, 0] = i
-            records[at, 1] = (right << 16) | below
+            records[at] = (right << 16) | below
             cursors[code] = at + 1
 
 
@@ -99,7 +99,7 @@ def _frequent_pairs(records, bounds, codebook_size, first_code, end_code, least,
     for code in range(first_code, end_code):
         for shard in range(shards):
             for i in range(bounds[shard, code], bounds[shard, code + 1]):
-                both = np.int64(records[i, 1])
+                both = np.int64(records[i])
                 counters[shard, 0, both >> 16] += 1
                 counters[shard, 1, both & 0xFFFF] += 1
         for shard in range(shards):
@@ -107,7 +107,7 @@ def _frequent_pairs(records, bounds, codebook_size, first_code, end_code, least,
         # a second pass takes each pair where it meets it first, and leaves the counters empty
         for shard in range(shards):
             for i in range(bounds[shard, code], bounds[shard, code + 1]):
-                both = np.int64(records[i, 1])
+                both = np.int64(records[i])
                 for below in range(2):
                     second = both & 0xFFFF if below == 1 else both >> 16
                     if counters[shard, below, second] == 0:
@@ -147,31 +147,6 @@ def _keep_half(found, least):
     return n, least
 
 
-@kernel
-def _list_pairs(
-    records, bounds, codebook_size, first_code, end_code, pairs, key_bounds, starts, pool
-):
-    """Write a shard's positions of the listed pairs: those of code are `key_bounds[code:code + 2]`."""
-    places = np.full((2, codebook_size + 1), -1, np.int64)
-    for code in range(first_code, end_code):
-        first_key, end_key = key_bounds[code], key_bounds[code + 1]
-        if first_key == end_key:
-            continue
-        for key in range(first_key, end_key):
-            places[pairs[key, 2], pairs[key, 1]] = starts[key]
-        for i in range(bounds[code], bounds[code + 1]):
-            both = np.int64(records[i, 1])
-            right, below = places[0, both >> 16], places[1, both & 0xFFFF]
-            if right >= 0:
-                pool[right] = records[i, 0]
-                places[0, both >> 16] = right + 1
-            if below >= 0:
-                pool[below] = records[i, 0]
-                places[1, both & 0xFFFF] = below + 1
-        for key in range(first_key, end_key):
-            places[pairs[key, 2], pairs[key, 1]] = -1
-
-
 def can_count_codes(options: Options, team: Team) -> bool:
     """Are the cells 4 bytes, and the keys those of the law, of one process?"""
     return (
@@ -183,46 +158,38 @@ def can_count_codes(options: Options, team: Team) -> bool:
 
 
 def count_codes(options: Options, shapes: Shapes, team: Team, limits: Limits) -> KeyTable:
-    """Count the keys of single cells, and list those with at least a theta that leaves enough of them."""
-    cells = sum(shard.num_bytes for shard in team.shards)
-    room = max(_BYTES_A_TURN, 2 * cells // _MOST_TURNS)
+    """Count the keys of single cells down to a theta that leaves enough of them; none is listed yet."""
+    needed = 4 * sum(len(shard.board.cells) for shard in team.shards)
+    room = needed
     if options.memory_limit is not None:
-        room = min(room, max(1 << 24, (options.memory_limit - cells) // 4))
+        cells = sum(shard.num_bytes for shard in team.shards)
+        room = max(_LEAST_ROOM, needed // _MOST_TURNS, options.memory_limit - cells)
     at_once = max(_FOUND_AT_ONCE, 4 * options.num_listed)
     counter = _CodeCounter(team, options.codebook_size, room, at_once)
     pairs, theta = counter.sample(options.min_count)
-    totals = pairs[:, 3:].sum(axis=1)
-    theta = max(theta, _theta_from(totals * counter.period, options, team, room))
-    expected = pairs[totals * counter.period >= theta, 3:].sum(axis=0) * counter.period
-    for shard, positions in zip(team.shards, expected, strict=True):
-        shard.make_pool(int(positions))
+    theta = max(theta, _theta_from(pairs[:, 3:].sum(axis=1) * counter.period, options))
     keys = KeyTable(shapes, theta)
     for turn in counter.turns:
-        pairs = counter.pairs(turn, theta, pairs)
-        below = pairs[:, 2]
-        tokens, offsets = packed(np.stack([pairs[:, 0], pairs[:, 1], below, 1 - below], axis=1))
+        found = counter.pairs(turn, theta, pairs)
+        below = found[:, 2]
+        tokens, offsets = packed(np.stack([found[:, 0], found[:, 1], below, 1 - below], axis=1))
         kept = are_allowed(tokens, offsets, limits)
-        counter.list_pairs(turn, pairs[kept], keys)
-        keys.add(tokens[kept], offsets[kept], pairs[kept, 3:].sum(axis=1))
+        for shard, counts in zip(team.shards, found[kept, 3:].T, strict=True):
+            shard.add_unlisted(counts)
+        keys.add(tokens[kept], offsets[kept], found[kept, 3:].sum(axis=1))
     return keys
 
 
-def _theta_from(totals: np.ndarray, options: Options, team: Team, room: int) -> int:
-    """A theta for pairs with these counts: enough of them, and no more than memory allows."""
-    theta = options.min_count
-    if len(totals) > options.num_listed:
-        place = len(totals) - options.num_listed
-        theta = max(theta, int(np.partition(totals, place)[place]) // 2)
-    if options.memory_limit is not None:
-        falling = np.sort(totals)[::-1]
-        fitting = np.cumsum(falling) <= team.room_for_positions(options.memory_limit, room)
-        if not fitting.all():
-            theta = max(theta, int(falling[np.count_nonzero(fitting)]) + 1)
-    return theta
+def _theta_from(totals: np.ndarray, options: Options) -> int:
+    """A theta that leaves enough pairs with these counts."""
+    if len(totals) <= options.num_listed:
+        return options.min_count
+    place = len(totals) - options.num_listed
+    return max(options.min_count, int(np.partition(totals, place)[place]) // 2)
 
 
 class _CodeCounter:
-    """Counts and lists the pairs of codes in all shards of this process.
+    """Counts the pairs of codes in all shards of this process.
 
     Args:
         team: the shards, whose tokens are single cells.
@@ -241,9 +208,10 @@ class _CodeCounter:
         self._at_once = at_once
         self._counts = self._count(1)
         ends = np.cumsum(self._counts.sum(axis=0))
-        self.period = max(1, -(-8 * int(ends[-1]) // room))
-        self.turns = _even_cuts(ends, self.period)
-        self._records = np.empty((0, 2), np.uint32)
+        turns = max(1, -(-4 * int(ends[-1]) // max(1, room)))
+        self.period = 1 if turns == 1 else max(_SAMPLED, turns)
+        self.turns = _even_cuts(ends, turns)
+        self._records = np.empty(0, np.uint32)
         self._bounds = np.empty((0, 0), np.int64)
 
     def _count(self, period: int) -> np.ndarray:
@@ -293,19 +261,6 @@ class _CodeCounter:
         )
         return found[:n].copy(), least
 
-    def list_pairs(self, turn: tuple[int, int], pairs: np.ndarray, keys: KeyTable) -> None:
-        """Write the positions of pairs of a turn's codes, the next ones of `keys`, into the shards' pools."""
-        key_bounds = np.searchsorted(pairs[:, 0], np.arange(self._codebook_size + 1))
-
-        def write(i: int) -> None:
-            starts = self._shards[i].add_lists(np.ascontiguousarray(pairs[:, 3 + i]), keys)
-            _list_pairs(
-                self._records, self._bounds[i], self._codebook_size, *turn, pairs, key_bounds, starts,
-                self._shards[i].pool,
-            )  # fmt: skip
-
-        self._each(write, range(len(self._shards)))
-
     def _sort(self, period: int, codes: tuple[int, int], counts: np.ndarray) -> None:
         """Sort the cells of these codes in every `period`-th block, of which there are `counts`."""
         own = np.zeros_like(counts)
@@ -314,8 +269,8 @@ class _CodeCounter:
         self._bounds = np.concatenate([ends[:, :1] - own[:, :1], ends], axis=1)
         needed = int(ends[-1, -1])
         if needed > len(self._records):
-            self._records = np.empty((0, 2), np.uint32)
-            self._records = np.empty((needed, 2), np.uint32)
+            self._records = np.empty(0, np.uint32)
+            self._records = np.empty(needed, np.uint32)
         cursors = self._bounds[:, :-1].copy()
         self._each(
             lambda i: _sort_by_code(

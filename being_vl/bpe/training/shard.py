@@ -33,6 +33,7 @@ from .grids import GridSource
 from .options import NARROW_IDS
 from .pair import apply_pair
 from .processes import Processes
+from .tiers import FILTER_BITS, aim, book_unlisted, list_codes, next_tier
 
 _SPARE_POSITIONS = 1 << 16
 _LAID_AT_ONCE = 1 << 17  # cells
@@ -67,7 +68,8 @@ class Shard:
 
     Attributes:
         board: the cells.
-        pool, starts, lengths: the positions of each key, in this shard.
+        pool, starts, lengths: the positions of each key, in this shard; a length of -1 - n says that the
+            key's n positions are not listed yet.
 
     Raises:
         ValueError: a code is not in [0, codebook_size), or a grid is too large.
@@ -98,6 +100,7 @@ class Shard:
         ends = np.cumsum(np.array(rows, np.int64) * strides)
         total = int(ends[-1]) if len(widths) else 0
         cells = np.empty(total, np.uint32 if narrow else np.int64)
+        self.num_siblings = 1  # shards of this process, this one with them
         self.position_dtype = np.uint32 if total < 1 << 32 else np.int64
         by_pair = shapes.merge_rule == "pair"
         ring = np.arange(total if by_pair else 0, dtype=self.position_dtype)
@@ -135,14 +138,41 @@ class Shard:
         for stride, stop in zip(strides, ends, strict=True):
             cells[stop - stride : stop] = sentinel
 
+    def add_unlisted(self, counts: np.ndarray) -> None:
+        """Say how many positions new keys have here, which come next in the table of keys, without listing them."""
+        self.starts = np.concatenate([self.starts, np.zeros_like(counts)])
+        self.lengths = np.concatenate([self.lengths, -1 - counts])
+
+    def list_codes(self, which: np.ndarray, keys: KeyTable, most: int) -> None:
+        """List the positions of keys of codes, (n,), whose lengths are negative; the pool may hold `most`."""
+        counts = -1 - self.lengths[which]
+        needed = int(counts.sum())
+        if len(self.pool) == 0:
+            self.make_pool_of(max(needed, most))
+        self._make_room(needed, keys.size, keys)
+        starts = self._used_pool + np.cumsum(counts) - counts
+        self.starts[which], self.lengths[which] = starts, counts
+        self._used_pool += needed
+        table = np.empty((1 << (4 * len(which)).bit_length(), 2), np.int64)
+        filter_words = np.zeros(1 << FILTER_BITS - 5, np.uint32)
+        aim(keys.tokens[which], keys.offsets[which], starts, filter_words, table)
+        list_codes(self.board, filter_words, table, self.pool)
+
+    def drop_unlisted(self) -> None:
+        """Forget keys whose positions were never listed, since fewer than theta are left of them."""
+        self.lengths = np.maximum(self.lengths, 0)
+
+    def make_pool_of(self, size: int) -> None:
+        """An empty pool with room for so many; what is never written takes no memory."""
+        self.pool = np.empty(0, self.position_dtype)
+        self.pool = np.empty(size + _SPARE_POSITIONS, self.position_dtype)
+        self._used_pool = 0
+
     def make_pool(self, positions: int) -> int:
         """Forget all positions, and make room for so many; returns a place not in use."""
-        self.pool = np.empty(0, self.position_dtype)
-        size = int(positions * self._roominess) + _SPARE_POSITIONS
-        self.pool = np.empty(size, self.position_dtype)
-        self._used_pool = 0
+        self.make_pool_of(int(positions * self._roominess))
         self.starts = self.lengths = np.empty(0, np.int64)
-        return size - 1
+        return len(self.pool) - 1
 
     def add_lists(self, counts: np.ndarray, keys: KeyTable) -> np.ndarray:
         """Room for the positions of new keys, which come next in `keys`: where each one's begin, (n,)."""
@@ -179,6 +209,8 @@ class Shard:
             self.traces = apply_rules(
                 *lists, shapes.starts, shapes.offsets, shapes.codebook_size, *index
             )
+            if keys.tier > keys.theta:
+                book_unlisted(self.lengths, self.traces.losses, self.traces.ends[-1, LOSSES])
 
     def losses(self) -> np.ndarray:
         """(n, 2): key number and loss."""
@@ -218,7 +250,7 @@ class Shard:
             return
         self._used_pool = compact(
             self.board.cells, 2 * self.board.bits, self.pool, self.starts, self.lengths, keys.tokens,
-            keys.counts, keys.theta, num_keys,
+            keys.counts, keys.theta, np.argsort(self.starts[:num_keys], kind="stable"), self.num_siblings,
         )  # fmt: skip
         total = self._used_pool + needed
         if total > len(self.pool) - len(self.pool) // 16:
@@ -252,6 +284,8 @@ class Team:
             lambda bound: Shard(source, bound[0], bound[1], shapes, frugal),
             list(itertools.pairwise(bounds)),
         )
+        for shard in self.shards:
+            shard.num_siblings = len(self.shards)
         self.processes = processes
         self.num_shards = int(processes.sum(np.array([len(self.shards)]))[0])
 
@@ -266,10 +300,36 @@ class Team:
         others = [self._executor.submit(function, item) for item in items[1:]]
         return [function(item) for item in items[:1]] + [other.result() for other in others]
 
-    def room_for_positions(self, memory_limit: int, beside: int = 0) -> float:
-        """How many positions this process may hold beside its cells and other `beside` bytes."""
+    def room_for_positions(self, memory_limit: int) -> float:
+        """How many positions this process may hold beside its cells."""
         cells = sum(shard.num_bytes for shard in self.shards)
-        return max(0, memory_limit - cells - beside) / (1.125 * self.shards[0].bytes_a_position)
+        return max(0, memory_limit - cells) / (1.125 * self.shards[0].bytes_a_position)
+
+    def list_tier(self, keys: KeyTable, memory_limit: int | None) -> bool:
+        """List the positions of the next keys and let them be chosen; False if all were listed before.
+
+        Keys of merged tokens, listed as they are made, need room too: half of what is left is for them.
+        """
+        lengths = self.shards[0].lengths[: keys.size]
+        if keys.tier == keys.theta and not (lengths < 0).any():
+            return False
+        counts = keys.counts[: keys.size]
+        share = None
+        most = 2 * int(counts.sum())
+        if memory_limit is not None:
+            room = self.room_for_positions(memory_limit)
+            most = min(most, int(room))
+            listed = int(counts[(lengths >= 0) & (counts >= keys.theta)].sum())
+            share = max(room / 8, (room - listed) / 2)
+        tier = next_tier(keys, lengths < 0, share)
+        which = np.flatnonzero((lengths < 0) & (counts >= tier))
+        most //= len(self.shards)
+        self.each(lambda shard: shard.list_codes(which, keys, most), self.shards)
+        if tier == keys.theta:
+            for shard in self.shards:
+                shard.drop_unlisted()
+        keys.lower(tier)
+        return True
 
     def close(self) -> None:
         if self._executor is not None:

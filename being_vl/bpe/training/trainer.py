@@ -182,6 +182,8 @@ class Run:
             if chosen is None:
                 raise _NoRoom(self._done())
             if len(chosen) == 0:
+                if self._team.list_tier(self._keys, options.memory_limit):
+                    continue
                 if self._keys.theta <= options.min_count:
                     break
                 self._keys = self._recount.list_keys(self._num_tokens, self._keys.theta)
@@ -199,7 +201,9 @@ class Run:
 
     def _first_count(self) -> KeyTable:
         if self._rank == 0 and can_count_codes(self._options, self._team):
-            return count_codes(self._options, self._shapes, self._team, self._limits)
+            keys = count_codes(self._options, self._shapes, self._team, self._limits)
+            self._team.list_tier(keys, self._options.memory_limit)
+            return keys
         return self._recount.list_keys(self._num_tokens, None)
 
     def _done(self) -> Checkpoint:
