@@ -215,6 +215,7 @@ def test_positions_are_listed_tier_by_tier(monkeypatch, memory_limit):
     """Half of the waiting keys at a time, or those of one count: the law's rules, also from a checkpoint."""
     rng = np.random.default_rng(13)
     monkeypatch.setattr(tiers, "_ALL_AT_ONCE", 0)
+    monkeypatch.setattr(count, "_MOST_PLACED", -1)
     passes, list_codes = [], shard.list_codes
     monkeypatch.setattr(shard, "list_codes", lambda *args: passes.append(1) or list_codes(*args))
     for _ in range(100):

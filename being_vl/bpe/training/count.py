@@ -24,6 +24,7 @@ from .options import Options
 from .shard import Team
 
 _FOUND_AT_ONCE = 1 << 17
+_MOST_PLACED = 1 << 25  # cells: with fewer, positions are sorted too, and all listed at once
 _LEAST_ROOM = 1 << 24  # bytes for sorted cells, whatever the limit
 _MOST_TURNS = 64  # each reads all cells once more
 _SAMPLED = 8  # where there are turns, theta comes from every so manieth block
@@ -53,10 +54,10 @@ def _pick(board, start, n, first_code, end_code, picked):
 
 
 @kernel
-def _sort_by_code(board, period, codebook_size, first_code, end_code, cursors, records):
+def _sort_by_code(board, period, codebook_size, first_code, end_code, cursors, records, places):
     """Write right << 16 | below of each cell whose code is in range where its cursor points.
 
-    A code of codebook_size says that there is none: counting it needs no branch, and it is never looked at.
+    Its position goes to the same place in `places`, unless that is empty. A code of codebook_size says that there is none: counting it needs no branch, and it is never looked at.
     Of some codes, cells are picked without a branch, which would be mispredicted; the border's code is out of
     every range. Where all codes are in range only the border is not, and nothing needs to be picked.
     """
@@ -82,6 +83,8 @@ def _sort_by_code(board, period, codebook_size, first_code, end_code, cursors, r
             below = none if below == board.sentinel else below >> shift
             at = cursors[code]
             records[at] = (right << 16) | below
+            if places.shape[0] > 0:
+                places[at] = i
             cursors[code] = at + 1
 
 
@@ -147,6 +150,31 @@ def _keep_half(found, least):
     return n, least
 
 
+@kernel
+def _list_pairs(
+    records, places, bounds, codebook_size, first_code, end_code, pairs, key_bounds, starts, pool
+):
+    """Write a shard's positions of the listed pairs: those of code are `key_bounds[code:code + 2]`."""
+    cursors = np.full((2, codebook_size + 1), -1, np.int64)
+    for code in range(first_code, end_code):
+        first_key, end_key = key_bounds[code], key_bounds[code + 1]
+        if first_key == end_key:
+            continue
+        for key in range(first_key, end_key):
+            cursors[pairs[key, 2], pairs[key, 1]] = starts[key]
+        for i in range(bounds[code], bounds[code + 1]):
+            both = np.int64(records[i])
+            right, below = cursors[0, both >> 16], cursors[1, both & 0xFFFF]
+            if right >= 0:
+                pool[right] = places[i]
+                cursors[0, both >> 16] = right + 1
+            if below >= 0:
+                pool[below] = places[i]
+                cursors[1, both & 0xFFFF] = below + 1
+        for key in range(first_key, end_key):
+            cursors[pairs[key, 2], pairs[key, 1]] = -1
+
+
 def can_count_codes(options: Options, team: Team) -> bool:
     """Are the cells 4 bytes, and the keys those of the law, of one process?"""
     return (
@@ -158,14 +186,15 @@ def can_count_codes(options: Options, team: Team) -> bool:
 
 
 def count_codes(options: Options, shapes: Shapes, team: Team, limits: Limits) -> KeyTable:
-    """Count the keys of single cells down to a theta that leaves enough of them; none is listed yet."""
+    """Count the keys of single cells down to a theta that leaves enough of them; few cells list them, too."""
     needed = 4 * sum(len(shard.board.cells) for shard in team.shards)
     room = needed
     if options.memory_limit is not None:
         cells = sum(shard.num_bytes for shard in team.shards)
         room = max(_LEAST_ROOM, needed // _MOST_TURNS, options.memory_limit - cells)
     at_once = max(_FOUND_AT_ONCE, 4 * options.num_listed)
-    counter = _CodeCounter(team, options.codebook_size, room, at_once)
+    placed = options.memory_limit is None and needed <= 4 * _MOST_PLACED
+    counter = _CodeCounter(team, options.codebook_size, room, at_once, placed)
     pairs, theta = counter.sample(options.min_count)
     theta = max(theta, _theta_from(pairs[:, 3:].sum(axis=1) * counter.period, options))
     keys = KeyTable(shapes, theta)
@@ -174,8 +203,11 @@ def count_codes(options: Options, shapes: Shapes, team: Team, limits: Limits) ->
         below = found[:, 2]
         tokens, offsets = packed(np.stack([found[:, 0], found[:, 1], below, 1 - below], axis=1))
         kept = are_allowed(tokens, offsets, limits)
-        for shard, counts in zip(team.shards, found[kept, 3:].T, strict=True):
-            shard.add_unlisted(counts)
+        if placed:
+            counter.list_pairs(turn, found[kept], keys)
+        else:
+            for shard, counts in zip(team.shards, found[kept, 3:].T, strict=True):
+                shard.add_unlisted(counts)
         keys.add(tokens[kept], offsets[kept], found[kept, 3:].sum(axis=1))
     return keys
 
@@ -195,13 +227,14 @@ class _CodeCounter:
         team: the shards, whose tokens are single cells.
         room: bytes that the sorted cells may take at a time.
         at_once: the most pairs to find in a range of codes of the sample.
+        placed: sort the positions of cells with them; there must be room for one turn.
 
     Attributes:
         period: the sample is every so manieth block of the cells: all of them where they fit.
         turns: ranges of codes, whose cells fit.
     """
 
-    def __init__(self, team: Team, codebook_size: int, room: int, at_once: int):
+    def __init__(self, team: Team, codebook_size: int, room: int, at_once: int, placed: bool):
         self._shards = team.shards
         self._each: Callable = team.each
         self._codebook_size = codebook_size
@@ -211,7 +244,8 @@ class _CodeCounter:
         turns = max(1, -(-4 * int(ends[-1]) // max(1, room)))
         self.period = 1 if turns == 1 else max(_SAMPLED, turns)
         self.turns = _even_cuts(ends, turns)
-        self._records = np.empty(0, np.uint32)
+        self._placed = placed
+        self._records = self._places = np.empty(0, np.uint32)
         self._bounds = np.empty((0, 0), np.int64)
 
     def _count(self, period: int) -> np.ndarray:
@@ -261,6 +295,20 @@ class _CodeCounter:
         )
         return found[:n].copy(), least
 
+    def list_pairs(self, turn: tuple[int, int], pairs: np.ndarray, keys: KeyTable) -> None:
+        """Write the positions of pairs of a turn's codes, the next ones of `keys`, into the shards' pools."""
+        key_bounds = np.searchsorted(pairs[:, 0], np.arange(self._codebook_size + 1))
+
+        def write(i: int) -> None:
+            shard, counts = self._shards[i], np.ascontiguousarray(pairs[:, 3 + i])
+            shard.make_pool(int(counts.sum()))
+            _list_pairs(
+                self._records, self._places, self._bounds[i], self._codebook_size, *turn, pairs,
+                key_bounds, shard.add_lists(counts, keys), shard.pool,
+            )  # fmt: skip
+
+        self._each(write, range(len(self._shards)))
+
     def _sort(self, period: int, codes: tuple[int, int], counts: np.ndarray) -> None:
         """Sort the cells of these codes in every `period`-th block, of which there are `counts`."""
         own = np.zeros_like(counts)
@@ -271,6 +319,7 @@ class _CodeCounter:
         if needed > len(self._records):
             self._records = np.empty(0, np.uint32)
             self._records = np.empty(needed, np.uint32)
+            self._places = np.empty(needed if self._placed else 0, np.uint32)
         cursors = self._bounds[:, :-1].copy()
         self._each(
             lambda i: _sort_by_code(
@@ -280,6 +329,7 @@ class _CodeCounter:
                 *codes,
                 cursors[i],
                 self._records,
+                self._places,
             ),
             range(len(self._shards)),
         )

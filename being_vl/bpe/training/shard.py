@@ -153,7 +153,7 @@ class Shard:
         starts = self._used_pool + np.cumsum(counts) - counts
         self.starts[which], self.lengths[which] = starts, counts
         self._used_pool += needed
-        table = np.empty((1 << (4 * len(which)).bit_length(), 2), np.int64)
+        table = np.empty((1 << (2 * len(which)).bit_length(), 2), np.int64)
         filter_words = np.zeros(1 << FILTER_BITS - 5, np.uint32)
         aim(keys.tokens[which], keys.offsets[which], starts, filter_words, table)
         list_codes(self.board, filter_words, table, self.pool)
