@@ -98,14 +98,12 @@ def check_integers(array: np.ndarray, name: str) -> None:
         )
 
 
-def check_codes(
-    array: np.ndarray, codebook_size: int, name: str, *, first: int = 0, rule: str = ""
-) -> None:
-    """Check that an array holds codes; `first` is the index of its first item, for the message."""
+def check_codes(array: np.ndarray, codebook_size: int, name: str, *, rule: str = "") -> None:
+    """Check that an array holds codes; `rule` says in the message why they lie below `codebook_size`."""
     check_integers(array, name)
     if array.size and (array.min() < 0 or array.max() >= codebook_size):
         at = tuple(int(i) for i in np.argwhere((array < 0) | (array >= codebook_size))[0])
-        place = ", ".join(map(str, (at[0] + first, *at[1:])))
+        place = ", ".join(map(str, at))
         raise ValueError(
             f"{name}[{place}] is {array[at]}, but codes lie in [0, {codebook_size}){rule}"
         )

@@ -114,18 +114,18 @@ def restore_repeats(codes: Any, codebook_size: int, *, before: Any = None) -> np
 
 
 def encode_frames(
-    bpe: ImageBPE, codes: Any, *, key_frame_interval: int | None = None, num_threads: int = 1
+    bpe: ImageBPE, codes: Any, *, key_frame_interval: int | None = None
 ) -> list[np.ndarray]:
     """The frames of a video → visual ids of each, int32 (n,).
 
     Args:
         bpe: of marked frames (with a `repeat_code`); with another one each frame is encoded as an image.
         codes: integers (T, h, w), as the quantizer gave them.
-        key_frame_interval, num_threads: see `mark_repeats` and `ImageBPE.encode_batch`, for errors too.
+        key_frame_interval: see `mark_repeats`, for errors too.
     """
     if bpe.repeat_code is not None:
         codes = mark_repeats(codes, bpe.repeat_code, key_frame_interval=key_frame_interval)
-    return bpe.encode_batch(codes, num_threads=num_threads)
+    return bpe.encode_batch(codes, num_threads=1)
 
 
 def decode_frames(bpe: ImageBPE, ids: Sequence[Any], height: int, width: int) -> np.ndarray:

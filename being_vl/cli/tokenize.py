@@ -6,7 +6,6 @@ After an interruption the same command continues; only unfinished shards are mad
 
 from __future__ import annotations
 
-import os
 import sys
 import time
 from typing import Literal
@@ -105,6 +104,7 @@ def make_parser() -> Parser:
 def main(args: Namespace) -> int:
     from tqdm import tqdm
 
+    from ..bpe.grids import check_threads
     from ..data import (
         TokenizeSettings,
         iter_samples,
@@ -145,7 +145,7 @@ def main(args: Namespace) -> int:
             selection=selection,
             selected_by=None if selection is None else filters,
             accept_mismatch=args.accept_mismatch,
-            num_workers=_cores() if args.workers is None else args.workers,
+            num_workers=check_threads(None) if args.workers is None else args.workers,
             by_ray=args.engine == "ray",
             progress=bar.update,
         )
@@ -161,9 +161,3 @@ def main(args: Namespace) -> int:
         sys.stderr,
     )
     return 0
-
-
-def _cores() -> int:
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1

@@ -31,26 +31,19 @@ def holds_arrays(path: Any) -> bool:
     return path.suffix in ARRAY_SUFFIXES and not is_shard(path)
 
 
-def import_codes(
-    path: str | os.PathLike,
-    output: str | os.PathLike,
-    *,
-    codebook_size: int,
-    column: str | None = None,
-) -> Path:
+def import_codes(path: str | os.PathLike, output: str | os.PathLike, *, codebook_size: int) -> Path:
     """Write the codes of a file as a shard that `CodeShards` reads.
 
     Args:
         path: .npy (N, h, w); .pt of such a tensor, of a list of (h, w), or of a dictionary of these by
-            image id; .parquet; or .tar.
+            image id; .parquet with one column of nested lists; or .tar.
         output: the parquet file to write.
-        column: of codes in a parquet file; by default the only one of nested lists.
 
     Raises:
         ValueError: another form, or a code outside [0, K); the message says what is expected.
     """
     path = Path(path)
-    read = {".npy": _numpy, ".tar": _tar, ".parquet": lambda path: _parquet(path, column)}
+    read = {".npy": _numpy, ".tar": _tar, ".parquet": _parquet}
     check_regular(path)
     with reading(path):
         pairs = list(read.get(path.suffix, _torch)(path))
@@ -107,17 +100,15 @@ def _torch(path: Path) -> Iterator[tuple[str, Any]]:
         raise ValueError(f"{path}: must hold a tensor, a list or a dictionary of tensors")
 
 
-def _parquet(path: Path, column: str | None) -> Iterator[tuple[str, Any]]:
+def _parquet(path: Path) -> Iterator[tuple[str, Any]]:
     schema = read_schema(path)
     nested = [name for name in schema.names if _depth(schema.field(name).type) == 2]
-    if column is None and len(nested) != 1:
+    if len(nested) != 1:
         raise ValueError(
             f"{path}: codes must be one column of lists of rows (list<list<int>>), found {nested} among "
             f"{schema.names}"
         )
-    column = column or nested[0]
-    if column not in schema.names:
-        raise ValueError(f"{path}: no column {column!r}; there are {schema.names}")
+    column = nested[0]
     names = next((name for name in _IDS if name in schema.names), None)
     table = read_columns(path, [column, *([names] if names else [])])
     for number in range(table.num_rows):

@@ -1,6 +1,6 @@
 """images → codes → images: how much the quantizer keeps, and how few tokens the image BPE makes of it.
 
-Source: PSNR, SSIM and rFID as in `vq_metrics`; tokens per image for growing vocabularies as in Figure 3 of
+Source: PSNR, SSIM and rFID as in `quantizers.metrics`; tokens per image for growing vocabularies as in Figure 3 of
 "From Pixels to Tokens".
 """
 

@@ -23,6 +23,7 @@ from ..bpe.image_bpe import ImageBPE
 from ..codes.shards import CodeShards
 from ..files import RESULTS_FOLDER, check_model_folder, read_json, read_weight_map, reading
 from ..models.families import MODEL_TYPES
+from .classes import CLASSES
 from .commit import CARD, PATTERNS, folder_files
 from .part import VQ_FOLDER, variant_of, weight_names
 
@@ -31,7 +32,7 @@ CODES_PATTERNS = (
 )  # fmt: skip
 ENTRIES_FOLDER = ".eval_results"
 Kind = Literal["checkpoint", "vq_model", "image_bpe", "parts", "codes"]
-_VQ_TYPES = ("being_vl_vq", "being_vl_patch_vq")
+_VQ_TYPES = CLASSES.keys() - MODEL_TYPES
 _MAX_TOKENIZER_VALUES = 5 << 19  # 262,144 ids and 514,906 merges (Gemma 3), image tokens beside
 
 

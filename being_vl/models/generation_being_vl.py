@@ -29,7 +29,7 @@ from .stopping import StopOutsideImages
 
 GenerationTarget = Literal["text", "image", "interleaved", "video"]
 
-_DEFAULT_NEW_TOKENS = 20  # what `generate` does when told no length
+_DEFAULT_NEW_TOKENS = 20  # the default length of `generate`, which no configuration holds
 
 
 class BeingVLGenerationMixin:

@@ -16,6 +16,11 @@ from ..hub.part import QuantizerModelPart, QuantizerPart
 from .checks import require_codes, require_finite, require_pixels
 from .configuration_being_vl_vq import require_sizes
 
+_MAX_PATCHES = 100_000  # that the codebook is fitted to
+# Patches whose values agree when rounded to multiples of this are one patch.
+_DISTINCT_STEP = 1 / 16
+_ITERATIONS = 25
+
 
 class BeingVLPatchVQConfig(QuantizerPart, PreTrainedConfig):
     """Configuration of [`BeingVLPatchVQModel`].
@@ -97,15 +102,7 @@ class BeingVLPatchVQModel(QuantizerModelPart, PreTrainedModel):
         """The reconstruction, `decode(encode(pixel_values))`."""
         return self.decode(self.encode(pixel_values))
 
-    def fit(
-        self,
-        pixel_values: torch.Tensor,
-        *,
-        seed: int = 0,
-        iterations: int = 25,
-        max_patches: int = 100_000,
-        distinct_step: float = 1 / 16,
-    ) -> float:
+    def fit(self, pixel_values: torch.Tensor, *, seed: int = 0) -> float:
         """Fit the codebook by k-means over the distinct patches; their mean squared error is returned.
 
         A patch counts once however often it occurs, so that the codes go to edges and corners instead of
@@ -113,25 +110,22 @@ class BeingVLPatchVQModel(QuantizerModelPart, PreTrainedModel):
 
         Args:
             pixel_values: (images, channels, height, width) float, in the scale that `encode` will see.
-            seed: of the sample and the start.
-            iterations: Lloyd steps.
-            max_patches: patches sampled from the images.
-            distinct_step: patches whose values agree when rounded to multiples of this are one patch.
+            seed: of the sample of patches, and of the start.
 
         Raises:
             ValueError: there are fewer distinct patches than codes.
         """
         generator = torch.Generator().manual_seed(seed)
         patches = self._patches(pixel_values)[0].float().cpu()
-        if len(patches) > max_patches:
-            patches = patches[torch.randperm(len(patches), generator=generator)[:max_patches]]
-        rows = torch.unique((patches / distinct_step).round() * distinct_step, dim=0)
+        if len(patches) > _MAX_PATCHES:
+            patches = patches[torch.randperm(len(patches), generator=generator)[:_MAX_PATCHES]]
+        rows = torch.unique((patches / _DISTINCT_STEP).round() * _DISTINCT_STEP, dim=0)
         if len(rows) < self.config.num_embeddings:
             raise ValueError(
                 f"{len(rows)} distinct patches cannot fill {self.config.num_embeddings} codes"
             )
         start = torch.randperm(len(rows), generator=generator)[: self.config.num_embeddings]
-        codebook, error = _kmeans(rows, rows[start], iterations, self._chunk_rows)
+        codebook, error = _kmeans(rows, rows[start], self._chunk_rows)
         self.codebook.data.copy_(codebook)
         return error
 
@@ -155,11 +149,11 @@ def _nearest(rows: torch.Tensor, codebook: torch.Tensor, chunk_rows: int) -> tor
 
 
 def _kmeans(
-    rows: torch.Tensor, codebook: torch.Tensor, iterations: int, chunk_rows: int
+    rows: torch.Tensor, codebook: torch.Tensor, chunk_rows: int
 ) -> tuple[torch.Tensor, float]:
     """Lloyd's algorithm from a given start; an emptied cluster takes a worst-fitted row."""
     k = len(codebook)
-    for _ in range(iterations):
+    for _ in range(_ITERATIONS):
         codes = _nearest(rows, codebook, chunk_rows)
         errors = (rows - codebook[codes]).square().mean(1)
         counts = torch.bincount(codes, minlength=k)[:, None]

@@ -83,7 +83,6 @@ _NAMED_KEYS = 8
 def load_vq_checkpoint(
     source: str | os.PathLike,
     *,
-    config: BeingVLVQConfig | None = None,
     resolution: int | None = None,
     dtype: torch.dtype = torch.float32,
     ema: bool = True,
@@ -93,9 +92,8 @@ def load_vq_checkpoint(
     Args:
         source: a .safetensors or .ckpt/.pt/.pth/.bin file, a folder with such files (sharded or not), or
             the id of a repository on the Hub, of which only the files with VQ-GAN weights are fetched.
-        config: its sizes; by default they are read off the weights.
         resolution: side in pixels that it was trained on; by default that of a config.json or a YAML file beside
-            the weights (`NAME.yaml`, `config.yaml`, `model.yaml`), else 512. Unused with `config`.
+            the weights (`NAME.yaml`, `config.yaml`, `model.yaml`), else 512.
         dtype: of the weights, but for the codebook, which stays float32.
         ema: take the moving averages of the weights where a checkpoint of a training has both.
 
@@ -127,14 +125,11 @@ def load_vq_checkpoint(
     fields: dict[str, Any] = {}
     if _LLAMAGEN in weights:
         weights, fields = _from_llamagen(weights), {"l2_norm": True, "resolution": 256}
-    if config is None:
-        fields |= _stored_fields(name)
-        if resolution is not None:
-            fields["resolution"] = resolution
-        with reading(name, "cannot be converted"):
-            config = _infer_config(weights, name, **fields)
-    elif config.has_decoder and not _has_decoder(weights):
-        config = BeingVLVQConfig.from_dict({**config.to_dict(), "has_decoder": False})
+    fields |= _stored_fields(name)
+    if resolution is not None:
+        fields["resolution"] = resolution
+    with reading(name, "cannot be converted"):
+        config = _infer_config(weights, name, **fields)
     with torch.device("meta"):
         model = BeingVLVQModel(config)
     _check_keys(weights, model.state_dict(), name)
@@ -173,7 +168,7 @@ def _infer_config(
             f"({_ANCHOR})"
         )
     num_embeddings, embed_dim = shape("quantize.embedding.weight")
-    has_decoder = _has_decoder(weights)
+    has_decoder = any(key.startswith("decoder.") for key in weights)
     told: dict[str, Any] = dict(
         embed_dim=embed_dim,
         num_embeddings=num_embeddings,
@@ -257,10 +252,6 @@ def _from_llamagen(weights: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         return re.sub(r"^((?:en|de)coder\.(?:down|up)\.\d+)\.res\.", r"\1.block.", key)
 
     return {renamed(key): tensor for key, tensor in weights.items()}
-
-
-def _has_decoder(weights: dict[str, torch.Tensor]) -> bool:
-    return any(key.startswith("decoder.") for key in weights)
 
 
 def _find_prefix(keys: Iterable[str], name: str, ema: bool) -> str:

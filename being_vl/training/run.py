@@ -158,7 +158,7 @@ def _claim(output: Path, settings: Mapping[str, Any]) -> None:
 
 
 def _decisive_defaults() -> dict[str, Any]:
-    """The options that decide the weights, as of `resume.DECISIVE_ARGUMENTS`, and their defaults."""
+    """The options that decide the weights, as of `identity.DECISIVE_ARGUMENTS`, and their defaults."""
     of_trainer = {f.name: f for f in fields(BeingVLTrainingArguments)}
     own = (f for kind in (ModelArguments, DataArguments, StageArguments) for f in fields(kind))
     chosen = [of_trainer[name] for name in DECISIVE_ARGUMENTS if name in of_trainer]

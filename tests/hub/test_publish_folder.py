@@ -15,6 +15,7 @@ from huggingface_hub import EvalResultEntry, ModelCard, ModelCardData
 from huggingface_hub._eval_results import parse_eval_result_entries
 from PIL import Image
 from publish_fixtures import RESULT, published_checkpoint, write_result
+from quantizer_fixtures import make
 from stand_in.validation import card_errors
 from transformers import AutoModel, AutoModelForCausalLM
 from video_fixtures import video_checkpoint
@@ -29,6 +30,7 @@ from being_vl.hub.commit import folder_files, matches, replaced
 from being_vl.hub.facts import CardFacts, read_facts
 from being_vl.hub.folder import check_whole, folder_kind, planned
 from being_vl.hub.measured import load_results
+from being_vl.quantizers.modeling_being_vl_adapted_vq import adapt
 
 
 @pytest.fixture(scope="module")
@@ -123,6 +125,13 @@ def test_a_folder_of_other_things_is_refused(tmp_path: Path) -> None:
         check_whole(tmp_path)
     with pytest.raises(FileNotFoundError, match="is not a folder"):
         check_whole(tmp_path / "none")
+
+
+def test_an_adapted_quantizer_goes_too(tmp_path: Path, capsys) -> None:
+    adapt(make("chameleon")).save_pretrained(tmp_path)
+    assert check_whole(tmp_path) == "vq_model"
+    assert main(["push", str(tmp_path), "a/b", "--dry-run"]) == 0
+    assert "model.safetensors" in capsys.readouterr().out
 
 
 def test_what_goes_and_what_stays(checkpoint: Path, capsys) -> None:

@@ -27,8 +27,6 @@ def grid_decoder(codebook_size: int, table: TokenTable) -> Callable[..., tuple[n
 
     return decode
 
-    return decode
-
 
 @kernel
 def decode_grids(ids, counts, heights, widths, codebook_size, start, row, col, code, box):
