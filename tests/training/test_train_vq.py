@@ -415,22 +415,12 @@ def test_terms_are_logged_and_evaluation_measures_reconstruction(tmp_path):
 def test_fit_vq_model_learns_and_repeats_itself():
     errors = []
     for steps in (5, 5, 120):
-        seen = []
-        model = fit_vq_model(pictures(), tiny_config(), steps=steps, progress=seen.append)
-        assert seen[-1] == 1.0 and len(seen) == steps
+        model = fit_vq_model(pictures(), tiny_config(), steps=steps)
+        assert not model.training
         with torch.inference_mode():
             errors.append(float((model(pixels()).reconstruction - pixels()).square().mean()))
     assert errors[0] == errors[1]
     assert errors[2] < 0.7 * errors[0]
-
-
-def test_fit_vq_model_keeps_to_its_time():
-    done = []
-    model = fit_vq_model(pictures(), tiny_config(), seconds=1.0, progress=done.append)
-    assert done[-1] == 1.0 and done[0] < 0.9
-    assert not model.training
-    with pytest.raises(ValueError, match="give seconds or steps, got seconds=1 and steps=1"):
-        fit_vq_model(pictures(), tiny_config(), seconds=1, steps=1)
 
 
 # ---------------------------------------------------------------- command and presets

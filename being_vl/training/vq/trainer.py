@@ -8,16 +8,13 @@ quantized step.
 
 from __future__ import annotations
 
-import math
-import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from torch.optim.lr_scheduler import LambdaLR
 from torch.utils.data import DataLoader, Dataset
-from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
+from transformers import PrinterCallback, Trainer, TrainingArguments
 
 from ...quantizers.image_processing_being_vl import BeingVLImageProcessor
 from ...quantizers.metrics import ReconstructionMetrics, evaluate_reconstruction
@@ -40,15 +37,12 @@ class VQTrainingArguments(TrainingArguments):
         random_flip: mirror training images left and right at random.
         random_crop: train on random squares of so many pixels a side; None takes images whole.
         discriminator_learning_rate: that of the discriminator; by default `learning_rate`.
-        max_seconds: end after so much time instead of after `max_steps`; the learning rate falls along
-            a cosine of the time. Such a run depends on the machine, and cannot be resumed.
     """
 
     autoencoder_fraction: float = field(default=0.1)
     random_flip: bool = field(default=False)
     random_crop: int | None = field(default=None)
     discriminator_learning_rate: float | None = field(default=None)
-    max_seconds: float | None = field(default=None)
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -56,12 +50,6 @@ class VQTrainingArguments(TrainingArguments):
         if not 0 <= self.autoencoder_fraction < 1:
             raise ValueError(
                 f"autoencoder_fraction must be in [0, 1), got {self.autoencoder_fraction}"
-            )
-        if self.max_seconds is not None and self.max_seconds <= 0:
-            raise ValueError(f"max_seconds must be positive, got {self.max_seconds}")
-        if self.max_seconds is not None and self.save_strategy != "no":
-            raise ValueError(
-                "max_seconds makes a run that cannot be resumed: save_strategy must be no"
             )
 
 
@@ -83,11 +71,10 @@ class VQTrainer(ExactResumeMixin, Trainer):
         eval_dataset: Dataset | None = None,
         processor: BeingVLImageProcessor,
         metrics: Callable[[], ReconstructionMetrics] | None = None,
-        callbacks: list[TrainerCallback] | None = None,
     ):
         args.remove_unused_columns = False
         data = {"train_dataset": train_dataset, "eval_dataset": eval_dataset}
-        super().__init__(model=model, args=args, callbacks=callbacks, **data)
+        super().__init__(model=model, args=args, **data)
         side = args.random_crop or min(train_dataset[0]["pixel_values"].shape[1:])
         if model.discriminator is not None and side < model.discriminator.smallest_side:
             raise ValueError(
@@ -101,7 +88,6 @@ class VQTrainer(ExactResumeMixin, Trainer):
                 model.model.config.num_embeddings, processor, ssim=False, device=args.device
             )
         )
-        self._started: float | None = None
         self._terms: dict[str, torch.Tensor] = {}
         self._term_steps = 0
         self._batch_of_step = (-1, 0)
@@ -111,24 +97,11 @@ class VQTrainer(ExactResumeMixin, Trainer):
         """The model in training."""
         return self._module.model
 
-    def train(self, *args: Any, **kwargs: Any) -> Any:
-        self._started = None
-        return super().train(*args, **kwargs)
-
-    def progress(self) -> float:
-        """The share of the training that is behind, 0…1."""
-        if self.args.max_seconds is not None:
-            spent = 0.0 if self._started is None else time.perf_counter() - self._started
-            return min(1.0, spent / self.args.max_seconds)
-        return self.state.global_step / max(1, self.state.max_steps)
-
     def training_step(
         self, model: torch.nn.Module, inputs: dict[str, Any], *args: Any, **kwargs: Any
     ) -> torch.Tensor:
-        if self._started is None:
-            self._started = time.perf_counter()
         inputs = {"pixel_values": self._augmented(inputs["pixel_values"])}
-        done, module = self.progress(), self._module
+        done, module = self.state.global_step / self.state.max_steps, self._module
         if done >= self.args.autoencoder_fraction and not module.quantizes:
             self._start_codebook(inputs["pixel_values"])
         module.adversarial = done >= module.loss_config.adversarial_start
@@ -202,23 +175,6 @@ class VQTrainer(ExactResumeMixin, Trainer):
                 if moved:
                     optimizer.add_param_group({**group, "params": moved, "lr": rate})
         return optimizer
-
-    def create_scheduler(
-        self, num_training_steps: int, optimizer: torch.optim.Optimizer | None = None
-    ) -> Any:
-        """The usual one, or a cosine of the time."""
-        if self.args.max_seconds is None:
-            return super().create_scheduler(num_training_steps, optimizer)
-        warmup = max(1, self.args.get_warmup_steps(num_training_steps))
-
-        def share(step: int) -> float:
-            cosine = 0.5 * (1 + math.cos(math.pi * self.progress()))
-            return min(1.0, (step + 1) / warmup) * cosine
-
-        schedule: Any = optimizer or self.optimizer
-        self.lr_scheduler = LambdaLR(schedule, share)
-        self._created_lr_scheduler = True
-        return self.lr_scheduler
 
     @torch.no_grad()
     def _start_codebook(self, batch: torch.Tensor) -> None:
