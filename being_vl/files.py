@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import errno
 import gc
+import hashlib
 import json
 import math
 import os
@@ -755,6 +756,46 @@ def refuse_others(
             raise ValueError(
                 f"{path}: {name} is {found.get(name)}, but this run's is {wanted.get(name)}: {rule}"
             )
+
+
+# Manifests: what a finished folder holds
+
+
+def file_entry(path: Any) -> dict[str, Any]:
+    """What a manifest says of a file: its name (`file`), `bytes` and `sha256`."""
+    with path.open("rb") as file:
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+    return {"file": path.name, "bytes": path.stat().st_size, "sha256": digest}
+
+
+def check_entries(manifest: Any, entries: Any, **more: type) -> None:
+    """Look at the `shards` of a manifest, entries as of `file_entry` with `more` fields, before any is opened.
+
+    Raises:
+        ValueError: naming manifest, entry, field and value; a file must lie beside the manifest.
+    """
+    if not isinstance(entries, list):
+        raise ValueError(f"{manifest}: shards must be a list, got {shown(entries)}")
+    kinds = {"file": str, "bytes": int, "sha256": str, **more}
+    for number, entry in enumerate(entries):
+        for name, kind in kinds.items():
+            value = entry.get(name) if isinstance(entry, dict) else None
+            if type(value) is not kind:
+                must = f"shards[{number}].{name} must be {kind.__name__}"
+                raise ValueError(f"{manifest}: {must}, got {shown(value)}")
+        if Path(entry["file"]).name != entry["file"]:
+            must = f"shards[{number}].file must be a file of the folder"
+            raise ValueError(f"{manifest}: {must}, got {shown(entry['file'])}")
+
+
+def check_file(path: Any, entry: Mapping[str, Any], manifest: str, *, verify: bool) -> None:
+    """Raises ValueError if a file is not as its entry says: its size always, its digest with `verify`."""
+    if not path.is_file():
+        raise ValueError(f"{path}: is listed in {manifest} but missing")
+    if (size := path.stat().st_size) != entry["bytes"]:
+        raise ValueError(f"{path}: has {size} bytes, {entry['bytes']} were written")
+    if verify and (found := file_entry(path)["sha256"]) != entry["sha256"]:
+        raise ValueError(f"{path}: its sha256 is {found}, {entry['sha256']} was written")
 
 
 # Results

@@ -7,7 +7,6 @@ and `time` (float64, seconds); those of a video lie together, in order. The file
 the codes.
 """
 
-import hashlib
 import itertools
 import os
 from collections import Counter, OrderedDict
@@ -18,7 +17,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import pyarrow as pa
 
-from ..files import new_file, place, read_json, shown
+from ..files import check_entries, check_file, new_file, place, read_json
 from .shard_files import (
     VERSION,
     ShardInfo,
@@ -261,13 +260,6 @@ def _list_files(path: Any, verify: bool) -> list[Path]:
     return files
 
 
-def manifest_entry(path: Path) -> dict[str, Any]:
-    """What `manifest.json` says of a shard's file: its name, bytes and sha256."""
-    with path.open("rb") as file:
-        digest = hashlib.file_digest(file, "sha256").hexdigest()
-    return {"file": path.name, "bytes": path.stat().st_size, "sha256": digest}
-
-
 def _check_finished(folder: Path, verify: bool) -> None:
     """Check that the shards of a finished folder are those that its manifest lists, as they were written."""
     manifest = folder / MANIFEST
@@ -277,25 +269,10 @@ def _check_finished(folder: Path, verify: bool) -> None:
             "continues), or name the parquet files themselves"
         )
     content = read_json(manifest)
-    shards = content.get("shards") if isinstance(content, dict) else None
-    if not isinstance(shards, list):
-        raise ValueError(f"{manifest}: shards must be a list, got {shown(shards)}")
-    for number, shard in enumerate(shards):
-        for name, kind in (("file", str), ("bytes", int), ("sha256", str)):
-            value = shard.get(name) if isinstance(shard, dict) else None
-            if type(value) is not kind:
-                raise ValueError(
-                    f"{manifest}: shards[{number}].{name} must be {kind.__name__}, got {shown(value)}"
-                )
-        path = folder / shard["file"]
-        if path.name != shard["file"] or not path.is_file():
-            raise ValueError(
-                f"{folder}: {shown(shard['file'])} is in {MANIFEST} but not in the folder"
-            )
-        if (size := path.stat().st_size) != shard["bytes"]:
-            raise ValueError(f"{path}: has {size} bytes, {shard['bytes']} were written")
-        if verify and (found := manifest_entry(path)["sha256"]) != shard["sha256"]:
-            raise ValueError(f"{path}: its sha256 is {found}, {shard['sha256']} was written")
+    shards: Any = content.get("shards") if isinstance(content, dict) else None
+    check_entries(manifest, shards)
+    for shard in shards:
+        check_file(folder / shard["file"], shard, MANIFEST, verify=verify)
 
 
 def _common_info(files: list[Path], codebook_size: int | None) -> tuple[int, str]:
@@ -349,7 +326,6 @@ __all__ = [
     "CodeShards",
     "ShardInfo",
     "code_type",
-    "manifest_entry",
     "read_columns",
     "read_info",
     "write_shard",

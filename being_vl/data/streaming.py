@@ -18,11 +18,11 @@ import numpy as np
 import pyarrow as pa
 from datasets import Features
 
-from ..files import place, reading
+from ..files import check_file, place, reading
 from ..processing.processing_being_vl import BeingVLProcessor
 from ..processing.tokenization_being_vl import BeingVLTokenizer
 from .identity import compare
-from .tokenized import FEATURES, MANIFEST, arrow_file, check_shard, identity_of, read_manifest
+from .tokenized import FEATURES, MANIFEST, arrow_file, identity_of, read_manifest
 
 _LISTS = ("input_ids", "assistant_masks")
 
@@ -89,7 +89,7 @@ def stream_tokenized(
 def _rows(shards: list[Mapping[str, Any]], num_ids: int, verify: bool) -> Iterator[dict[str, Any]]:
     for shard in shards:
         path = place(shard["path"])
-        check_shard(path, shard, verify)
+        check_file(path, shard, MANIFEST, verify=verify)
         start = 0
         with reading(path, "not a readable shard"), ExitStack() as stack:
             file = stack.enter_context(arrow_file(path))

@@ -26,7 +26,10 @@ from filelock import FileLock
 from tqdm.auto import tqdm
 
 from ..files import (
+    check_entries,
+    check_file,
     check_regular,
+    file_entry,
     is_remote,
     new_file,
     parse_json,
@@ -156,19 +159,9 @@ def _open(
     return loaded, manifest
 
 
-def check_shard(path: Any, shard: Mapping[str, Any], verify: bool) -> None:
-    """Raises ValueError if a shard is not as it was written: its size always, its digest with `verify`."""
-    if not path.is_file():
-        raise ValueError(f"{path}: is listed in {MANIFEST} but missing")
-    if (size := path.stat().st_size) != shard["bytes"]:
-        raise ValueError(f"{path}: has {size} bytes, {shard['bytes']} were written")
-    if verify and (found := _sha256(path)) != shard["sha256"]:
-        raise ValueError(f"{path}: its sha256 is {found}, {shard['sha256']} was written")
-
-
 def _open_shard(folder: Path, shard: Mapping[str, Any], verify: bool) -> datasets.Dataset:
     path = folder / shard["file"]
-    check_shard(path, shard, verify)
+    check_file(path, shard, MANIFEST, verify=verify)
     check_arrow(path)
     with reading(path, "not a readable shard"):
         loaded = datasets.Dataset.from_file(str(path))
@@ -202,7 +195,7 @@ def _fetched(folder: Any, manifest: dict[str, Any]) -> Path:
                     raise ValueError(f"{source}: is listed in {MANIFEST} but missing")
                 source.fs.get_file(source.path, str(aside))
                 try:
-                    check_shard(aside, shard, verify=True)
+                    check_file(aside, shard, MANIFEST, verify=True)
                 except ValueError as error:
                     raise ValueError(str(error).replace(str(aside), str(source))) from None
     return copy
@@ -279,10 +272,7 @@ def finish(folder: Path, num_shards: int, manifest: dict[str, Any]) -> dict[str,
         for name in COUNTS:
             counts[name] += report[name]
         skipped += report["skipped"]
-        size, digest = path.stat().st_size, _sha256(path)
-        shards.append(
-            {"file": path.name, "samples": report["samples"], "bytes": size, "sha256": digest}
-        )
+        shards.append({**file_entry(path), "samples": report["samples"]})
     manifest = {"version": VERSION, **manifest, "counts": counts, "shards": shards}
     lines = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in skipped)
     write_atomic(folder / SKIPPED, lines)
@@ -298,7 +288,7 @@ def check_finished(folder: Path) -> bool:
         if not (path := folder / shard["file"]).exists():
             continue
         if is_remote(folder):  # whose shards cannot be mapped
-            check_shard(path, shard, verify=False)
+            check_file(path, shard, MANIFEST, verify=False)
         else:
             _open_shard(folder, shard, verify=False)
     return True
@@ -317,7 +307,7 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     if not isinstance(manifest, dict) or manifest.get("version") != VERSION:
         version = manifest.get("version") if isinstance(manifest, dict) else manifest
         raise ValueError(f"{path}: version must be {VERSION}, got {version!r}")
-    for name, kind in (("parts", dict), ("counts", dict), ("shards", list)):
+    for name, kind in (("parts", dict), ("counts", dict)):
         if not isinstance(manifest.get(name), kind):
             raise ValueError(
                 f"{path}: {name} must be a {kind.__name__}, got {manifest.get(name)!r}"
@@ -326,17 +316,7 @@ def read_manifest(folder: Path) -> dict[str, Any]:
         raise ValueError(
             f"{path}: parts.tokenizer must be a dict, got {manifest['parts'].get('tokenizer')!r}"
         )
-    for number, shard in enumerate(manifest["shards"]):
-        for name, type_ in (("file", str), ("samples", int), ("bytes", int), ("sha256", str)):
-            value = shard.get(name) if isinstance(shard, dict) else None
-            if type(value) is not type_:
-                raise ValueError(
-                    f"{path}: shards[{number}].{name} must be {type_.__name__}, got {value!r}"
-                )
-        if Path(shard["file"]).name != shard["file"]:
-            raise ValueError(
-                f"{path}: shards[{number}].file must be a file of the folder, got {shard['file']!r}"
-            )
+    check_entries(path, manifest.get("shards"), samples=int)
     return manifest
 
 
@@ -345,8 +325,3 @@ def _list_array(values: Sequence[np.ndarray], kind: pa.DataType) -> pa.Array:
     flat = np.concatenate(values).astype(dtype) if len(values) else np.empty(0, dtype)
     offsets = np.cumsum([0, *map(len, values)]).astype(np.int32)
     return pa.ListArray.from_arrays(pa.array(offsets), pa.array(flat), type=kind)
-
-
-def _sha256(path: Any) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

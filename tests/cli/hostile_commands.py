@@ -281,9 +281,9 @@ def make_world(folder: Path) -> Path:
         Image.fromarray(pixels).resize((144, 120)).save(w / "images" / f"{name}.png")
     grids = make_codes(w / "codes")
     files = sorted((w / "codes").glob("*.parquet"))
-    from being_vl.codes.shards import manifest_entry
+    from being_vl.files import file_entry
 
-    shards = [manifest_entry(path) | {"images": 3, "skipped": 0} for path in files]
+    shards = [file_entry(path) | {"images": 3, "skipped": 0} for path in files]
     write_json(w / "codes/manifest.json", {"version": 1, "images": 6, "skipped": 0, "cells": sum(g.size for g in grids.values()), "shards": shards})  # fmt: skip
     rows = make_rows(list(grids), 5)
     write_rows(w / "rows.json", rows)

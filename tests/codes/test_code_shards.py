@@ -19,10 +19,10 @@ from being_vl.codes.shards import (
     SampledShards,
     ShardInfo,
     code_type,
-    manifest_entry,
     read_info,
     write_shard,
 )
+from being_vl.files import file_entry
 from being_vl.hub.checkpoint import init_checkpoint, save_checkpoint
 
 ROWS = st.lists(
@@ -192,7 +192,7 @@ def finished(folder, changes=None):
     paths = [folder / f"codes-{i}.parquet" for i in range(2)]
     for path in paths:
         write_shard(path, ["a"], [np.arange(600).reshape(20, 30)], ShardInfo(600))
-    entries = [manifest_entry(path) for path in paths]
+    entries = [file_entry(path) for path in paths]
     entries[0].update(changes or {})
     (folder / "encode.json").write_text("{}")
     (folder / "manifest.json").write_text(json.dumps({"shards": entries}))
@@ -214,7 +214,7 @@ def test_shards_are_as_they_were_written(tmp_path):
         CodeShards(tmp_path, verify=True)
     paths[1].unlink()
     with pytest.raises(
-        ValueError, match=r"'codes-1.parquet' is in manifest.json but not in the folder"
+        ValueError, match=r"codes-1.parquet: is listed in manifest.json but missing"
     ):
         CodeShards(tmp_path)
 
@@ -224,7 +224,7 @@ def test_shards_are_as_they_were_written(tmp_path):
     [
         ({"bytes": "12"}, r"manifest.json: shards\[0\].bytes must be int, got '12'"),
         ({"sha256": None}, r"shards\[0\].sha256 must be str, got None"),
-        ({"file": "../codes-0.parquet"}, "'../codes-0.parquet' is in manifest.json but not in the folder"),
+        ({"file": "../codes-0.parquet"}, r"file must be a file of the folder, got '../codes-0.parquet'"),
     ],
 )  # fmt: skip
 def test_a_malformed_manifest_is_named(tmp_path, changes, message):

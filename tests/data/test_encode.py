@@ -233,7 +233,7 @@ def test_an_unfinished_folder_is_not_read_as_if_it_were_whole(images, tmp_path):
         write_manifest(tmp_path / "out", folder_source(images))
     encode(folder_source(images), tmp_path / "out")
     (tmp_path / "out" / "codes-00000-00000.parquet").unlink()
-    with pytest.raises(ValueError, match=r"is in manifest\.json but not in the folder"):
+    with pytest.raises(ValueError, match=r"is listed in manifest\.json but missing"):
         CodeShards(tmp_path / "out")
 
 

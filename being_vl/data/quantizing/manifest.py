@@ -19,12 +19,11 @@ from ...codes.shards import (
     VERSION,
     CodeShards,
     ShardInfo,
-    manifest_entry,
     read_columns,
     read_info,
 )
 from ...files import claim as claim_folder
-from ...files import write_atomic
+from ...files import file_entry, write_atomic
 from ..codes import distinct_keys
 from .sources import LEFT_OUT, Source
 
@@ -92,7 +91,7 @@ def write_manifest(output: Path, source: Source, format: Format = "parquet") -> 
         if has_frames:
             frames = read_columns(path, ["frame"])["frame"].to_numpy()
             counts["videos"] = int((frames == 0).sum())
-        shards.append(manifest_entry(path) | counts)
+        shards.append(file_entry(path) | counts)
         skipped += [
             {"image_id": image_id, "reason": reason, "shard": path.name}
             for _, image_id, reason in info.skipped
