@@ -14,7 +14,7 @@ from jsonargparse import Namespace
 
 from ..files import place, write_atomic
 from .loading import load_quantizer
-from .options import add, add_engine, add_source, answer, flag, open_source, option, refuse_used
+from .options import add, add_engine, add_source, answer, flag, open_source, options, refuse_used
 from .parsing import Parser
 
 
@@ -27,13 +27,11 @@ def make_parser() -> Parser:
     add(parser, "quantizer", required=True)
     add(parser, "output", help="folder of the shards", required=True)
     add(parser, "resume")
-    option(
+    options(
         parser,
-        "on-error",
-        Literal["raise", "skip"],
-        "stop at an unreadable image or video, or name it in skipped.jsonl",
-        default="raise",
-    )
+        ("on-error", Literal["raise", "skip"], "raise",
+         "stop at an unreadable image or video, or name it in skipped.jsonl"),
+    )  # fmt: skip
     add_source(parser, streams=True)
     work = parser.add_argument_group("work")
     add(work, "device")
@@ -41,13 +39,8 @@ def make_parser() -> Parser:
     add(work, "batch-size", default=16)
     add(work, "workers", default=2, help="processes that decode, per device")
     add(work, "shard-size", help="images or videos a shard; default: 4096 or 64")
-    option(
-        work,
-        "format",
-        Literal["parquet", "webdataset"],
-        "shards: webdataset is tars",
-        default="parquet",
-    )
+    formats = Literal["parquet", "webdataset"]
+    options(work, ("format", formats, "parquet", "shards: webdataset is tars"))
     add(parser.rare("processor"), "image-processor")
     add_engine(parser)
     flag(parser, "dry-run", "say what there is, and stop")

@@ -9,10 +9,8 @@ from jsonargparse import Namespace
 
 from ..files import reading
 from .loading import check_part
-from .options import add, add_about, answer, option
+from .options import add, add_about, answer, options
 from .parsing import Parser
-
-_WEIGHT_TYPES = Literal["f32", "f16", "bf16", "q8_0"]
 
 
 def make_parser() -> Parser:
@@ -24,16 +22,13 @@ def make_parser() -> Parser:
     )
     add_about(parser, "checkpoint")
     add(parser, "output", help="folder of the plain checkpoint, or the .gguf file", required=True)
-    option(parser, "format", Literal["plain", "gguf"], "what is written", default="plain")
-    gguf = parser.rare("gguf", "options of --format gguf")
-    option(gguf, "weight-type", _WEIGHT_TYPES, "of the weights", default="f16")
-    option(
-        gguf,
-        "pre-tokenizer",
-        str,
-        "llama.cpp's name of it, such as llama-bpe or qwen2; default: recognised",
-        metavar="NAME",
-    )
+    options(parser, ("format", Literal["plain", "gguf"], "plain", "what is written"))
+    options(
+        parser.rare("gguf", "options of --format gguf"),
+        ("weight-type", Literal["f32", "f16", "bf16", "q8_0"], "f16", "of the weights"),
+        ("pre-tokenizer", str, None,
+         "llama.cpp's name of it, such as llama-bpe or qwen2; default: recognised", "NAME"),
+    )  # fmt: skip
     return parser
 
 

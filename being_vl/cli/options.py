@@ -89,12 +89,12 @@ def add(container: Any, *names: str, **changes: Any) -> None:
 
 
 def option(container: Any, name: str, type: Any, help: str, **more: Any) -> None:
-    """Add an option of this command alone."""
+    """Add an option of this command alone; `more` is of `add_argument`."""
     container.add_argument(f"--{name}", type=type, help=help, **more)
 
 
 def options(container: Any, *table: tuple[Any, ...]) -> None:
-    """Add several: name, type, default, help, and perhaps metavar."""
+    """Add several such options, a row each: name, type, default, help, and perhaps metavar."""
     for name, type, default, help, *metavar in table:
         option(container, name, type, help, default=default, metavar=(*metavar, None)[0])
 
@@ -152,25 +152,18 @@ def add_source(parser: Any, *, streams: bool) -> None:
     )
     add(group, "images", "data")
     if streams:
-        option(
+        options(
             group,
-            "webdataset",
-            str,
-            "tar files or URLs, with * and {0000..0999}; quote it",
-            metavar="PATTERN",
-        )
-        option(group, "videos", str, "folder of videos, searched recursively", metavar="FOLDER")
+            ("webdataset", str, None, "tar files or URLs, with * and {0000..0999}; quote it", "PATTERN"),
+            ("videos", str, None, "folder of videos, searched recursively", "FOLDER"),
+        )  # fmt: skip
         add(group, "fps", "num-frames")
     rare = parser.rare("columns of --data")
     add(rare, "data-config", "split", "image-column", "id-column")
     if streams:
         flag(rare, "streaming", "read --data as a stream")
-        option(
-            rare,
-            "image-key",
-            str,
-            "extension of the images in --webdataset, such as left.png; default: all",
-        )
+        extension = "extension of the images in --webdataset, such as left.png; default: all"
+        option(rare, "image-key", str, extension)
 
 
 def add_engine(parser: Any) -> None:

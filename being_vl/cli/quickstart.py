@@ -26,14 +26,9 @@ def make_parser() -> Parser:
         ("minutes", PositiveFloat, 4.0, "approximate time on two CPU cores; sets the numbers of steps"),
         ("quantizer-kind", Literal["patch", "vqgan"], "patch", "k-means of patches, or a VQ-GAN"),
     )  # fmt: skip
-    option(
-        parser,
-        "rows",
-        Literal["bpe", "vq", "question-only"],
-        "rows of the table: LLM+VQ+BPE (always made), LLM+VQ, and answers without the image",
-        nargs="+",
-        default=["bpe", "vq", "question-only"],
-    )
+    rows = "rows of the table: LLM+VQ+BPE (always made), LLM+VQ, and answers without the image"
+    kinds = ["bpe", "vq", "question-only"]
+    option(parser, "rows", Literal["bpe", "vq", "question-only"], rows, nargs="+", default=kinds)
     return parser
 
 

@@ -11,7 +11,7 @@ from jsonargparse.typing import PositiveFloat, PositiveInt
 
 from ..files import reading
 from .loading import check_part
-from .options import add, add_about, flag, option, options
+from .options import add, add_about, flag, options
 from .parsing import Parser
 
 _KEY = "BEING_VL_API_KEY"
@@ -25,23 +25,16 @@ def make_parser() -> Parser:
         f'"being-vl[serve]". An API key that clients must send is read from the environment, {_KEY}.'
     )
     add_about(parser, "checkpoint")
-    option(
+    options(
         parser,
-        "backend",
-        Literal["transformers", "vllm"],
-        "what generates: transformers, one answer at a time, or vLLM",
-        default="transformers",
-    )
-    option(
-        parser,
-        "vllm-url",
-        str,
-        "with --backend vllm: a server's API, http://localhost:8000/v1; default: started here",
-        metavar="URL",
-    )
-    option(parser, "host", str, "0.0.0.0 serves the network too", default="127.0.0.1")
-    option(parser, "port", PositiveInt, "to listen on", default=8080)
-    option(parser, "served-model-name", str, "default: the checkpoint's folder", metavar="NAME")
+        ("backend", Literal["transformers", "vllm"], "transformers",
+         "what generates: transformers, one answer at a time, or vLLM"),
+        ("vllm-url", str, None,
+         "with --backend vllm: a server's API, http://localhost:8000/v1; default: started here", "URL"),
+        ("host", str, "127.0.0.1", "0.0.0.0 serves the network too"),
+        ("port", PositiveInt, 8080, "to listen on"),
+        ("served-model-name", str, None, "default: the checkpoint's folder", "NAME"),
+    )  # fmt: skip
     add(parser, "device", "dtype")
     limits = parser.rare("limits of requests")
     options(

@@ -63,30 +63,18 @@ def make_parser() -> Parser:
     columns = parser.rare("columns of --data")
     add(columns, "data-config", "split", "id-column")
     add(columns, "image-column", help="of images or their ids, as given to being-vl encode")
-    option(
+    options(
         columns,
-        "image-root",
-        str,
-        "what stands in front of the ids in the data's image names",
-        default="",
-        metavar="FOLDER",
-    )
-    option(
-        columns,
-        "accept-mismatch",
-        Literal["quantizer", "positions"],
-        "what may differ: the quantizer of codes and checkpoint, the data set that numbered the images",
-        nargs="+",
-        default=[],
-    )
+        ("image-root", str, "", "what stands in front of the ids in the data's image names", "FOLDER"),
+    )  # fmt: skip
+    may_differ = "what may differ: the quantizer of codes and checkpoint, the data set that numbered the images"
+    kinds = Literal["quantizer", "positions"]
+    option(columns, "accept-mismatch", kinds, may_differ, nargs="+", default=[])
     draws = parser.rare("dropout", "docs/data.md")
-    option(
+    options(
         draws,
-        "dropout",
-        ClosedUnitInterval,
-        "BPE-dropout of images: the probability that a merge is left out",
-        default=0.0,
-    )
+        ("dropout", ClosedUnitInterval, 0.0, "BPE-dropout of images: the probability that a merge is left out"),
+    )  # fmt: skip
     add(draws, "seed", help="of --dropout, and of the samples that a cap keeps")
     filters = parser.rare("filters for many concepts", "docs/data.md says how they choose")
     options(
