@@ -108,6 +108,33 @@ def check_array(path: str) -> None:
         raise ValueError(f"{path}: {kind} ({error}); {expected}") from None
 
 
+def open_codes(source: str, codebook_size: int | None, imported: Any, *, verify: bool) -> Any:
+    """The codes of --codes: an .npy file's name, which is mapped when it is read, else `CodeShards`.
+
+    Args:
+        codebook_size: K; None where the shards are to say it.
+        imported: the shard that other files of arrays are written to, to be read from there.
+    """
+    from ..codes.imported import holds_arrays, import_codes
+    from ..codes.shards import CodeShards
+
+    if not place(source).exists():
+        raise FileNotFoundError(f"{source}: no such file or folder")
+    if source.endswith((".npz", ".npy")):
+        check_array(source)
+    if not holds_arrays(source):
+        return CodeShards(source, codebook_size=codebook_size, verify=verify)
+    if verify:
+        raise ValueError(
+            f"--verify: {source} holds arrays; the shards of being-vl encode have checksums"
+        )
+    if codebook_size is None:
+        raise ValueError(f"{source}: a {place(source).suffix} file needs --codebook-size")
+    if source.endswith(".npy"):
+        return source
+    return CodeShards(import_codes(source, imported, codebook_size=codebook_size))
+
+
 def marked_frames(shards: Any, *, key_frame_interval: int | None = None) -> Any:
     """The grids of `CodeShards` of videos, marked with repeat codes, to train or measure a vocabulary on."""
     from ..bpe.repeats import MarkedFrames

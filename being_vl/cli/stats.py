@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import json
+import tempfile
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from jsonargparse import Namespace
 
 from ..files import write_atomic
-from .loading import check_array, load_vocabulary, marked_frames
+from .loading import load_vocabulary, marked_frames, open_codes
 from .options import add, add_about, answer, options
 from .parsing import Parser
+
+if TYPE_CHECKING:
+    from ..bpe.image_bpe import ImageBPE
 
 
 def make_parser() -> Parser:
@@ -40,20 +44,19 @@ def main(args: Namespace) -> int:
     from ..studies.analysis.vocabulary_stats import default_curve, vocabulary_stats
 
     bpe = load_vocabulary("bpe", args.bpe)
-    grids = read_codes(args.codes, bpe.quantizer_codebook_size, verify=args.verify)
-    if bpe.repeat_code is not None and getattr(grids, "has_videos", False):  # an array has none
-        grids = marked_frames(grids, key_frame_interval=args.key_frame_interval)
-    count = len(grids) if args.limit is None else min(len(grids), args.limit)
-    rounds = 1 + len(default_curve(bpe.num_merges))
-    with tqdm(total=count * rounds, unit="grid", disable=None) as bar:
-        stats = vocabulary_stats(
-            bpe,
-            grids,
-            max_grids=count,
-            segmentation=args.segmentation,
-            num_threads=args.num_threads,
-            progress=bar.update,
-        )
+    with tempfile.TemporaryDirectory() as folder:
+        grids = _grids(args, bpe, Path(folder))
+        count = len(grids) if args.limit is None else min(len(grids), args.limit)
+        rounds = 1 + len(default_curve(bpe.num_merges))
+        with tqdm(total=count * rounds, unit="grid", disable=None) as bar:
+            stats = vocabulary_stats(
+                bpe,
+                grids,
+                max_grids=count,
+                segmentation=args.segmentation,
+                num_threads=args.num_threads,
+                progress=bar.update,
+            )
     if args.output is not None:
         write_atomic(Path(args.output) / "stats.json", json.dumps(stats, indent=1) + "\n")
         write_atomic(Path(args.output) / "stats.yaml", make_parser().dump(args))
@@ -61,25 +64,23 @@ def main(args: Namespace) -> int:
     return 0
 
 
-def read_codes(path: str, codebook_size: int, *, verify: bool = False) -> Any:
-    """An .npy array, memory-mapped, or parquet shards; both can be sliced."""
+def _grids(args: Namespace, bpe: ImageBPE, folder: Path) -> Any:
+    """The grids of --codes as a sequence; `folder` is for what must be read from a shard."""
     import numpy as np
 
-    if path.endswith((".npz", ".npy")):
-        check_array(path)
-    if not path.endswith(".npy"):
-        from ..codes.shards import CodeShards
-
-        return CodeShards(path, codebook_size=codebook_size, verify=verify)
-    if verify:
-        raise ValueError(
-            f"--verify: {path} is an array; the shards of being-vl encode have checksums"
+    size = bpe.quantizer_codebook_size
+    codes = open_codes(args.codes, size, folder / "codes.parquet", verify=args.verify)
+    if not isinstance(codes, str):
+        is_marked = bpe.repeat_code is not None and codes.has_videos
+        return (
+            marked_frames(codes, key_frame_interval=args.key_frame_interval) if is_marked else codes
         )
-    grids = np.load(path, mmap_mode="r", allow_pickle=False)
+    grids = np.load(codes, mmap_mode="r", allow_pickle=False)
+    got = f"{grids.dtype} {grids.shape}"
     if not grids.size:
-        raise ValueError(f"{path}: must hold grids of codes, got {grids.dtype} {grids.shape}")
+        raise ValueError(f"{codes}: must hold grids of codes, got {got}")
     if grids.ndim != 3 or grids.dtype.kind not in "iu":
-        raise ValueError(f"{path}: must hold integers (N, H, W), got {grids.dtype} {grids.shape}")
+        raise ValueError(f"{codes}: must hold integers (N, H, W), got {got}")
     return grids
 
 

@@ -19,7 +19,7 @@ from jsonargparse.typing import NonNegativeFloat, NonNegativeInt, PositiveFloat,
 from rich.filesize import decimal
 
 from ..files import free_memory, place, write_atomic
-from .loading import check_array, marked_frames
+from .loading import marked_frames, open_codes
 from .options import add, answer, options, refuse_used
 from .parsing import Parser
 
@@ -93,7 +93,9 @@ def _train(args: Namespace, output: Path, processes: Processes) -> None:
     from ..bpe.training.trainer import train_merges
 
     started = time.perf_counter()
-    codes, args.codebook_size = _open_codes(args)
+    imported = place(args.output) / "codes.parquet"
+    codes = open_codes(args.codes, args.codebook_size, imported, verify=args.verify)
+    args.codebook_size = getattr(codes, "codebook_size", args.codebook_size)  # a path has none
     codes, repeat_code = _with_repeats(args, codes)
     options = {name: args[name] for name in _OPTIONS}
     stored = options
@@ -138,33 +140,6 @@ def _train(args: Namespace, output: Path, processes: Processes) -> None:
             f"the limits occurs {args.min_count} times (--min-count)",
             file=sys.stderr,
         )
-
-
-def _open_codes(args: Namespace) -> tuple[Any, int]:
-    """The codes as `train_merges` takes them, and the codebook's size."""
-    from ..codes.imported import holds_arrays, import_codes
-    from ..codes.shards import CodeShards
-
-    if not place(args.codes).exists():
-        raise FileNotFoundError(f"{args.codes}: no such file or folder")
-    if args.codes.endswith((".npz", ".npy")):
-        check_array(args.codes)
-    if args.verify and holds_arrays(args.codes):
-        raise ValueError(
-            f"--verify: {args.codes} holds arrays; the shards of being-vl encode have checksums"
-        )
-    if args.codes.endswith(".npy") and args.codebook_size is not None:
-        return args.codes, args.codebook_size
-    if holds_arrays(args.codes):
-        if args.codebook_size is None:
-            raise ValueError(
-                f"{args.codes}: a {Path(args.codes).suffix} file needs --codebook-size"
-            )
-        shard = place(args.output) / "codes.parquet"
-        codes = import_codes(args.codes, shard, codebook_size=args.codebook_size)
-        return CodeShards(codes), args.codebook_size
-    shards = CodeShards(args.codes, codebook_size=args.codebook_size, verify=args.verify)
-    return shards, shards.codebook_size
 
 
 def _sampled(args: Namespace, codes: Any) -> Any:

@@ -5,12 +5,33 @@ advances together and nothing leaves the device: the mask of a step takes a hand
 that of the distinct shapes of the vocabulary (some hundreds for 8,192 merges), not of the vocabulary.
 """
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 
 from ..bpe.grid_tracking import OpenImageTracker
+from ..bpe.image_bpe import ImageBPE
+
+
+class _Tables(NamedTuple):
+    """The shapes of a vocabulary on a device: their cells lie end to end, as in `bpe.placement.ShapeTable`."""
+
+    rows: torch.Tensor  # long (cells,), relative to the anchor
+    cols: torch.Tensor
+    starts: torch.Tensor  # long (shapes + 1,): the cells of shape s are [starts[s]:starts[s + 1]]
+    shape_of: torch.Tensor  # long (K + M,), by visual id
+    # long (K + M,): the shape; of tokens with the repeat code, which some frames may not hold, shapes + shape.
+    judged_as: torch.Tensor
+    repeats: torch.Tensor  # bool (K + M,): whether the token holds the repeat code
+
+    @classmethod
+    def of(cls, bpe: ImageBPE, device: torch.device) -> "_Tables":
+        shapes, repeats = bpe.shape_table(), bpe.repeating_ids()
+        starts = np.append(shapes.starts, len(shapes.rows))
+        judged_as = shapes.shape_of + len(shapes.starts) * repeats
+        arrays = (shapes.rows, shapes.cols, starts, shapes.shape_of, judged_as, repeats)
+        return cls(*(torch.from_numpy(array).to(device) for array in arrays))
 
 
 class GridMask:
@@ -27,7 +48,7 @@ class GridMask:
     def __init__(self, tracker: OpenImageTracker):
         self._tracker = tracker
         self._has_repeats = tracker.image_bpe.repeat_code is not None
-        self._tables: Any = None
+        self._tables: Any = None  # _Tables, once the device is known
         self._covered: torch.Tensor
         self.num_frames: torch.Tensor
         self.is_open: torch.Tensor
@@ -40,12 +61,14 @@ class GridMask:
         if before is None or before.shape != (input_ids.shape[0], input_ids.shape[1] - 1):
             self._start_anew(input_ids)
             return
+        # same[i, j]: does row i go on from what was row j? The sequences themselves tell, since nobody tells a logits
+        # processor how beam search has reordered them. Rows that are alike have equal states: any of them will do.
         same = (before[None] == input_ids[:, None, :-1]).all(dim=-1)  # (batch, batch)
         # generate() waits for the device once a step anyway, to see whether all sequences have ended.
         if not bool(same.any(dim=1).all()):
             self._start_anew(input_ids)
             return
-        parents = same.to(torch.uint8).argmax(dim=1)
+        parents = same.to(torch.uint8).argmax(dim=1)  # of bool there is none on CUDA
         self._covered = self._covered[parents]
         self.is_open, self.is_illegal = self.is_open[parents], self.is_illegal[parents]
         self.num_frames = self.num_frames[parents]
@@ -68,13 +91,7 @@ class GridMask:
         frames = [self._tracker.num_frames(row) for row in ids]
         self.num_frames = torch.tensor(frames, dtype=torch.long, device=device)
         if self._tables is None:
-            shapes = self._tracker.image_bpe.shape_table()
-            starts = np.append(shapes.starts, len(shapes.rows))
-            # Tokens with the repeat code are judged as shapes of their own: see `legal_visual_ids`.
-            repeats = self._tracker.image_bpe.repeating_ids()
-            judged_as = shapes.shape_of + len(shapes.starts) * repeats
-            arrays = (shapes.rows, shapes.cols, starts, shapes.shape_of, judged_as, repeats)
-            self._tables = tuple(torch.from_numpy(array).to(device) for array in arrays)
+            self._tables = _Tables.of(self._tracker.image_bpe, device)
 
     @property
     def is_full(self) -> torch.Tensor:
@@ -83,8 +100,7 @@ class GridMask:
 
     def legal_visual_ids(self) -> torch.Tensor:
         """bool (batch, K + M): the visual ids that fit at the first uncovered cell; undefined for full grids."""
-        starts, judged_as = self._tables[2], self._tables[4]
-        blocked = self._blocked_cells()
+        starts, blocked = self._tables.starts, self._blocked_cells()
         # Exact sums of each shape's cells: differences of one running sum, without atomic additions.
         sums = torch.nn.functional.pad(blocked.cumsum(dim=1, dtype=torch.int32), (1, 0))
         fits = sums[:, starts[1:]] == sums[:, starts[:-1]]
@@ -92,16 +108,17 @@ class GridMask:
             fits = torch.cat(
                 [fits, fits & self._tracker.may_repeat(self.num_frames)[:, None]], dim=1
             )
-        return fits[:, judged_as]
+        return fits[:, self._tables.judged_as]
 
     def _positions(self) -> tuple[torch.Tensor, torch.Tensor]:
         """Of each cell of each shape, anchored where the next token goes: flat position, and whether inside."""
-        rows, cols = self._tables[:2]
+        rows, cols = self._tables.rows, self._tables.cols
         height, width = self._tracker.grid_size
         # the first uncovered cell
         anchor = self._covered.to(torch.uint8).argmin(dim=1, keepdim=True)
         row, col = anchor // width + rows, anchor % width + cols
         is_inside = (row < height) & (col >= 0) & (col < width)
+        # Cells outside point at cell 0, so that they can index; whoever uses a position asks `is_inside` too.
         return torch.where(is_inside, row * width + col, 0), is_inside
 
     def _blocked_cells(self) -> torch.Tensor:
@@ -109,12 +126,16 @@ class GridMask:
         return ~is_inside | self._covered.gather(1, position)
 
     def _place(self, token_ids: torch.Tensor) -> None:
-        """Put one token (batch,) at the end of each sequence."""
-        _, _, starts, shape_of, _, repeats = self._tables
+        """Put one token (batch,) at the end of each sequence.
+
+        Every row goes through every step, whatever its token is: a branch would need its value on the host.
+        """
+        starts, shape_of, repeats = self._tables.starts, self._tables.shape_of, self._tables.repeats
         tracker, layout = self._tracker, self._tracker.layout
         is_boi, is_eoi = token_ids == tracker.boi_token_id, token_ids == tracker.eoi_token_id
         is_visual = (token_ids >= layout.first_code_id) & (token_ids < layout.size)
         was_open, was_full = self.is_open, self.is_full
+        # Of other tokens some visual id, whose shape is then not placed.
         visual_ids = (token_ids - layout.first_code_id).clamp(0, len(shape_of) - 1)
         shape = shape_of[visual_ids]
         position, is_inside = self._positions()
@@ -124,10 +145,12 @@ class GridMask:
         if self._has_repeats:
             is_blocked |= repeats[visual_ids] & ~self._tracker.may_repeat(self.num_frames)
         is_placed = was_open & is_visual & ~was_full & ~is_blocked
+        # A maximum, since several cells write to position 0, and those outside of the grid or the shape say 0.
         touched = torch.zeros_like(self._covered, dtype=torch.uint8)
         touched.scatter_reduce_(1, position, (is_cell & is_inside).to(torch.uint8), "amax")
         self._covered = self._covered | (touched.bool() & is_placed[:, None])
         self._covered = self._covered & ~is_boi[:, None]
+        # What breaks an image leaves the row illegal until another mark; a text token in an image does, too.
         inside_broken = self.is_illegal & ~is_boi & ~is_eoi
         self.is_illegal = inside_broken | (was_open & ~is_placed & ~is_boi & ~is_eoi)
         self.is_open = is_boi | (was_open & is_placed)

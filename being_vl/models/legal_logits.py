@@ -102,6 +102,7 @@ class ImageGridLogitsProcessor(LogitsProcessor):
             left = self._max_new_tokens - (input_ids.shape[1] - self._prompt_length)
             fits = left >= image_token_bound(*self._tracker.grid_size)
             text, boi = is_free | is_outside, is_free | is_outside & fits
+        # In the order of SPECIAL_IDS: placeholders are never generated, an image ends when its grid is full.
         rows = (boi, is_free | mask.is_full, is_free, bov, eov, is_free)
         named = zip((getattr(config, name) for name in SPECIAL_IDS), rows, strict=True)
         return text, {token_id: row for token_id, row in named if token_id is not None}, is_free

@@ -87,6 +87,17 @@ def test_stats_command_reads_parquet(folder, capsys):
     assert json.loads(capsys.readouterr().out)["tokens"] == 5
 
 
+def test_stats_command_reads_what_train_bpe_does(folder, capsys):
+    """Arrays in other files too, of which nothing is left behind."""
+    import torch
+
+    torch.save(torch.from_numpy(np.load(folder / "codes.npy")), folder / "codes.pt")
+    before = sorted(path.name for path in folder.iterdir())
+    assert main(["stats", str(folder / "bpe"), "--codes", str(folder / "codes.pt"), "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["tokens"] == 8
+    assert sorted(path.name for path in folder.iterdir()) == before
+
+
 @pytest.mark.parametrize(
     "codes, message",
     [
