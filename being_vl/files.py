@@ -106,10 +106,12 @@ def new_file(path: str | os.PathLike) -> Iterator[Path]:
     path.parent.mkdir(parents=True, exist_ok=True)
     _remove_leftovers(path)
     # The suffix stays last: writers such as Pillow choose the format by it.
+    # The process says whether a leftover is one; the random part keeps its threads apart.
     unique = f"{os.getpid()}-{secrets.token_hex(4)}"
     aside = path.with_name(f".{path.stem}.{unique}.tmp{path.suffix}")
     try:
         yield aside
+        # The content must be on the disk before the name is: after a power cut, a file of the name would be empty.
         flush(aside)
         os.replace(aside, path)
     except OSError as error:
@@ -120,7 +122,7 @@ def new_file(path: str | os.PathLike) -> Iterator[Path]:
     except BaseException:
         aside.unlink(missing_ok=True)
         raise
-    flush(path.parent)
+    flush(path.parent)  # the name itself
 
 
 def _remove_leftovers(path: Path) -> None:
@@ -711,6 +713,7 @@ def locked(folder: Path, busy: str, *, name: str = ".lock") -> Iterator[None]:
         yield
         return
     folder.mkdir(parents=True, exist_ok=True)
+    # Held by the system, not by the file: a process that is killed lets go of it, and the file may stay.
     lock = FileLock(folder / name)
     try:
         lock.acquire(timeout=0)

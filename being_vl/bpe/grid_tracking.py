@@ -82,7 +82,7 @@ class OpenImageTracker:
                 found.append(self._state(np.ascontiguousarray(ids[start:]), may_repeat, now))
             except ValueError as error:
                 found.append(error)
-        self._known = now
+        self._known = now  # of this step alone: sequences that were dropped are forgotten
         return found
 
     def _state(

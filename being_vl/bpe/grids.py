@@ -14,6 +14,7 @@ import numpy as np
 
 from .rules import MAX_CODEBOOK_SIZE
 
+# Enough that a thread has work for milliseconds, few enough for many chunks to be in memory.
 CHUNK_CELLS = 1 << 18
 _BOARD_CELLS = 1 << 20  # tallest by widest grid of a chunk: what the kernels lay out, roughly
 MAX_GRID_CELLS = 1 << 24

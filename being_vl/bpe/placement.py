@@ -49,7 +49,8 @@ class ShapeTable:
         self.rows, self.cols = split_position(np.concatenate(positions).astype(np.int64))
         ends = np.cumsum([len(p) for p in positions])
         self.starts = np.append(0, ends[:-1])
-        # Shapes overlap: thousands of cells lie at a few hundred places, so a shape is some words of bits.
+        # Shapes overlap: thousands of cells lie at a few hundred places. So a shape is some words of bits, one for each
+        # place, and "does it fit?" is an AND with the bits of the blocked places, for all shapes at once.
         cells = np.stack([self.rows, self.cols], axis=1)
         places, place = np.unique(cells, axis=0, return_inverse=True)
         self.places_of = np.split(place.reshape(-1), ends[:-1])
@@ -58,7 +59,8 @@ class ShapeTable:
             has[shape, at] = True
         self.place_rows, self.place_cols = np.zeros((2, has.shape[1]), dtype=np.int64)
         self.place_rows[: len(places)], self.place_cols[: len(places)] = places.T
-        self._bits = np.packbits(has, axis=1).view(np.uint64).T.copy()  # (words, shapes)
+        # (words, shapes): numpy then works along the shapes, which are many, not along the words, which are few.
+        self._bits = np.packbits(has, axis=1).view(np.uint64).T.copy()
 
     def codes_of(self, visual_id: int) -> np.ndarray:
         """int32 (cells,): the codes of a token's cells in raster order."""

@@ -107,14 +107,16 @@ class RequestState:
         for token_id in self.generated[self._seen :]:
             self._take(token_id)
         self._seen = len(self.generated)
-        if self._is_illegal:
+        if self._is_illegal:  # nothing legal can follow: `generate` lets such a row be free, too
             out[:] = 1
         elif self._grid is not None and self._grid.finished:
             out[_EOI] = 1
         elif self._grid is not None:
             fitting = self._grid.fitting_shapes()
             out[_FLAGS : _FLAGS + len(fitting)] = fitting
-        elif self.mode == "image":
+        elif (
+            self.mode == "image"
+        ):  # once: then only an end, or where no token is one, whatever comes
             out[_BOI if not self._is_done else _END if self.ids.end else slice(None)] = 1
         else:
             out[_TEXT] = 1
@@ -173,6 +175,7 @@ class BatchMask:
         of_codes = penalty[:, _FLAGS:].index_select(1, self._shape_of)
         codes = logits[:, self._first : self._stop].add_(of_codes)
         special = logits[:, self._special] + penalty[:, self._flag_of]
+        # Finite, so that a row which may only end can end, whatever another processor has ruled out.
         ends = logits[:, self._end].clamp(min=-1e30)
         for begin, stop in runs:
             logits[begin:stop, : self._first] = -torch.inf

@@ -74,9 +74,11 @@ def publish(checkpoint: Path, content: dict[str, Any]) -> None:
     }
     manifest["crc32"] = _content_crc32(manifest)
     (partial / MANIFEST_NAME).write_text(json.dumps(manifest, indent=2) + "\n")
+    # All content is on the disk before the name is: what has the name `checkpoint-N` is whole, also after a power cut.
     for path in partial.rglob("*"):
         flush(path)
     flush(partial)
+    # A folder with files cannot be replaced in one step. Killed between the two, `clean_up` puts the old one back.
     if checkpoint.exists():
         _move_aside(checkpoint, _REPLACED)
     os.replace(partial, checkpoint)

@@ -151,7 +151,8 @@ class ExactResumeMixin(Trainer):
 
     def _run_epoch(self, *, epoch: int, train_dataloader: Any, **kwargs: Any) -> None:  # type: ignore[override]
         """`Trainer`'s, with the order of this epoch, and nothing to do where all steps are done."""
-        # `Trainer` knows it by a path, but the folder may have moved since
+        # Here rather than in `train`: before its first epoch `Trainer` sets all of these, from its own state in the
+        # checkpoint or to zero. It knows the best checkpoint by a path, but the folder may have moved since.
         if self._best is not None:
             self.state.best_model_checkpoint = str(Path(self.args.output_dir) / self._best)
             self._best = None
@@ -196,6 +197,7 @@ class ExactResumeMixin(Trainer):
 
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
         """`Trainer`'s parts, written aside, then put in place."""
+        # `Trainer._save_checkpoint` writes into `_get_output_dir`, which leads it aside while `_partial` is set.
         name = f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}"
         checkpoint = Path(self._get_output_dir(trial)) / name
         partial = partial_folder(checkpoint)
@@ -208,13 +210,15 @@ class ExactResumeMixin(Trainer):
                 super()._save_checkpoint(model, trial)
         finally:
             self._partial = None
+        # The sum since the last log, which `Trainer` keeps on the device and saves nowhere: without it the first log
+        # of a run that goes on would be of fewer steps. Before the branch below, for all processes take part.
         loss = nested_gather(self._tr_loss, self.args.parallel_mode).mean().item()
         if self.state.best_model_checkpoint == str(partial):
             self.state.best_model_checkpoint = str(checkpoint)
         self.accelerator.wait_for_everyone()
         if self.args.should_save:
             best = self.state.best_model_checkpoint
-            with writing(partial):
+            with writing(partial):  # once more, with the best checkpoint by its final name
                 self.state.save_to_json(str(partial / TRAINER_STATE_NAME))
             content = {
                 "resumable": not self.args.save_only_model,

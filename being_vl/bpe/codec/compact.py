@@ -91,6 +91,8 @@ def list_places(board, height, width, merges, codebook_size, table, head):
     ends = np.zeros(len(merges) + 1, dtype=np.int64)  # of each rank's run of places
     used = 0
     for rank in range(len(merges)):
+        # A merge lies wherever its first part does and the cells of its second fit. The places of a first part are
+        # known by then (parts have lower ranks), in raster order; of a code, they are the list from `head`.
         first, second = merges[rank, 0], merges[rank, 1]
         is_code = first < codebook_size
         at = head[first] if is_code else ends[first - codebook_size]
@@ -113,6 +115,7 @@ def list_places(board, height, width, merges, codebook_size, table, head):
         ends[rank + 1] = used
         if used > MAX_PLACES:
             break
+    # `head` serves all grids of a call: only what this one has set is cleared, not the whole codebook.
     for at in range(size):
         head[board[at]] = -1
     return token[:used], place[:used]
@@ -127,7 +130,10 @@ def doubled(array):
 
 @inlined
 def by_size_then_place(token, place, start, cells):
-    """Sort places given in order of ids: large tokens first, then raster order, then ids."""
+    """Sort places given in order of ids: large tokens first, then raster order, then ids.
+
+    Two stable counting sorts, the lesser key first: the same on every machine, in linear time.
+    """
     key = np.empty(len(token), dtype=np.int64)
     for one in range(len(token)):
         key[one] = place[one]
@@ -192,7 +198,7 @@ def lay(mark, one, places, table, owner):
 def improve(places, by_anchor, table, owner):
     """Exchange laid tokens for others wherever that leaves fewer, for some rounds."""
     place = places[1]
-    saved = owner.copy()
+    saved = owner.copy()  # what `owner` was before the exchange under trial; elsewhere they agree
     for _ in range(ROUNDS):
         changed = False
         for one in range(len(place)):

@@ -198,7 +198,7 @@ def _wait(rank, none, at, used, entries, newest, waiting):
 @inlined
 def _lay(codes, read, base, size, stride, used, vocabulary, board):
     """Lay a grid out from `base`, and note every rule that applies to two codes."""
-    partners, _, _, factors, slots, _ = vocabulary
+    partners, _, _, factors, slots, _ = vocabulary  # of codes: nothing is merged yet
     cell, spots, entries, newest, waiting, none = board
     height, width = size
     shift = _top_shift(len(slots) // 4)
@@ -216,7 +216,9 @@ def _lay(codes, read, base, size, stride, used, vocabulary, board):
                 bit = _partner_bit(codes[u(read + width + col)], stride)
                 spots[u(below)] = col
                 below += np.int64(partners[u(codes[u(read + col)])] >> bit & _ONE)
-        one_before, two_before, rank = np.int64(-1), np.int64(-1), none  # equal pairs often follow
+        # Columns that may have a rule are collected first, and looked up then: one loop with an unforeseeable branch
+        # would stall at each. Equal pairs often follow each other, and are looked up once.
+        one_before, two_before, rank = np.int64(-1), np.int64(-1), none
         for k in range(beside):
             col = spots[u(k)]
             one, two = np.int64(codes[u(read + col)]), np.int64(codes[u(read + col + 1)])
@@ -224,7 +226,7 @@ def _lay(codes, read, base, size, stride, used, vocabulary, board):
                 rank = _rank_of(one, two, 1, factors, slots, shift, none)
                 one_before, two_before = one, two
             used = _wait(rank, none, at + col, used, entries, newest, waiting)
-        one_before = np.int64(-1)
+        one_before = np.int64(-1)  # the rank kept is of a pair side by side
         for k in range(width, below):
             col = spots[u(k)]
             one, two = np.int64(codes[u(read + col)]), np.int64(codes[u(read + width + col)])

@@ -92,6 +92,8 @@ class PlainEncoder:
         heapify(heap)
         while heap:
             rank, p, q = heappop(heap)
+            # Entries are not taken back when their tokens are merged away. The id at an anchor only ever gives way to
+            # a greater one, or to UNCOVERED: where both ids still stand, so do the tokens that the entry is of.
             if token[p] != merges[rank][0] or token[q] != merges[rank][1]:
                 continue
             if below and is_dropped(*divmod(p, width), rank, seed, below):

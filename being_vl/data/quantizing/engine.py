@@ -177,6 +177,7 @@ def _make_parts(
         num_workers=num_workers,
         sampling=run.source.sampling,
     )
+    # The loader gives items back in their order, whichever worker was first, so a shard's come one after another.
     for _, images in groupby(loader, key=lambda done: (done.item.part, done.item.chunk)):
         shard = _Shard(run)
         shard.encode(images)
@@ -213,6 +214,7 @@ class _Items(Sampler[Item]):
                 yield from self._rest_of(part, chunks * self._run.shard_size)
 
     def _rest_of(self, part: int, start: int) -> Iterator[Item]:
+        # One record ahead: a shard says whether it is the last of its part, which a stream tells only at its end.
         records = islice(self._run.source.records(part), start, None)
         record = next(records, None)
         position = start
@@ -245,7 +247,7 @@ class _Items(Sampler[Item]):
                 "another output folder"
             )
         if run.source.modified(part) <= path.stat().st_mtime:
-            return
+            return  # spares reading a million files when a run goes on
         # Images newer than their shard may have been copied, touched or changed: their bytes tell.
         digest = hashlib.sha256()
         start = chunk * run.shard_size
