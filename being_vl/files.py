@@ -256,7 +256,7 @@ def _read_local(path: str | os.PathLike, max_bytes: int) -> bytes:
 
 _MAX_MEMBER = 1 << 28  # bytes of a file in an archive
 _DAMAGED_TAR = "damaged tar file"
-_MOST_COMPRESSED = 200  # pictures and codes hardly shrink; a bomb shrinks a thousandfold
+_MOST_COMPRESSED = 200  # images and codes hardly shrink; a bomb shrinks a thousandfold
 
 
 def no_member() -> bytes:

@@ -106,8 +106,9 @@ def _reconstructed(args: Namespace, data: Path | None, output: Path) -> Result |
 
     import being_vl  # noqa: F401  (the Auto classes know our models)
 
+    from ..data.quantizing import FolderSource
     from ..evaluation.easyvqa import load_easyvqa
-    from ..evaluation.reconstruction import evaluate_reconstruction, images_below
+    from ..evaluation.reconstruction import evaluate_reconstruction
     from ..evaluation.tasks import limited_dataset, named
     from ..files import result_path
 
@@ -118,10 +119,11 @@ def _reconstructed(args: Namespace, data: Path | None, output: Path) -> Result |
         task, images = RECONSTRUCTION, list(load_easyvqa("test").image_paths.values())
         dataset = {"name": "easy-VQA", "id": None, "split": "test"}
     else:
-        images = images_below(data)
+        files = FolderSource(data, shard_size=1).files
+        images = [str(data / name) for name, _, _ in files]
         dataset = {"name": data.resolve().name, "id": None, "split": None}
         task = named(RECONSTRUCTION, data.resolve().name)
-        looks = [(os.path.relpath(path, data), os.path.getsize(path)) for path in images]
+        looks = [(name, size) for name, size, _ in files]
         dataset["digest"] = hashlib.sha256(json.dumps(looks).encode()).hexdigest()[:16]
     if args.limit is not None:
         images = images[: args.limit]

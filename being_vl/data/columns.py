@@ -46,7 +46,7 @@ class Quantize(_LoadedOnce):
 
     Args:
         quantizer: folder or Hub id, or `package.module:name`.
-        image_column: of images: pictures, arrays, encoded files as bytes, paths, URLs, or rows of an Image column.
+        image_column: of images: PIL images, arrays, encoded files as bytes, paths, URLs, or rows of an Image column.
         device: where the quantizer runs; by default a GPU if there is one.
         batch_size: images that are encoded at once, at most.
         on_error: an image that cannot be read: `"raise"`, or `"skip"` its row.

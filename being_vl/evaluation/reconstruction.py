@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -21,16 +20,6 @@ from ..processing.processing_being_vl import BeingVLProcessor
 from ..quantizers.metrics import ReconstructionMetrics, inception_network
 from ..quantizers.quantizing import encode_by_size, read_pixels
 from .results import hardware
-
-_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff")
-
-
-def images_below(folder: Path) -> list[str]:
-    """Paths of the images of a folder, searched recursively, in order."""
-    paths = sorted(str(path) for path in folder.rglob("*") if path.suffix.lower() in _SUFFIXES)
-    if not paths:
-        raise FileNotFoundError(f"{folder}: no images ({', '.join(_SUFFIXES)})")
-    return paths
 
 
 @torch.inference_mode()

@@ -57,7 +57,7 @@ def load_image(
         name = name or f"<{len(source)} bytes>"
         source = io.BytesIO(source)
     elif isinstance(source, (str, os.PathLike)):
-        name = name or shown(os.fspath(source))
+        name = name or short_name(os.fspath(source))
     else:
         name = name or str(getattr(source, "name", "<file>"))
     _register_plugins()
@@ -83,10 +83,10 @@ def download(url: str, *, max_bytes: int, option: str | None = None) -> bytes:
         with urlopen(request, timeout=_TIMEOUT) as response:
             content = response.read(max_bytes + 1)
     except (OSError, HTTPException, ValueError) as error:
-        raise UnreadableImageError(f"{shown(url)}: cannot be fetched: {error}") from error
+        raise UnreadableImageError(f"{short_name(url)}: cannot be fetched: {error}") from error
     if len(content) > max_bytes:
         raise UnreadableImageError(
-            f"{shown(url)}: more than {max_bytes} bytes" + (f" ({option})" if option else "")
+            f"{short_name(url)}: more than {max_bytes} bytes" + (f" ({option})" if option else "")
         )
     return content
 
@@ -141,13 +141,10 @@ def to_rgb(
     return rgb
 
 
-def shown(text: str) -> str:
+def short_name(text: str) -> str:
     """A name as messages print it: its beginning, where it is a payload rather than a name."""
-    return (
-        text
-        if len(text) <= _NAME_LENGTH * 4 and "\n" not in text
-        else f"{text[:_NAME_LENGTH].strip()}…"
-    )
+    is_name = len(text) <= _NAME_LENGTH * 4 and "\n" not in text
+    return text if is_name else f"{text[:_NAME_LENGTH].strip()}…"
 
 
 def image_name(image: PIL.Image.Image) -> str:

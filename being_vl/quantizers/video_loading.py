@@ -18,7 +18,7 @@ import PIL.Image
 from transformers.video_utils import VideoMetadata
 
 from ..files import check_regular
-from .image_loading import MAX_IMAGE_PIXELS, UnreadableImageError, download, shown, to_rgb
+from .image_loading import MAX_IMAGE_PIXELS, UnreadableImageError, download, short_name, to_rgb
 
 MAX_VIDEO_FRAMES = 1 << 17  # of a file; 72 minutes at 30 a second
 MAX_SAMPLED_BYTES = 1 << 31  # of the frames that are kept, 8 bits a value
@@ -110,10 +110,11 @@ def load_video(
     name, file = _opened(source, name)
     with file:
         try:
-            is_animation = _ANIMATIONS.match(file.read(12))
+            look, read = _look_at_av, _av_frames
+            if _ANIMATIONS.match(file.read(12)):
+                look, read = _look_at_animation, _animation_frames
             file.seek(0)
-            read = _read_animation if is_animation else _read_av
-            total, rate, size = read(file, max_pixels)
+            total, rate, size = look(file, max_pixels)
             if not total:
                 raise UnreadableVideoError("it has no frames")
             # A damaged file may hold fewer frames than its packets promise: then once more, with their number.
@@ -124,7 +125,7 @@ def load_video(
                         f"{len(wanted)} frames of {size[1]}×{size[0]} pixels are more than "
                         f"{MAX_SAMPLED_BYTES} bytes: sample fewer (fps, num_frames)"
                     )
-                frames = _FRAMES[read](file, wanted, max_pixels)
+                frames = read(file, wanted, max_pixels)
                 if len(frames) == len(wanted) or not frames:
                     break
                 total = max(frames) + 1
@@ -166,7 +167,7 @@ def _opened(source: VideoSource, name: str | None) -> tuple[str, BinaryIO]:
     if not isinstance(source, (str, os.PathLike)):
         return name or str(getattr(source, "name", "<file>")), source
     path = os.fspath(source)
-    name = name or shown(path)
+    name = name or short_name(path)
     try:
         if path.startswith(("http://", "https://")):
             return name, io.BytesIO(download(path, max_bytes=MAX_VIDEO_BYTES))
@@ -174,15 +175,16 @@ def _opened(source: VideoSource, name: str | None) -> tuple[str, BinaryIO]:
         check_regular(path)
         return name, open(path, "rb")
     except (OSError, ValueError) as error:
-        reason = str(getattr(error, "strerror", None) or error).removeprefix(f"{shown(path)}: ")
+        reason = str(getattr(error, "strerror", None) or error).removeprefix(
+            f"{short_name(path)}: "
+        )
         raise UnreadableVideoError(f"{name}: not a readable video: {reason}") from error
 
 
-# ---- Pillow: GIF, WebP, APNG
-
-
-def _read_animation(file: BinaryIO, max_pixels: int) -> tuple[int, float | None, tuple[int, int]]:
-    """Number of frames, their rate, and (height, width)."""
+def _look_at_animation(
+    file: BinaryIO, max_pixels: int
+) -> tuple[int, float | None, tuple[int, int]]:
+    """Of a GIF, WebP or APNG, by Pillow: number of frames, their rate, and (height, width)."""
     image = PIL.Image.open(file)
     _check_size(image.width, image.height, max_pixels)
     total = getattr(image, "n_frames", 1)
@@ -216,9 +218,6 @@ def _animation_frames(
     return frames
 
 
-# ---- PyAV: everything else
-
-
 def _open_av(file: BinaryIO) -> Any:
     try:
         import av
@@ -228,8 +227,8 @@ def _open_av(file: BinaryIO) -> Any:
     return av.open(file, options={"format_whitelist": _FORMATS}, metadata_errors="replace")
 
 
-def _read_av(file: BinaryIO, max_pixels: int) -> tuple[int, float | None, tuple[int, int]]:
-    """Number of frames (of packets, which cost little to count), their rate, and (height, width)."""
+def _look_at_av(file: BinaryIO, max_pixels: int) -> tuple[int, float | None, tuple[int, int]]:
+    """Of all other files: frames (packets, which cost little to count), their rate, and (height, width)."""
     with _open_av(file) as container:
         if not container.streams.video:
             raise UnreadableVideoError("it has no video stream")
@@ -273,6 +272,3 @@ def _check_size(width: int, height: int, max_pixels: int, what: str = "") -> Non
         raise UnreadableVideoError(
             f"{what}{width}×{height} pixels, more than the limit of {max_pixels}"
         )
-
-
-_FRAMES = {_read_animation: _animation_frames, _read_av: _av_frames}

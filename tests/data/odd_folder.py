@@ -179,7 +179,7 @@ def _drawing(folder: Path, made: dict[str, str], number: int, rng: random.Random
         path.write_text("<svg xmlns='http://www.w3.org/2000/svg'/>")
     else:
         Image.new("P" if kind == "PALM" else "RGB", (8, 8)).save(path, kind)
-    made[name] = f"no picture: {extension}"
+    made[name] = f"no image: {extension}"
 
 
 def _other(folder: Path, made: dict[str, str], number: int, rng: random.Random) -> None:
@@ -187,7 +187,7 @@ def _other(folder: Path, made: dict[str, str], number: int, rng: random.Random) 
     stem = f"file {number}" if extension != ".db" else f"Thumbs{number}"
     path, name = _place(folder, number, rng, extension, stem=stem)
     path.write_bytes(b"not a picture")
-    made[name] = f"no picture: {extension}" if extension else "no picture: no extension"
+    made[name] = f"no image: {extension}" if extension else "no image: no extension"
 
 
 def _link(folder: Path, made: dict[str, str], number: int, rng: random.Random) -> None:

@@ -310,7 +310,7 @@ def test_what_there_is_to_encode_is_said_before_it_starts(tmp_path, capsys):
     options = ["encode", "--quantizer", "nowhere", "--output", str(tmp_path / "out"), "--dry-run"]
     assert being_vl_command([*options, "--images", str(tmp_path / "images")]) == 0
     said = capsys.readouterr().out.strip()
-    assert said == "5 images (4 × .png, 1 × .jpg); left out 1: 1 × no picture: .txt"
+    assert said == "5 images (4 × .png, 1 × .jpg); left out 1: 1 × no image: .txt"
     assert not (tmp_path / "out").exists()
     with tarfile.open(tmp_path / "w.tar", "w") as archive:
         for path in sorted((tmp_path / "images").rglob("*.*")):

@@ -76,7 +76,7 @@ def test_a_folder_without_pictures_says_what_is_there(tmp_path, quantizer, capsy
         (tmp_path / "files" / name).touch()
     assert encode(tmp_path) == 2
     error = capsys.readouterr().err
-    assert "no image file; left out 3: 2 × no picture: .txt, 1 × made by macOS" in error
+    assert "no image file; left out 3: 2 × no image: .txt, 1 × made by macOS" in error
 
 
 @pytest.mark.parametrize("way", ["pipe", "zero", "folder"])

@@ -67,7 +67,7 @@ def make_loader(
         if sampling is None
         else _VideoDecoder(processor, downsampling, sampling)
     )
-    waiting = _PREFETCH if sampling is None else 1  # a video is many pictures
+    waiting = _PREFETCH if sampling is None else 1  # a video is many images
     return DataLoader(
         decoder,
         batch_size=None,

@@ -23,7 +23,7 @@ import fsspec
 from ...files import is_remote, no_member, place, read_bytes, tar_members
 from ...quantizers.image_loading import plugin_of
 
-# What Pillow reads; HEIC and JPEG XL need a plugin. Programs and videos (EPS, WMF, FLI) are no pictures here.
+# What Pillow reads; HEIC and JPEG XL need a plugin. Programs and videos (EPS, WMF, FLI) are no images here.
 IMAGE_EXTENSIONS = frozenset(
     ".apng .avif .avifs .blp .bmp .bw .cur .dcx .dds .dib .ftc .ftu .gif .heic .heif .hif .icb .icns .ico .im .j2c .j2k "
     ".jfif .jp2 .jpc .jpe .jpeg .jpf .jpg .jpx .jxl .mpo .msp .pbm .pcx .pfm .pgm .png .pnm .ppm .psd .pxr .qoi .ras "
@@ -33,7 +33,7 @@ VIDEO_EXTENSIONS = frozenset(
     ".3gp .avi .flv .gif .m4v .mkv .mov .mp4 .mpeg .mpg .ogv .ts .webm .webp .wmv".split()
 )
 LEFT_OUT = "left out: "  # how reasons in skipped.jsonl begin for what is no image
-# Bytes: a picture of the most pixels that are read takes 201 MB in the plainest format.
+# Bytes: an image of the most pixels that are read takes 201 MB in the plainest format.
 _MAX_FILE, _MAX_VIDEO_FILE = 1 << 28, 1 << 31
 
 
@@ -130,7 +130,7 @@ class IndexedSource(Source, Protocol):
 class FolderSource(IndexedSource):
     """All image files, or video files, under a folder, sorted by relative path, which is their id.
 
-    Files that are hidden (also those that macOS leaves, `._*` and `__MACOSX`) or have no extension of a picture,
+    Files that are hidden (also those that macOS leaves, `._*` and `__MACOSX`) or have no extension of an image,
     and links to folders, are no records: `left_out` names them with the reason.
 
     Args:
@@ -176,7 +176,7 @@ class FolderSource(IndexedSource):
     def _unfit(self, name: str) -> str | None:
         """Why a file is left out by its name; None for an image, or a video where those are wanted."""
         if self.sampling is None:
-            return _no_picture(name)
+            return _no_image(name)
         extension = os.path.splitext(name)[1].lower()
         return _hidden(name) or (
             None if extension in VIDEO_EXTENSIONS else f"no video: {extension}"
@@ -337,13 +337,13 @@ def _hidden(name: str) -> str | None:
     return None
 
 
-def _no_picture(image_id: str) -> str | None:
-    """Why a file is left out by its name; None for a picture."""
+def _no_image(image_id: str) -> str | None:
+    """Why a file is left out by its name; None for an image."""
     if (reason := _hidden(image_id)) is not None:
         return reason
     extension = os.path.splitext(image_id)[1].lower()
     if extension not in IMAGE_EXTENSIONS:
-        return f"no picture: {extension}" if extension else "no picture: no extension"
+        return f"no image: {extension}" if extension else "no image: no extension"
     plugin = plugin_of(extension)
     return f"{extension} needs pip install {plugin}" if plugin is not None else None
 
