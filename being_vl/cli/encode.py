@@ -76,22 +76,26 @@ def main(args: Namespace) -> int:
         engine = f"{args.workers} actors of Ray" if by_ray else device
         print(f"{quantizing.survey(source)}: on {engine}, into {output}", file=sys.stderr)
     total = source.num_images if state.num_processes == 1 else None
-    shared = {
-        "quantizer": quantizing.quantizer_identity(model, processor, dtype),
-        "shard_size": args.shard_size,
-        "batch_size": args.batch_size,
-        "on_error": args.on_error,
-        "dtype": dtype,
-        "format": args.format,
-    }
+    settings = quantizing.EncodeSettings(
+        quantizer=quantizing.quantizer_identity(model, processor, dtype),
+        shard_size=args.shard_size,
+        batch_size=args.batch_size,
+        on_error=args.on_error,
+        dtype=dtype,
+        format=args.format,
+    )
     with tqdm(total=total, unit=things[:-1], disable=not state.is_main_process) as bar:
-        shared["progress"] = bar.update
         if by_ray:
-            actors = {
-                name: args[name] for name in ("workers", "cpus_per_worker", "gpus_per_worker")
-            }
             summary = quantizing.quantize_with_ray(
-                source, model, processor, output, **shared, **actors
+                source,
+                model,
+                processor,
+                output,
+                settings,
+                workers=args.workers,
+                cpus_per_worker=args.cpus_per_worker,
+                gpus_per_worker=args.gpus_per_worker,
+                progress=bar.update,
             )
         else:
             summary = quantizing.quantize_source(
@@ -99,10 +103,11 @@ def main(args: Namespace) -> int:
                 model.to(device),
                 processor,
                 output,
+                settings,
                 num_workers=args.workers,
                 rank=args.rank if args.world > 1 else state.process_index,
                 world=args.world if args.world > 1 else state.num_processes,
-                **shared,
+                progress=bar.update,
             )
     state.wait_for_everyone()
     if state.is_main_process:

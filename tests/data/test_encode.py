@@ -23,6 +23,7 @@ from being_vl.cli import main as being_vl_command
 from being_vl.codes.shards import CodeShards
 from being_vl.data.quantizing import (
     DatasetSource,
+    EncodeSettings,
     FolderSource,
     StreamSource,
     TarSource,
@@ -36,18 +37,18 @@ SHARD_SIZE = 4
 
 def encode(source, output, *, crop=True, finish=True, **options):
     model, processor = make_quantizer(), make_processor(crop=crop)
-    summary = quantize_source(
-        source,
-        model,
-        processor,
-        output,
-        quantizer=options.pop("quantizer", None) or quantizer_identity(model, processor),
-        shard_size=SHARD_SIZE,
-        batch_size=3,
-        **options,
-    )
+    chosen = {
+        "quantizer": quantizer_identity(model, processor),
+        "shard_size": SHARD_SIZE,
+        "batch_size": 3,
+    }
+    chosen |= {
+        name: options.pop(name) for name in ("quantizer", "on_error", "format") if name in options
+    }
+    settings = EncodeSettings(**chosen)
+    summary = quantize_source(source, model, processor, output, settings, **options)
     if finish:
-        write_manifest(output, source, options.get("format", "parquet"))
+        write_manifest(output, source, settings.format)
     return summary
 
 

@@ -11,7 +11,13 @@ from encode_fixtures import make_processor, make_quantizer
 from PIL import Image
 
 from being_vl.codes.shards import CodeShards
-from being_vl.data.quantizing import DatasetSource, FolderSource, quantize_source, write_manifest
+from being_vl.data.quantizing import (
+    DatasetSource,
+    EncodeSettings,
+    FolderSource,
+    quantize_source,
+    write_manifest,
+)
 from being_vl.quantizers.quantizing import quantize
 
 # Chained URLs, fragments, queries, escapes, globs, homes, variables, and one name in two Unicode forms.
@@ -39,7 +45,8 @@ def folder(tmp_path):
 
 def codes(source, output):
     model, processor = make_quantizer(), make_processor()
-    quantize_source(source, model, processor, output, quantizer="test", batch_size=4, num_workers=0)
+    settings = EncodeSettings(quantizer="test", batch_size=4)
+    quantize_source(source, model, processor, output, settings)
     write_manifest(output, source)
     return dict(zip(CodeShards(output).image_ids(), CodeShards(output), strict=True))
 

@@ -2,13 +2,14 @@
 
 from ...quantizers.identity import quantizer_identity
 from .dataset_sources import DatasetSource, StreamSource, load_dataset_source
-from .engine import Summary, quantize_source, quantize_with_ray
+from .engine import EncodeSettings, Summary, quantize_source, quantize_with_ray
 from .manifest import MissingShardError, write_manifest
 from .sources import FolderSource, Record, Sampling, Source, TarSource, reasons_of
 from .survey import survey
 
 __all__ = [
     "DatasetSource",
+    "EncodeSettings",
     "FolderSource",
     "MissingShardError",
     "Record",

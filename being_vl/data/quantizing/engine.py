@@ -48,19 +48,35 @@ class Summary:
         self.seen += images
 
 
+@dataclass(frozen=True)
+class EncodeSettings:
+    """What decides the shards, besides images and quantizer.
+
+    Args:
+        quantizer: identity of model and preprocessing, as of `quantizer_identity`.
+        shard_size: images in a shard, at most.
+        batch_size: images in a batch, at most.
+        on_error: whether an unreadable image ends the run or is named in the manifest.
+        dtype: float32, or a type to autocast to.
+        format: of the shards.
+    """
+
+    quantizer: str
+    shard_size: int = 4096
+    batch_size: int = 16
+    on_error: Literal["raise", "skip"] = "raise"
+    dtype: torch.dtype = torch.float32
+    format: Format = "parquet"
+
+
 def quantize_source(
     source: Source,
     model: Any,
     processor: BeingVLImageProcessor,
     output: Path,
+    settings: EncodeSettings,
     *,
-    quantizer: str,
-    shard_size: int = 4096,
-    batch_size: int = 16,
     num_workers: int = 0,
-    on_error: Literal["raise", "skip"] = "raise",
-    dtype: torch.dtype = torch.float32,
-    format: Format = "parquet",
     rank: int = 0,
     world: int = 1,
     progress: Callable[[int], Any] = lambda count: None,
@@ -72,13 +88,7 @@ def quantize_source(
         model: the quantizer (`config.num_embeddings`, `config.downsampling`, `encode`), on its device.
         processor: gives the `pixel_values` of one image.
         output: the folder of the shards; made if need be.
-        quantizer: identity of model and preprocessing, as of `quantizer_identity`.
-        shard_size: images in a shard, at most.
-        batch_size: images in a batch, at most.
         num_workers: processes that decode; 0 decodes in this one.
-        on_error: whether an unreadable image ends the run or is named in the manifest.
-        dtype: float32, or a type to autocast to.
-        format: of the shards.
         rank: this process among `world`.
         world: processes that share the work.
         progress: called with the number of images just finished or found done.
@@ -88,9 +98,7 @@ def quantize_source(
             shard size in `output`; the message names what differs.
         OSError: another process holds this rank's lock, or a shard cannot be written.
     """
-    run = _Run(
-        source, model, output, quantizer, shard_size, batch_size, on_error, dtype, format, progress
-    )
+    run = _Run(source, model, output, settings, progress)
     with _claimed(run, rank):
         _make_parts(run, range(rank, source.num_parts, world), processor, num_workers)
     return run.summary
@@ -101,42 +109,27 @@ def quantize_with_ray(
     model: Any,
     processor: BeingVLImageProcessor,
     output: Path,
+    settings: EncodeSettings,
     *,
-    quantizer: str,
     workers: int,
     cpus_per_worker: int = 1,
     gpus_per_worker: float = 0,
-    shard_size: int = 4096,
-    batch_size: int = 16,
-    on_error: Literal["raise", "skip"] = "raise",
-    dtype: torch.dtype = torch.float32,
-    format: Format = "parquet",
     progress: Callable[[int], Any] = lambda count: None,
 ) -> Summary:
     """Make all shards as `quantize_source` does, in actors of Ray, to each of which the quantizer travels.
 
     Args:
+        output: visible to all nodes.
         workers: actors; each makes one part at a time, and writes its shards itself.
         cpus_per_worker: all but one of them decode in processes of their own.
         gpus_per_worker: 0.5 shares a GPU between two actors; with 0 the quantizer runs on CPUs.
-
-    The others are those of `quantize_source`, and so are the errors. `output` must be visible to all nodes.
     """
-    output = output.absolute()
-    run = _Run(
-        source, model.cpu(), output, quantizer, shard_size, batch_size, on_error, dtype, format
-    )
-    make = partial(
-        _part_maker, run, processor, "cuda" if gpus_per_worker else "cpu", cpus_per_worker - 1
-    )
+    run = _Run(source, model.cpu(), output.absolute(), settings)
+    device = "cuda" if gpus_per_worker else "cpu"
+    make = partial(_part_maker, run, processor, device, cpus_per_worker - 1)
+    actors = {"workers": workers, "cpus": cpus_per_worker, "gpus": gpus_per_worker}
     with _claimed(run, 0):
-        for part in ray_map(
-            make,
-            range(source.num_parts),
-            workers=workers,
-            cpus=cpus_per_worker,
-            gpus=gpus_per_worker,
-        ):
+        for part in ray_map(make, range(source.num_parts), **actors):
             for entry in fields(Summary):
                 total = getattr(run.summary, entry.name) + getattr(part, entry.name)
                 setattr(run.summary, entry.name, total)
@@ -160,10 +153,17 @@ def _part_maker(
 
 @contextmanager
 def _claimed(run: _Run, rank: int) -> Iterator[None]:
-    sizes = {"shard_size": run.shard_size, "codebook_size": run.model.config.num_embeddings}
+    settings, codebook_size = run.settings, run.model.config.num_embeddings
     busy = f"another process is encoding into it as rank {rank}"
     with locked(run.output, busy, name=f".rank-{rank:05d}.lock"):
-        claim(run.output, run.source, quantizer=run.quantizer, format=run.format, **sizes)
+        claim(
+            run.output,
+            run.source,
+            quantizer=settings.quantizer,
+            codebook_size=codebook_size,
+            shard_size=settings.shard_size,
+            format=settings.format,
+        )
         yield
 
 
@@ -191,12 +191,7 @@ class _Run:
     source: Source
     model: Any
     output: Path
-    quantizer: str
-    shard_size: int
-    batch_size: int
-    on_error: str
-    dtype: torch.dtype
-    format: Format
+    settings: EncodeSettings
     progress: Callable[[int], Any] = lambda count: None
     summary: Summary = field(default_factory=Summary)
 
@@ -211,7 +206,7 @@ class _Items(Sampler[Item]):
         for part in self._parts:
             chunks, complete = self._finished_chunks(part)
             if not complete:
-                yield from self._rest_of(part, chunks * self._run.shard_size)
+                yield from self._rest_of(part, chunks * self._run.settings.shard_size)
 
     def _rest_of(self, part: int, start: int) -> Iterator[Item]:
         # One record ahead: a shard says whether it is the last of its part, which a stream tells only at its end.
@@ -220,7 +215,7 @@ class _Items(Sampler[Item]):
         position = start
         while record is not None:
             following = next(records, None)
-            chunk, within = divmod(position, self._run.shard_size)
+            chunk, within = divmod(position, self._run.settings.shard_size)
             yield Item(record, part, chunk, within, ends_part=following is None)
             record = following
             position += 1
@@ -228,7 +223,9 @@ class _Items(Sampler[Item]):
     def _finished_chunks(self, part: int) -> tuple[int, bool]:
         """How many shards of a part are there, and whether these are all."""
         chunk = 0
-        while (path := shard_path(self._run.output, part, chunk, self._run.format)).exists():
+        while (
+            path := shard_path(self._run.output, part, chunk, self._run.settings.format)
+        ).exists():
             info = read_our_info(path)
             self._check(path, part, chunk, info)
             self._run.summary.shards_found += 1
@@ -241,17 +238,17 @@ class _Items(Sampler[Item]):
     def _check(self, path: Path, part: int, chunk: int, info: ShardInfo) -> None:
         """Refuse a shard of another quantizer, or of images that have changed since."""
         run = self._run
-        if info.quantizer != run.quantizer:
+        if info.quantizer != run.settings.quantizer:
             raise ValueError(
-                f"{path}: quantizer is {info.quantizer}, but this run's is {run.quantizer}; choose "
+                f"{path}: quantizer is {info.quantizer}, but this run's is {run.settings.quantizer}; choose "
                 "another output folder"
             )
         if run.source.modified(part) <= path.stat().st_mtime:
             return  # spares reading a million files when a run goes on
         # Images newer than their shard may have been copied, touched or changed: their bytes tell.
         digest = hashlib.sha256()
-        start = chunk * run.shard_size
-        for record in islice(run.source.records(part), start, start + run.shard_size):
+        start = chunk * run.settings.shard_size
+        for record in islice(run.source.records(part), start, start + run.settings.shard_size):
             _add_to_digest(digest, record.image_id, _content_digest(record))
         if digest.hexdigest() != info.source:
             raise ValueError(
@@ -279,8 +276,8 @@ class _Shard:
         for keys, _, codes in encode_by_size(
             self._readable(images),
             run.model,
-            batch_size=run.batch_size,
-            dtype=run.dtype,
+            batch_size=run.settings.batch_size,
+            dtype=run.settings.dtype,
             name=lambda key: self._row_id(key[0].record.image_id, key[1]),
         ):
             for (item, number), grid in zip(
@@ -300,7 +297,7 @@ class _Shard:
             _add_to_digest(self._digest, image_id, decoded.digest)
             self._ids.append(image_id)
             if decoded.pixels is None:
-                if self._run.on_error == "raise" and not item.record.left_out:
+                if self._run.settings.on_error == "raise" and not item.record.left_out:
                     raise ValueError(f"{image_id}: {decoded.reason}")
                 self._skipped.append((item.position, image_id, decoded.reason))
                 self._run.progress(1)
@@ -328,14 +325,14 @@ class _Shard:
         run = self._run
         info = ShardInfo(
             codebook_size=run.model.config.num_embeddings,
-            quantizer=run.quantizer,
+            quantizer=run.settings.quantizer,
             source=self._digest.hexdigest(),
             last=self._last.ends_part,
             skipped=tuple(self._skipped),
         )
         places = sorted(self._grids)
         grids = [self._grids[place] for place in places]
-        path = shard_path(run.output, self._last.part, self._last.chunk, run.format)
+        path = shard_path(run.output, self._last.part, self._last.chunk, run.settings.format)
         ids = [self._row_id(self._ids[at], number) for at, number in places]
         frames = None
         if run.source.sampling is not None:
