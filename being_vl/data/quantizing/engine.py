@@ -127,9 +127,11 @@ def quantize_with_ray(
     run = _Run(source, model.cpu(), output.absolute(), settings)
     device = "cuda" if gpus_per_worker else "cpu"
     make = partial(_part_maker, run, processor, device, cpus_per_worker - 1)
-    actors = {"workers": workers, "cpus": cpus_per_worker, "gpus": gpus_per_worker}
+    parts = range(source.num_parts)
     with _claimed(run, 0):
-        for part in ray_map(make, range(source.num_parts), **actors):
+        for part in ray_map(
+            make, parts, workers=workers, cpus=cpus_per_worker, gpus=gpus_per_worker
+        ):
             for entry in fields(Summary):
                 total = getattr(run.summary, entry.name) + getattr(part, entry.name)
                 setattr(run.summary, entry.name, total)
