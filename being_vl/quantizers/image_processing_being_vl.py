@@ -186,12 +186,12 @@ class BeingVLImageProcessor(ChameleonPreprocessing, CheckpointPart, PilBackend):
     def process_image(self, image: ImageInput, **kwargs: Any) -> np.ndarray:
         """One image as an array (channels, height, width), RGB unless `do_convert_rgb` is False."""
         limit = kwargs.get("max_image_pixels") or MAX_IMAGE_PIXELS
-        is_picture = isinstance(image, PIL.Image.Image)
-        name = image_name(image) if is_picture else "<array>"
+        is_pil = isinstance(image, PIL.Image.Image)
         given: Any = image
-        if 0 in (shape := given.size if is_picture else np.shape(given)):
+        name = image_name(given) if is_pil else "<array>"
+        if 0 in (shape := given.size if is_pil else np.shape(given)):
             raise UnreadableImageError(f"{name}: an image of shape {tuple(shape)} has no pixels")
-        if is_picture:
+        if is_pil:
             if kwargs.get("do_convert_rgb"):
                 image = to_rgb(given, max_pixels=limit)
         # Floats are pixel values already, in a range of their own, where rescaling is off.
