@@ -106,7 +106,7 @@ _ARRAYS = {
 # A file that is sound by itself, but is another one than the rest was made with, is named by its part.
 _BLAMED = {
     "checkpoint/vq_model/": ("another quantizer", "the quantizer's latents", "no VQ model"),
-    "checkpoint/processor_config": ("another quantizer",),
+    "checkpoint/processor_config": ("another quantizer", "max_image_pixels"),
     "checkpoint/tokenizer": ("another tokenizer", "the special token"),
     "checkpoint/image_bpe": ("another tokenizer",),
     "checkpoint/chat_template": ("chat template",),
