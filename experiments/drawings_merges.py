@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from drawings_parts import Parts, spread
+from drawings_parts import Parts, make_base, own_words, spread
 from experiment_tools import make_parser, once, seeds, write_results
 
 from being_vl.files import load_results
@@ -25,35 +25,14 @@ from being_vl.studies.easyvqa_parts import read_turns
 TYPES = ("kind", "yes_no", "which", "color")
 
 
-def make_base(questions: Path, target: Path, seed: int) -> None:
-    """A Llama of 3 layers and 128 dimensions, not trained, with a tokenizer of the questions and answers."""
-    from transformers import LlamaConfig, LlamaForCausalLM
-
-    from being_vl.studies.quickstart.text_model import train_text_tokenizer
-
-    asked, answers = read_turns(questions)
-    tokenizer = train_text_tokenizer([*asked, *answers])
-    torch.manual_seed(seed)
-    config = LlamaConfig(
-        vocab_size=len(tokenizer), hidden_size=128, intermediate_size=384, num_hidden_layers=3,
-        num_attention_heads=4, initializer_range=0.05, max_position_embeddings=1024,
-        bos_token_id=tokenizer.bos_token_id, eos_token_id=tokenizer.eos_token_id,
-        pad_token_id=tokenizer.pad_token_id, tie_word_embeddings=False,
-    )  # fmt: skip
-    LlamaForCausalLM(config).save_pretrained(target)
-    tokenizer.save_pretrained(target)
-
-
 def run(parts: Parts, merges: int, seed: int, steps: int, args: Any) -> dict[str, Any]:
     """Train one model and score it on the questions held out."""
     questions = parts.drawings / "train" / "questions.json"
-    base = make_part(parts.work / f"base-{seed}", lambda target: make_base(questions, target, seed))
-    own = {
-        "image-init": "normal",
-        "image-init-std": 0.05,
-        "chat-template": base / "chat_template.jinja",
-    }
-    with parts.started(base, merges, seed, **own) as (begin, end):
+    asked, answers = read_turns(questions)
+    base = make_part(
+        parts.work / f"base-{seed}", lambda target: make_base([*asked, *answers], target, seed)
+    )
+    with parts.started(base, merges, seed, **own_words(base)) as (begin, end):
         metrics = parts.train(
             checkpoint=begin, data=parts.rows(begin, f"ids-{merges}", "train"), output_dir=end,
             stage="sft", max_steps=steps, per_device_train_batch_size=args.batch, learning_rate=2e-3,

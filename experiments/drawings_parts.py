@@ -6,10 +6,12 @@ import json
 import shutil
 import statistics
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+
+import torch
 
 from being_vl.cli import run_command
 from being_vl.studies.commands import Commands, make_part
@@ -30,6 +32,33 @@ def fit_quantizer(images: Path, target: Path) -> None:
     seen = SourceImages(FolderSource(images, shard_size=1), processor)
     fit_patch_vq(config, seen, seed=0).save_pretrained(target)
     processor.save_pretrained(target)
+
+
+def make_base(texts: Sequence[str], target: Path, seed: int) -> None:
+    """A Llama of 3 layers and 128 dimensions, not trained, with a tokenizer of the texts."""
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    from being_vl.studies.quickstart.text_model import train_text_tokenizer
+
+    tokenizer = train_text_tokenizer(texts)
+    torch.manual_seed(seed)
+    config = LlamaConfig(
+        vocab_size=len(tokenizer), hidden_size=128, intermediate_size=384, num_hidden_layers=3,
+        num_attention_heads=4, initializer_range=0.05, max_position_embeddings=1024,
+        bos_token_id=tokenizer.bos_token_id, eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id, tie_word_embeddings=False,
+    )  # fmt: skip
+    LlamaForCausalLM(config).save_pretrained(target)
+    tokenizer.save_pretrained(target)
+
+
+def own_words(base: Path) -> dict[str, Any]:
+    """Options of `being-vl init` for a base of `make_base`."""
+    return {
+        "image-init": "normal",
+        "image-init-std": 0.05,
+        "chat-template": base / "chat_template.jinja",
+    }
 
 
 def spread(values: list[float], digits: int = 3) -> str:
@@ -102,10 +131,11 @@ class Parts:
         """`being-vl train`; its metrics with `train_losses`, and `cpu_seconds` of all threads, loading included."""
         output = Path(options["output_dir"])
         started = time.process_time()
-        self.command(
-            "train", **options, packing="shared_image", save_strategy="no", use_cpu=True,
-            dataloader_pin_memory=False, disable_tqdm=True, report_to="none",
-        )  # fmt: skip
+        own = {
+            "packing": "shared_image", "save_strategy": "no", "use_cpu": True,
+            "dataloader_pin_memory": False, "disable_tqdm": True, "report_to": "none",
+        }  # fmt: skip
+        self.command("train", **own | options)
         seconds = round(time.process_time() - started, 1)
         metrics = json.loads((output / "metrics.json").read_text())
         log = json.loads((output / "trainer_state.json").read_text())["log_history"]

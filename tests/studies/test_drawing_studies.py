@@ -1,12 +1,15 @@
 """The studies on drawings run at a tiny size on stand-in drawings, and go on where they were; the pages have their tables."""
 
 import json
+import math
 import runpy
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 from drawing_fixtures import draw_all
+from PIL import Image
 
 from being_vl.studies.drawings import TYPES, write_drawings
 
@@ -64,13 +67,61 @@ def test_merges(run, benchmark: Path, capsys) -> None:
     assert "$ being-vl train" not in capsys.readouterr().out
 
 
+def test_images(run, benchmark: Path, tmp_path: Path, capsys) -> None:
+    options = ("--merges", 8, "--steps", 2, "--batch", 2)
+    found = run("drawings_images", *options)
+    printed = capsys.readouterr().out
+    assert [(row["merges"], row["equal"]) for row in found["runs"]] == [
+        (0, "steps"),
+        (8, "steps"),
+        (8, "time"),
+    ]
+    facts = json.loads((benchmark / "drawings.json").read_text())
+    for row in found["runs"]:
+        assert 0 <= row["kind"] <= 100 and row["distance"] > 0 and row["nats"] > 0
+    # Untrained, each of 256 cells is one of 512 codes; a covering by merged tokens is one of several.
+    assert found["runs"][0]["nats"] == pytest.approx(256 * math.log(512), rel=0.5)
+    drawn = Image.open(tmp_path / "work" / "0-0-2-2-steps.png")
+    assert drawn.size == (64, 64 * facts["drawings"]["test"])
+    assert (tmp_path / "drawings-images.png").exists()
+    assert (
+        abs(found["references"]["training"]["distance"])
+        < found["references"]["shuffled"]["distance"]
+    )
+    assert run("drawings_images", *options) == found
+    assert "$ being-vl train" in printed and "$ being-vl train" not in capsys.readouterr().out
+
+
+def test_a_judge_learns_kinds_and_the_distance_of_a_set_to_its_like_is_small(monkeypatch) -> None:
+    monkeypatch.syspath_prepend(str(ROOT / "experiments"))
+    from drawings_judge import Judge, RandomFeatures, kernel_distance
+
+    rng = np.random.default_rng(0)
+
+    def some(count: int) -> tuple[np.ndarray, list[str]]:
+        """Red drawings and blue ones, with noise."""
+        drawings, kinds = rng.integers(0, 60, (count, 64, 64, 3), dtype=np.uint8), []
+        for number, drawing in enumerate(drawings):
+            drawing[16:48, 16:48, 0 if number % 2 else 2] += 190
+            kinds.append("red" if number % 2 else "blue")
+        return drawings, kinds
+
+    (train, kinds), (test, test_kinds) = some(128), some(64)
+    judge = Judge(train, kinds, epochs=6)
+    assert judge.accuracy(test, test_kinds) > 95
+    assert judge.accuracy(test, test_kinds[::-1]) < 5
+    features = RandomFeatures(train)
+    same, red = kernel_distance(features(train), features(test)), kernel_distance(features(train), features(test[1::2]))  # fmt: skip
+    assert abs(same) < 0.1 * red
+
+
 def test_starts(run, benchmark: Path, tmp_path: Path) -> None:
     sys.path.insert(0, str(ROOT / "experiments"))
     try:
-        from drawings_merges import make_base
+        from drawings_parts import make_base
     finally:
         sys.path.pop(0)
-    make_base(benchmark / "train" / "questions.json", tmp_path / "base", 0)
+    make_base(["what kind of thing is this?", "bird"], tmp_path / "base", 0)
     found = run("drawings_starts", "--base", tmp_path / "base", "--steps", 2, "--batch", 2, "--held_out", 2)  # fmt: skip
     rows = found["runs"]
     from drawings_starts import STARTS
