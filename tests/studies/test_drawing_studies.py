@@ -140,3 +140,10 @@ def test_the_page_has_the_table_of_the_results(name: str, monkeypatch) -> None:
     guess = [found["settings"]["without_looking"]] if "merges" in name else []
     page = (ROOT / "docs" / "drawings.md").read_text()
     assert "\n".join(module.table(found["runs"], *guess)) in page
+
+
+def test_the_page_has_the_table_of_what_was_drawn(monkeypatch) -> None:
+    monkeypatch.syspath_prepend(str(ROOT / "experiments"))
+    module = __import__("drawings_images")
+    found = json.loads((FIGURES / "drawings-images.json").read_text())
+    assert "\n".join(module.table(found)) in (ROOT / "docs" / "drawings.md").read_text()
