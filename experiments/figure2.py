@@ -1,9 +1,9 @@
 """grids → losses of small decoders: Figure 2 of "From Pixels to Tokens", in nats a cell.
 
-Source: section 3.2 and Table B.1, of which `SIZES` is a small and a large corner that two cores train in
-minutes. Differs from the paper in four things. Losses are a cell, not a token, so that raw cells and BPE
-tokens compare. Definition 1 and independent rows are told apart, whose entropies differ. The decoder is a
-Llama, with rotary positions. And tokens come with plain positions, or each knows the row and column of its
+Source: section 3.2 and Table B.1, whose decoders are `--sizes [grid]` and `--batches [8,16,32]`. The size "large" is one
+of them; "small", with one layer, is below them. Differs from the paper in four things. Losses are a cell, not a token, so
+that raw cells and BPE tokens compare. Definition 1 and independent rows are told apart, whose entropies differ. The
+decoder is a Llama, with rotary positions. And tokens come with plain positions, or each knows the row and column of its
 cell (`image_positions="grid"`), which its place in the sequence no longer tells once tokens have shapes.
 
 Each run is one file in `--output`/figure2-runs, so a stopped command goes on where it was, and two commands
@@ -14,6 +14,8 @@ from __future__ import annotations
 
 import itertools
 import json
+import math
+import re
 import sys
 import time
 from collections.abc import Sequence
@@ -27,6 +29,7 @@ import torch.nn.functional as F
 from experiment_tools import SOURCES, make_parser, seeds, write_results
 from filelock import FileLock, Timeout
 from jsonargparse import ArgumentParser, Namespace
+from jsonargparse.typing import PositiveInt
 
 from being_vl import BeingVLConfig, BeingVLForCausalLM, ImageBPE
 from being_vl.files import write_atomic
@@ -37,6 +40,13 @@ IGNORE_INDEX = -100
 WARMUP = 50
 TOKENS = ("raw", "bpe", "row-bpe")
 SIZES = {"small": (10, 1, 1), "large": (40, 4, 4)}  # dimensions, layers, heads
+# Table B.1's layers, dimensions and heads, as far as transformers has them: heads must divide the dimensions, so 16 never do.
+GRID = [
+    (width, layers, heads)
+    for layers, width, heads in itertools.product((2, 4, 6, 8), (10, 20, 30, 40), (1, 2, 4, 8, 16))
+    if width % heads == 0
+]
+BATCH = 16  # of runs whose name says no other
 
 
 @dataclass(frozen=True)
@@ -50,15 +60,42 @@ class Setting:
     learning_rate: float
     seed: int
     steps: int = 1200
-    batch_size: int = 16
+    batch_size: int = BATCH
     side: int = 16
     dictionary: int = 10
     test_grids: int = 512
 
     @property
     def name(self) -> str:
-        kind = [self.source, self.tokens, self.positions, self.size]
+        batch = [] if self.batch_size == BATCH else [f"batch{self.batch_size}"]
+        kind = [self.source, self.tokens, self.positions, self.size, *batch]
         return "_".join([*kind, f"{self.learning_rate:g}", str(self.seed)])
+
+
+def decoder(size: str) -> tuple[int, int, int]:
+    """Dimensions, layers and heads of a name of `SIZES`, or of three numbers such as 10x2x1.
+
+    Raises:
+        ValueError: it is neither, or a number is not positive.
+    """
+    if size in SIZES:
+        return SIZES[size]
+    numbers = re.fullmatch(r"([1-9]\d*)x([1-9]\d*)x([1-9]\d*)", size)
+    if numbers is None:
+        raise ValueError(
+            f"--sizes: grid, {', '.join(SIZES)} or DIMENSIONSxLAYERSxHEADS, not {size!r}"
+        )
+    width, layers, heads = map(int, numbers.groups())
+    return width, layers, heads
+
+
+def decoder_names(sizes: Sequence[str]) -> list[str]:
+    """The sizes that are asked for, each once, "grid" being all of Table B.1's."""
+    grid = ["x".join(map(str, sizes)) for sizes in GRID]
+    names = [name for size in sizes for name in (grid if size == "grid" else [size])]
+    for name in names:
+        decoder(name)
+    return list(dict.fromkeys(names))
 
 
 class Reader:
@@ -101,7 +138,7 @@ class Reader:
 
 
 def make_model(setting: Setting, num_merges: int) -> BeingVLForCausalLM:
-    hidden_size, layers, heads = SIZES[setting.size]
+    hidden_size, layers, heads = decoder(setting.size)
     config = BeingVLConfig(
         text_vocab_size=1,
         num_special_tokens=0,
@@ -111,6 +148,8 @@ def make_model(setting: Setting, num_merges: int) -> BeingVLForCausalLM:
         intermediate_size=4 * hidden_size,
         num_hidden_layers=layers,
         num_attention_heads=heads,
+        # Rotary positions turn pairs of dimensions; two heads of ten dimensions have five.
+        head_dim=2 * math.ceil(hidden_size / heads / 2),
         max_position_embeddings=setting.side**2 + 1,
         image_positions="grid" if setting.positions == "cell" else None,
         max_grid_size=setting.side,
@@ -202,7 +241,13 @@ def figure_parser() -> ArgumentParser:
     parser.add_argument("--sources", type=list[str], default=list(SOURCES))
     parser.add_argument("--tokens", type=list[str], default=list(TOKENS))
     parser.add_argument("--positions", type=list[str], default=["plain", "cell"])
-    parser.add_argument("--sizes", type=list[str], default=list(SIZES))
+    parser.add_argument(
+        "--sizes",
+        type=list[str],
+        default=list(SIZES),
+        help="small, large, DIMENSIONSxLAYERSxHEADS, grid",
+    )
+    parser.add_argument("--batches", type=list[PositiveInt], default=[BATCH], help="grids a step")
     parser.add_argument("--learning_rates", type=list[float], default=[2e-3])
     parser.add_argument("--minutes", type=float, help="start no run after so many")
     return parser
@@ -212,10 +257,13 @@ def all_settings(args: Namespace) -> list[Setting]:
     """The runs that are asked for, one seed of all before the next."""
     quick = {"steps": 4, "batch_size": 4, "side": 6, "test_grids": 8} if args.quick else {}
     return [
-        Setting(source, tokens, positions, size, learning_rate, seed, **quick)
-        for seed, size, learning_rate, source, tokens, positions in itertools.product(
+        Setting(
+            source, tokens, positions, size, learning_rate, seed, **{"batch_size": batch, **quick}
+        )
+        for seed, size, batch, learning_rate, source, tokens, positions in itertools.product(
             seeds(args),
-            args.sizes,
+            decoder_names(args.sizes),
+            args.batches,
             args.learning_rates,
             args.sources,
             args.tokens,
@@ -248,9 +296,10 @@ def collect(folder: Path) -> list[dict[str, Any]]:
 
 
 def draw(results: Sequence[dict[str, Any]], path: Path) -> None:
-    """A panel a source: mean and spread by what is read, size and step size; between optimum and unigram.
+    """A panel a source: mean and spread by what is read and decoder; between optimum and unigram.
 
-    Drawn is the optimum and the excess over it on the same grids, free of the chance of the test grids.
+    Colors are decoders, or numbers of layers where there are more decoders than colors. Drawn is the optimum
+    and the excess over it on the same grids, free of the chance of the test grids.
     """
     from matplotlib.figure import Figure
 
@@ -258,15 +307,25 @@ def draw(results: Sequence[dict[str, Any]], path: Path) -> None:
     figure = Figure(figsize=(3.8 * len(sources), 3.8), layout="constrained")
     panels = figure.subplots(1, len(sources), sharey=True, squeeze=False)[0]
     kinds = list(itertools.product(TOKENS, ("plain", "cell")))
-    decoders = sorted({(row["size"], row["learning_rate"]) for row in results}, reverse=True)
+    names = ("size", "batch_size", "learning_rate")
+    decoders = sorted({tuple(row[name] for name in names) for row in results}, reverse=True)
+    legend: dict[str, str] = {}
+    labels = []
+    for number, (size, batch, learning_rate) in enumerate(decoders):
+        width, layers, heads = decoder(size)
+        label = f"{width} dimensions, {layers} layers, {heads} heads, batch {batch}, step size {learning_rate:g}"
+        if len(decoders) > 10:
+            label, number = f"{layers} layers", layers
+        legend[label] = f"C{number % 10}"
+        labels.append(label)
     for panel, source in zip(panels, sources, strict=True):
         rows = [row for row in results if row["source"] == source]
-        for number, decoder in enumerate(decoders):
-            shift = 0.2 * (number - (len(decoders) - 1) / 2)
+        for number, (own, label) in enumerate(zip(decoders, labels, strict=True)):
+            shift = min(0.2, 0.8 / len(decoders)) * (number - (len(decoders) - 1) / 2)
             for place, kind in enumerate(kinds):
                 found = [
                     row["loss"] for row in rows
-                    if (row["size"], row["learning_rate"]) == decoder
+                    if tuple(row[name] for name in names) == own
                     and (row["tokens"], row["positions"]) == kind
                 ]  # fmt: skip
                 if found:
@@ -277,7 +336,7 @@ def draw(results: Sequence[dict[str, Any]], path: Path) -> None:
                         spread,
                         fmt="o",
                         capsize=3,
-                        color=f"C{number}",
+                        color=legend[label],
                     )
         panel.axhline(rows[0]["unigram"], color="grey", linestyle=":", label="unigram, H(π)")
         panel.axhline(
@@ -288,10 +347,8 @@ def draw(results: Sequence[dict[str, Any]], path: Path) -> None:
         )
         panel.set_title(source)
     panels[0].set_ylabel("nats a cell")
-    for number, (size, learning_rate) in enumerate(decoders):
-        dimensions, layers, _ = SIZES[size]
-        label = f"{dimensions} dimensions, {layers} layers, step size {learning_rate:g}"
-        panels[0].plot([], [], "o", color=f"C{number}", label=label)
+    for label, color in legend.items():
+        panels[0].plot([], [], "o", color=color, label=label)
     figure.legend(*panels[0].get_legend_handles_labels(), loc="outside lower center", ncols=3)
     figure.savefig(path, dpi=100)
 

@@ -32,7 +32,7 @@ def test_the_losses_are_those_of_the_results() -> None:
     """Every mean and spread of Figure 2, and the last of the propositions, stand on the page."""
     found: dict[tuple, list[float]] = {}
     for row in json.loads((FIGURES / "figure2.json").read_text()):
-        names = ("source", "size", "learning_rate", "tokens", "positions")
+        names = ("source", "size", "batch_size", "learning_rate", "tokens", "positions")
         found.setdefault(tuple(row[name] for name in names), []).append(
             row["optimum"] + row["excess"]
         )
@@ -76,6 +76,30 @@ def test_figure2_goes_on_where_it_was(tmp_path: Path, monkeypatch, capsys) -> No
     assert "bpe_plain" in printed[0] and "bpe_plain" not in printed[1]
     assert "bpe_cell" in printed[1]
     assert len(json.loads((tmp_path / "figure2.json").read_text())) == 2
+
+
+def test_figure2_takes_the_grid_of_the_paper(tmp_path: Path, monkeypatch) -> None:
+    """Table B.1's decoders, as far as their heads divide their width, and its batches; a head has even dimensions."""
+    monkeypatch.syspath_prepend(str(ROOT / "experiments"))
+    from figure2 import Setting, all_settings, figure_parser, make_model
+
+    words = ["--sizes", "[grid]", "--batches", "[8,16,32]", "--sources", "[rows-1]", "--tokens", "[raw]",
+             "--positions", "[plain]", "--seeds", "1"]  # fmt: skip
+    settings = all_settings(figure_parser().parse_args(words))
+    assert len(settings) == (2 + 3 + 2 + 4) * 4 * 3
+    assert len({setting.name for setting in settings}) == len(settings)
+    assert {setting.batch_size for setting in settings} == {8, 16, 32}
+    config = make_model(Setting("rows-1", "raw", "plain", "30x6x2", 2e-3, 0), 0).config
+    sizes = (config.hidden_size, config.num_hidden_layers, config.num_attention_heads)
+    assert (*sizes, config.head_dim) == (30, 6, 2, 16)
+
+    options = "--sizes [20x2x4] --sources [rows-1] --tokens [bpe] --positions [plain]"
+    run(f"experiments/figure2.py {options}", tmp_path, monkeypatch)
+    (row,) = json.loads((tmp_path / "figure2.json").read_text())
+    assert row["size"] == "20x2x4"
+    for wrong in ("10x2", "10x0x1", "tiny"):
+        with pytest.raises(ValueError, match="DIMENSIONSxLAYERSxHEADS"):
+            all_settings(figure_parser().parse_args(["--sizes", f"[{wrong}]"]))
 
 
 def test_positions_are_those_of_the_model(monkeypatch) -> None:
