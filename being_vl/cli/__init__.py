@@ -70,6 +70,27 @@ def main(argv: list[str] | None = None) -> int:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):  # a terminal that is not UTF-8 shows ? for –
             stream.reconfigure(errors="replace")
+    name = argv[0] if argv else ""
+    show_traceback = "--traceback" in argv
+    try:
+        status = _run(argv)
+        sys.stdout.flush()  # here, where a pipe without a reader is told from an error
+        return status
+    except KeyboardInterrupt:
+        print(f"being-vl {name}: interrupted", file=sys.stderr)
+        return _INTERRUPTED
+    except BrokenPipeError:  # the reader of a pipe, such as `head`, has gone
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except BaseException as error:
+        is_panic = type(error).__name__ == "PanicException"  # of a library in Rust; no Exception
+        if show_traceback or not (isinstance(error, Exception) or is_panic):
+            raise
+        print(f"being-vl {name}: error: {_one_line(error, argv[1:])}", file=sys.stderr)
+        return 2
+
+
+def _run(argv: list[str]) -> int:
     if not argv or argv[0] in ("-h", "--help"):
         print(_usage())
         return 0 if argv else 2
@@ -84,23 +105,9 @@ def main(argv: list[str] | None = None) -> int:
         hint = f"did you mean {near[0]!r}?" if near else f"there are: {', '.join(COMMANDS)}"
         print(f"being-vl: error: no command {name!r}; {hint}", file=sys.stderr)
         return 2
-    show_traceback = "--traceback" in argv
     if "torch" not in sys.modules:
         _collect_after_imports()
-    try:
-        return run_command(name, argv[1:])
-    except KeyboardInterrupt:
-        print(f"being-vl {name}: interrupted", file=sys.stderr)
-        return _INTERRUPTED
-    except BrokenPipeError:  # the reader of a pipe, such as `head`, has gone
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0
-    except BaseException as error:
-        is_panic = type(error).__name__ == "PanicException"  # of a library in Rust; no Exception
-        if show_traceback or not (isinstance(error, Exception) or is_panic):
-            raise
-        print(f"being-vl {name}: error: {_one_line(error, argv[1:])}", file=sys.stderr)
-        return 2
+    return run_command(name, argv[1:])
 
 
 def run_command(name: str, argv: list[str]) -> int:

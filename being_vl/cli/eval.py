@@ -62,6 +62,10 @@ def main(args: Namespace) -> int:
             raise ValueError(f"--tasks: no task {name!r}; there are: {', '.join(known)}")
     if not names:
         raise ValueError("--tasks: names no task")
+    if RECONSTRUCTION in names:
+        from ..quantizers.metrics import ssim_function
+
+        ssim_function()  # what is not installed is said now, not after the other tasks
     data, images = _paths(args, "data", names), _paths(args, "images", names)
     output = _output(args)
     check_part("checkpoint", args.checkpoint)

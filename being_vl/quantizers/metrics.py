@@ -45,7 +45,7 @@ class ReconstructionMetrics:
         self._counts = torch.zeros(num_embeddings, dtype=torch.long, device=device)
         # squared error per pixel, its per-image PSNR, SSIM; images
         self._sums = torch.zeros(4, dtype=torch.float64, device=device)
-        self._ssim = _ssim_function() if ssim else None
+        self._ssim = ssim_function() if ssim else None
         self._fid = None
         if fid_network is not None:
             from torchmetrics.image.fid import FrechetInceptionDistance
@@ -134,11 +134,16 @@ def inception_network(weights: str) -> nn.Module:
 _INSTALL = "pip install being-vl[vq]"
 
 
-def _ssim_function():
+def ssim_function():
+    """torchmetrics' SSIM.
+
+    Raises:
+        ImportError: torchmetrics is not installed.
+    """
     try:
         from torchmetrics.functional.image import structural_similarity_index_measure
     except ImportError as error:
         raise ImportError(
-            f"SSIM needs torchmetrics: {_INSTALL} (train-vq can do without: ssim: false)"
+            f"SSIM needs torchmetrics: {_INSTALL} (train-vq can do without it: --ssim false)"
         ) from error
     return structural_similarity_index_measure

@@ -48,6 +48,17 @@ def test_help_imports_nothing_heavy():
     assert done.returncode == 0, done.stderr
 
 
+@pytest.mark.parametrize("words", [["--help"], ["--version"], ["train-bpe", "--help"]])
+def test_a_pipe_without_a_reader_is_no_error(words):
+    """As of `being-vl --help | head -1`; the text waits in the buffer until the end."""
+    reader, writer = os.pipe()
+    os.close(reader)
+    run = [sys.executable, "-m", "being_vl", *words]
+    done = subprocess.run(run, stdout=writer, stderr=subprocess.PIPE, text=True)
+    os.close(writer)
+    assert (done.returncode, done.stderr) == (0, "")
+
+
 @pytest.mark.parametrize("name", COMMANDS)
 def test_every_command_has_help_and_a_config(name, capsys):
     with pytest.raises(SystemExit) as stop:
@@ -202,3 +213,9 @@ print(json.dumps(seen))
 """
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert json.loads(run.stdout) == [[False, False, 1, False], [True, True, 0, True]]
+
+
+def test_what_a_later_task_needs_is_missed_before_the_first(monkeypatch, capsys):
+    monkeypatch.setitem(sys.modules, "torchmetrics.functional.image", None)
+    assert main(["eval", "checkpoint", "--tasks", "easyvqa,reconstruction"]) == 2
+    assert "SSIM needs torchmetrics: pip install being-vl[vq]" in capsys.readouterr().err
