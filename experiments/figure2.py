@@ -89,9 +89,9 @@ def decoder(size: str) -> tuple[int, int, int]:
     return width, layers, heads
 
 
-def decoder_names(sizes: Sequence[str]) -> list[str]:
-    """The sizes that are asked for, each once, "grid" being all of Table B.1's."""
-    grid = ["x".join(map(str, sizes)) for sizes in GRID]
+def decoder_names(sizes: Sequence[str], quick: bool = False) -> list[str]:
+    """The sizes that are asked for, each once, "grid" being all of Table B.1's; its first and last if `quick`."""
+    grid = ["x".join(map(str, each)) for each in (GRID[:: len(GRID) - 1] if quick else GRID)]
     names = [name for size in sizes for name in (grid if size == "grid" else [size])]
     for name in names:
         decoder(name)
@@ -262,8 +262,8 @@ def all_settings(args: Namespace) -> list[Setting]:
         )
         for seed, size, batch, learning_rate, source, tokens, positions in itertools.product(
             seeds(args),
-            decoder_names(args.sizes),
-            args.batches,
+            decoder_names(args.sizes, args.quick),
+            args.batches[:1] if args.quick else args.batches,
             args.learning_rates,
             args.sources,
             args.tokens,
