@@ -290,7 +290,7 @@ def test_added_tokens_without_a_row(folder, tmp_path, name, capsys):
 
 def test_a_tokenizer_of_another_model_is_refused(folder, tmp_path, capsys):
     """Ids without a row that are words, not added tokens."""
-    base_tokenizer("qwen3").save_pretrained(tmp_path)
+    base_tokenizer("mistral").save_pretrained(tmp_path)
     base_config("being_vl", rows=100).save_pretrained(tmp_path)
     assert main(["init", "--check", "--base", str(tmp_path)]) == 2
     assert "ids, but the matrices of the text model have 100 rows" in capsys.readouterr().err
