@@ -59,6 +59,22 @@ def one_run(quickstart: Path, work: Path, dropout: float, seed: int, args: Names
     }
 
 
+def table(rows: list[dict]) -> list[str]:
+    """Mean ± standard deviation over the seeds, as a Markdown table."""
+    lines = [
+        "| dropout | tokens a training image | accuracy, % | color | shape | yes/no | loss in training |",
+        "|---" * 7 + "|",
+    ]
+    for dropout in sorted({row["dropout"] for row in rows}):
+        own = [row for row in rows if row["dropout"] == dropout]
+        names = ("accuracy", "accuracy/color", "accuracy/shape", "accuracy/yes_no")
+        cells = [spread([row["tokens_per_image"] for row in own], 1)]
+        cells += [spread([row[name] for row in own], 1) for name in names]
+        cells.append(spread([row["train_loss"] for row in own]))
+        lines.append(f"| {dropout:g} ({len(own)}) | " + " | ".join(cells) + " |")
+    return lines
+
+
 def main() -> None:
     parser = ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument(
@@ -76,11 +92,7 @@ def main() -> None:
         for dropout in args.dropouts:
             rows.append(one_run(quickstart, args.work, dropout, seed, args))
             print(json.dumps(rows[-1]), flush=True)
-    for dropout in args.dropouts:
-        own = [row for row in rows if row["dropout"] == dropout]
-        scores = spread([row["accuracy"] for row in own], 2)
-        loss = spread([row["train_loss"] for row in own])
-        print(f"dropout {dropout}: accuracy {scores} %, loss in training {loss}")
+    print("\n".join(table(rows)))
     if args.output:
         write_results(rows, args.output)
 

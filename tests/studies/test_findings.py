@@ -45,6 +45,14 @@ def test_the_losses_are_those_of_the_results() -> None:
         assert text in page, (name, text)
 
 
+def test_the_page_of_the_image_bpe_has_the_table_of_dropout(monkeypatch) -> None:
+    monkeypatch.syspath_prepend(str(ROOT / "experiments"))
+    from dropout import table
+
+    rows = json.loads((FIGURES / "dropout.json").read_text())
+    assert "\n".join(table(rows)) in (ROOT / "docs" / "image-bpe.md").read_text()
+
+
 def run(command: str, output: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A command of the page in this process, at a tiny size."""
     words = [*shlex.split(command), "--quick", "--output", str(output)]
