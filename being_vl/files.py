@@ -563,11 +563,10 @@ def check_model_folder(folder: str | os.PathLike) -> None:
 def _check_token_ids(path: Path, content: dict[str, Any]) -> None:
     """Raises ValueError for ids that are none: generation would fail at its first step."""
     for name, value in content.items():
-        ids = value if isinstance(value, list) else [0 if value is None else value]
-        is_id = name.endswith("_token_id") and all(
-            type(one) is int and one < 1 << 31 for one in ids
-        )
-        if name.endswith("_token_id") and not is_id:
+        if not name.endswith("_token_id") or value is None:
+            continue
+        ids = value if isinstance(value, list) else [value]
+        if not all(type(one) is int and one < 1 << 31 for one in ids):
             raise ValueError(f"{path}: {name} must be an id or a list of ids, got {shown(value)}")
 
 

@@ -174,9 +174,10 @@ def read_schema(path: str | os.PathLike) -> pa.Schema:
     """
     check_regular(path)
     with reading(path, "not a readable parquet file"):
-        metadata = pq.read_metadata(opened(path))
+        source = opened(path)
+        chunks = column_chunks(source)
+        metadata = pq.read_metadata(source)
         schema = metadata.schema.to_arrow_schema()
-        chunks = column_chunks(opened(path))
         values = max(sum(max(values, 0) for values, _ in chunks), metadata.num_rows)
         size = sum(max(size, 0) for _, size in chunks)
     if values > _MAX_VALUES or size > _MAX_BYTES:

@@ -118,13 +118,9 @@ class BeingVLTokenizer(CheckpointPart, PreTrainedTokenizerFast):
                 "text_tokenizer must be a fast tokenizer (PreTrainedTokenizerFast), "
                 f"got {type(text_tokenizer).__name__}"
             )
+        _check_no_gaps(text_tokenizer.backend_tokenizer, "text_tokenizer")
         vocabulary = text_tokenizer.backend_tokenizer.get_vocab(with_added_tokens=True)
         text_size = len(vocabulary)
-        if max(vocabulary.values(), default=-1) + 1 != text_size:
-            raise ValueError(
-                f"text_tokenizer has {text_size} tokens but its largest id is {max(vocabulary.values())}: "
-                "ids with gaps leave no place to append image tokens"
-            )
         if num_rows is not None and num_rows < text_size:
             added = text_tokenizer.added_tokens_decoder
             if not all(token_id in added for token_id in range(num_rows, text_size)):
@@ -135,7 +131,6 @@ class BeingVLTokenizer(CheckpointPart, PreTrainedTokenizerFast):
             text_size = num_rows
         has_videos = image_bpe.repeat_code is not None
         named = _resolve_special_tokens(text_tokenizer, special_tokens, has_videos)
-        # After the check: tokenizers writes every gap between two ids into the text.
         backend = Tokenizer.from_str(text_tokenizer.backend_tokenizer.to_str())
         backend.no_padding()
         backend.no_truncation()
@@ -257,13 +252,6 @@ class BeingVLTokenizer(CheckpointPart, PreTrainedTokenizerFast):
                 f"tokenizer_config.json of {self.name_or_path or 'the tokenizer'}: backend must be 'tokenizers', got "
                 f"{self.backend!r}"
             )
-        vocabulary = self._tokenizer.get_vocab()
-        if (largest := max(vocabulary.values(), default=-1)) + 1 != len(vocabulary):
-            # tokenizers writes out each gap wherever it says itself as JSON.
-            raise ValueError(
-                f"tokenizer.json of {self.name_or_path or 'the tokenizer'}: has {len(vocabulary)} tokens but its largest "
-                f"id is {largest}"
-            )
         last = self.image_bpe.vocab_size - 1
         ends = [self._tokenizer.token_to_id(visual_token(visual_id)) for visual_id in (0, last)]
         if (
@@ -286,6 +274,7 @@ class BeingVLTokenizer(CheckpointPart, PreTrainedTokenizerFast):
         tokenizer._source = Origin.of(
             pretrained_model_name_or_path, commit, kwargs.get("subfolder")
         )
+        _check_no_gaps(tokenizer._tokenizer, f"tokenizer.json of {tokenizer.name_or_path}")
         tokenizer._check_image_tokens()
         return tokenizer
 
@@ -310,6 +299,20 @@ class BeingVLTokenizer(CheckpointPart, PreTrainedTokenizerFast):
             f"num_special_tokens={layout.num_special_tokens}, codebook_size={layout.codebook_size}, "
             f"num_merges={layout.num_merges}, model_max_length={self.model_max_length}, "
             f"padding_side={self.padding_side!r}, special_tokens={self.special_tokens_map})"
+        )
+
+
+def _check_no_gaps(backend: Tokenizer, name: str) -> None:
+    """Raises ValueError for ids that are not 0, 1, 2, …: wherever tokenizers says itself as JSON, it writes out each gap.
+
+    Ids are distinct, so one beyond their number means that one below it is missing, and asking for each takes half of
+    the time of `get_vocab`.
+    """
+    size = backend.get_vocab_size(with_added_tokens=True)
+    if None in map(backend.id_to_token, range(size)):
+        largest = max(backend.get_vocab(with_added_tokens=True).values())
+        raise ValueError(
+            f"{name} has {size} tokens but its largest id is {largest}: ids with gaps leave no place to append image tokens"
         )
 
 

@@ -114,9 +114,8 @@ class RequestState:
         elif self._grid is not None:
             fitting = self._grid.fitting_shapes()
             out[_FLAGS : _FLAGS + len(fitting)] = fitting
-        elif (
-            self.mode == "image"
-        ):  # once: then only an end, or where no token is one, whatever comes
+        elif self.mode == "image":
+            # One image: then only an end, or where no token is one, whatever comes.
             out[_BOI if not self._is_done else _END if self.ids.end else slice(None)] = 1
         else:
             out[_TEXT] = 1

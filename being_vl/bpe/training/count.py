@@ -57,7 +57,8 @@ def _pick(board, start, n, first_code, end_code, picked):
 def _sort_by_code(board, period, codebook_size, first_code, end_code, cursors, records, places):
     """Write right << 16 | below of each cell whose code is in range where its cursor points.
 
-    Its position goes to the same place in `places`, unless that is empty. A code of codebook_size says that there is none: counting it needs no branch, and it is never looked at.
+    Its position goes to the same place in `places`, unless that is empty. A code of codebook_size says that there is
+    none: counting it needs no branch, and it is never looked at.
     Of some codes, cells are picked without a branch, which would be mispredicted; the border's code is out of
     every range. Where all codes are in range only the border is not, and nothing needs to be picked.
     """
