@@ -22,7 +22,7 @@ from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 from ..bpe.grids import check_codes
 from ..bpe.image_bpe import ImageBPE
 from ..bpe.vocabulary_file import FILE_NAME as IMAGE_BPE_FILE
-from ..files import shown
+from ..files import reading, shown
 from ..hub.part import CheckpointPart, Origin, commit_of
 from ..vocabulary import VocabularyLayout
 from .control_tokens import render_chat
@@ -233,7 +233,9 @@ class BeingVLTokenizer(CheckpointPart, PreTrainedTokenizerFast):
                 )
         row = len(self) - 1
         token = self._tokenizer.id_to_token(row)
-        if (around := max(self._tokenizer.encode("").ids, default=0)) > row:
+        with reading(os.path.join(self.name_or_path, "tokenizer.json"), "no text can be tokenized"):
+            around = max(self._tokenizer.encode("").ids, default=0)
+        if around > row:
             token, row = "what stands around each text", around
         if row >= vocab_size:
             raise ValueError(
