@@ -2,7 +2,7 @@
 
     python experiments/readme_picture.py
 
-It runs the README's first example and stores its drawing with 96 colours. The photographs are scikit-image's;
+It runs the example of docs/image-bpe.md, and stores its drawing with 96 colours. The photographs are scikit-image's;
 the cat is Chelsea, by Stefan van der Walt, CC0.
 """
 
@@ -20,11 +20,12 @@ ROOT = Path(__file__).parents[1]
 
 def main() -> None:
     """Run the example in a folder of its own and store its picture."""
-    code = re.search(r"```python\n(.*?)```", (ROOT / "README.md").read_text("utf-8"), re.DOTALL)
+    page = (ROOT / "docs/image-bpe.md").read_text("utf-8").partition("## Tokens of a photograph")[2]
+    code = re.search(r"```python\n(.*?)```", page, re.DOTALL)
     assert code is not None
     with tempfile.TemporaryDirectory() as folder:
         os.chdir(folder)
-        exec(compile(code[1], "README.md", "exec"), {})
+        exec(compile(code[1], "image-bpe.md", "exec"), {})
         drawing = Image.open("tokens.png").convert("RGB")
         os.chdir(ROOT)
     drawing.quantize(96, dither=Image.Dither.NONE).save(

@@ -1,4 +1,4 @@
-"""README's tables of families and quantizers: what they say is what tests show, and each pair works together."""
+"""The tables of families and quantizers in docs/: what they say is what tests show, and each pair works together."""
 
 from __future__ import annotations
 
@@ -27,9 +27,9 @@ ROOT = Path(__file__).parents[2]
 SIDE = 16  # pixels of the pictures
 
 
-def table(heading: str) -> tuple[list[str], list[list[str]]]:
-    """Header and rows of README's table whose first cell is `heading`."""
-    lines = (ROOT / "README.md").read_text().splitlines()
+def table(page: str, heading: str) -> tuple[list[str], list[list[str]]]:
+    """Header and rows of the table of a page of docs/ whose first cell is `heading`."""
+    lines = (ROOT / "docs" / page).read_text().splitlines()
     start = next(i for i, line in enumerate(lines) if line.startswith(f"| {heading} |"))
     rows = []
     for line in lines[start:]:
@@ -41,74 +41,37 @@ def table(heading: str) -> tuple[list[str], list[list[str]]]:
 
 # ---------------------------------------------------------------- families
 
-# What a column of the table says → the tests that show it, each for every family.
-SHOWN_BY = {
-    "text as before, bit for bit": [
-        "models/test_families.py::test_text_stays_and_the_stock_class_loads_it",
-        "hub/test_family_checkpoints.py::test_init_takes_a_saved_base",
-    ],
-    "two stages": [
-        "models/test_families.py::test_two_stages_move_what_they_may",
-        "hub/test_family_checkpoints.py::test_two_stages_by_the_commands",
-    ],
-    "LoRA": ["models/test_families.py::test_lora_moves_new_rows_and_adapters_alone"],
-    "answers and images, saved and reloaded": [
-        "models/test_families.py::test_a_new_process_gives_the_same_logits_and_image",
-        "models/test_families.py::test_generation_of_text_ends_at_any_of_the_ends",
-    ],
-    "pipelines, card": [
-        "hub/test_family_checkpoints.py::test_pipelines",
-        "hub/test_family_checkpoints.py::test_card",
-    ],
-    "without being_vl": [
-        "hub/test_family_checkpoints.py::test_code_travels_and_is_handed_on",
-    ],
-    "plain export, GGUF": [
-        "serving/test_plain.py::test_stock_class_answers_as_ours",
-        "models/test_families.py::test_an_export_is_the_plain_text_model",
-    ],
-}
+
+def tests_of(file: str) -> dict[str, str]:
+    """The tests of a file below tests/: name → what it is parametrised over."""
+    tree = ast.parse((ROOT / "tests" / file).read_text())
+    return {
+        node.name: " ".join(map(ast.unparse, node.decorator_list))
+        for node in tree.body
+        if isinstance(node, ast.FunctionDef)
+    }
 
 
-def parametrised_over(node: ast.FunctionDef) -> str:
-    return " ".join(ast.unparse(decorator) for decorator in node.decorator_list)
-
-
-@pytest.mark.parametrize("column", SHOWN_BY)
-def test_each_column_of_families_is_shown_by_tests_over_all_of_them(column):
-    assert column in table("family")[0]
-    for name in SHOWN_BY[column]:
-        file, _, function = name.partition("::")
-        tree = ast.parse((ROOT / "tests" / file).read_text())
-        (found,) = (n for n in tree.body if isinstance(n, ast.FunctionDef) and n.name == function)
-        assert re.search(r"\bEACH\b|\bFAMILIES\b", parametrised_over(found)), name
-
-
-def test_the_tests_that_the_page_of_families_names_exist():
-    said = re.findall(r"`(test_\w+)(…?)`", (ROOT / "docs/families.md").read_text())
-    assert len(said) > 12
-    sources = [path.read_text() for path in (ROOT / "tests").rglob("test_*.py")]
-    for name, more in said:
-        pattern = rf"^def {name}" + ("" if more else r"\(")
-        assert any(re.search(pattern, source, re.MULTILINE) for source in sources), name
+@pytest.mark.parametrize("row", table("families.md", "ability")[1], ids=lambda row: row[0])
+def test_each_ability_is_shown_by_tests_over_all_families(row):
+    *_, tests = row
+    if tests == "the same":
+        return
+    of_all = re.compile(r"\bEACH\b|\bNAMES\b|FAMILIES\b")
+    file = "hub/test_family_checkpoints.py" if tests.startswith("†") else "models/test_families.py"
+    for name in re.findall(r"`(test_\w+)`", tests):
+        assert of_all.search(tests_of(file)[name]), name
+    for other in re.findall(r"`tests/([\w/]+\.py)`", tests):
+        assert of_all.search((ROOT / "tests" / other).read_text()), other
 
 
 def test_the_rows_of_families_are_those_that_can_be_extended():
-    header, rows = table("family")
-    assert header[:3] == ["family", "base", "class"] and set(header[3:]) == set(SHOWN_BY)
-    said = [tuple(row[:3]) for row in rows]
-    assert said == [(f.title, f"`{f.base_type}`", f"`{f.language_model_class}`") for f in FAMILIES]
-    assert {cell for row in rows for cell in row[3:]} == {"✓"}
-
-
-def test_gguf_is_shown_for_the_families_that_llama_cpp_knows():
-    """tests/serving/test_gguf.py runs in an environment of its own; here its list is read."""
-    tree = ast.parse((ROOT / "tests/serving/test_gguf.py").read_text())
-    assert any(
-        "FAMILIES" in ast.unparse(n)
-        for n in tree.body
-        if isinstance(n, ast.FunctionDef | ast.Assign)
-    )
+    _, rows = table("families.md", "family")
+    expected = [
+        [f.title, *(f"`{name}`" for name in (f.base_type, f.language_model_class, f.model_type))]
+        for f in FAMILIES
+    ]
+    assert rows == expected
 
 
 # ---------------------------------------------------------------- quantizers
@@ -138,7 +101,7 @@ def patches():
     ).eval()
 
 
-# First cell of a row of README's table → what makes one.
+# First cell of a row of the table → what makes one.
 QUANTIZERS = {
     "patches (k-means)": patches,
     "VQ-GAN": lambda: ours(num_embeddings=64, embed_dim=8),
@@ -155,19 +118,11 @@ QUANTIZERS = {
 
 
 def test_the_rows_of_quantizers_are_those_of_the_test_below():
-    header, rows = table("quantizer")
-    assert header == [
-        "quantizer",
-        "named by",
-        "codes → pixels",
-        "saved with a checkpoint",
-        "every family",
-    ]
-    converted = (
-        "taming, LDM, LlamaGen, Being-VL"  # become a VQ-GAN: tests/quantizers/test_vq_layouts.py
-    )
-    assert [row[0] for row in rows if row[0] != converted] == list(QUANTIZERS)
-    assert {row[4] for row in rows} == {"✓"}
+    header, rows = table("quantizers.md", "quantizer")
+    assert header == ["quantizer", "`--quantizer`", "codes → pixels", "saved with a checkpoint"]
+    # `convert-vq` makes a VQ-GAN of others: tests/quantizers/test_vq_layouts.py
+    others = [row[0] for row in rows if "convert-vq" not in row[1]]
+    assert others == list(QUANTIZERS)
 
 
 @pytest.fixture(scope="module")
@@ -192,9 +147,9 @@ def quantizer(request):
 @pytest.mark.parametrize("name", NAMES)
 @torch.no_grad()
 def test_each_family_with_each_quantizer(name, quantizer, bases, tmp_path):
-    """A picture becomes ids and logits, and pixels where README says so; what is saved does the same again."""
+    """A picture becomes ids and logits, and pixels where the page says so; what is saved does the same again."""
     (title, vq), (tokenizer, made) = quantizer, bases
-    said = next(row for row in table("quantizer")[1] if row[0] == title)
+    said = next(row for row in table("quantizers.md", "quantizer")[1] if row[0] == title)
     bpe = ImageBPE([[code, code, 0, 1] for code in range(8)], 64)
     model, processor = init_checkpoint(made[name], tokenizer, vq, bpe)
     assert type(model) is getattr(being_vl, family_named(name).language_model_class)
@@ -218,7 +173,7 @@ def test_each_family_with_each_quantizer(name, quantizer, bases, tmp_path):
     else:
         with pytest.raises(ValueError):
             processor.decode_image(image_ids, *codes.shape)
-    if said[3] == "no":
+    if said[3].startswith("no"):
         with pytest.raises(ValueError, match="does not travel with a checkpoint"):
             save_checkpoint(model, processor, tmp_path / "out")
         return
