@@ -17,6 +17,11 @@ from being_vl.cli import run_command
 from being_vl.studies.commands import Commands, make_part
 
 CODES = 512
+# Options of `being-vl train` that all studies have.
+TRAINING: dict[str, Any] = {
+    "packing": "shared_image", "save_strategy": "no", "use_cpu": True,
+    "dataloader_pin_memory": False, "disable_tqdm": True, "report_to": "none",
+}  # fmt: skip
 
 
 def fit_quantizer(images: Path, target: Path) -> None:
@@ -131,11 +136,7 @@ class Parts:
         """`being-vl train`; its metrics with `train_losses`, and `cpu_seconds` of all threads, loading included."""
         output = Path(options["output_dir"])
         started = time.process_time()
-        own = {
-            "packing": "shared_image", "save_strategy": "no", "use_cpu": True,
-            "dataloader_pin_memory": False, "disable_tqdm": True, "report_to": "none",
-        }  # fmt: skip
-        self.command("train", **own | options)
+        self.command("train", **TRAINING | options)
         seconds = round(time.process_time() - started, 1)
         metrics = json.loads((output / "metrics.json").read_text())
         log = json.loads((output / "trainer_state.json").read_text())["log_history"]

@@ -132,6 +132,37 @@ def test_starts(run, benchmark: Path, tmp_path: Path) -> None:
     assert before["mean_text"] < before["normal"]
 
 
+def test_smollm2(run, benchmark: Path, tmp_path: Path, monkeypatch, capsys) -> None:
+    monkeypatch.syspath_prepend(str(ROOT / "experiments"))
+    from drawings_parts import make_base
+
+    make_base(
+        ["what kind of thing is this? is it or", "bird fruit tool yes no red blue green"],
+        tmp_path / "base",
+        0,
+    )
+    options = (
+        "--base", tmp_path / "base", "--merges", "[0,8]", "--pretrain_steps", 2, "--steps", 25, "--seconds", 2,
+        "--batch", 4, "--learning_rate", 0.005, "--held_out", 6, "--generated", 6,
+    )  # fmt: skip
+    found = run("drawings_smollm2", *options)
+    assert [(row["merges"], row["equal"]) for row in found["runs"]] == [
+        (merges, equal) for merges in (0, 8) for equal in ("steps", "time")
+    ]
+    assert {row["tokens"] == 256 for row in found["runs"] if row["merges"] == 0} == {True}
+    assert all(row["tokens"] < 256 for row in found["runs"] if row["merges"])
+    for first, second in (found["runs"][:2], found["runs"][2:]):
+        assert first["steps"] == 25 and second["cpu_seconds"] >= 2
+        last = max(first, second, key=lambda row: row["steps"])
+        assert last["text_after"] > 0 and last["accuracy"]["accuracy"] > 0
+        # `being-vl eval` gives the answers that count as right.
+        assert last["generated"]["questions"] == 6 * len(TYPES)
+        assert last["generated"]["eval"] == pytest.approx(last["generated"]["by_tokens"])
+    capsys.readouterr()
+    assert run("drawings_smollm2", *options) == found
+    assert "$ being-vl init" not in capsys.readouterr().out
+
+
 @pytest.mark.parametrize("name", ["drawings_merges", "drawings_starts"])
 def test_the_page_has_the_table_of_the_results(name: str, monkeypatch) -> None:
     monkeypatch.syspath_prepend(str(ROOT / "experiments"))
