@@ -22,7 +22,10 @@ COMMANDS = re.findall(r"^python (experiments/\S+\.py.*)$", PAGE.read_text(), re.
 def test_the_page_names_every_experiment() -> None:
     # The GPU command has its own page, drawings have theirs, and the README its picture's.
     others = {"example_checkpoint.py", "experiment_tools.py", "gpu.py", "readme_picture.py"}
-    others |= {f"drawings_{name}.py" for name in ("images", "judge", "merges", "parts", "starts")}
+    others |= {
+        f"drawings_{name}.py"
+        for name in ("images", "judge", "merges", "parts", "smollm2", "starts")
+    }
     others.add("dropout.py")  # docs/image-bpe.md
     scripts = {path.name for path in (ROOT / "experiments").glob("*.py")} - others
     assert {Path(shlex.split(command)[0]).name for command in COMMANDS} == scripts
