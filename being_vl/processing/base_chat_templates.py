@@ -31,8 +31,6 @@ _PARTS_TO_TEXT = (
 """
 )
 _MARKS = """\
-{%- set begin = BEGIN -%}
-{%- set end = END -%}
 {%- for turn in being_vl_text.split(begin) -%}
     {%- if not loop.first -%}
         {{- begin -}}
@@ -69,9 +67,13 @@ def extended_chat_template(tokenizer: Any) -> str | None:
     if re.search(r"\{%-?\s*generation\b", source):
         return _PARTS_TO_TEXT + source
     begin, end = _turn_marks(tokenizer, source)
-    marks = _MARKS.replace("BEGIN", json.dumps(begin)).replace("END", json.dumps(end))
     captured = "{% set being_vl_text %}" + source.removesuffix("\n") + "{% endset %}\n"
-    return _PARTS_TO_TEXT + captured + marks
+    # Not in ASCII: of the surrogate pair that stands for an emoji there, Jinja makes two characters.
+    sets = (
+        f"{{%- set {name} = {json.dumps(mark, ensure_ascii=False)} -%}}\n"
+        for name, mark in (("begin", begin), ("end", end))
+    )
+    return _PARTS_TO_TEXT + captured + "".join(sets) + _MARKS
 
 
 def _turn_marks(tokenizer: Any, source: str) -> tuple[str, str]:

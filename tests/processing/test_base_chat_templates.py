@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import re
+
 import pytest
 from checkpoint_fixtures import image_bpe, patch_vq, random_grids, smollm_tokenizer, text_model
-from template_fixtures import CASES, base_tokenizer
+from template_fixtures import CASES, TRL, base_tokenizer
 
 from being_vl.hub.checkpoint import init_checkpoint
 from being_vl.processing.base_chat_templates import extended_chat_template
 
-pytest.importorskip("trl")
-
+NEEDS_TRL = pytest.mark.skipif(TRL is None, reason="TRL ships the templates")
 END = {
     "gemma3": "<end_of_turn>", "phi3": "<|end|>", "phi3_5": "<|end|>", "llama3": "<|eot_id|>",
     "mistral": "</s>",
@@ -29,6 +30,7 @@ def render(tokenizer, messages, template=None, **options):
     )
 
 
+@NEEDS_TRL
 @pytest.mark.parametrize("name", CASES)
 @pytest.mark.parametrize("prompt", [False, True])
 def test_text_is_rendered_as_before(name, prompt):
@@ -41,6 +43,7 @@ def test_text_is_rendered_as_before(name, prompt):
     assert template == extended_chat_template(tokenizer)
 
 
+@NEEDS_TRL
 @pytest.mark.parametrize("name", CASES)
 def test_images_are_placeholders_and_answers_are_marked(name):
     tokenizer = base_tokenizer(name)
@@ -67,6 +70,7 @@ def test_images_are_placeholders_and_answers_are_marked(name):
     assert answers == ["A red square.", f"{think}A circle.".strip(), ""]
 
 
+@NEEDS_TRL
 def test_reasoning_is_spoken_and_earlier_reasoning_is_dropped_as_in_the_base():
     tokenizer = base_tokenizer("qwen3")
     template = extended_chat_template(tokenizer)
@@ -82,6 +86,7 @@ def test_reasoning_is_spoken_and_earlier_reasoning_is_dropped_as_in_the_base():
     assert "hm 3" in tokenizer.decode(ids) and "And this" not in tokenizer.decode(ids)
 
 
+@NEEDS_TRL
 def test_marks_of_the_base_are_kept_and_nonsense_is_refused():
     tokenizer = smollm_tokenizer()
     assert extended_chat_template(tokenizer) is None
@@ -98,3 +103,32 @@ def test_marks_of_the_base_are_kept_and_nonsense_is_refused():
     tokenizer.chat_template = "{{ raise_exception('no') }}"
     with pytest.raises(ValueError, match="does not render: TemplateError no"):
         extended_chat_template(tokenizer)
+
+
+@pytest.mark.parametrize("special", [True, False])
+@pytest.mark.parametrize(
+    ("begin", "end"),
+    [
+        ("<|🤖|> é:", "<|終|>"),
+        ("🤖", "🔚\n"),
+        ("<|END|>[BEGIN]", "</BEGIN>"),
+        ('"\\:', "\u2028\x07"),
+    ],
+)
+def test_marks_may_be_any_text(begin, end, special):
+    tokenizer = smollm_tokenizer()
+    if special:
+        tokenizer.add_special_tokens({"extra_special_tokens": [begin.strip(), end]})
+    source = (
+        "{% for m in messages %}{{ BEGIN if m.role == 'assistant' else '👤 ' }}{{ m.content + END }}{% endfor %}"
+        "{% if add_generation_prompt %}{{ BEGIN }}{% endif %}"
+    )
+    words = {"BEGIN": repr(begin), "END": repr(end)}
+    tokenizer.chat_template = re.sub("BEGIN|END", lambda found: words[found[0]], source)
+    template = extended_chat_template(tokenizer)
+    assert render(tokenizer, CHAT, template) == render(tokenizer, CHAT)
+    out = tokenizer.apply_chat_template(
+        CHAT, chat_template=template, return_dict=True, return_assistant_tokens_mask=True
+    )
+    pairs = zip(out["input_ids"], out["assistant_masks"], strict=True)
+    assert tokenizer.decode([i for i, m in pairs if m]) == f"A red square.{end}A circle.{end}"
