@@ -19,7 +19,6 @@ import shutil
 import stat
 import sys
 import tarfile
-import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, field, fields
@@ -76,6 +75,9 @@ def is_remote(path: Any) -> bool:
 # Writing
 
 
+_STEM = 40  # characters of a name that its temporary name begins with; all of it may be too long
+
+
 def write_atomic(path: str | os.PathLike, data: bytes | memoryview | str) -> None:
     """Write a file so that readers, and a restart after a crash, see all of it or nothing.
 
@@ -103,12 +105,7 @@ def new_file(path: str | os.PathLike) -> Iterator[Path]:
         OSError: as the body does, with `path` as its file name; nothing is left behind.
     """
     path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    _remove_leftovers(path)
-    # The suffix stays last: writers such as Pillow choose the format by it.
-    # The process says whether a leftover is one; the random part keeps its threads apart.
-    unique = f"{os.getpid()}-{secrets.token_hex(4)}"
-    aside = path.with_name(f".{path.stem}.{unique}.tmp{path.suffix}")
+    aside = _aside(path)
     try:
         yield aside
         # The content must be on the disk before the name is: after a power cut, a file of the name would be empty.
@@ -125,12 +122,21 @@ def new_file(path: str | os.PathLike) -> Iterator[Path]:
     flush(path.parent)  # the name itself
 
 
-def _remove_leftovers(path: Path) -> None:
-    """Remove what processes that were killed while they wrote `path` left beside it."""
-    for aside in path.parent.glob(f".{escape(path.stem)}.*.tmp{escape(path.suffix)}"):
-        writer = aside.name.removeprefix(f".{path.stem}.").partition("-")[0]
-        if writer.isdecimal() and not _is_running(int(writer)):
-            aside.unlink(missing_ok=True)
+def _aside(path: Path) -> Path:
+    """A temporary name beside `path`; what processes that were killed while they wrote it have left is removed."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    start = f".{path.stem[:_STEM]}."
+    for left in path.parent.glob(f"{escape(start)}*.tmp{escape(path.suffix)}"):
+        writer = left.name.removeprefix(start).partition("-")[0]
+        if not writer.isdecimal() or _is_running(int(writer)):
+            continue
+        if left.is_dir():
+            shutil.rmtree(left, ignore_errors=True)
+        else:
+            left.unlink(missing_ok=True)
+    # The suffix stays last: writers such as Pillow choose the format by it.
+    # The process says whether a leftover is one; the random part keeps its threads apart.
+    return path.with_name(f"{start}{os.getpid()}-{secrets.token_hex(4)}.tmp{path.suffix}")
 
 
 def _is_running(pid: int) -> bool:
@@ -166,12 +172,11 @@ def new_folder(path: str | os.PathLike) -> Iterator[Path]:
     path = Path(path)
     if path.exists() and (not path.is_dir() or any(path.iterdir())):
         raise ValueError(f"{path} exists and is not an empty folder")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    aside = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
+    aside = _aside(path)
+    aside.mkdir()
     try:
         with writing(aside, name=path):
             yield aside
-        aside.chmod(0o755)  # mkdtemp's folders are closed to others
         os.replace(aside, path)
     except BaseException:
         shutil.rmtree(aside, ignore_errors=True)

@@ -172,6 +172,20 @@ def test_a_folder_appears_whole_or_not_at_all(tmp_path: Path) -> None:
         pass
 
 
+@pytest.mark.parametrize("new", [new_file, new_folder])
+def test_what_killed_writers_left_is_removed(tmp_path: Path, new) -> None:
+    """Under the longest name that a file may have, too."""
+    path = tmp_path / ("a" * 251 + ".txt")
+    killed = f"with files.{new.__name__}({str(path)!r}) as p: p.exists() or p.touch(); os.kill(os.getpid(), 9)"
+    for _ in range(2):
+        subprocess.run([sys.executable, "-c", f"import os; from being_vl import files\n{killed}"])
+        (left,) = os.listdir(tmp_path)
+        assert ".tmp" in left
+    with new(path) as aside:
+        aside.is_dir() or aside.touch()
+    assert os.listdir(tmp_path) == [path.name]
+
+
 @pytest.mark.parametrize("mode", ["w", "w:gz", "w:bz2", "w:xz"])
 def test_a_tar_file_damaged_anywhere_is_named(tmp_path: Path, mode: str) -> None:
     """Also in the middle of a member, which its reader reads long after the file was opened."""

@@ -17,6 +17,8 @@ import traceback
 from pathlib import Path
 from typing import Any
 
+from . import signals
+
 COMMANDS = {
     "quickstart": "train and test a small model on easy-VQA, end to end, in minutes",
     "train-vq": "train a VQ-GAN on images",
@@ -41,7 +43,6 @@ COMMANDS = {
     "env": "print versions and devices, and check for known problems",
 }
 
-_INTERRUPTED = 130
 _LONGEST = 1000  # characters of an error; values may be whole files
 _PACKAGE = str(Path(__file__).parents[1])
 # Torch and transformers make 650,000 that the collector of garbage tracks.
@@ -65,8 +66,20 @@ def _usage() -> str:
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Run a command; returns the exit status: 0, 2 on an error, 130 on Ctrl-C, or the command's own."""
-    argv = list(sys.argv[1:] if argv is None else argv)
+    """Run a command; returns the exit status: 0, 2 on an error, 130 on Ctrl-C, or the command's own.
+
+    Without `argv`, the process is the command's own: its signals are handled, and SIGTERM ends it.
+    """
+    if argv is not None:
+        return _main(argv)
+    signals.handle()
+    try:
+        return _main(sys.argv[1:])
+    finally:
+        signals.let_go()
+
+
+def _main(argv: list[str]) -> int:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):  # a terminal that is not UTF-8 shows ? for –
             stream.reconfigure(errors="replace")
@@ -78,11 +91,14 @@ def main(argv: list[str] | None = None) -> int:
         return status
     except KeyboardInterrupt:
         print(f"being-vl {name}: interrupted", file=sys.stderr)
-        return _INTERRUPTED
+        return signals.INTERRUPTED
     except BrokenPipeError:  # the reader of a pipe, such as `head`, has gone
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     except BaseException as error:
+        if isinstance(error, SystemExit) and error.code == signals.TERMINATED:
+            print(f"being-vl {name}: terminated", file=sys.stderr, flush=True)
+            signals.end_by_sigterm()
         is_panic = type(error).__name__ == "PanicException"  # of a library in Rust; no Exception
         if show_traceback or not (isinstance(error, Exception) or is_panic):
             raise

@@ -12,6 +12,7 @@ import json
 import multiprocessing
 import os
 import re
+import signal
 from collections import defaultdict
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
@@ -584,7 +585,8 @@ def _map(
         waiting: dict[Future, int] = {}
         try:
             for i, chunk in chunks:
-                waiting[pool.submit(_work, chunk)] = i
+                with _started_without_sigint():
+                    waiting[pool.submit(_work, chunk)] = i
                 if len(waiting) > 2 * workers:
                     yield from _finished(waiting)
             while waiting:
@@ -607,6 +609,19 @@ def _finished(waiting: dict[Future, int]) -> Iterator[tuple[int, bytes]]:
 
 
 _worker: ChunkTokenizer
+
+
+@contextmanager
+def _started_without_sigint() -> Iterator[None]:
+    """Processes that start here leave Ctrl-C, which a terminal sends to all of them, to the parent."""
+    if not hasattr(signal, "pthread_sigmask"):
+        yield
+        return
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def _start_worker(
