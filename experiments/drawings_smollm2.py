@@ -14,6 +14,7 @@ own, whose `runs` are put together afterwards.
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import json
 import time
 from collections.abc import Callable
@@ -148,7 +149,7 @@ def generated(
     return {"questions": result.num_examples, "eval": result.metrics["accuracy"], "by_tokens": 100 * sum(right[:count]) / count}  # fmt: skip
 
 
-def run(parts: Parts, merges: int, seed: int, args: Any) -> list[dict[str, Any]]:
+def run(parts: Parts, merges: int, rate: float, seed: int, args: Any) -> list[dict[str, Any]]:
     """Both stages of one model: its figures after `args.steps` and after `args.seconds`."""
     held_out = some_questions(parts.drawings, parts.work / "held-out.json", args.held_out)
     same = {
@@ -166,7 +167,7 @@ def run(parts: Parts, merges: int, seed: int, args: Any) -> list[dict[str, Any]]
         second = Watch(measure, args.steps, args.seconds - first.seconds)
         second_losses = stage(
             second, checkpoint=str(middle), data=str(rows), output_dir=str(end), stage="sft",
-            max_steps=100 * args.steps, learning_rate=args.learning_rate,
+            max_steps=100 * args.steps, learning_rate=rate,
             lr_scheduler_type="constant_with_warmup", warmup_steps=max(1, args.steps // 10),
             adam_beta2=0.98, **same,
         )  # fmt: skip
@@ -179,7 +180,7 @@ def run(parts: Parts, merges: int, seed: int, args: Any) -> list[dict[str, Any]]
         del figures["right"]
         seconds = round(first.seconds + figures.pop("cpu_seconds"), 1)
         found.append({
-            "merges": merges, "seed": seed, "equal": equal, "tokens": measure.tokens_per_image,
+            "merges": merges, "learning_rate": rate, "seed": seed, "equal": equal, "tokens": measure.tokens_per_image,
             "cpu_seconds": seconds, "pretrain_seconds": round(first.seconds, 1), "text_before": before,
             **figures, "pretrain_losses": first_losses, "train_losses": second_losses[: figures["steps"] // 10],
         })  # fmt: skip
@@ -189,18 +190,20 @@ def run(parts: Parts, merges: int, seed: int, args: Any) -> list[dict[str, Any]]
 def table(rows: list[dict[str, Any]], guess: dict[str, float]) -> list[str]:
     """Mean ± standard deviation over the seeds, as a Markdown table."""
     lines = [
-        "| merges | compared at | tokens an image | steps | CPU seconds | nats an answer | all | kind | yes/no | which | color | text after |",
-        "|---" * 12 + "|",
+        "| merges | learning rate | compared at | tokens an image | steps | CPU seconds | nats an answer | all | kind | yes/no | which | color | text after |",
+        "|---" * 13 + "|",
     ]
     blind = [sum(guess.values()) / len(guess), *(guess[kind] for kind in TYPES)]
-    lines.append("| without looking | – | – | – | – | – | " + " | ".join(f"{value:.1f}" for value in blind) + " | – |")  # fmt: skip
-    for merges, equal in dict.fromkeys((row["merges"], row["equal"]) for row in rows):
-        own = [row for row in rows if (row["merges"], row["equal"]) == (merges, equal)]
+    lines.append("| without looking | – | – | – | – | – | – | " + " | ".join(f"{value:.1f}" for value in blind) + " | – |")  # fmt: skip
+    names = ("learning_rate", "merges", "equal")
+    for key in sorted({tuple(row[name] for name in names) for row in rows}):
+        own = [row for row in rows if tuple(row[name] for name in names) == key]
+        rate, merges, equal = key
         numbers = [f"{sum(row[name] for row in own) / len(own):,.0f}" for name in ("tokens", "steps", "cpu_seconds")]  # fmt: skip
         cells = [spread([row["accuracy"][name] for row in own], 1) for name in TYPE_COLUMNS]
         text = [row["text_after"] for row in own if "text_after" in row]
         lines.append(
-            f"| {merges:,} ({len(own)}) | equal {equal} | "
+            f"| {merges:,} ({len(own)}) | {rate:g} | equal {equal} | "
             + " | ".join([*numbers, spread([row["answer_loss"] for row in own], 2), *cells, spread(text, 2) if text else "–"])
             + " |"
         )  # fmt: skip
@@ -218,7 +221,9 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=90, help="of the second stage")
     parser.add_argument("--seconds", type=float, default=640, help="CPU seconds of both stages")
     parser.add_argument("--batch", type=int, default=2, help="drawings a step")
-    parser.add_argument("--learning_rate", type=float, default=5e-4, help="of the second stage")
+    parser.add_argument(
+        "--learning_rates", type=list[float], default=[1e-4], help="of the second stage"
+    )
     parser.add_argument("--held_out", type=int, default=150, help="drawings")
     parser.add_argument("--generated", type=int, default=10, help="drawings, of those")
     args = parser.parse_args()
@@ -227,25 +232,22 @@ def main() -> None:
     held_out = some_questions(args.drawings, args.work / "held-out.json", args.held_out)
     questions = args.drawings / "train" / "questions.json"
     guess = guessing(json.loads(questions.read_text()), json.loads(held_out.read_text()))
-    names = (
-        "pretrain_steps",
-        "steps",
-        "seconds",
-        "batch",
-        "learning_rate",
-        "held_out",
-        "generated",
-    )
+    names = ("pretrain_steps", "steps", "seconds", "batch", "held_out", "generated")
     settings = {name: getattr(args, name) for name in names}
     rows: list[dict[str, Any]] = []
-    for seed in range(args.first_seed, 1 if args.quick else args.seeds):
-        for merges in args.merges:
-            name = " ".join(map(str, (merges, seed, *settings.values())))
-            rows += once(args.work / "runs", name, lambda m=merges, s=seed: run(parts, m, s, args))
-            write_results(
-                {"settings": settings, "without_looking": guess, "runs": rows},
-                Path(args.output) / "drawings-smollm2.json",
-            )
+    wanted = itertools.product(
+        range(args.first_seed, 1 if args.quick else args.seeds), args.learning_rates, args.merges
+    )
+    for seed, rate, merges in wanted:
+        name = " ".join(map(str, (merges, rate, seed, *settings.values())))
+        rows += once(
+            args.work / "runs", name,
+            lambda merges=merges, rate=rate, seed=seed: run(parts, merges, rate, seed, args),
+        )  # fmt: skip
+        write_results(
+            {"settings": settings, "without_looking": guess, "runs": rows},
+            Path(args.output) / "drawings-smollm2.json",
+        )
     print("\n".join(table(rows, guess)))
 
 
