@@ -10,26 +10,34 @@ from ..files import check_model_folder, check_regular, place, reading
 _REASON = 200  # characters of what the Hub's client says
 
 
-def check_part(option: str, source: str, *, file: str = "config.json") -> None:
-    """Refuse a name that leads nowhere, before anything slow."""
+def check_part(option: str, source: str, *files: str) -> None:
+    """Refuse a name that leads nowhere, before anything slow; one of `files`, by default config.json, must be there."""
     from transformers.utils import cached_file
+
+    from ..hub.part import place_on_hub
+
+    files = files or ("config.json",)
 
     if os.path.exists(source):
         if not os.path.isdir(source):
             raise ValueError(f"{option} {source}: must be a folder or an id on the Hub, got a file")
-        if not os.path.exists(os.path.join(source, file)):
-            raise ValueError(f"{option} {source}: the folder has no {file}")
+        if not any(os.path.exists(os.path.join(source, file)) for file in files):
+            raise ValueError(f"{option} {source}: the folder has no {files[0]}")
         for folder in (source, os.path.join(source, "vq_model")):
             if os.path.isdir(folder):
                 check_model_folder(folder)
         return
-    try:
-        cached_file(source, file)
-    except (OSError, ValueError) as error:
-        reason = " ".join(str(error).split())[:_REASON]
-        raise OSError(
-            f"{option} {source}: no folder of that name, and not to be had from the Hub: {reason}"
-        ) from None
+    name, options = place_on_hub(source, {})
+    reasons = []
+    for file in files:
+        try:
+            cached_file(name, file, **options)
+            return
+        except (OSError, ValueError) as error:
+            reasons.append(" ".join(str(error).split())[:_REASON])
+    raise OSError(
+        f"{option} {source}: no folder of that name, and not to be had from the Hub: {reasons[0]}"
+    )
 
 
 def check_device(name: str) -> None:
@@ -76,14 +84,14 @@ def load_quantizer(source: str, image_processor: str | None = None) -> tuple[Any
     from ..quantizers.quantizer import load_quantizer as load
 
     if ":" not in source:  # package.module:name of an object of the user's own
-        check_part("--quantizer", source)
+        check_part("--quantizer", source, "config.json", "model_index.json")
     with reading(source):
         model = load(source)
     if image_processor is not None:
         # A whole checkpoint holds its image processor in processor_config.json.
         whole = os.path.exists(os.path.join(image_processor, "processor_config.json"))
         file = "processor_config.json" if whole else "preprocessor_config.json"
-        check_part("--image-processor", image_processor, file=file)
+        check_part("--image-processor", image_processor, file)
         with reading(image_processor):
             return model, BeingVLImageProcessor.from_pretrained(image_processor)
     with reading(source):

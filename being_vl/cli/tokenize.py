@@ -105,7 +105,7 @@ def main(args: Namespace) -> int:
     started = time.perf_counter()
     output = place(args.output)
     refuse_used(args, output, "data-*")
-    check_part("--checkpoint", args.checkpoint, file="processor_config.json")
+    check_part("--checkpoint", args.checkpoint, "processor_config.json")
     source = open_samples(
         args.data,
         split=args.split,

@@ -178,6 +178,19 @@ def hub_options(options: Mapping[str, Any], *more: str) -> dict[str, Any]:
     return {name: options[name] for name in (*_HUB_OPTIONS, *more) if options.get(name) is not None}
 
 
+def place_on_hub(name: str | os.PathLike, options: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
+    """A name and the options of a `from_pretrained`; of `owner/name/folder`, a folder in a repository, the folder
+    becomes the option `subfolder`."""
+    name, options = os.fspath(name), dict(options)
+    parts = name.split("/", 2)
+    if len(parts) == 3 and re.fullmatch(r"[\w][\w.-]*/[\w.-]+", "/".join(parts[:2])):
+        if not os.path.exists(name):
+            folders = (parts[2].strip("/"), options.get("subfolder"))
+            options["subfolder"] = "/".join(filter(None, folders))
+            return "/".join(parts[:2]), options
+    return name, options
+
+
 def pinned(name: Any, options: Mapping[str, Any] = MappingProxyType({})) -> dict[str, Any]:
     """The option `revision` of a `from_pretrained`, resolved, so that all that follows is of one commit.
 

@@ -137,7 +137,7 @@ def adapt(model: nn.Module) -> BeingVLAdaptedVQModel:
     config = BeingVLAdaptedVQConfig(
         adapter=kind.name,
         model_config=adapter.model_config(),
-        preprocessing=kind.preprocessing,
+        preprocessing=adapter.preprocessing,
         **sizes,
     )
     return BeingVLAdaptedVQModel(config, model).eval()

@@ -16,7 +16,7 @@ from transformers import AutoModel
 from transformers.utils import cached_file
 
 from ..files import read_json
-from ..hub.part import VQ_FOLDER, hub_options, pinned
+from ..hub.part import VQ_FOLDER, hub_options, pinned, place_on_hub
 from .image_processing_being_vl import BeingVLImageProcessor
 from .modeling_being_vl_adapted_vq import ADAPTERS, BeingVLAdaptedVQConfig, adapt
 
@@ -109,10 +109,11 @@ def load_quantizer(source: str | os.PathLike, **options: Any) -> Any:
     """Load any quantizer; it has `encode`, mostly `decode`, and a `config` as of this library's models.
 
     Args:
-        source: a folder or a repository of one of this library's models, of transformers' Chameleon, Emu3,
-            Janus or GLM-Image (the whole model or its VQ model) or of diffusers' VQModel; or
-            `package.module:name` of an object, or of a function or class that makes one.
+        source: a folder, a repository or a folder in one (`owner/name/folder`) of one of this library's models, of
+            transformers' Chameleon, Emu3, Janus or GLM-Image (the whole model or its VQ model) or of diffusers'
+            VQModel; or `package.module:name` of an object, or of a function or class that makes one.
         options: of `from_pretrained`; `trust_remote_code=True` runs the code that a model of another type brings.
+            Weights are float32 unless `dtype` says otherwise, since codes of half precision depend on the machine.
 
     Raises:
         ValueError: no quantizer there; the message says what is.
@@ -121,6 +122,7 @@ def load_quantizer(source: str | os.PathLike, **options: Any) -> Any:
     name = os.fspath(source)
     if re.fullmatch(r"[A-Za-z_][\w.]*:[A-Za-z_][\w.]*", name) and not os.path.exists(name):
         return OwnQuantizer(_imported(name), name).eval()
+    name, options = place_on_hub(name, options)
     options |= pinned(name, options)
     fields = _config_fields(name, options)
     model_type = fields.get("model_type") or fields.get("_class_name")
@@ -135,7 +137,8 @@ def load_quantizer(source: str | os.PathLike, **options: Any) -> Any:
         return AutoModel.from_pretrained(name, **options).eval()
     for adapter in ADAPTERS:
         if model_type in adapter.model_types:
-            return adapt(adapter.load(name, **options))
+            model = adapt(adapter.load(name, **options))
+            return model if options.keys() & {"dtype", "torch_dtype"} else model.float()
     if os.path.exists(os.path.join(name, VQ_FOLDER, "config.json")):
         raise ValueError(
             f"{name}: a whole checkpoint; its quantizer is {os.path.join(name, VQ_FOLDER)}"
@@ -153,10 +156,11 @@ def image_processor_for(
 
     `source` is what it was loaded from, `options` are of `from_pretrained`.
     """
+    source, options = place_on_hub(source, options)
     # Beside an adapted model lies the file of another library's image processor, with options of its own.
     if not isinstance(config, BeingVLAdaptedVQConfig):
         missing_is_none = {"_raise_exceptions_for_missing_entries": False, **hub_options(options)}
-        if cached_file(os.fspath(source), "preprocessor_config.json", **missing_is_none):
+        if cached_file(source, "preprocessor_config.json", **missing_is_none):
             return BeingVLImageProcessor.from_pretrained(source, **options)
     return default_image_processor(config)
 
@@ -183,8 +187,22 @@ def _imported(name: str) -> Any:
     return found() if inspect.isclass(found) or inspect.isroutine(found) else found
 
 
+def _no_config(name: str, index: str | None) -> str:
+    """Why there is no config.json, given the index of a pipeline of diffusers where there is one."""
+    parts = read_json(index) if index else {}
+    folders = [folder for folder, kind in parts.items() if kind == ["diffusers", "VQModel"]]
+    if folders:
+        return f"a pipeline of diffusers; its quantizer is {name}/{folders[0]}"
+    return "a pipeline of diffusers without a VQModel" if index else "it has no config.json"
+
+
 def _config_fields(name: str, options: dict[str, Any]) -> dict[str, Any]:
-    path = str(cached_file(name, "config.json", **hub_options(options)))
+    missing_is_none = {"_raise_exceptions_for_missing_entries": False, **hub_options(options)}
+    found = cached_file(name, "config.json", **missing_is_none)
+    if found is None:
+        index = cached_file(name, "model_index.json", **missing_is_none)
+        raise OSError(f"{name}: {_no_config(name, index)}")
+    path = str(found)
     fields = read_json(path)
     if not isinstance(fields, dict):
         raise ValueError(f"{path}: must hold an object, got {type(fields).__name__}")

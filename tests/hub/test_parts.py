@@ -42,7 +42,7 @@ def table(page: str, heading: str) -> tuple[list[str], list[list[str]]]:
 # ---------------------------------------------------------------- families
 
 
-def tests_of(file: str) -> dict[str, str]:
+def functions_of(file: str) -> dict[str, str]:
     """The tests of a file below tests/: name → what it is parametrised over."""
     tree = ast.parse((ROOT / "tests" / file).read_text())
     return {
@@ -60,7 +60,7 @@ def test_each_ability_is_shown_by_tests_over_all_families(row):
     of_all = re.compile(r"\bEACH\b|\bNAMES\b|FAMILIES\b")
     file = "hub/test_family_checkpoints.py" if tests.startswith("†") else "models/test_families.py"
     for name in re.findall(r"`(test_\w+)`", tests):
-        assert of_all.search(tests_of(file)[name]), name
+        assert of_all.search(functions_of(file)[name]), name
     for other in re.findall(r"`tests/([\w/]+\.py)`", tests):
         assert of_all.search((ROOT / "tests" / other).read_text()), other
 

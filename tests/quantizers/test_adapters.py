@@ -16,6 +16,7 @@ from transformers import AutoModel
 
 from being_vl import BeingVLImageProcessor
 from being_vl.cli import main as command
+from being_vl.hub.part import place_on_hub
 from being_vl.quantizers.checks import NotFiniteError
 from being_vl.quantizers.identity import quantizer_identity
 from being_vl.quantizers.modeling_being_vl_adapted_vq import adapt
@@ -91,6 +92,50 @@ def test_pixels_are_those_of_diffusers():
     vectors = model.quantize.get_codebook_entry(codes.flatten(), (2, 8, 12, 4))
     wanted = model.decode(vectors, force_not_quantize=True).sample
     assert torch.equal(adapt(model).decode(codes), wanted)
+
+
+@torch.no_grad()
+def test_a_quantizer_of_amused_decodes_and_sees_pixels_of_0_to_1(tmp_path):
+    """Its VQModel looks codes up itself, and its pipeline does not normalize (diffusers' AmusedPipeline)."""
+    model = make("diffusers")
+    model.register_to_config(lookup_from_codebook=True)
+    codes = torch.randint(64, (2, 8, 12), generator=torch.Generator().manual_seed(1))
+    wanted = model.decode(codes, force_not_quantize=True, shape=(2, 8, 12, 4)).sample
+    adapted = adapt(model)
+    assert torch.equal(adapted.decode(codes), wanted)
+    image = Image.new("RGB", (24, 16), (0, 51, 255))
+    pixels = default_image_processor(adapted.config)(image, return_tensors="pt")["pixel_values"]
+    assert torch.allclose(pixels[0, :, 0, 0], torch.tensor([0, 0.2, 1]))
+
+
+@pytest.mark.parametrize("name", ["chameleon", "diffusers", "emu3", "janus"])
+def test_weights_of_half_precision_are_loaded_as_float32(name, tmp_path):
+    make(name).bfloat16().save_pretrained(tmp_path)
+    assert next(load_quantizer(tmp_path).parameters()).dtype == torch.float32
+    kept = load_quantizer(tmp_path, dtype=torch.bfloat16)
+    assert next(kept.parameters()).dtype == torch.bfloat16
+
+
+def test_a_pipeline_of_diffusers_says_where_its_quantizer_is(tmp_path, capsys):
+    index = {"_class_name": "LDMPipeline", "unet": ["diffusers", "UNet2DModel"], "vqvae": ["diffusers", "VQModel"]}  # fmt: skip
+    (tmp_path / "model_index.json").write_text(json.dumps(index))
+    make("diffusers").save_pretrained(tmp_path / "vqvae")
+    (tmp_path / "images").mkdir()
+    Image.new("RGB", (32, 32)).save(tmp_path / "images" / "a.png")
+    arguments = ["--images", str(tmp_path / "images"), "--output", str(tmp_path / "out")]
+    assert command(["encode", "--quantizer", str(tmp_path), *arguments]) == 2
+    error = capsys.readouterr().err.splitlines()[-1]
+    assert error.endswith(f"a pipeline of diffusers; its quantizer is {tmp_path}/vqvae")
+    assert command(["encode", "--quantizer", f"{tmp_path}/vqvae", *arguments]) == 0
+
+
+def test_a_folder_in_a_repository_is_its_subfolder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert place_on_hub("owner/name", {}) == ("owner/name", {})
+    assert place_on_hub("owner/name/vq/a", {"revision": "x"}) == ("owner/name", {"revision": "x", "subfolder": "vq/a"})  # fmt: skip
+    (tmp_path / "owner/name/vq").mkdir(parents=True)
+    for here in ("owner/name/vq", "./owner/name/vq", str(tmp_path / "owner/name/other")):
+        assert place_on_hub(here, {}) == (here, {})
 
 
 @pytest.mark.parametrize("name", MAKERS)

@@ -13,6 +13,7 @@ CLIP = {
     "image_std": [0.26862954, 0.26130258, 0.27577711],
 }
 CENTRED = {"rescale_factor": 1 / 127.5, "image_mean": [1.0] * 3, "image_std": [1.0] * 3}
+UNIT = {"rescale_factor": 1 / 255, "do_normalize": False}
 
 
 class Adapter:
@@ -27,7 +28,7 @@ class Adapter:
 
     name: ClassVar[str]
     model_types: ClassVar[tuple[str, ...]]
-    preprocessing: ClassVar[dict[str, Any]] = CENTRED
+    preprocessing: dict[str, Any] = CENTRED
     stock_class: ClassVar[str]
 
     def __init__(self, model: nn.Module):
@@ -43,7 +44,9 @@ class Adapter:
     def load(cls, source: str, **options: Any) -> nn.Module:
         """The model from a folder or a repository, its own or the whole that it is a part of."""
         stock = getattr(transformers, cls.stock_class)
-        model, info = stock.from_pretrained(
+        # Of a whole model, the weights of its other parts are no news; the missing ones below are.
+        part = type(cls.stock_class, (stock,), {"_keys_to_ignore_on_load_unexpected": [""]})
+        model, info = part.from_pretrained(
             source,
             config=stock.config_class.from_pretrained(source, **options),
             key_mapping={r"^(model\.)?vqmodel\.": ""},

@@ -4,12 +4,17 @@ from typing import Any
 
 import torch
 
-from .adapter import Adapter
+from .adapter import CENTRED, UNIT, Adapter
 
 
 class DiffusersAdapter(Adapter):
     name = "diffusers"
     model_types = ("VQModel",)
+
+    def __init__(self, model: Any):
+        super().__init__(model)
+        # aMUSEd's, whose pipelines look codes up themselves, has pixels of 0 … 1.
+        self.preprocessing = UNIT if model.config.lookup_from_codebook else CENTRED
 
     @classmethod
     def _class(cls) -> Any:
@@ -50,4 +55,6 @@ class DiffusersAdapter(Adapter):
         return codes.view(len(latents), *latents.shape[2:])
 
     def decode(self, codes: torch.Tensor) -> torch.Tensor:
-        return self.model.decode(self.vectors(codes).contiguous(), force_not_quantize=True).sample
+        vectors = self.vectors(codes).contiguous()
+        spatial = self.model.config.norm_type == "spatial"
+        return self.model.decoder(self.model.post_quant_conv(vectors), vectors if spatial else None)
