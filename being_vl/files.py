@@ -76,6 +76,7 @@ def is_remote(path: Any) -> bool:
 
 
 _STEM = 40  # characters of a name that its temporary name begins with; all of it may be too long
+_WRITER = re.compile(r"([0-9]+)-[0-9a-f]{8}\.tmp")
 
 
 def write_atomic(path: str | os.PathLike, data: bytes | memoryview | str) -> None:
@@ -127,8 +128,8 @@ def _aside(path: Path) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
     start = f".{path.stem[:_STEM]}."
     for left in path.parent.glob(f"{escape(start)}*.tmp{escape(path.suffix)}"):
-        writer = left.name.removeprefix(start).partition("-")[0]
-        if not writer.isdecimal() or _is_running(int(writer)):
+        writer = _WRITER.match(left.name.removeprefix(start))  # None: of a longer name
+        if writer is None or _is_running(int(writer[1])):
             continue
         if left.is_dir():
             shutil.rmtree(left, ignore_errors=True)

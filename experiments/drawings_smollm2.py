@@ -5,10 +5,10 @@
     python experiments/drawings_smollm2.py --drawings drawings --base SmolLM2-135M-Instruct.Q4_1.gguf
 
 Each model is measured twice in one run, whose rate in the second stage is constant after a warm-up: after so many steps,
-and when the steps of both stages have taken so many CPU seconds. An answer is right if each of its tokens, the end of the turn included, is the most probable one, which is when
-greedy decoding gives it; `being-vl eval` generates some of the answers to compare. What is done is kept in --work, so
-that a stopped command goes on where it was. --merges and --first_seed share the work among commands with folders of their
-own, whose `runs` are put together afterwards.
+and when the steps of both stages have taken so many CPU seconds. An answer is right if each of its tokens, the end of
+the turn included, is the most probable one, which is when greedy decoding gives it; `being-vl eval` generates some of
+the answers to compare. What is done is kept in --work, so that a stopped command goes on where it was. --merges and
+--first_seed share the work among commands with folders of their own, whose `runs` are put together afterwards.
 """
 
 from __future__ import annotations
@@ -244,10 +244,8 @@ def main() -> None:
             args.work / "runs", name,
             lambda merges=merges, rate=rate, seed=seed: run(parts, merges, rate, seed, args),
         )  # fmt: skip
-        write_results(
-            {"settings": settings, "without_looking": guess, "runs": rows},
-            Path(args.output) / "drawings-smollm2.json",
-        )
+        said = {**settings, "without_looking": guess}
+        write_results({"settings": said, "runs": rows}, Path(args.output) / "drawings-smollm2.json")
     print("\n".join(table(rows, guess)))
 
 

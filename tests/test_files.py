@@ -186,6 +186,15 @@ def test_what_killed_writers_left_is_removed(tmp_path: Path, new) -> None:
     assert os.listdir(tmp_path) == [path.name]
 
 
+def test_a_name_that_looks_like_a_leftover_of_another_is_none(tmp_path: Path) -> None:
+    """While a.4194304-b.txt is written, no process of that number runs; a.txt is written beside it."""
+    with new_file(tmp_path / "a.4194304-b.txt") as aside:
+        aside.touch()
+        write_atomic(tmp_path / "a.txt", "text")
+        assert aside.exists()
+    assert sorted(os.listdir(tmp_path)) == ["a.4194304-b.txt", "a.txt"]
+
+
 @pytest.mark.parametrize("mode", ["w", "w:gz", "w:bz2", "w:xz"])
 def test_a_tar_file_damaged_anywhere_is_named(tmp_path: Path, mode: str) -> None:
     """Also in the middle of a member, which its reader reads long after the file was opened."""

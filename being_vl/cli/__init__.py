@@ -95,10 +95,12 @@ def _main(argv: list[str]) -> int:
     except BrokenPipeError:  # the reader of a pipe, such as `head`, has gone
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
-    except BaseException as error:
-        if isinstance(error, SystemExit) and error.code == signals.TERMINATED:
+    except SystemExit as stop:
+        if stop.code == signals.TERMINATED:
             print(f"being-vl {name}: terminated", file=sys.stderr, flush=True)
             signals.end_by_sigterm()
+        raise
+    except BaseException as error:
         is_panic = type(error).__name__ == "PanicException"  # of a library in Rust; no Exception
         if show_traceback or not (isinstance(error, Exception) or is_panic):
             raise

@@ -15,7 +15,7 @@ from torch import nn
 from transformers import AutoModel
 from transformers.utils import cached_file
 
-from ..files import read_json
+from ..files import read_json, shown
 from ..hub.part import VQ_FOLDER, hub_options, pinned, place_on_hub
 from .image_processing_being_vl import BeingVLImageProcessor
 from .modeling_being_vl_adapted_vq import ADAPTERS, BeingVLAdaptedVQConfig, adapt
@@ -113,7 +113,8 @@ def load_quantizer(source: str | os.PathLike, **options: Any) -> Any:
             transformers' Chameleon, Emu3, Janus or GLM-Image (the whole model or its VQ model) or of diffusers'
             VQModel; or `package.module:name` of an object, or of a function or class that makes one.
         options: of `from_pretrained`; `trust_remote_code=True` runs the code that a model of another type brings.
-            Weights are float32 unless `dtype` says otherwise, since codes of half precision depend on the machine.
+            Weights of another library's models are float32 unless `dtype` says otherwise, since codes of half
+            precision depend on the machine.
 
     Raises:
         ValueError: no quantizer there; the message says what is.
@@ -188,21 +189,23 @@ def _imported(name: str) -> Any:
 
 
 def _no_config(name: str, index: str | None) -> str:
-    """Why there is no config.json, given the index of a pipeline of diffusers where there is one."""
-    parts = read_json(index) if index else {}
+    """Why there is no config.json, given the model_index.json of a pipeline of diffusers where there is one."""
+    if index is None:
+        return "it has no config.json"
+    parts = read_json(index)
+    if not isinstance(parts, dict):
+        raise ValueError(f"{index}: must hold an object, got {shown(parts)}")
     folders = [folder for folder, kind in parts.items() if kind == ["diffusers", "VQModel"]]
-    if folders:
-        return f"a pipeline of diffusers; its quantizer is {name}/{folders[0]}"
-    return "a pipeline of diffusers without a VQModel" if index else "it has no config.json"
+    rest = f"; its quantizer is {name}/{folders[0]}" if folders else " without a VQModel"
+    return f"a pipeline of diffusers{rest}"
 
 
 def _config_fields(name: str, options: dict[str, Any]) -> dict[str, Any]:
-    missing_is_none = {"_raise_exceptions_for_missing_entries": False, **hub_options(options)}
-    found = cached_file(name, "config.json", **missing_is_none)
-    if found is None:
-        index = cached_file(name, "model_index.json", **missing_is_none)
-        raise OSError(f"{name}: {_no_config(name, index)}")
-    path = str(found)
+    where = hub_options(options)
+    path = cached_file(name, "config.json", **where)  # raises where there is no such repository
+    if path is None:
+        where["_raise_exceptions_for_missing_entries"] = False
+        raise OSError(f"{name}: {_no_config(name, cached_file(name, 'model_index.json', **where))}")
     fields = read_json(path)
     if not isinstance(fields, dict):
         raise ValueError(f"{path}: must hold an object, got {type(fields).__name__}")

@@ -5,12 +5,15 @@ from __future__ import annotations
 import json
 
 import pytest
+import torch
 from behaviour_fixtures import in_new_process
 from checkpoint_fixtures import tiny_checkpoint
+from quantizer_fixtures import make
 from stand_in.server import HubServer
 from stand_in.storage import read_folder
 
 from being_vl.hub.checkpoint import save_checkpoint
+from being_vl.quantizers.modeling_being_vl_adapted_vq import adapt
 
 # `keep` saves a part as it was loaded; each repository has another checkpoint at its newest commit and at its root.
 _LOAD = """
@@ -104,3 +107,45 @@ def test_a_pushed_part_brings_the_rest_of_its_own_checkpoint(loaded, part: str) 
     found = pushed[f"tester/pushed-{part}"]
     for name in ("model.safetensors", "vq_model/model.safetensors", "image_bpe.json"):
         assert found[name] == wanted[name], name
+
+
+_QUANTIZER = """
+import json
+import torch
+from pathlib import Path
+from PIL import Image
+from being_vl.cli import main
+from being_vl.quantizers.quantizer import load_quantizer
+
+Path("images").mkdir()
+Image.new("RGB", (32, 32), (9, 90, 200)).save("images/a.png")
+pixels = torch.rand(1, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+codes = {}
+for name in ("pipeline/vqvae", "janus/deep/er"):
+    codes[name] = load_quantizer(f"tester/{name}").encode(pixels).tolist()
+    arguments = ["encode", "--quantizer", f"tester/{name}", "--images", "images", "--output", name.replace("/", "-")]
+    assert main(arguments) == 0
+try:
+    load_quantizer("tester/pipeline")
+except OSError as error:
+    codes["error"] = str(error)
+print(json.dumps(codes))
+"""
+
+
+def test_a_folder_of_a_repository_holds_a_quantizer(tmp_path) -> None:
+    """`owner/name/folder`, as a pipeline of diffusers has its VQModel, in Python and in a command."""
+    pipeline, janus = make("diffusers"), make("janus")
+    pipeline.save_pretrained(tmp_path / "pipeline" / "vqvae")
+    index = json.dumps({"_class_name": "LDMPipeline", "vqvae": ["diffusers", "VQModel"]})
+    (tmp_path / "pipeline" / "model_index.json").write_text(index)
+    janus.save_pretrained(tmp_path / "janus" / "deep" / "er")
+    with HubServer() as hub:
+        for name in ("pipeline", "janus"):
+            hub.add_repository(f"tester/{name}", read_folder(tmp_path / name))
+        found = in_new_process(_QUANTIZER, tmp_path / "run", hub.environment(tmp_path / "home"))
+    error = "tester/pipeline: a pipeline of diffusers; its quantizer is tester/pipeline/vqvae"
+    assert found.pop("error") == error
+    pixels = torch.rand(1, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+    for name, model in (("pipeline/vqvae", pipeline), ("janus/deep/er", janus)):
+        assert found[name] == adapt(model).encode(pixels).tolist()

@@ -168,8 +168,8 @@ def test_the_page_has_the_table_of_the_results(name: str, monkeypatch) -> None:
     monkeypatch.syspath_prepend(str(ROOT / "experiments"))
     module = __import__(name)
     found = json.loads((FIGURES / f"{name.replace('_', '-')}.json").read_text())
-    without_looking = found.get("without_looking") or found["settings"].get("without_looking")
-    guess = [] if without_looking is None else [without_looking]
+    settings = found["settings"]
+    guess = [settings["without_looking"]] if "without_looking" in settings else []
     page = (ROOT / "docs" / "drawings.md").read_text()
     assert "\n".join(module.table(found["runs"], *guess)) in page
 

@@ -5,7 +5,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "models"))  # for model_fixtures
 
-from mixin_distribution import tests_folder
+from mixin_distribution import folder_of_tests
 
 collect_ignore = ["standins"]
-collect_ignore_glob = [] if tests_folder().is_dir() else ["test_mixins_*.py"]
+collect_ignore_glob = [] if folder_of_tests().is_dir() else ["test_mixins_*.py"]

@@ -15,7 +15,7 @@ import tarfile
 import tempfile
 from pathlib import Path
 
-from mixin_distribution import tests_folder
+from mixin_distribution import folder_of_tests
 from transformers import __version__
 
 from being_vl.files import new_folder
@@ -27,7 +27,7 @@ def fetch() -> Path:
     Raises:
         SystemExit: pip could not fetch the distribution; its message is shown.
     """
-    folder = tests_folder()
+    folder = folder_of_tests()
     if folder.is_dir():
         return folder
     with tempfile.TemporaryDirectory() as temporary:

@@ -19,7 +19,7 @@ _PACKAGE = "transformers_tests"
 _STANDINS = Path(__file__).parent / "standins"
 
 
-def tests_folder() -> Path:
+def folder_of_tests() -> Path:
     """Where the mixins of the installed transformers lie, once they are fetched."""
     cache = Path(os.environ.get("BEING_VL_TEST_CACHE", Path.home() / ".cache" / "being_vl"))
     return cache / f"transformers-{transformers.__version__}-tests"
@@ -29,7 +29,7 @@ def mixin_module(name: str) -> types.ModuleType:
     """Import a module of the distribution's `tests/` folder, such as `test_modeling_common`."""
     if _PACKAGE not in sys.modules:
         package = types.ModuleType(_PACKAGE)
-        package.__path__ = [str(tests_folder()), str(_STANDINS)]
+        package.__path__ = [str(folder_of_tests()), str(_STANDINS)]
         sys.modules[_PACKAGE] = package
         sys.path.append(str(_STANDINS))
     # They would load a second transformers, from the `src/` folder beside `tests/`.
