@@ -9,7 +9,7 @@ import os
 from collections.abc import Callable, Sequence
 
 import numpy as np
-from PIL import Image, ImageDraw
+from PIL import Image, ImageDraw, ImageFont
 
 from .image_bpe import ImageBPE
 
@@ -170,14 +170,16 @@ def enlarged(image: Image.Image, least: int) -> Image.Image:
 
 
 def side_by_side(images: Sequence[Image.Image], titles: Sequence[str]) -> Image.Image:
-    """Images of one height next to each other, each under its title."""
+    """Images of one height next to each other, each under its title, whose letters grow with the images."""
     height = max(image.height for image in images)
     width = sum(image.width for image in images) + _GAP * (len(images) + 1)
-    sheet = Image.new("RGB", (width, height + _LABEL + 2 * _GAP), _BACKGROUND)
+    letters = max(_LABEL, height // 20)
+    font = ImageFont.load_default(0.75 * letters)
+    sheet = Image.new("RGB", (width, height + letters + 2 * _GAP), _BACKGROUND)
     draw = ImageDraw.Draw(sheet)
     x = _GAP
     for image, title in zip(images, titles, strict=True):
-        draw.text((x, _GAP // 2), title, fill=_INK)
-        sheet.paste(image.convert("RGB"), (x, _GAP + _LABEL))
+        draw.text((x, _GAP // 2), title, fill=_INK, font=font)
+        sheet.paste(image.convert("RGB"), (x, _GAP + letters))
         x += image.width + _GAP
     return sheet

@@ -40,5 +40,5 @@ def token_drawing(
         for panel in (seen, reconstruct(codes, vq_model, image_processor))
     ]
     panels.append(draw_tokens(panels[1], token_map(bpe, ids.tolist(), height, width)))
-    titles = ("as it is quantized", f"{height} x {width} codes", f"{len(ids)} tokens")
+    titles = ("pixels", f"{codes.size:,} codes", f"{len(ids):,} tokens")
     return TokenDrawing(side_by_side(panels, titles), codes, ids)

@@ -194,8 +194,8 @@ def test_inspect_image_command(tmp_path, capsys):
         bpe.decode(answer["ids"], answer["height"], answer["width"]), grid
     )
     width, height = Image.open(png).size
-    assert grid.shape == (4, 4)  # of 4 x 4 pixels: small pictures are enlarged to 320 at least
+    assert grid.shape == (4, 4)  # of 4 x 4 pixels: small images are enlarged to 320 at least
     side = 320
-    assert (width, height) == (3 * side + 40, side + 34)
+    assert (width, height) == (3 * side + 40, side + 36)  # gaps of 10, titles of side // 20
     assert main([*arguments[:2], str(tmp_path / "none.png"), arguments[3]]) == 2
     assert "none.png" in capsys.readouterr().err
