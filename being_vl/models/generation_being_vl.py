@@ -146,13 +146,9 @@ class BeingVLGenerationMixin:
             raise ValueError(
                 f"generation_mode must be one of {get_args(GenerationTarget)}, got {generation_mode!r}"
             )
-        processors = LogitsProcessorList(logits_processor or [])
         if generation_mode in (None, "text"):
-            # An assistant model is handed the main model's processors, and follows its mode.
-            if not any(isinstance(p, ImageGridLogitsProcessor) for p in processors):
-                processors.append(TextOnlyLogitsProcessor(self.config))
             return super().generate(
-                inputs, generation_config, processors, stopping_criteria, *args, **kwargs
+                inputs, generation_config, logits_processor, stopping_criteria, *args, **kwargs
             )
 
         settings = _Settings(generation_config, self.generation_config, kwargs)
@@ -180,6 +176,7 @@ class BeingVLGenerationMixin:
         self._prepare_guidance(settings, tracker, prompt, kwargs)
         if self.config.image_positions is not None:
             settings.kwargs["image_grid_size"] = tracker.grid_size
+        processors = LogitsProcessorList(logits_processor or [])
         processors.append(
             ImageGridLogitsProcessor(
                 tracker,
@@ -194,6 +191,16 @@ class BeingVLGenerationMixin:
         return super().generate(
             inputs, settings.config, processors, criteria, *args, **settings.kwargs
         )
+
+    def _get_logits_processor(
+        self, *args: Any, logits_processor: LogitsProcessorList | None = None, **kwargs: Any
+    ) -> LogitsProcessorList:
+        """Transformers'; what generates no image, `generate_batch` too, masks the tokens of images."""
+        processors = LogitsProcessorList(logits_processor or [])
+        # An assistant model is handed the main model's processors, and follows its mode.
+        if not any(isinstance(p, ImageGridLogitsProcessor) for p in processors):
+            processors.append(TextOnlyLogitsProcessor(self.config))
+        return super()._get_logits_processor(*args, logits_processor=processors, **kwargs)
 
     def _get_stopping_criteria(self, *args: Any, **kwargs: Any) -> StoppingCriteriaList:
         """Transformers'; `max_time` and `stop_strings` wait for the end of an image."""

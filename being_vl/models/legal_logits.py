@@ -16,6 +16,8 @@ from .grid_mask import GridMask
 class TextOnlyLogitsProcessor(LogitsProcessor):
     """Masks codes, merges, the begin and end tokens of images and videos, and their placeholders."""
 
+    supports_continuous_batching = True  # it looks at no ids
+
     def __init__(self, config: Any):
         self._image_ids = slice(config.layout.first_code_id, config.layout.size)
         special = (getattr(config, name) for name in SPECIAL_IDS)
