@@ -116,7 +116,7 @@ class Study:
         """Train one model, draw with it, and keep the drawings."""
         parts, texts = self.parts, [request(r) for r in json.loads(self.files["train"].read_text())]
         base = make_part(parts.work / f"base-{seed}", lambda target: make_base(texts, target, seed))
-        with parts.started(base, merges, seed, **own_words(base)) as (begin, end):
+        with parts.started(base, parts.bpe(merges), seed, **own_words(base)) as (begin, end):
             ids = {
                 split: parts.rows(begin, f"ids-{merges}", split, file)
                 for split, file in self.files.items()

@@ -11,9 +11,11 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from being_vl.cli import run_command
+from being_vl.codes.shards import CodeShards
 from being_vl.studies.commands import Commands, make_part
 
 CODES = 512
@@ -94,12 +96,16 @@ class Parts:
                 }, unless=self.codes[split] / "manifest.json",
             )  # fmt: skip
 
-    def bpe(self, merges: int) -> Path:
-        """A vocabulary of the training drawings' codes."""
-        folder = self.work / f"bpe-{merges}"
+    def bpe(self, merges: int, only_rows: bool = False) -> Path:
+        """A vocabulary of the training drawings' codes; `only_rows`: of their rows, so that merges join left and right alone."""
+        folder, codes = self.work / f"bpe-{merges}", self.codes["train"]
+        if only_rows:
+            folder, codes = folder.with_name(f"{folder.name}-rows"), self.work / "rows.npy"
+            if not codes.exists():
+                np.save(codes, np.concatenate(list(CodeShards(self.codes["train"])))[:, None])
         self.command(
             "train-bpe", **{
-                "codes": self.codes["train"], "num-merges": merges, "output": folder, "num-threads": 1,
+                "codes": codes, "codebook-size": CODES, "num-merges": merges, "output": folder, "num-threads": 1,
             }, unless=folder / "image_bpe.json",
         )  # fmt: skip
         return folder
@@ -116,7 +122,7 @@ class Parts:
 
     @contextmanager
     def started(
-        self, base: Path, merges: int, seed: int, **options: Any
+        self, base: Path, bpe: Path, seed: int, **options: Any
     ) -> Iterator[tuple[Path, Path]]:
         """A new checkpoint, and where it is trained to; both end with the block, what a stopped run left at once."""
         begin, end = self.work / "start", self.work / "trained"
@@ -124,8 +130,7 @@ class Parts:
             shutil.rmtree(folder, ignore_errors=True)
         self.command(
             "init", **{
-                "base": base, "quantizer": self.vq, "bpe": self.bpe(merges), "output": begin, "seed": seed,
-                **options,
+                "base": base, "quantizer": self.vq, "bpe": bpe, "output": begin, "seed": seed, **options,
             },
         )  # fmt: skip
         yield begin, end

@@ -155,7 +155,7 @@ def run(parts: Parts, merges: int, rate: float, seed: int, args: Any) -> list[di
     same = {
         "per_device_train_batch_size": args.batch, "seed": seed, "logging_steps": 10, "bf16": True,
     }  # fmt: skip
-    with parts.started(args.base, merges, seed, dtype="float32") as (begin, end):
+    with parts.started(args.base, parts.bpe(merges), seed, dtype="float32") as (begin, end):
         rows, middle = parts.rows(begin, f"ids-{merges}", "train"), begin / "pretrained"
         measure = HeldOut(parts.rows(begin, f"ids-{merges}", "test", held_out), begin)
         before = text_figures(begin)["text_loss"]

@@ -68,7 +68,7 @@ def run(parts: Parts, base: Path, start: str, seed: int, rate: float, args: Any)
     """One start with one seed: figures before and after the stage."""
     kind, std = STARTS[start]
     own = {"image-init": kind, "image-init-std": std, "dtype": "float32"}
-    with parts.started(base, MERGES, seed, **own) as (begin, end):
+    with parts.started(base, parts.bpe(MERGES), seed, **own) as (begin, end):
         before = text_figures(begin)
         held_out = some_questions(parts.drawings, parts.work / "held-out.json", args.held_out)
         metrics = parts.train(

@@ -11,6 +11,7 @@ import pytest
 from drawing_fixtures import draw_all
 from PIL import Image
 
+from being_vl import ImageBPE
 from being_vl.studies.drawings import TYPES, write_drawings
 
 ROOT = Path(__file__).parents[2]
@@ -47,16 +48,20 @@ def run(monkeypatch, benchmark: Path, tmp_path: Path):
     return call
 
 
-def test_merges(run, benchmark: Path, capsys) -> None:
-    options = ("--merges", "[8]", "--steps", 4, "--batch", 2)
+def test_merges(run, benchmark: Path, tmp_path: Path, capsys) -> None:
+    options = ("--merges", "[8]", "--only_rows", "[false,true]", "--steps", 4, "--batch", 2)
     found = run("drawings_merges", *options)
     printed = capsys.readouterr().out
-    assert [(row["merges"], row["equal"]) for row in found["runs"]] == [
-        (0, "steps"),
-        (8, "steps"),
-        (8, "time"),
+    assert [(row["merges"], row["only_rows"], row["equal"]) for row in found["runs"]] == [
+        (0, False, "steps"),
+        (8, False, "steps"),
+        (8, False, "time"),
+        (8, True, "steps"),
+        (8, True, "time"),
     ]
-    plain, merged, timed = found["runs"]
+    plain, merged, timed, *_ = found["runs"]
+    both, along = (ImageBPE.from_pretrained(tmp_path / "work" / name) for name in ("bpe-8", "bpe-8-rows"))  # fmt: skip
+    assert both.merges[:, 2].any() and not along.merges[:, 2].any()
     assert plain["tokens"] == 256 > merged["tokens"] == timed["tokens"]
     assert plain["questions"] == len(json.loads((benchmark / "test" / "questions.json").read_text()))  # fmt: skip
     assert plain["steps"] == merged["steps"] == 4
