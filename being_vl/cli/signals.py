@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import os
 import signal
 import sys
@@ -26,6 +27,7 @@ def handle() -> None:
     sys.unraisablehook = _raised_where_nothing_can_be
     if hasattr(os, "register_at_fork"):
         os.register_at_fork(after_in_child=_leave_to_the_parent)
+        multiprocessing.set_forkserver_preload([f"{__package__}.fork_server"])
 
 
 def _handle(number: int) -> None:

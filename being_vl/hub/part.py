@@ -194,9 +194,13 @@ def place_on_hub(name: str | os.PathLike, options: Mapping[str, Any]) -> tuple[s
 def pinned(name: Any, options: Mapping[str, Any] = MappingProxyType({})) -> dict[str, Any]:
     """The option `revision` of a `from_pretrained`, resolved, so that all that follows is of one commit.
 
-    It prints as what was asked for. {} where there is nothing to resolve.
+    It prints as what was asked for. {} where there is nothing to resolve, and before transformers 5.18, which
+    cannot: there each file is of the commit that the revision names when it is read.
     """
-    from transformers.utils.hub import resolve_revision
+    try:
+        from transformers.utils.hub import resolve_revision
+    except ImportError:
+        return {}
 
     keys = ("token", "local_files_only", "cache_dir")
     where = {key: options[key] for key in keys if key in options}

@@ -11,6 +11,7 @@ from inspect import signature
 from typing import Any
 
 import transformers
+from packaging.version import Version
 from transformers import ProcessorMixin
 
 _KEYS = {
@@ -59,6 +60,18 @@ def require_sanitizing() -> None:
     if "sanitize_control_tokens" not in signature(ProcessorMixin.apply_chat_template).parameters:
         raise ValueError(
             f"sanitize_control_tokens needs transformers 5.20, and this is {transformers.__version__}"
+        )
+
+
+def require_assistant_masks() -> None:
+    """Fail where transformers marks what the assistant says in wrong places once an image is expanded.
+
+    Raises:
+        ValueError: the installed version is older than 5.18.
+    """
+    if Version(transformers.__version__) < Version("5.18"):
+        raise ValueError(
+            f"return_assistant_tokens_mask needs transformers 5.18, and this is {transformers.__version__}"
         )
 
 

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from .chat_messages import checked_messages, require_sanitizing
+from .chat_messages import checked_messages, require_assistant_masks, require_sanitizing
 from .template_limits import check_number, limited_template, template_file
 
 _OF_A_BATCH = frozenset(
@@ -112,6 +112,8 @@ def render_chat(
     if sanitize_control_tokens:
         require_sanitizing()
         kwargs["sanitize_control_tokens"] = True
+    if kwargs.get("return_assistant_tokens_mask"):
+        require_assistant_masks()
     conversation = checked_messages(
         conversation,
         template,

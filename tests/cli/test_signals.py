@@ -55,13 +55,14 @@ DROPS = """
     Dropping()
     time.sleep(60)
 """
-FORKS = """
-    worker = multiprocessing.get_context("fork").Process(target=time.sleep, args=(60,))
+STARTS_A_WORKER = """
+    worker = multiprocessing.get_context("{method}").Process(target=time.sleep, args=(60,))
     worker.start()
     try:
         ready()
         worker.join()
     finally:
+        worker.join(1)  # it would end by now
         assert worker.is_alive()
         worker.terminate()
         worker.join()
@@ -97,7 +98,8 @@ TERMINATED = (signal.SIGTERM, -signal.SIGTERM, "terminated")
         pytest.param(WRITES, *TERMINATED, id="writes-sigterm"),
         pytest.param(DROPS, *INTERRUPTED, id="drops"),
         pytest.param(DROPS, *TERMINATED, id="drops-sigterm"),
-        pytest.param(FORKS, *INTERRUPTED, id="forks"),
+        pytest.param(STARTS_A_WORKER.format(method="fork"), *INTERRUPTED, id="forks"),
+        pytest.param(STARTS_A_WORKER.format(method="forkserver"), *INTERRUPTED, id="forkserver"),
     ],
 )
 def test_a_signal_ends_a_command(body, number, status, word, tmp_path):

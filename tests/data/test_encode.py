@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import json
+import multiprocessing
 import os
 import resource
 import shutil
 import signal
+import subprocess
+import sys
 import tarfile
 import time
 
@@ -328,6 +331,35 @@ def test_a_killed_process_leaves_no_worker_behind(tmp_path):
     os.waitpid(child, 0)
     assert workers
     wait_for(lambda: not any(p.is_running() and p.status() != "zombie" for p in workers))
+
+
+WORKER = """
+import multiprocessing, os, time
+from being_vl.data.quantizing.decoding import end_with_parent
+
+def work():
+    end_with_parent()
+    print(os.getpid(), flush=True)
+    time.sleep(60)
+
+if __name__ == "__main__":
+    worker = multiprocessing.get_context("{method}").Process(target=work)
+    worker.start()
+    worker.join()
+"""
+
+
+@pytest.mark.parametrize("method", multiprocessing.get_all_start_methods())
+def test_a_worker_lives_as_long_as_the_process_that_asked_for_it(tmp_path, method):
+    """Whose child it is not where a fork server starts it, as Python 3.14 does."""
+    (tmp_path / "main.py").write_text(WORKER.format(method=method))
+    main = subprocess.Popen([sys.executable, tmp_path / "main.py"], stdout=subprocess.PIPE)
+    worker = psutil.Process(int(main.stdout.readline()))
+    time.sleep(0.5)
+    assert worker.is_running() and main.poll() is None
+    main.kill()
+    main.communicate()
+    wait_for(lambda: not worker.is_running() or worker.status() == "zombie")
 
 
 def wait_for(condition, seconds=20.0):

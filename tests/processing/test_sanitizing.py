@@ -18,6 +18,15 @@ def test_a_version_that_cannot_is_named(monkeypatch):
         require_sanitizing()
 
 
+def test_masks_of_a_version_that_misplaces_them_are_refused(monkeypatch):
+    _, processor = tiny_checkpoint("smollm")
+    monkeypatch.setattr(transformers, "__version__", "5.17.0")
+    with pytest.raises(ValueError, match=r"needs transformers 5\.18, and this is 5\.17\.0"):
+        processor.apply_chat_template(
+            CHAT, tokenize=True, return_dict=True, return_assistant_tokens_mask=True
+        )
+
+
 @pytest.mark.parametrize("part", ["processor", "tokenizer"])
 def test_asked_for_it_is_done_or_refused(part):
     _, processor = tiny_checkpoint("smollm")

@@ -11,7 +11,6 @@ import hashlib
 import multiprocessing
 import os
 import threading
-import time
 from dataclasses import asdict, dataclass
 
 import numpy as np
@@ -113,11 +112,12 @@ class _VideoDecoder(_Decoder):
 
 def end_with_parent(worker_id: int = 0) -> None:
     """Called in a worker: it ends when the main process is killed, instead of waiting on a full pipe for ever."""
-    parent = multiprocessing.parent_process().pid  # type: ignore[union-attr]
+    main = (
+        multiprocessing.parent_process()
+    )  # the parent of the operating system may be a fork server
 
     def watch() -> None:
-        while os.getppid() == parent:
-            time.sleep(1.0)
+        main.join()  # type: ignore[union-attr]
         os._exit(1)
 
     threading.Thread(target=watch, daemon=True).start()
