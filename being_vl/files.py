@@ -14,6 +14,7 @@ import json
 import math
 import os
 import re
+import reprlib
 import secrets
 import shutil
 import stat
@@ -642,9 +643,12 @@ def _file_in_hand(error: BaseException, path: Path, is_file: Callable[[Path], bo
 
 
 def shown(value: Any) -> str:
-    """A value for an error message, never long."""
-    text = repr(value) if not isinstance(value, (list, dict)) else f"a {type(value).__name__}"
-    return text if len(text) <= 60 else text[:57] + "..."
+    """A value for an error message, never long; of a list or dictionary its first entries."""
+    if isinstance(value, (list, dict)):
+        text = f"a {type(value).__name__} {reprlib.repr(value)}"
+    else:
+        text = repr(value)
+    return text if len(text) <= 80 else text[:77] + "..."
 
 
 def record(kind: type[_T], content: Any) -> _T:
@@ -683,18 +687,6 @@ def write_json(path: str | os.PathLike, fields: Mapping[str, Any]) -> None:
     """Write a configuration as transformers writes its own: sorted keys, two spaces."""
     text = json.dumps(fields, indent=2, sort_keys=True, ensure_ascii=False)
     write_atomic(path, text + "\n")
-
-
-def free_memory() -> int | None:
-    """Bytes that this process may still take, of the machine's and its control group's; None where nobody says."""
-    found = []
-    if os.path.exists("/proc/meminfo"):
-        lines = dict(line.split(":", 1) for line in Path("/proc/meminfo").read_text().splitlines())
-        found.append(int(lines["MemAvailable"].split()[0]) * 1024)
-    group = Path("/sys/fs/cgroup")
-    if (group / "memory.max").exists() and (limit := (group / "memory.max").read_text()) != "max\n":
-        found.append(int(limit) - int((group / "memory.current").read_text()))
-    return min(found, default=None)
 
 
 # Folders that one run owns

@@ -19,6 +19,8 @@ _LINE = (255, 64, 32)
 _CELL = 14
 _LABEL = 14
 _GAP = 10
+_SHEET_WIDTH = 960  # pixels
+_SHEET_COLUMNS = 8  # frames
 
 
 def code_colour(code: int) -> tuple[int, int, int]:
@@ -42,13 +44,11 @@ def token_text(bpe: ImageBPE, visual_id: int) -> list[str]:
 def token_sheet(
     bpe: ImageBPE,
     visual_ids: Sequence[int],
-    width: int = 960,
     pixels: Callable[[np.ndarray], np.ndarray] | None = None,
 ) -> Image.Image:
     """Tokens drawn side by side, each with its id.
 
     Args:
-        width: of the sheet, in pixels.
         pixels: codes (h, w) → uint8 (h × d, w × d, 3), such as a quantizer's decoder; without it a cell is a square
             in the colour of its code, as are those of tokens with the repeat code.
     """
@@ -63,12 +63,12 @@ def token_sheet(
     places, x, y, line = [], _GAP, _GAP, 0
     for image, (_, _, right, _) in zip(drawn, labels, strict=True):
         box = max(image.width, round(right))
-        if x > _GAP and x + box + _GAP > width:
+        if x > _GAP and x + box + _GAP > _SHEET_WIDTH:
             x, y, line = _GAP, y + line + _GAP, 0
         places.append((x, y))
         x += box + _GAP
         line = max(line, above + image.height)
-    sheet = Image.new("RGB", (width, y + line + _GAP), _BACKGROUND)
+    sheet = Image.new("RGB", (_SHEET_WIDTH, y + line + _GAP), _BACKGROUND)
     draw = ImageDraw.Draw(sheet)
     for visual_id, image, (x, y) in zip(visual_ids, drawn, places, strict=True):
         draw.text((x, y), str(visual_id), fill=_INK)
@@ -127,11 +127,12 @@ def draw_tokens(image: Image.Image, owner: np.ndarray) -> Image.Image:
 
 
 def contact_sheet(
-    frames: Sequence[Image.Image], titles: Sequence[str] | None = None, columns: int = 8
+    frames: Sequence[Image.Image], titles: Sequence[str] | None = None
 ) -> Image.Image:
     """Frames of one size in rows, each under its title; numbered by default."""
     names = [str(number) for number in range(len(frames))] if titles is None else titles
-    rows = [slice(start, start + columns) for start in range(0, len(frames), columns)]
+    starts = range(0, len(frames), _SHEET_COLUMNS)
+    rows = [slice(start, start + _SHEET_COLUMNS) for start in starts]
     strips = [side_by_side(frames[row], names[row]) for row in rows]
     sheet = Image.new(
         "RGB", (max(s.width for s in strips), sum(s.height for s in strips)), _BACKGROUND

@@ -23,12 +23,12 @@ from jsonargparse.typing import (
 )
 
 from ..files import place
+from ..models.families import ImageInit
 
 if TYPE_CHECKING:
     from ..data.quantizing import Source
 
 Dtype = Literal["auto", "float32", "bfloat16", "float16"]
-ImageInit = Literal["normal", "mean_text", "codebook", "constituents"]
 
 # name, type, metavar, default, help
 _TABLE: tuple[tuple[str, Any, str | None, Any, str], ...] = (

@@ -112,23 +112,23 @@ def report(stats: dict[str, Any]) -> list[str]:
         ]
         kinds = (f"{count} {kind}" for kind, count in stats["merge_directions"].items())
         lines += ["", f"parts of a rule touch: {', '.join(kinds)}"]
-    lines += ["", *rank_plot(stats["merge_uses"])]
+    lines += ["", *_rank_plot(stats["merge_uses"])]
     return lines
 
 
-def rank_plot(uses: list[int], bins: int = 16, width: int = 40) -> list[str]:
+def _rank_plot(uses: list[int]) -> list[str]:
     """Uses per merge rule, in bins of ranks, as bars on a logarithmic scale."""
     import numpy as np
 
     if not uses:
         return ["no merges"]
-    parts = np.array_split(np.array(uses, dtype=float), min(bins, len(uses)))
+    parts = np.array_split(np.array(uses, dtype=float), min(16, len(uses)))
     means = [float(part.mean()) for part in parts]
     top = np.log1p(max(means)) or 1.0
     lines = ["ranks             uses of a rule (mean; bars are logarithmic)"]
     begin = 0
     for part, mean in zip(parts, means, strict=True):
-        bar = "█" * round(width * np.log1p(mean) / top)
+        bar = "█" * round(40 * np.log1p(mean) / top)
         lines.append(f"{begin:6d}–{begin + len(part) - 1:<6d}  {mean:12.1f}  {bar}")
         begin += len(part)
     return lines

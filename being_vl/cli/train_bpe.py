@@ -18,7 +18,7 @@ from jsonargparse import Namespace
 from jsonargparse.typing import NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 from rich.filesize import decimal
 
-from ..files import free_memory, place, write_atomic
+from ..files import place, write_atomic
 from .loading import marked_frames, open_codes
 from .options import add, answer, options, refuse_used
 from .parsing import Parser
@@ -153,6 +153,18 @@ def _sampled(args: Namespace, codes: Any) -> Any:
 # Measured: docs/plan.md has the commands. Bytes a code: what cells take, and what positions and sorting take beside
 # them where memory is not limited. Seconds a code of one thread, for 8,192 merges.
 _CELL_BYTES, _USUAL_BYTES, _SECONDS = 4.25, 15.0, 1e-7
+
+
+def free_memory() -> int | None:
+    """Bytes that this process may still take, of the machine's and its control group's; None where nobody says."""
+    found = []
+    if os.path.exists("/proc/meminfo"):
+        lines = dict(line.split(":", 1) for line in Path("/proc/meminfo").read_text().splitlines())
+        found.append(int(lines["MemAvailable"].split()[0]) * 1024)
+    group = Path("/sys/fs/cgroup")
+    if (group / "memory.max").exists() and (limit := (group / "memory.max").read_text()) != "max\n":
+        found.append(int(limit) - int((group / "memory.current").read_text()))
+    return min(found, default=None)
 
 
 def _say_what_it_takes(args: Namespace, codes: Any, processes: Processes) -> None:

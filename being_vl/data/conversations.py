@@ -13,6 +13,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from ..files import shown
+
 MEDIA = ("image", "video")
 ROLES = {
     "human": "user", "user": "user",
@@ -89,13 +91,13 @@ def parse_sample(sample: Any, *, where: str, number: int, fix: bool = False) -> 
     With `fix`, placeholders that are missing go in front of the first question, as in LLaVA's loaders.
     """
     if not isinstance(sample, Mapping):
-        raise ValueError(f"{where}: must be an object, got {_shown(sample)}")
+        raise ValueError(f"{where}: must be an object, got {shown(sample)}")
     sample_id = sample.get("id")
     if sample_id is not None and not isinstance(sample_id, (str, int)):
-        raise ValueError(f"{where}: id must be text or an integer, got {_shown(sample_id)}")
+        raise ValueError(f"{where}: id must be text or an integer, got {shown(sample_id)}")
     for name in _UNREAD:
         if sample.get(name) not in _NOTHING:
-            raise ValueError(f"{where}: {name} is not read here, got {_shown(sample[name])}")
+            raise ValueError(f"{where}: {name} is not read here, got {shown(sample[name])}")
     field, turns = _turns(sample, where)
     if field != "query" and not _is_learned(sample, where, ("weight", "train")):
         raise ValueError(f"{where}: its weight is 0: nothing of it is to be learned")
@@ -162,7 +164,7 @@ def _turns(sample: Mapping[str, Any], where: str) -> tuple[str, Sequence[Any]]:
         return "query", _swift_turns(sample, where)
     turns = sample[forms[0]]
     if not isinstance(turns, Sequence) or isinstance(turns, str) or not turns:
-        raise ValueError(f"{where}: {forms[0]} must be a list of turns, got {_shown(turns)}")
+        raise ValueError(f"{where}: {forms[0]} must be a list of turns, got {shown(turns)}")
     return forms[0], turns
 
 
@@ -173,7 +175,7 @@ def _swift_turns(sample: Mapping[str, Any], where: str) -> list[dict[str, Any]]:
         isinstance(pair, Sequence) and not isinstance(pair, str) and len(pair) == 2
         for pair in history
     ):
-        raise ValueError(f"{where}: history must be pairs of texts, got {_shown(history)}")
+        raise ValueError(f"{where}: history must be pairs of texts, got {shown(history)}")
     turns = []
     if sample.get("system"):
         turns.append({"role": "system", "content": sample["system"]})
@@ -186,16 +188,16 @@ def _swift_turns(sample: Mapping[str, Any], where: str) -> list[dict[str, Any]]:
 def _message(turn: Any, where: str) -> tuple[dict[str, Any], Names, bool]:
     """A turn as a message, the images and videos that its parts name, and whether it is learned."""
     if not isinstance(turn, Mapping):
-        raise ValueError(f"{where}: must be an object with from and value, got {_shown(turn)}")
+        raise ValueError(f"{where}: must be an object with from and value, got {shown(turn)}")
     for name in _UNREAD_IN_TURNS:
         if turn.get(name) not in _NOTHING:
-            raise ValueError(f"{where}.{name} is not read here, got {_shown(turn[name])}")
+            raise ValueError(f"{where}.{name} is not read here, got {shown(turn[name])}")
     role_field = "from" if "from" in turn else "role"
     content_field = "value" if "value" in turn else "content"
     value, content = turn.get(role_field), turn.get(content_field)
     if not isinstance(value, str) or value.lower() not in ROLES:
         raise ValueError(
-            f"{where}.{role_field} must be one of {', '.join(ROLES)}, got {_shown(value)}"
+            f"{where}.{role_field} must be one of {', '.join(ROLES)}, got {shown(value)}"
         )
     role = ROLES[value.lower()]
     if isinstance(content, str):
@@ -205,7 +207,7 @@ def _message(turn: Any, where: str) -> tuple[dict[str, Any], Names, bool]:
         parts, named = _parts(content, f"{where}.{content_field}")
     else:
         raise ValueError(
-            f"{where}.{content_field} must be text, got {_shown(content)}; or a list of parts"
+            f"{where}.{content_field} must be text, got {shown(content)}; or a list of parts"
         )
     learned = _is_learned(turn, where)
     if (
@@ -223,7 +225,7 @@ def _is_learned(turn: Mapping[str, Any], where: str, names: Sequence[str] = _LEA
     given = {name: turn[name] for name in names if turn.get(name) is not None}
     for name, value in given.items():
         if value not in (0, 1):  # False and True are
-            raise ValueError(f"{where}.{name} must be 0 or 1, got {_shown(value)}")
+            raise ValueError(f"{where}.{name} must be 0 or 1, got {shown(value)}")
     return all(given.values())
 
 
@@ -242,7 +244,7 @@ def _parts(content: Sequence[Any], where: str) -> tuple[list[dict[str, Any]], Na
             parts.append({"type": "text", "text": part["text"]})
         else:
             raise ValueError(
-                f"{where}[{i}] must be a part of type text, image or video, got {_shown(part)}"
+                f"{where}[{i}] must be a part of type text, image or video, got {shown(part)}"
             )
     # Parts of text stand side by side in the rendered chat, where two halves make one placeholder.
     text = "".join("\0" if part["type"] != "text" else part["text"] for part in parts)
@@ -251,7 +253,7 @@ def _parts(content: Sequence[Any], where: str) -> tuple[list[dict[str, Any]], Na
             article = "an" if medium == "image" else "a"
             raise ValueError(
                 f"{where}: text must not spell <{medium}>: {article} {medium} is a part of its own, got "
-                f"{_shown(text)}"
+                f"{shown(text)}"
             )
     return parts, named
 
@@ -294,7 +296,7 @@ def _ids_of(
     if ids is None:
         raise ValueError(
             f"{where}: {column} must be {'an image' if medium == 'image' else 'a video'} id or a list of them, got "
-            f"{_shown(value)}"
+            f"{shown(value)}"
         )
     for image_id in ids:
         _check_text(image_id, f"{where}: {column}")
@@ -313,7 +315,7 @@ def _ids_of(
     if len(ids) != len(named):
         raise ValueError(
             f"{where}: {column} has {len(ids)} {medium}(s), but the turns have {len(named)} <{medium}> "
-            f"placeholder(s); got {_shown(value)}"
+            f"placeholder(s); got {shown(value)}"
         )
     for own, name in zip(ids, named, strict=True):
         if name is not None and name != own:
@@ -355,8 +357,3 @@ def _check_text(text: str, where: str) -> None:
     except UnicodeEncodeError as error:
         bad = text[error.start]
         raise ValueError(f"{where} must be Unicode text, got the lone surrogate {bad!r}") from None
-
-
-def _shown(value: Any) -> str:
-    text = repr(value)
-    return text if len(text) <= 80 else f"{text[:77]}…"

@@ -56,7 +56,7 @@ def _literal(text: str) -> str:
     return html.escape(text, quote=False)
 
 
-def _shown(error: Exception) -> gr.Error:
+def _message(error: Exception) -> gr.Error:
     """An error as a message on the page, which draws it as HTML."""
     return gr.Error(_literal(" ".join(str(error).split()) or type(error).__name__))
 
@@ -71,7 +71,7 @@ def _tokens_tab(processor: BeingVLProcessor) -> None:
         try:
             (codes,) = processor.quantize([image])
         except Exception as error:  # whatever an image or a quantizer raises, a person reads it
-            raise _shown(error) from error
+            raise _message(error) from error
         seen = codes, processor.reconstruct(codes)
         return seen, enlarged(seen[1], MIN_SIDE), *show(seen, num_merges)
 
@@ -119,7 +119,7 @@ def _chat_tab(speaker: Speaker) -> None:
                     said += piece
                     yield None, [*shown, {"role": "assistant", "content": _literal(said)}], talk
         except Exception as error:  # whatever an image or a model raises, a person reads it
-            raise _shown(error) from error
+            raise _message(error) from error
         yield None, [*shown, {"role": "assistant", "content": _literal(said)}], talk
 
     talk = gr.State()

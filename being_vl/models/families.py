@@ -6,7 +6,10 @@ and `export` all read it. It needs neither torch nor transformers, so a command 
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
+
+# How the rows of new tokens start, see `image_rows.py`; here, since the commands' options name them without torch.
+ImageInit = Literal["normal", "mean_text", "codebook", "constituents"]
 
 
 @dataclass(frozen=True)

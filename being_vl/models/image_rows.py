@@ -9,14 +9,13 @@ What they do to text before any training: rows with the deviation of text rows (
 text row never outbids: by convexity its logit is at most the log of the text rows' mean probability mass.
 """
 
-from typing import Literal, get_args
+from typing import get_args
 
 import numpy as np
 import torch
 
 from ..vocabulary import VocabularyLayout
-
-ImageInit = Literal["normal", "mean_text", "codebook", "constituents"]
+from .families import ImageInit
 
 _MEAN_TEXT_NOISE = 0.01  # of the text rows' standard deviation: enough to tell equal rows apart
 

@@ -26,11 +26,12 @@ from ..hub.part import ModelPart
 from ..vocabulary import VocabularyLayout
 from .attention_masks import block_masks
 from .configuration_being_vl import ImageVocabularyConfig
+from .families import ImageInit
 from .frozen_rows import able_to_freeze
 from .generation_being_vl import BeingVLGenerationMixin
 from .image_grid_positions import GridPositionEmbedding
 from .image_grid_positions import image_token_positions as positions_in_grids
-from .image_rows import ImageInit, check_image_init
+from .image_rows import check_image_init
 from .text_model_extension import extended_config, extended_state
 from .vocabulary_rows import VocabularyRows
 

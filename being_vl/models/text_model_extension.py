@@ -10,7 +10,8 @@ import torch
 from transformers import PreTrainedConfig, PreTrainedModel
 
 from ..vocabulary import VocabularyLayout
-from .image_rows import ImageInit, new_rows
+from .families import ImageInit
+from .image_rows import new_rows
 from .quiet_rows import quiet_shift
 
 _OF_THE_TEXT_MODEL_ALONE = (

@@ -14,6 +14,8 @@ import transformers
 from packaging.version import Version
 from transformers import ProcessorMixin
 
+from ..files import shown
+
 _KEYS = {
     "text": {"type", "text"},
     "image": {"type", "image", "url", "path", "base64"},
@@ -79,7 +81,7 @@ def _message(
     message: Any, where: str, template: str, join_texts: bool, videos: bool
 ) -> dict[str, Any]:
     if not isinstance(message, Mapping) or not isinstance(message.get("role"), str):
-        raise ValueError(f"{where} must have a role, got {_shown(message)}")
+        raise ValueError(f"{where} must have a role, got {shown(message)}")
     kept = {key: value for key, value in message.items() if value is not None}
     if kept.get("tool_calls") and "tool_calls" not in template:
         raise ValueError(f"{where}.tool_calls: the chat template does not render tool calls")
@@ -97,16 +99,14 @@ def _message(
                 )
         kept["content"] = _joined(parts) if join_texts else parts
     elif content is not None and not isinstance(content, str):
-        raise ValueError(
-            f"{where}.content must be a text or a list of parts, got {_shown(content)}"
-        )
+        raise ValueError(f"{where}.content must be a text or a list of parts, got {shown(content)}")
     return kept
 
 
 def _part(part: Any, where: str) -> dict[str, Any]:
     if not isinstance(part, Mapping):
         raise ValueError(
-            f'{where} must be a part such as {{"type": "text", "text": …}}, got {_shown(part)}'
+            f'{where} must be a part such as {{"type": "text", "text": …}}, got {shown(part)}'
         )
     kept = {key: value for key, value in part.items() if value is not None}
     kind = kept.get("type")
@@ -116,7 +116,7 @@ def _part(part: Any, where: str) -> dict[str, Any]:
     if unknown:
         raise ValueError(f"{where}: a part of type {kind} has no key {unknown[0]!r}")
     if kind == "text" and not isinstance(kept.get("text"), str):
-        raise ValueError(f"{where}.text must be a text, got {_shown(kept.get('text'))}")
+        raise ValueError(f"{where}.text must be a text, got {shown(kept.get('text'))}")
     if kind == "image_url" and "image_url" not in kept:
         raise ValueError(f"{where}.image_url is missing")
     if kind in ("image", "video") and len(kept) > 2:
@@ -132,7 +132,3 @@ def _joined(parts: list[dict[str, Any]]) -> list[dict[str, Any]]:
         else:
             joined.append(part)
     return joined
-
-
-def _shown(value: Any) -> str:
-    return "None" if value is None else f"{type(value).__name__} {str(value)[:60]!r}"

@@ -35,6 +35,7 @@ from .image_loading import (
     eight_bits,
     image_name,
     load_image,
+    short_name,
     to_rgb,
 )
 
@@ -128,14 +129,7 @@ class BeingVLImageProcessor(ChameleonPreprocessing, CheckpointPart, PilBackend):
 
     def _validate_preprocess_kwargs(self, **kwargs: Any) -> None:
         super()._validate_preprocess_kwargs(**kwargs)
-        for name in ("max_image_pixels", "size_divisor"):
-            if kwargs[name] is not None and kwargs[name] < 1:
-                raise ValueError(f"{name} must be positive, got {kwargs[name]}")
-        for bucket in kwargs["aspect_ratio_buckets"] or ():
-            if len(bucket) != 2 or min(bucket) < 1:
-                raise ValueError(
-                    f"aspect_ratio_buckets must be (height, width) pairs, got {bucket}"
-                )
+        _check_own_options(kwargs)
 
     def fetch_images(self, image_url_or_urls: Any) -> Any:
         """Load what is named by a path, a URL, a data URI or base64; pass images through."""
@@ -167,7 +161,7 @@ class BeingVLImageProcessor(ChameleonPreprocessing, CheckpointPart, PilBackend):
         encoded = _base64_bytes(source)
         if encoded is None:
             return load_image(source, max_pixels=max_pixels)
-        name = f"{source[:40].strip()}…" if len(source) > 40 else source
+        name = short_name(source)
         if not source.startswith("data:"):
             name += " (no such file, read as base64)"
         return load_image(encoded, max_pixels=max_pixels, name=name)
@@ -317,10 +311,6 @@ def _check_options(processor: BeingVLImageProcessor, whose: str) -> None:
             raise ValueError(
                 f"{whose} {name} must have {must}, got {' and '.join(sides) or 'none'}"
             )
-    for name in ("max_image_pixels", "size_divisor"):
-        value = getattr(processor, name)
-        if value is not None and (type(value) is not int or value < 1):
-            raise ValueError(f"{whose} {name} must be a positive integer, got {shown(str(value))}")
     for name in ("image_mean", "image_std", "rescale_factor"):
         value = getattr(processor, name)
         numbers = (
@@ -329,7 +319,16 @@ def _check_options(processor: BeingVLImageProcessor, whose: str) -> None:
         fits = all(type(n) in (int, float) and abs(n) < 1e6 for n in numbers)
         if not fits or len(numbers) not in (1, 3) or (name != "image_mean" and not all(numbers)):
             raise ValueError(f"{whose} {name} must be a number, or three, got {shown(str(value))}")
-    buckets = processor.aspect_ratio_buckets
+    _check_own_options(vars(processor), f"{whose} ")
+
+
+def _check_own_options(options: Mapping[str, Any], whose: str = "") -> None:
+    """Raises ValueError for an option of `BeingVLImageProcessorKwargs`, of a file or of a call, that is out of range."""
+    for name in ("max_image_pixels", "size_divisor"):
+        value = options[name]
+        if value is not None and (type(value) is not int or value < 1):
+            raise ValueError(f"{whose}{name} must be a positive integer, got {shown(value)}")
+    buckets = options["aspect_ratio_buckets"]
     if buckets is not None and not (
         isinstance(buckets, (list, tuple))
         and all(
@@ -337,7 +336,8 @@ def _check_options(processor: BeingVLImageProcessor, whose: str) -> None:
         )
     ):
         raise ValueError(
-            f"{whose} aspect_ratio_buckets must be pairs of 1 … {_MAX_SIDE}, got {shown(str(buckets))}"
+            f"{whose}aspect_ratio_buckets must be (height, width) pairs of 1 … {_MAX_SIDE}, got "
+            f"{shown(buckets)}"
         )
 
 
@@ -355,7 +355,9 @@ def _base64_bytes(text: str) -> bytes | None:
         return base64.b64decode("".join(data.split()), validate=not is_uri)
     except (binascii.Error, ValueError) as error:
         if is_uri:
-            raise UnreadableImageError(f"{text[:40]}…: not a readable image: {error}") from None
+            raise UnreadableImageError(
+                f"{short_name(text)}: not a readable image: {error}"
+            ) from None
         return None
 
 

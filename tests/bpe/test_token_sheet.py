@@ -15,7 +15,7 @@ from being_vl.hub.checkpoint import save_checkpoint
 def test_labels_do_not_overprint(monkeypatch):
     """Tokens one cell wide, with ids of six digits."""
     codes = 100_000
-    bpe = ImageBPE(np.array([[code, code, 1, 0] for code in range(40)]), codes)
+    bpe = ImageBPE(np.array([[code, code, 1, 0] for code in range(99)]), codes)
     boxes = []
     write = ImageDraw.ImageDraw.text
 
@@ -24,8 +24,8 @@ def test_labels_do_not_overprint(monkeypatch):
         write(self, at, label, **options)
 
     monkeypatch.setattr(ImageDraw.ImageDraw, "text", text)
-    sheet = token_sheet(bpe, range(codes, codes + 40), width=300)
-    assert len(boxes) == 40 and max(right for _, _, right, _ in boxes) <= sheet.width
+    sheet = token_sheet(bpe, range(codes, codes + 99))
+    assert len(boxes) == 99 and max(right for _, _, right, _ in boxes) <= sheet.width
     for number, (left, top, right, bottom) in enumerate(boxes):
         for other in boxes[number + 1 :]:
             assert right < other[0] or other[2] < left or bottom < other[1] or other[3] < top

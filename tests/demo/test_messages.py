@@ -6,7 +6,7 @@ import pytest
 
 gradio = pytest.importorskip("gradio")
 
-from being_vl.demo.page import _literal, _shown  # noqa: E402  (needs gradio)
+from being_vl.demo.page import _literal, _message  # noqa: E402  (needs gradio)
 
 
 @pytest.mark.parametrize("text", ["<image> what is it?", "a </s> b", "1 < 2 && 3 > 2"])
@@ -17,5 +17,5 @@ def test_tags_in_a_text_are_not_taken_for_html(text):
 
 
 def test_an_error_is_a_message_whatever_it_is():
-    assert _shown(OSError("cannot open\n<b>x</b>")).message == "cannot open &lt;b&gt;x&lt;/b&gt;"
-    assert _shown(KeyError()).message == "KeyError"
+    assert _message(OSError("cannot open\n<b>x</b>")).message == "cannot open &lt;b&gt;x&lt;/b&gt;"
+    assert _message(KeyError()).message == "KeyError"

@@ -31,11 +31,11 @@ BAD = [
     (user([{"text": "Hi"}]), "got None"),
     (user([{"type": "text", "txt": "Hi"}]), "has no key 'txt'"),
     (user([{"type": "text", "text": None}]), "text must be a text, got None"),
-    (user([{"type": "text", "text": {"a": 1}}]), "text must be a text, got dict"),
+    (user([{"type": "text", "text": {"a": 1}}]), "text must be a text, got a dict"),
     (user([{"type": "image", "img": "a.png"}]), "has no key 'img'"),
     (user([{"type": "image", "url": "a.png", "path": "b.png"}]), "named once"),
     (user(["Hi"]), "must be a part"),
-    (user({"text": "Hi"}), r"content must be a text or a list of parts, got dict"),
+    (user({"text": "Hi"}), r"content must be a text or a list of parts, got a dict"),
     (user(None), r"messages\[0\]\.content is None"),
     ([{"content": "Hi"}], r"messages\[0\] must have a role"),
     (

@@ -306,7 +306,7 @@ def test_different_sizes_are_named_when_a_tensor_is_asked_for():
 
 @pytest.mark.parametrize("name", ["max_image_pixels", "size_divisor"])
 def test_wrong_options_are_named(name):
-    with pytest.raises(ValueError, match=f"{name} must be positive, got -1"):
+    with pytest.raises(ValueError, match=f"{name} must be a positive integer, got -1"):
         BeingVLImageProcessor()(photo(), **{name: -1})
 
 

@@ -76,7 +76,7 @@ class StreamOptions(_Strict):
     include_obfuscation: bool = False
 
 
-class Sampling(_Strict):
+class _Request(_Strict):
     """What both kinds of requests may say."""
 
     model: str | None = None
@@ -100,7 +100,7 @@ class Sampling(_Strict):
         return kept
 
 
-class ChatRequest(Sampling):
+class ChatRequest(_Request):
     """`POST /v1/chat/completions`."""
 
     messages: Annotated[list[Message], Field(min_length=1, max_length=1024)]
@@ -133,7 +133,7 @@ class ChatRequest(Sampling):
         return [text for text in stop if text]
 
 
-class ImagesRequest(Sampling):
+class ImagesRequest(_Request):
     """`POST /v1/images/generations`."""
 
     prompt: str = Field(min_length=1)
