@@ -9,8 +9,9 @@ from .mixtures import mix
 from .selection import cap_per_group, cap_per_phrase, noun_phrases, select_samples
 from .sources import SampleSource, iter_samples, open_samples
 from .streaming import TokenizedStream, stream_tokenized
+from .tokenize_settings import TokenizeSettings
 from .tokenized import load_tokenized, load_training_data
-from .tokenizing import TokenizeSettings, tokenize_samples
+from .tokenizing import tokenize_samples
 
 __all__ = [
     "Quantize",

@@ -24,8 +24,10 @@ from ..quantizers.image_loading import UnreadableImageError
 from ..quantizers.quantizer import image_processor_for, load_quantizer
 from ..quantizers.quantizing import quantize
 from .codes import CodeIndex
+from .tokenize_chunk import ChunkTokenizer
+from .tokenize_settings import TokenizeSettings
 from .tokenized import FEATURES
-from .tokenizing import ChunkTokenizer, TokenizeSettings, open_codes
+from .tokenizing import open_codes
 
 Columns = Mapping[str, Any]
 

@@ -93,7 +93,7 @@ LONG = [[0, 0, 0, 1]] + [[r, 0, 0, r + 1] for r in range(1, 9000)]
         ({"codebook_size": 2.0}, "codebook_size must be an integer, got 2.0"),
         ({"codebook_size": "2"}, "codebook_size must be an integer, got '2'"),
         ({"merge_rule": "l"}, "merge_rule is 'l', expected one of"),
-        ({"merge_rule": ["shape"]}, "merge_rule is a list, expected one of"),
+        ({"merge_rule": ["shape"]}, "merge_rule is a list ['shape'], expected one of"),
         ({"merges": None}, "field 'merges' is missing"),
         ({"merges": {}}, "merges must be a list, got a dict"),
         ({"merges": "no"}, "merges must be a list, got 'no'"),

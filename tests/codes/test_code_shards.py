@@ -116,7 +116,7 @@ def test_to_npy_refuses_mixed_sizes(tmp_path):
         ({"height": pa.array([0], pa.int32())}, r"height\[0\] must be at least 1, got 0"),
         ({"width": pa.array([None], pa.int32())}, "width must be int32 without nulls"),
         ({"image_id": [None]}, "image_id must be text, got None in row 0"),
-        ({"image_id": [["a"]]}, "image_id must be text, got a list in row 0"),
+        ({"image_id": [["a"]]}, r"image_id must be text, got a list \['a'\] in row 0"),
     ],
 )  # fmt: skip
 def test_a_malformed_file_is_named_with_field_and_value(tmp_path, columns, message):

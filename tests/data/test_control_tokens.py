@@ -12,8 +12,9 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from being_vl.cli import main as being_vl_command
+from being_vl.data import TokenizeSettings
 from being_vl.data.conversations import parse_sample
-from being_vl.data.tokenizing import ChunkTokenizer, TokenizeSettings
+from being_vl.data.tokenize_chunk import ChunkTokenizer
 
 
 @pytest.fixture(scope="module")

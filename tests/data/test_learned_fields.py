@@ -5,9 +5,10 @@ from __future__ import annotations
 import pytest
 from checkpoint_fixtures import tiny_checkpoint
 
+from being_vl.data import TokenizeSettings
 from being_vl.data.conversations import parse_sample
+from being_vl.data.tokenize_chunk import ChunkTokenizer
 from being_vl.data.tokenized import FEATURES
-from being_vl.data.tokenizing import ChunkTokenizer, TokenizeSettings
 
 
 def parse(row, **options):
@@ -126,5 +127,5 @@ def test_a_template_that_joins_turns_cannot_leave_one_out():
     chunks = ChunkTokenizer(processor, None, TokenizeSettings(source="test", on_bad_row="skip"))
     row = chat(("gpt", "wrong", {"weight": 0}), ("gpt", "right", {}))
     shard = chunks([(0, row, "row")])
-    assert chunks._counts["skipped_samples"] == 1 and FEATURES and shard
-    assert "marks 1 turns of the 2" in chunks._skipped[0]["reason"]
+    assert chunks.report.counts["skipped_samples"] == 1 and FEATURES and shard
+    assert "marks 1 turns of the 2" in chunks.report.skipped[0]["reason"]

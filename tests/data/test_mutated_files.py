@@ -23,7 +23,7 @@ from being_vl.data import (
 )
 from being_vl.data.codes import build_index
 from being_vl.data.conversations import parse_sample
-from being_vl.data.tokenizing import ChunkTokenizer
+from being_vl.data.tokenize_chunk import ChunkTokenizer
 from being_vl.training.run import _finished_metrics
 
 ATOMS = [
@@ -118,8 +118,8 @@ def test_rows(world):
     for _ in range(10):
         part = [mutated(rng.choice(rows), rng) for _ in range(20)]
         chunks([(i, raw, f"row {i}") for i, raw in enumerate(part)])
-        assert chunks._counts["samples"] + chunks._counts["skipped_samples"] == 20
-        kept += chunks._counts["samples"]
+        assert chunks.report.counts["samples"] + chunks.report.counts["skipped_samples"] == 20
+        kept += chunks.report.counts["samples"]
     assert 10 < kept < 190
     for _ in range(500):
         row = mutated(rng.choice(rows), rng)

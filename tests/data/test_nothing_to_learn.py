@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 from checkpoint_fixtures import tiny_checkpoint
 
-from being_vl.data import mix
+from being_vl.data import TokenizeSettings, mix
 from being_vl.data.mixtures import load_mixture
-from being_vl.data.tokenizing import ChunkTokenizer, TokenizeSettings
+from being_vl.data.tokenize_chunk import ChunkTokenizer
 
 
 def test_a_template_that_marks_nothing_is_refused_at_once():
@@ -32,7 +32,7 @@ def test_a_sample_of_which_no_token_is_marked_is_refused():
         chunks([(0, row, "row")])
     chunks = ChunkTokenizer(processor, None, TokenizeSettings(source="x", on_bad_row="skip"))
     chunks([(0, row, "row")])
-    assert chunks._counts["skipped_samples"] == 1 and chunks._counts["samples"] == 0
+    assert chunks.report.counts["skipped_samples"] == 1 and chunks.report.counts["samples"] == 0
 
 
 def test_ids_count_what_is_learned():
@@ -42,7 +42,7 @@ def test_ids_count_what_is_learned():
                              {"from": "gpt", "value": "bc"}]}  # fmt: skip
     chunks([(0, row, "row")])
     answer = processor.tokenizer("bc<|eot_id|>", add_special_tokens=False).input_ids
-    assert chunks._counts["assistant_tokens"] == len(np.asarray(answer))
+    assert chunks.report.counts["assistant_tokens"] == len(np.asarray(answer))
 
 
 def test_an_answer_that_was_its_image_is_left_out_with_it():
@@ -51,8 +51,11 @@ def test_an_answer_that_was_its_image_is_left_out_with_it():
     chunks = ChunkTokenizer(processor, None, TokenizeSettings(source="x", on_missing="text"))
     turns = [{"from": "human", "value": "Draw."}, {"from": "gpt", "value": "<image>"}]
     chunks([(0, {"image": "a", "conversations": turns}, "row")])
-    assert chunks._counts["samples"] == 0
-    assert chunks._skipped[0]["reason"] == "no --codes given, and it is all that the assistant says"
+    assert chunks.report.counts["samples"] == 0
+    assert (
+        chunks.report.skipped[0]["reason"]
+        == "no --codes given, and it is all that the assistant says"
+    )
 
 
 def test_a_source_of_which_a_mixture_takes_nothing_is_named():

@@ -245,8 +245,8 @@ GOOD = [{"from": "human", "value": "<image>?"}, {"from": "gpt", "value": "!"}]
     [
         ("text", "must be an object, got 'text'"),
         ({}, "exactly one of conversations and messages"),
-        ({"conversations": []}, "conversations must be a list of turns, got []"),
-        ({"id": [1], "conversations": GOOD}, "id must be text or an integer, got [1]"),
+        ({"conversations": []}, "conversations must be a list of turns, got a list []"),
+        ({"id": [1], "conversations": GOOD}, "id must be text or an integer, got a list [1]"),
         ({"image": "a", "conversations": [5]}, "conversations[0]: must be an object with from and value"),
         ({"image": "a", "conversations": [{"from": "bot", "value": ""}]}, "conversations[0].from must be one of human"),
         ({"image": "a", "conversations": [{"from": "gpt", "value": 3}]}, "conversations[0].value must be text, got 3"),
