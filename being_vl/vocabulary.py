@@ -41,10 +41,12 @@ class VocabularyLayout:
 
     @property
     def first_code_id(self) -> int:
+        """T + S, the token id of code 0."""
         return self.text_size + self.num_special_tokens
 
     @property
     def first_merge_id(self) -> int:
+        """T + S + K, the token id of the merge of rank 0."""
         return self.first_code_id + self.codebook_size
 
     @property
@@ -67,13 +69,13 @@ class VocabularyLayout:
         return VocabularyLayout(text_size, num_special_tokens, codebook_size, num_merges)
 
     def token_id(self, visual_id: int) -> int:
-        """The language model's id of a visual id in [0, K + M)."""
+        """The language model's id of a visual id in [0, K + M); any other raises ValueError."""
         if not 0 <= visual_id < self.num_image_tokens:
             raise ValueError(f"visual id {visual_id} is not in [0, {self.num_image_tokens})")
         return self.first_code_id + visual_id
 
     def visual_id(self, token_id: int) -> int:
-        """The visual id of a token id in [T + S, T + S + K + M)."""
+        """The visual id of a token id in [T + S, T + S + K + M); any other raises ValueError."""
         if not self.first_code_id <= token_id < self.size:
             raise ValueError(
                 f"token id {token_id} is not an image token, those are in [{self.first_code_id}, {self.size})"
@@ -81,7 +83,7 @@ class VocabularyLayout:
         return token_id - self.first_code_id
 
     def kind(self, token_id: int) -> str:
-        """``"text"``, ``"special"``, ``"code"`` or ``"merge"``."""
+        """``"text"``, ``"special"``, ``"code"`` or ``"merge"``; an id outside the vocabulary raises ValueError."""
         if not 0 <= token_id < self.size:
             raise ValueError(f"token id {token_id} is not in [0, {self.size})")
         if token_id < self.text_size:

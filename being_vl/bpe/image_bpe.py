@@ -106,12 +106,17 @@ class ImageBPE(PushesCheckpoint):
             grids: int codes (N, H, W), or a sequence of (h, w) arrays of mixed sizes.
             num_merges: at most; training stops earlier when no pair occurs min_count times.
             codebook_size, merge_rule: as of the class.
+            min_count: a pair that occurs fewer times becomes no rule.
             max_cells: the most cells that a token may cover.
             max_token_extent: the most rows and columns that a token may span.
             scoring: ``"frequency"`` (Being-VL-0) or ``"spatial"`` (Being-VL-0.5).
             repeat_code: codebook_size - 1 where the grids are frames that `mark_repeats` has marked.
-            num_threads: all cores by default; the result does not depend on it.
+            num_threads: by default one for each CPU, or fewer where there is too little work for each; the result
+                does not depend on it.
             **trainer_options: of `being_vl.bpe.training.trainer.train_merges`.
+
+        Returns:
+            the vocabulary, with at most `num_merges` rules.
 
         Raises:
             ImportError: the trainer is not there (this module was loaded from a Hub checkpoint alone).
@@ -148,10 +153,12 @@ class ImageBPE(PushesCheckpoint):
 
     @property
     def codebook_size(self) -> int:
+        """K, the repeat code included where there is one."""
         return self._codebook_size
 
     @property
     def num_merges(self) -> int:
+        """M, the number of rules."""
         return len(self._merges)
 
     @property
@@ -197,7 +204,11 @@ class ImageBPE(PushesCheckpoint):
         return np.diff(self._shapes_or_raise().start)
 
     def first(self, num_merges: int) -> ImageBPE:
-        """The vocabulary that training would have had after `num_merges` merges; all else that it says is kept."""
+        """The vocabulary that training would have had after `num_merges` merges; all else that it says is kept.
+
+        Raises:
+            ValueError: num_merges is not in [0, self.num_merges].
+        """
         if not 0 <= num_merges <= self.num_merges:
             raise ValueError(f"num_merges must be in [0, {self.num_merges}], got {num_merges}")
         cut = _rebuild(self._merges[:num_merges], *self._says)
@@ -247,6 +258,12 @@ class ImageBPE(PushesCheckpoint):
             grids: int codes (N, H, W), or a sequence of (h, w) arrays of mixed sizes.
             num_threads: all cores by default; they release the GIL where numba is installed, and do not change
                 what is dropped.
+
+        Returns:
+            visual ids of each grid, int32 (n,), in the order of the grids.
+
+        Raises:
+            ValueError: as `encode`, naming the grid.
         """
         encoded: list[np.ndarray] = []
         encode, drops = self._encoder(segmentation, dropout, seed)
@@ -275,7 +292,19 @@ class ImageBPE(PushesCheckpoint):
         width: int | Sequence[int],
         num_threads: int | None = None,
     ) -> list[np.ndarray]:
-        """Decode many sequences, each as `decode` does; one height and width for all, or one for each."""
+        """Decode many sequences, each as `decode` does.
+
+        Args:
+            ids: sequences of visual ids (n,).
+            height, width: in cells; one number for all sequences, or one for each.
+            num_threads: all cores by default.
+
+        Returns:
+            codes int32 (height, width) of each sequence, in order.
+
+        Raises:
+            ValueError: as `decode`, naming the sequence too; or the numbers of sequences, heights and widths differ.
+        """
         self._shapes_or_raise()
         heights = check_sides(height, len(ids), "height")
         widths = check_sides(width, len(ids), "width")

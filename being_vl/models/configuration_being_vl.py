@@ -154,31 +154,43 @@ class ImageVocabularyConfig(CheckpointPart):
 
 @strict
 class BeingVLConfig(ImageVocabularyConfig, LlamaConfig):
+    """Fields of `LlamaConfig` and of [`ImageVocabularyConfig`]."""
+
     model_type = "being_vl"
 
 
 @strict
 class BeingVLQwen2Config(ImageVocabularyConfig, Qwen2Config):
+    """Fields of `Qwen2Config` and of [`ImageVocabularyConfig`]."""
+
     model_type = "being_vl_qwen2"
 
 
 @strict
 class BeingVLQwen3Config(ImageVocabularyConfig, Qwen3Config):
+    """Fields of `Qwen3Config` and of [`ImageVocabularyConfig`]."""
+
     model_type = "being_vl_qwen3"
 
 
 @strict
 class BeingVLMistralConfig(ImageVocabularyConfig, MistralConfig):
+    """Fields of `MistralConfig` and of [`ImageVocabularyConfig`]."""
+
     model_type = "being_vl_mistral"
 
 
 @strict
 class BeingVLGemma3Config(ImageVocabularyConfig, Gemma3TextConfig):
+    """Fields of `Gemma3TextConfig` and of [`ImageVocabularyConfig`]."""
+
     model_type = "being_vl_gemma3"
 
 
 @strict
 class BeingVLSmolLM3Config(ImageVocabularyConfig, SmolLM3Config):
+    """Fields of `SmolLM3Config` and of [`ImageVocabularyConfig`]."""
+
     model_type = "being_vl_smollm3"
 
     text_vocab_size: int = 128256  # SmolLM 3's, which its default end token lies in
@@ -186,11 +198,15 @@ class BeingVLSmolLM3Config(ImageVocabularyConfig, SmolLM3Config):
 
 @strict
 class BeingVLPhi3Config(ImageVocabularyConfig, Phi3Config):
+    """Fields of `Phi3Config` and of [`ImageVocabularyConfig`]."""
+
     model_type = "being_vl_phi3"
 
 
 @strict
 class BeingVLOlmo2Config(ImageVocabularyConfig, Olmo2Config):
+    """Fields of `Olmo2Config` and of [`ImageVocabularyConfig`]."""
+
     model_type = "being_vl_olmo2"
 
     text_vocab_size: int = 50304  # OLMo 2's, which its default end token lies in

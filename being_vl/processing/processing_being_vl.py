@@ -144,7 +144,16 @@ class BeingVLProcessor(VideoMixin, CheckpointPart, ProcessorMixin):
         self._vq.to(device)
 
     def quantize(self, images: Any, **images_kwargs: Any) -> list[np.ndarray]:
-        """Pixels → codes: one int32 array (h, w) for each image, in order."""
+        """Pixels → codes: one int32 array (h, w) in [0, K) for each image, in order.
+
+        Args:
+            images: one image, a list or nested lists, as [`BeingVLImageProcessor`] takes them.
+            images_kwargs: options of the image processor.
+
+        Raises:
+            ValueError: there is no VQ model.
+            UnreadableImageError, NotFiniteError: as of `quantizing.quantize`.
+        """
         return quantize(images, self.vq_model, self.image_processor, **images_kwargs)
 
     def image_ids(self, images: Any) -> list[list[int]]:
@@ -248,7 +257,11 @@ class BeingVLProcessor(VideoMixin, CheckpointPart, ProcessorMixin):
     def apply_chat_template(
         self, conversation: Any, chat_template: str | None = None, **kwargs: Any
     ) -> Any:
-        """As of every processor, but that a part which the template would drop is an error; see `render_chat`."""
+        """As of every processor; `sanitize_control_tokens=True` keeps as text what texts of the conversation spell.
+
+        Raises:
+            ValueError: the template would drop a part of the conversation; and as `__call__`, if it tokenizes.
+        """
         template = str(chat_template or self.chat_template or "")
         apply = super().apply_chat_template
         return render_chat(self.tokenizer, template, apply, conversation, chat_template, **kwargs)
@@ -559,7 +572,11 @@ class BeingVLProcessor(VideoMixin, CheckpointPart, ProcessorMixin):
     def save_pretrained(
         self, save_directory: str | os.PathLike, *args: Any, **kwargs: Any
     ) -> list[str]:
-        """Save the processor, and the VQ model in the subfolder `vq_model/` if there is one."""
+        """Save the processor, and the VQ model in the subfolder `vq_model/` if there is one; returns the paths written.
+
+        Raises:
+            ValueError: the quantizer is an object of your own, which no checkpoint can hold.
+        """
         if self.has_vq_model:
             self.vq_model.save_pretrained(os.path.join(save_directory, VQ_FOLDER))
         return super().save_pretrained(save_directory, *args, **kwargs)

@@ -249,7 +249,11 @@ class BeingVLImageProcessor(ChameleonPreprocessing, CheckpointPart, PilBackend):
         return BatchFeature(data={"pixel_values": processed}, tensor_type=return_tensors)
 
     def postprocess(self, pixel_values: Any) -> list[PIL.Image.Image]:
-        """Pixel values (batch, 3, height, width) or (3, height, width), torch or numpy, or a list of them → images."""
+        """Pixel values (batch, 3, height, width) or (3, height, width), torch or numpy, or a list of them → RGB images.
+
+        Raises:
+            ValueError: another shape.
+        """
         if isinstance(pixel_values, (list, tuple)):
             return [image for entry in pixel_values for image in self.postprocess(entry)]
         values = torch.as_tensor(pixel_values)
@@ -258,7 +262,7 @@ class BeingVLImageProcessor(ChameleonPreprocessing, CheckpointPart, PilBackend):
         return [PIL.Image.fromarray(array) for array in arrays]
 
     def to_uint8(self, pixel_values: torch.Tensor) -> torch.Tensor:
-        """Pixel values (B, 3, H, W) → uint8: the inverse of rescaling and normalising, rounded and clipped."""
+        """Pixel values (B, 3, H, W) → uint8 of the same shape: rescaling and normalizing undone, rounded, clipped."""
         if pixel_values.ndim != 4 or pixel_values.shape[1] != 3:
             shape = tuple(pixel_values.shape)
             raise ValueError(f"pixel_values must be (batch, 3, height, width), got {shape}")
