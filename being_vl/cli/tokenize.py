@@ -40,7 +40,13 @@ def make_parser() -> Parser:
         help="LLaVA's .json or .jsonl; or a data set: saved, readable by load_dataset, or Hub id",
         required=True,
     )
-    add(parser, "codes", nargs="+", default=[], help="folders of being-vl encode")
+    add(
+        parser,
+        "codes",
+        nargs="+",
+        default=[],
+        help="folders of being-vl encode, or files: .npy, .pt, .parquet, .tar",
+    )
     add(parser, "verify")
     add(parser, "output", help="folder of the data set", required=True)
     add(parser, "resume")
