@@ -5,9 +5,10 @@ all cells of one code together, each with the codes on its right and below; what
 counters at a time, which stays in the nearest cache, where a table of all pairs would be hundreds of
 megabytes. Threads share the work by ranges of codes, over the cells of all shards: so every count is whole.
 
-Cost: 4 bytes are written for each cell. Where a memory limit has no room for them, cells take turns, one range
-of codes each; theta then comes from a sample of the cells. Positions are listed afterwards, in the memory that the
-sorted cells had, and not of all keys at once: see `tiers.py`.
+Cost: 8 bytes are written for each cell, its position with it. Where there are many cells they take turns, one range of
+codes each, so that the memory for this stays small; theta then comes from a sample of the cells. While the cells of a
+range are sorted, the positions of its keys are listed: all lists that are open at once belong to one code. A memory
+limit may leave keys unlisted: see `tiers.py`.
 """
 
 from __future__ import annotations
@@ -20,13 +21,15 @@ import numpy as np
 from .._jit import inlined, kernel
 from .apply_and_emit import Limits, are_allowed
 from .choose import KeyTable, Shapes, packed
-from .options import Options
+from .options import NO_LIMIT, Options
 from .shard import Team
+from .tiers import lowest_tier
 
 _FOUND_AT_ONCE = 1 << 17
-_MOST_PLACED = 1 << 25  # cells: with fewer, positions are sorted too, and all listed at once
 _LEAST_ROOM = 1 << 24  # bytes for sorted cells, whatever the limit
+_USUAL_ROOM = 1 << 28  # the same without a limit
 _MOST_TURNS = 64  # each reads all cells once more
+_USUAL_TURNS = 8
 _SAMPLED = 8  # where there are turns, theta comes from every so manieth block
 _BLOCK = 2048  # cells: what is picked of a block, or sampled, stays in the nearest cache
 
@@ -54,11 +57,10 @@ def _pick(board, start, n, first_code, end_code, picked):
 
 
 @kernel
-def _sort_by_code(board, period, codebook_size, first_code, end_code, cursors, records, places):
-    """Write right << 16 | below of each cell whose code is in range where its cursor points.
+def _sort_by_code(board, period, codebook_size, first_code, end_code, cursors, records):
+    """Write (right << 16 | below, position) of each cell whose code is in range where its cursor points.
 
-    Its position goes to the same place in `places`, unless that is empty. A code of codebook_size says that there is
-    none: counting it needs no branch, and it is never looked at.
+    A code of codebook_size says that there is none: counting it needs no branch, and it is never looked at.
     Of some codes, cells are picked without a branch, which would be mispredicted; the border's code is out of
     every range. Where all codes are in range only the border is not, and nothing needs to be picked.
     """
@@ -83,9 +85,8 @@ def _sort_by_code(board, period, codebook_size, first_code, end_code, cursors, r
             right = none if right == board.sentinel else right >> shift
             below = none if below == board.sentinel else below >> shift
             at = cursors[code]
-            records[at] = (right << 16) | below
-            if places.shape[0] > 0:
-                places[at] = i
+            records[at, 0] = (right << 16) | below
+            records[at, 1] = i
             cursors[code] = at + 1
 
 
@@ -103,7 +104,7 @@ def _frequent_pairs(records, bounds, codebook_size, first_code, end_code, least,
     for code in range(first_code, end_code):
         for shard in range(shards):
             for i in range(bounds[shard, code], bounds[shard, code + 1]):
-                both = np.int64(records[i])
+                both = np.int64(records[i, 0])
                 counters[shard, 0, both >> 16] += 1
                 counters[shard, 1, both & 0xFFFF] += 1
         for shard in range(shards):
@@ -111,7 +112,7 @@ def _frequent_pairs(records, bounds, codebook_size, first_code, end_code, least,
         # a second pass takes each pair where it meets it first, and leaves the counters empty
         for shard in range(shards):
             for i in range(bounds[shard, code], bounds[shard, code + 1]):
-                both = np.int64(records[i])
+                both = np.int64(records[i, 0])
                 for below in range(2):
                     second = both & 0xFFFF if below == 1 else both >> 16
                     if counters[shard, below, second] == 0:
@@ -153,27 +154,35 @@ def _keep_half(found, least):
 
 @kernel
 def _list_pairs(
-    records, places, bounds, codebook_size, first_code, end_code, pairs, key_bounds, starts, pool
+    records, bounds, codebook_size, first_code, end_code, pairs, key_bounds, starts, nowhere, pool
 ):
-    """Write a shard's positions of the listed pairs: those of code are `key_bounds[code:code + 2]`."""
-    cursors = np.full((2, codebook_size + 1), -1, np.int64)
+    """Write a shard's positions of pairs where `starts` says, as far as that is not negative.
+
+    Those of code are `key_bounds[code:code + 2]`. Other pairs are written to `nowhere`, again and again: a branch
+    would be mispredicted.
+    """
+    cursors = np.zeros((2, codebook_size + 1, 2), np.int64)  # and how far to move after writing
+    cursors[:, :, 0] = nowhere
     for code in range(first_code, end_code):
         first_key, end_key = key_bounds[code], key_bounds[code + 1]
         if first_key == end_key:
             continue
         for key in range(first_key, end_key):
-            cursors[pairs[key, 2], pairs[key, 1]] = starts[key]
+            if starts[key] >= 0:
+                below, second = pairs[key, 2], pairs[key, 1]
+                cursors[below, second, 0], cursors[below, second, 1] = starts[key], 1
         for i in range(bounds[code], bounds[code + 1]):
-            both = np.int64(records[i])
-            right, below = cursors[0, both >> 16], cursors[1, both & 0xFFFF]
-            if right >= 0:
-                pool[right] = places[i]
-                cursors[0, both >> 16] = right + 1
-            if below >= 0:
-                pool[below] = places[i]
-                cursors[1, both & 0xFFFF] = below + 1
+            both = np.int64(records[i, 0])
+            right, below = both >> 16, both & 0xFFFF
+            at = cursors[0, right, 0]
+            pool[at] = records[i, 1]
+            cursors[0, right, 0] = at + cursors[0, right, 1]
+            at = cursors[1, below, 0]
+            pool[at] = records[i, 1]
+            cursors[1, below, 0] = at + cursors[1, below, 1]
         for key in range(first_key, end_key):
-            cursors[pairs[key, 2], pairs[key, 1]] = -1
+            below, second = pairs[key, 2], pairs[key, 1]
+            cursors[below, second, 0], cursors[below, second, 1] = nowhere, 0
 
 
 def can_count_codes(options: Options, team: Team) -> bool:
@@ -187,29 +196,30 @@ def can_count_codes(options: Options, team: Team) -> bool:
 
 
 def count_codes(options: Options, shapes: Shapes, team: Team, limits: Limits) -> KeyTable:
-    """Count the keys of single cells down to a theta that leaves enough of them; few cells list them, too."""
-    needed = 4 * sum(len(shard.board.cells) for shard in team.shards)
-    room = needed
+    """Count the keys of single cells down to a theta that leaves enough of them; list those that find room."""
+    needed = 8 * sum(len(shard.board.cells) for shard in team.shards)
+    room, positions = max(_USUAL_ROOM, needed // _USUAL_TURNS), NO_LIMIT
     if options.memory_limit is not None:
-        cells = sum(shard.num_bytes for shard in team.shards)
-        room = max(_LEAST_ROOM, needed // _MOST_TURNS, options.memory_limit - cells)
-    at_once = max(_FOUND_AT_ONCE, 4 * options.num_listed)
-    placed = options.memory_limit is None and needed <= 4 * _MOST_PLACED
-    counter = _CodeCounter(team, options.codebook_size, room, at_once, placed)
+        positions = int(team.room_for_positions(options.memory_limit)) // 2
+        room = max(_LEAST_ROOM, needed // _MOST_TURNS, positions * team.shards[0].bytes_a_position)
+    counter = _CodeCounter(
+        team, options.codebook_size, room, max(_FOUND_AT_ONCE, 4 * options.num_listed)
+    )
     pairs, theta = counter.sample(options.min_count)
-    theta = max(theta, _theta_from(pairs[:, 3:].sum(axis=1) * counter.period, options))
+    totals = pairs[:, 3:].sum(axis=1) * counter.period
+    theta = max(theta, _theta_from(totals, options))
+    tier, listed = lowest_tier(totals[totals >= theta], positions, theta)
+    team.make_pools(listed)
     keys = KeyTable(shapes, theta)
+    keys.lower(tier)
     for turn in counter.turns:
         found = counter.pairs(turn, theta, pairs)
         below = found[:, 2]
         tokens, offsets = packed(np.stack([found[:, 0], found[:, 1], below, 1 - below], axis=1))
         kept = are_allowed(tokens, offsets, limits)
-        if placed:
-            counter.list_pairs(turn, found[kept], keys)
-        else:
-            for shard, counts in zip(team.shards, found[kept, 3:].T, strict=True):
-                shard.add_unlisted(counts)
-        keys.add(tokens[kept], offsets[kept], found[kept, 3:].sum(axis=1))
+        totals = found[kept, 3:].sum(axis=1)
+        counter.list_pairs(turn, found[kept], totals >= tier, keys)
+        keys.add(tokens[kept], offsets[kept], totals)
     return keys
 
 
@@ -228,25 +238,23 @@ class _CodeCounter:
         team: the shards, whose tokens are single cells.
         room: bytes that the sorted cells may take at a time.
         at_once: the most pairs to find in a range of codes of the sample.
-        placed: sort the positions of cells with them; there must be room for one turn.
 
     Attributes:
         period: the sample is every so manieth block of the cells: all of them where they fit.
         turns: ranges of codes, whose cells fit.
     """
 
-    def __init__(self, team: Team, codebook_size: int, room: int, at_once: int, placed: bool):
+    def __init__(self, team: Team, codebook_size: int, room: int, at_once: int):
         self._shards = team.shards
         self._each: Callable = team.each
         self._codebook_size = codebook_size
         self._at_once = at_once
         self._counts = self._count(1)
         ends = np.cumsum(self._counts.sum(axis=0))
-        turns = max(1, -(-4 * int(ends[-1]) // max(1, room)))
+        turns = max(1, -(-8 * int(ends[-1]) // max(1, room)))
         self.period = 1 if turns == 1 else max(_SAMPLED, turns)
         self.turns = _even_cuts(ends, turns)
-        self._placed = placed
-        self._records = self._places = np.empty(0, np.uint32)
+        self._records = np.empty((0, 2), np.uint32)
         self._bounds = np.empty((0, 0), np.int64)
 
     def _count(self, period: int) -> np.ndarray:
@@ -296,16 +304,18 @@ class _CodeCounter:
         )
         return found[:n].copy(), least
 
-    def list_pairs(self, turn: tuple[int, int], pairs: np.ndarray, keys: KeyTable) -> None:
-        """Write the positions of pairs of a turn's codes, the next ones of `keys`, into the shards' pools."""
+    def list_pairs(
+        self, turn: tuple[int, int], pairs: np.ndarray, listed: np.ndarray, keys: KeyTable
+    ) -> None:
+        """Enter pairs of a turn's codes, the next ones of `keys`, into the shards, and list some of them."""
         key_bounds = np.searchsorted(pairs[:, 0], np.arange(self._codebook_size + 1))
 
         def write(i: int) -> None:
-            shard, counts = self._shards[i], np.ascontiguousarray(pairs[:, 3 + i])
-            shard.make_pool(int(counts.sum()))
+            shard = self._shards[i]
+            starts = shard.add_lists(pairs[:, 3 + i], listed, keys)
             _list_pairs(
-                self._records, self._places, self._bounds[i], self._codebook_size, *turn, pairs,
-                key_bounds, shard.add_lists(counts, keys), shard.pool,
+                self._records, self._bounds[i], self._codebook_size, *turn, pairs, key_bounds, starts,
+                len(shard.pool) - 1, shard.pool,
             )  # fmt: skip
 
         self._each(write, range(len(self._shards)))
@@ -318,9 +328,8 @@ class _CodeCounter:
         self._bounds = np.concatenate([ends[:, :1] - own[:, :1], ends], axis=1)
         needed = int(ends[-1, -1])
         if needed > len(self._records):
-            self._records = np.empty(0, np.uint32)
-            self._records = np.empty(needed, np.uint32)
-            self._places = np.empty(needed if self._placed else 0, np.uint32)
+            self._records = np.empty((0, 2), np.uint32)
+            self._records = np.empty((needed, 2), np.uint32)
         cursors = self._bounds[:, :-1].copy()
         self._each(
             lambda i: _sort_by_code(
@@ -330,7 +339,6 @@ class _CodeCounter:
                 *codes,
                 cursors[i],
                 self._records,
-                self._places,
             ),
             range(len(self._shards)),
         )

@@ -154,7 +154,7 @@ class Recount:
         def write(item: tuple[Shard, np.ndarray]) -> None:
             shard, counts = item
             nowhere = shard.make_pool(int(counts.sum()))
-            starts = shard.add_lists(counts, keys)
+            starts = shard.add_lists(counts, np.ones(len(counts), bool), keys)
             rows = scan.new_table(num_slots + 1)
             table = scan.new_table(1 << max(4, (2 * len(found)).bit_length()))
             tokens, offsets = np.ascontiguousarray(found.T)

@@ -30,10 +30,10 @@ from .apply_and_emit import (
 )
 from .choose import KeyTable, Shapes
 from .grids import GridSource
-from .options import NARROW_IDS
+from .options import NARROW_IDS, NO_LIMIT
 from .pair import apply_pair
 from .processes import Processes
-from .tiers import FILTER_BITS, aim, book_unlisted, list_codes, next_tier
+from .tiers import FILTER_BITS, aim, book_unlisted, list_codes, lowest_tier
 
 _SPARE_POSITIONS = 1 << 16
 _LAID_AT_ONCE = 1 << 17  # cells
@@ -138,17 +138,10 @@ class Shard:
         for stride, stop in zip(strides, ends, strict=True):
             cells[stop - stride : stop] = sentinel
 
-    def add_unlisted(self, counts: np.ndarray) -> None:
-        """Say how many positions new keys have here, which come next in the table of keys, without listing them."""
-        self.starts = np.concatenate([self.starts, np.zeros_like(counts)])
-        self.lengths = np.concatenate([self.lengths, -1 - counts])
-
-    def list_codes(self, which: np.ndarray, keys: KeyTable, most: int) -> None:
-        """List the positions of keys of codes, (n,), whose lengths are negative; the pool may hold `most`."""
+    def list_codes(self, which: np.ndarray, keys: KeyTable) -> None:
+        """List the positions of keys of codes, (n,), whose lengths are negative."""
         counts = -1 - self.lengths[which]
         needed = int(counts.sum())
-        if len(self.pool) == 0:
-            self.make_pool_of(max(needed, most))
         self._make_room(needed, keys.size, keys)
         starts = self._used_pool + np.cumsum(counts) - counts
         self.starts[which], self.lengths[which] = starts, counts
@@ -162,25 +155,29 @@ class Shard:
         """Forget keys whose positions were never listed, since fewer than theta are left of them."""
         self.lengths = np.maximum(self.lengths, 0)
 
-    def make_pool_of(self, size: int) -> None:
-        """An empty pool with room for so many; what is never written takes no memory."""
-        self.pool = np.empty(0, self.position_dtype)
-        self.pool = np.empty(size + _SPARE_POSITIONS, self.position_dtype)
-        self._used_pool = 0
-
     def make_pool(self, positions: int) -> int:
-        """Forget all positions, and make room for so many; returns a place not in use."""
-        self.make_pool_of(int(positions * self._roominess))
+        """Forget all positions, and make room for so many and some of new keys; returns a place not in use.
+
+        What is never written takes no memory.
+        """
+        self.pool = np.empty(0, self.position_dtype)
+        size = int(positions * self._roominess) + _SPARE_POSITIONS
+        self.pool = np.empty(size, self.position_dtype)
+        self._used_pool = 0
         self.starts = self.lengths = np.empty(0, np.int64)
         return len(self.pool) - 1
 
-    def add_lists(self, counts: np.ndarray, keys: KeyTable) -> np.ndarray:
-        """Room for the positions of new keys, which come next in `keys`: where each one's begin, (n,)."""
-        needed = int(counts.sum())
-        self._make_room(needed, len(self.starts), keys)
-        starts = self._used_pool + np.cumsum(counts) - counts
+    def add_lists(self, counts: np.ndarray, listed: np.ndarray, keys: KeyTable) -> np.ndarray:
+        """Room for the positions of new keys, which come next in `keys`: where each one's begin, (n,).
+
+        Those that are not `listed`, (n,) bool, get no room yet: their positions begin at -1.
+        """
+        taken = np.where(listed, counts, 0)
+        needed = int(taken.sum())
+        self._make_room(needed + 1, len(self.starts), keys)  # the last place stays free
+        starts = np.where(listed, self._used_pool + np.cumsum(taken) - taken, -1)
         self.starts = np.concatenate([self.starts, starts])
-        self.lengths = np.concatenate([self.lengths, counts])
+        self.lengths = np.concatenate([self.lengths, np.where(listed, counts, -1 - counts)])
         self._used_pool += needed
         return starts
 
@@ -314,22 +311,25 @@ class Team:
         if keys.tier == keys.theta and not (lengths < 0).any():
             return False
         counts = keys.counts[: keys.size]
-        share = None
-        most = 2 * int(counts.sum())
+        room = NO_LIMIT
         if memory_limit is not None:
-            room = self.room_for_positions(memory_limit)
-            most = min(most, int(room))
+            all_room = self.room_for_positions(memory_limit)
             listed = int(counts[(lengths >= 0) & (counts >= keys.theta)].sum())
-            share = max(room / 8, (room - listed) / 2)
-        tier = next_tier(keys, lengths < 0, share)
-        which = np.flatnonzero((lengths < 0) & (counts >= tier))
-        most //= len(self.shards)
-        self.each(lambda shard: shard.list_codes(which, keys, most), self.shards)
+            room = int(max(all_room / 8, (all_room - listed) / 2))
+        unlisted = (lengths < 0) & (counts >= keys.theta)
+        tier, _ = lowest_tier(counts[unlisted], room, keys.theta)
+        which = np.flatnonzero(unlisted & (counts >= tier))
+        self.each(lambda shard: shard.list_codes(which, keys), self.shards)
         if tier == keys.theta:
             for shard in self.shards:
                 shard.drop_unlisted()
         keys.lower(tier)
         return True
+
+    def make_pools(self, positions: int) -> None:
+        """Forget all positions, and make room for so many."""
+        for shard in self.shards:
+            shard.make_pool(positions // len(self.shards))
 
     def close(self) -> None:
         if self._executor is not None:

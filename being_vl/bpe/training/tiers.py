@@ -1,11 +1,12 @@
 """keys of codes → their positions, when these are needed: the most frequent keys first, tier by tier.
 
 After the first count every key down to theta is known with its count, and counts are kept up to date whether or not
-a key's positions are listed. What has fewer occurrences than the tier cannot be chosen, so its positions may wait. When
+a key's positions are listed. Where a memory limit leaves no room for all of them, the first count lists the most
+frequent keys alone. What has fewer occurrences than this tier cannot be chosen, so its positions may wait. When
 no key reaches the tier, the cells are read once more: two single cells side by side are an occurrence of the
 key of their codes, whatever happened around them. By then merges have taken many of those, and keys that
-never come to their turn are never listed. So positions take a fraction of the memory, and a tight
-memory limit costs some passes over the cells, where counting everything afresh would cost more than all merges.
+never come to their turn are never listed. So a tight memory limit costs some passes over the cells, where
+counting everything afresh would cost more than all merges.
 
 Only keys of two codes wait; those of merged tokens are listed when they are made, since finding them again would
 need every shape.
@@ -16,11 +17,9 @@ from __future__ import annotations
 import numpy as np
 
 from .._jit import inlined, kernel
-from .choose import KeyTable
 
 _BLOCK = 1024  # cells: their pairs that pass the filter stay in the nearest cache
 FILTER_BITS = 18  # 32 KB
-_ALL_AT_ONCE = 1 << 25  # positions: with fewer, a second pass costs more than the memory
 
 
 @inlined
@@ -89,19 +88,21 @@ def book_unlisted(lengths, losses, n):
             lengths[losses[i, 0]] += losses[i, 1]
 
 
-def next_tier(keys: KeyTable, unlisted: np.ndarray, room: float | None) -> int:
+def lowest_tier(counts: np.ndarray, room: int, theta: int) -> tuple[int, int]:
     """The lowest tier whose keys find room for their positions, or that of the next key if none does.
 
     Args:
-        keys: the keys; `unlisted`, (size,) bool, says whose positions are not listed.
-        room: positions; None if memory is not limited.
+        counts: of the keys whose positions are not listed.
+        room: positions.
+        theta: no tier is lower.
+
+    Returns:
+        the tier, and how many positions it has.
     """
-    falling = np.sort(keys.counts[: keys.size][unlisted & (keys.counts[: keys.size] >= keys.theta)])
-    falling = falling[::-1]
-    total = int(falling.sum())
-    if room is None:
-        room = total if total <= _ALL_AT_ONCE else total / 2
-    fitting = int(np.searchsorted(np.cumsum(falling), room, side="right"))
+    falling = np.sort(counts)[::-1]
+    ends = np.cumsum(falling)
+    fitting = int(np.searchsorted(ends, room, side="right"))
     if fitting == len(falling):
-        return keys.theta
-    return min(int(falling[fitting]) + 1, int(falling[0]))
+        return theta, int(falling.sum())
+    tier = min(int(falling[fitting]) + 1, int(falling[0]))
+    return tier, int(falling[falling >= tier].sum())

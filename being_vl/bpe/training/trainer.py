@@ -201,9 +201,7 @@ class Run:
 
     def _first_count(self) -> KeyTable:
         if self._rank == 0 and can_count_codes(self._options, self._team):
-            keys = count_codes(self._options, self._shapes, self._team, self._limits)
-            self._team.list_tier(keys, self._options.memory_limit)
-            return keys
+            return count_codes(self._options, self._shapes, self._team, self._limits)
         return self._recount.list_keys(self._num_tokens, None)
 
     def _done(self) -> Checkpoint:
