@@ -30,7 +30,7 @@ import numpy as np
 from .._jit import inlined, kernel, prefetch
 from .choose import BIAS, find_key, offset_of, tokens_of
 
-_AHEAD = 12  # positions between asking for a cache line and using it
+_AHEAD = 6  # positions between asking for a cache line and using it; of more, lines leave the cache before
 _LOW = 0xFFFFFFFF
 _BOTH = (1 << 32) | 1
 
@@ -216,7 +216,7 @@ def mask_for(length, slots):
 
 @kernel
 def close_rule(
-    batch, i, n_rows, first_new, least, limits, index, tokens, offsets, rows, slots, begin,
+    batch, i, n_rows, first_new, least, limits, index, rows, slots, begin,
     losses, n_losses, late, n_late, candidates, n_candidates,
 ):  # fmt: skip
     """Turn the rows of rule i into losses of listed keys and candidates for listing; empty the slots.
@@ -245,7 +245,7 @@ def close_rule(
                 late[n_late, 0], late[n_late, 1], late[n_late, 2] = key_tokens, key_offset, loss
                 n_late += 1
                 continue
-            key = find_key(index, tokens, offsets, key_tokens, key_offset)
+            key = find_key(index, key_tokens, key_offset)
             if key >= 0:
                 losses[n_losses, 0], losses[n_losses, 1] = key, loss
                 n_losses += 1
@@ -280,9 +280,7 @@ def apply_rules(
     codebook_size,
     least,  # new keys with that many occurrences in this shard are candidates
     limits,
-    index,  # see KeyTable; not changed here, so that all threads may read it
-    tokens,
-    offsets,
+    index,  # not changed here, so that all threads may read it
     traces,
 ):
     """Merge the occurrences of each rule in the order of its positions; returns the traces."""
@@ -405,7 +403,7 @@ def apply_rules(
                 log_positions[n_log] = position
                 n_log += 1
         losses, n_losses, late, n_late, candidates, n_candidates = close_rule(
-            batch, i, n_rows, first_new, least, limits, index, tokens, offsets, rows, slots, first_row,
+            batch, i, n_rows, first_new, least, limits, index, rows, slots, first_row,
             losses, n_losses, late, n_late, candidates, n_candidates,
         )  # fmt: skip
         marks[i + 1, 0], marks[i + 1, 1], marks[i + 1, 2] = n_rows, n_log, n_merged

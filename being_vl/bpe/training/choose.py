@@ -23,6 +23,8 @@ a merged token are those of its first part and those of its second part, moved b
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import numpy as np
 
 from .._jit import inlined, kernel
@@ -60,20 +62,32 @@ def packed(columns):
     return tokens, (columns[:, 2] << 17) | (columns[:, 3] + BIAS)
 
 
-@inlined
-def find_key(index, tokens, offsets, wanted_tokens, wanted_offset):
-    """The number of a key, or -1.
+class Index(NamedTuple):
+    """Finds keys by a hash of 41 bits."""
 
-    A slot of the index holds 21 bits of a key's hash above its number plus one: nearly always, a key that is
-    not listed is told from one that is without a look at it.
-    """
-    h = hash_of(wanted_tokens, wanted_offset)
-    mask, tag = index.shape[0] - 1, h >> 20
+    # (power of two,) int64: 21 bits of a key's hash above its number plus one, so that nearly always a key that is
+    # not known is told from one that is without a look at it; 0 if free
+    slots: np.ndarray
+    # (power of two,) uint8: a bit for each hash of a key. Most keys that are asked for are not known, and this
+    # says so from the second-level cache, where the slots, of megabytes, are not
+    filter: np.ndarray
+    tokens: np.ndarray  # (capacity,) int64, the keys, packed
+    offsets: np.ndarray
+
+
+@inlined
+def find_key(index, tokens, offset):
+    """The number of a key, or -1."""
+    h = hash_of(tokens, offset)
+    if (np.int64(index.filter[(h >> 3) & (index.filter.shape[0] - 1)]) >> (h & 7)) & 1 == 0:
+        return -1
+    slots = index.slots
+    mask, tag = slots.shape[0] - 1, h >> 20
     i = h & mask
-    while index[i] != 0:
-        if index[i] >> 32 == tag:
-            key = (index[i] & 0xFFFFFFFF) - 1
-            if tokens[key] == wanted_tokens and offsets[key] == wanted_offset:
+    while slots[i] != 0:
+        if slots[i] >> 32 == tag:
+            key = (slots[i] & 0xFFFFFFFF) - 1
+            if index.tokens[key] == tokens and index.offsets[key] == offset:
                 return key
         i = (i + 1) & mask
     return -1
@@ -233,15 +247,17 @@ def _take_waiting(taken, counts, tokens, visual_ids, heads, nexts, begin, end):
 
 
 @kernel
-def _index(index, tokens, offsets, begin, end):
+def _fill_index(index, begin, end):
     """Enter keys into the index."""
-    mask = index.shape[0] - 1
+    slots = index.slots
+    mask = slots.shape[0] - 1
     for key in range(begin, end):
-        h = hash_of(tokens[key], offsets[key])
+        h = hash_of(index.tokens[key], index.offsets[key])
+        index.filter[(h >> 3) & (index.filter.shape[0] - 1)] |= np.uint8(1 << (h & 7))
         i = h & mask
-        while index[i] != 0:
+        while slots[i] != 0:
             i = (i + 1) & mask
-        index[i] = ((h >> 20) << 32) | (key + 1)
+        slots[i] = ((h >> 20) << 32) | (key + 1)
 
 
 @kernel
@@ -253,8 +269,8 @@ def _enter(heap, size, counts, tokens, offsets, tier, visual_ids, heads, nexts, 
 
 
 @kernel
-def _find(index, tokens, offsets, wanted_tokens, wanted_offset):
-    return find_key(index, tokens, offsets, wanted_tokens, wanted_offset)
+def _find(index, tokens, offset):
+    return find_key(index, tokens, offset)
 
 
 @kernel
@@ -264,9 +280,9 @@ def _subtract(counts, losses):
 
 
 @kernel
-def _subtract_by_name(counts, index, tokens, offsets, losses):
+def _subtract_by_name(counts, index, losses):
     for i in range(losses.shape[0]):
-        key = find_key(index, tokens, offsets, losses[i, 0], losses[i, 1])
+        key = find_key(index, losses[i, 0], losses[i, 1])
         if key >= 0:
             counts[key] -= losses[i, 2]
 
@@ -422,7 +438,6 @@ class KeyTable:
         tier: keys below this count are not chosen, so that their positions need not be listed yet.
         tokens, offsets: (capacity,) int64, the keys, packed.
         counts: (capacity,) int64.
-        index: (power of two,) int64: finds a key's number.
         size: how many keys there are.
     """
 
@@ -432,7 +447,8 @@ class KeyTable:
         self.tokens = np.empty(1024, np.int64)
         self.offsets = np.empty(1024, np.int64)
         self.counts = np.empty(1024, np.int64)
-        self.index = np.zeros(4096, np.int64)
+        self._slots = np.zeros(4096, np.int64)
+        self._filter = np.zeros(2048, np.uint8)
         self._shapes = shapes
         self._heap = np.empty((1024, 4), np.int64)
         self._heap_size = 0
@@ -444,6 +460,10 @@ class KeyTable:
         self._passed = np.empty((_MOST_PASSED, 4), np.int64)
         self._batch = np.empty(MAX_BATCH, np.int64)
 
+    @property
+    def index(self) -> Index:
+        return Index(self._slots, self._filter, self.tokens, self.offsets)
+
     def add(self, tokens: np.ndarray, offsets: np.ndarray, counts: np.ndarray) -> None:
         """Append keys, packed, with their counts, (n,) each."""
         begin, end = self.size, self.size + len(tokens)
@@ -454,9 +474,10 @@ class KeyTable:
         self.counts[begin:end] = counts
         self.size = end
         first = begin
-        if 2 * end > len(self.index):
-            self.index, first = np.zeros(1 << (4 * end).bit_length(), np.int64), 0
-        _index(self.index, self.tokens, self.offsets, first, end)
+        if 2 * end > len(self._slots):
+            size, first = 1 << (4 * end).bit_length(), 0
+            self._slots, self._filter = np.zeros(size, np.int64), np.zeros(size // 2, np.uint8)
+        _fill_index(self.index, first, end)
         self._enter(begin)
 
     def lower(self, tier: int) -> None:
@@ -507,7 +528,7 @@ class KeyTable:
 
     def find(self, tokens: int, offset: int) -> int:
         """The number of a packed key, or -1."""
-        return _find(self.index, self.tokens, self.offsets, tokens, offset)
+        return _find(self.index, tokens, offset)
 
     def subtract(self, losses: np.ndarray) -> None:
         """Lower counts by (key, loss) rows, (n, 2); a key may stand there more than once."""
@@ -515,7 +536,7 @@ class KeyTable:
 
     def subtract_by_name(self, losses: np.ndarray) -> None:
         """Lower counts by (tokens, offset, loss) rows, (n, 3), as far as the keys are listed."""
-        _subtract_by_name(self.counts, self.index, self.tokens, self.offsets, losses)
+        _subtract_by_name(self.counts, self.index, losses)
 
     def rules(self, keys: np.ndarray, token: int) -> np.ndarray:
         """(n, 5): first, second, row_offset, col_offset, and the token made, numbered from `token`."""

@@ -53,7 +53,7 @@ def neighbours(cells, ring, stride, sentinel, p, skip, around, n):
 
 @kernel
 def apply_pair(
-    board, pool, starts, lengths, batch, least, limits, index, tokens, offsets, traces
+    board, pool, starts, lengths, batch, least, limits, index, traces
 ):  # fmt: skip
     """Merge the occurrences of (a, b) in raster order of a, then of b; see `apply_and_emit.apply_rules`."""
     cells, ring, bits, sentinel = board.cells, board.ring, board.bits, board.sentinel
@@ -136,7 +136,7 @@ def apply_pair(
             n_log += 1
     marks = np.zeros((2, 6), np.int64)
     losses, n_losses, late, n_late, candidates, n_candidates = close_rule(
-        batch, zero, n_rows, c, least, limits, index, tokens, offsets, rows, slots, zero,
+        batch, zero, n_rows, c, least, limits, index, rows, slots, zero,
         traces.losses, zero, traces.late, zero, traces.candidates, zero,
     )  # fmt: skip
     marks[1, 0], marks[1, 1], marks[1, 2] = n_rows, n_log, n_merged

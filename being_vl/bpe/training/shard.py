@@ -198,13 +198,13 @@ class Shard:
         for key in batch.keys if by_pair else batch.keys[overlap]:
             self.pool[self.starts[key] : self.starts[key] + self.lengths[key]].sort()
         lists = (self.board, self.pool, self.starts, self.lengths, batch)
-        index = (least, limits, keys.index, keys.tokens, keys.offsets, self.traces)
+        rest = (least, limits, keys.index, self.traces)
         if by_pair:
-            self.traces = apply_pair(*lists, *index)
+            self.traces = apply_pair(*lists, *rest)
         else:
             shapes = self._shapes
             self.traces = apply_rules(
-                *lists, shapes.starts, shapes.offsets, shapes.codebook_size, *index
+                *lists, shapes.starts, shapes.offsets, shapes.codebook_size, *rest
             )
             if keys.tier > keys.theta:
                 book_unlisted(self.lengths, self.traces.losses, self.traces.ends[-1, LOSSES])
