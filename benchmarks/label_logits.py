@@ -31,7 +31,7 @@ def main() -> None:
     def step(labels: torch.Tensor, only: bool) -> float:
         model.zero_grad()
         start = time.process_time()
-        model(ids, labels=labels, label_logits_only=only).loss.backward()
+        model(ids, labels=labels, loss_logits_only=only).loss.backward()
         return time.process_time() - start
 
     for num_labels in (5, 64, 255):

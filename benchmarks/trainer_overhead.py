@@ -96,7 +96,7 @@ def bare_loop(rows: list[dict], batches: list[list[int]], block: int) -> BlockTi
 
     for number, batch in enumerate(batches, start=1):
         model(
-            **collate([rows[i] for i in batch]), label_logits_only=True, use_cache=False
+            **collate([rows[i] for i in batch]), loss_logits_only=True, use_cache=False
         ).loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()

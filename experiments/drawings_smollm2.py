@@ -75,7 +75,7 @@ class HeldOut:
             targets = F.pad(batch["labels"][:, 1:], (0, 1), value=IGNORE_INDEX)
             segments = F.pad(padded(own, "segment_ids", PAD_SEGMENT)[:, 1:], (0, 1), value=PAD_SEGMENT)  # fmt: skip
             with torch.autocast("cpu", torch.bfloat16):
-                logits = model(**batch, label_logits_only=True, use_cache=False).logits.float()
+                logits = model(**batch, loss_logits_only=True, use_cache=False).logits.float()
             place = targets != IGNORE_INDEX
             question = (torch.arange(len(own))[:, None] * len(TYPES) + segments - 1)[place]
             loss = F.cross_entropy(logits, targets[place], reduction="none")

@@ -150,7 +150,7 @@ class BeingVLLanguageModel(BeingVLGenerationMixin, VocabularyRows, ModelPart):
         self,
         *,
         image_token_positions: torch.Tensor | None = None,
-        label_logits_only: bool = False,
+        loss_logits_only: bool = False,
         **kwargs: Any,
     ) -> CausalLMOutputWithPast:
         """The text model's forward, with two more arguments.
@@ -164,12 +164,12 @@ class BeingVLLanguageModel(BeingVLGenerationMixin, VocabularyRows, ModelPart):
             image_token_positions: (batch, length, 2) long, row and column of each image token in its grid
                 and −1 elsewhere; for `config.image_positions="grid"` alone. Left out, it is computed
                 from the ids, on the CPU, by `config.image_grid_size`.
-            label_logits_only: compute logits only where the next token has a label, which costs next to nothing
+            loss_logits_only: compute logits only where the next token has a label, which costs next to nothing
                 for answer-only labels on a large vocabulary. The loss is the same; `logits` has shape
                 (num_labels, vocab_size), in row-major order of the positions.
 
         Raises:
-            ValueError: `label_logits_only` without labels or together with `logits_to_keep`; grid
+            ValueError: `loss_logits_only` without labels or together with `logits_to_keep`; grid
                 positions wanted and not given where they cannot be computed.
         """
         if image_token_positions is None and self.config.image_positions == "grid":
@@ -177,11 +177,11 @@ class BeingVLLanguageModel(BeingVLGenerationMixin, VocabularyRows, ModelPart):
             image_token_positions = self._positions_from_ids(kwargs.get("input_ids"), cache)
         if image_token_positions is not None:
             kwargs["image_token_positions"] = image_token_positions
-        if not label_logits_only:
+        if not loss_logits_only:
             return super().forward(**kwargs, return_dict=True)
         keep = kwargs.get("logits_to_keep", 0)
         if not (isinstance(keep, int) and keep == 0):
-            raise ValueError("label_logits_only and logits_to_keep exclude each other")
+            raise ValueError("loss_logits_only and logits_to_keep exclude each other")
         shift_labels = _shifted(kwargs.get("labels"), kwargs.get("shift_labels"))
         has_label = shift_labels != _IGNORE_INDEX
         kwargs["shift_labels"] = shift_labels[has_label]
@@ -325,5 +325,5 @@ def _shifted(labels: torch.Tensor | None, shift_labels: torch.Tensor | None) -> 
     if shift_labels is not None:
         return shift_labels
     if labels is None:
-        raise ValueError("label_logits_only needs labels")
+        raise ValueError("loss_logits_only needs labels")
     return F.pad(labels[:, 1:], (0, 1), value=_IGNORE_INDEX)

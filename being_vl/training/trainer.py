@@ -54,9 +54,6 @@ class BeingVLTrainer(ExactResumeMixin, Trainer):
         if kwargs.get("compute_loss_func") is not None:
             raise ValueError("compute_loss_func is taken: logits are computed where labels are")
         super().__init__(*args, compute_loss_func=self._weighted_loss, **kwargs)
-        if self.args.label_names is None:
-            # transformers takes every argument of the forward with "label" in its name for labels.
-            self.label_names = ["labels"]
         config = self.model.config
         self.layout = config.layout
         collate: Any = self.data_collator
@@ -230,7 +227,7 @@ class BeingVLTrainer(ExactResumeMixin, Trainer):
         shift_labels = F.pad(inputs["labels"][:, 1:], (0, 1), value=IGNORE_INDEX)
         self._meter = self._meters[model.training]
         # A cache would make transformers take packed samples for one.
-        more = {"shift_labels": shift_labels, "label_logits_only": True, "use_cache": False}
+        more = {"shift_labels": shift_labels, "loss_logits_only": True, "use_cache": False}
         return super().compute_loss(model, {**inputs, **more}, *args, **kwargs)
 
     def _weighted_loss(

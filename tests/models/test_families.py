@@ -21,6 +21,7 @@ from family_fixtures import (
 )
 from model_fixtures import BOI, EOI, IMAGE, LAYOUT, TEXT_SIZE, generated_grids, random_ids
 from transformers import AutoModelForCausalLM, AutoModelForImageTextToText
+from transformers.utils import find_labels
 
 import being_vl
 from being_vl import VocabularyLayout
@@ -123,7 +124,7 @@ def test_two_stages_move_what_they_may(name, tied):
         optimizer = torch.optim.AdamW(groups, lr=1e-2)
         for step in range(3):
             ids = random_ids(3, 12, seed=step)
-            model(ids, labels=ids, label_logits_only=True).loss.backward()
+            model(ids, labels=ids, loss_logits_only=True).loss.backward()
             optimizer.step()
             optimizer.zero_grad()
         moved = {
@@ -150,7 +151,7 @@ def test_lora_moves_new_rows_and_adapters_alone(name, tied):
     optimizer = torch.optim.AdamW([p for p in wrapped.parameters() if p.requires_grad], lr=1e-2)
     ids = random_ids(3, 12)
     for _ in range(3):
-        wrapped(input_ids=ids, labels=ids, label_logits_only=True).loss.backward()
+        wrapped(input_ids=ids, labels=ids, loss_logits_only=True).loss.backward()
         optimizer.step()
         optimizer.zero_grad()
     wrapped.eval()
@@ -168,7 +169,7 @@ def test_label_only_logits_give_the_same_loss(name):
     model = extended(base_model(name))
     ids = random_ids(2, 12)
     labels = torch.where(ids % 3 == 0, ids, -100)
-    whole, few = model(ids, labels=labels), model(ids, labels=labels, label_logits_only=True)
+    whole, few = model(ids, labels=labels), model(ids, labels=labels, loss_logits_only=True)
     torch.testing.assert_close(whole.loss, few.loss)
     assert few.logits.shape == (int((labels[:, 1:] != -100).sum()), LAYOUT.size)
 
@@ -220,7 +221,10 @@ def test_the_forward_takes_what_the_stock_forward_takes(name):
     stock = inspect.signature(getattr(transformers, family.stock_class).forward).parameters
     ours = inspect.signature(kind.forward).parameters
     assert list(ours)[: len(stock) - 1] == [key for key in stock if key != "kwargs"]
-    assert set(ours) - set(stock) == {"image_token_positions", "label_logits_only"}
+    assert set(ours) - set(stock) == {"image_token_positions", "loss_logits_only"}
+    assert find_labels(kind) == [
+        "labels"
+    ]  # a Trainer evaluates a loss only where each of these is given
     with pytest.raises(TypeError, match="arguments, got"):
         extended(base_model(name))(*range(40))
 

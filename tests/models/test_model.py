@@ -261,7 +261,7 @@ def test_frozen_rows_survive_a_frozen_body_and_label_only_logits(tied):
     model.requires_grad_(False)
     model.freeze_text_embeddings()
     before = {name: p.detach().clone() for name, p in model.named_parameters()}
-    _train(model, label_logits_only=True)
+    _train(model, loss_logits_only=True)
     for name, parameter in model.named_parameters():
         moved = (
             _moved(parameter, before[name]) if parameter.ndim == 2 else parameter != before[name]
@@ -311,7 +311,7 @@ def test_label_only_logits_give_the_loss_and_gradients_of_all_logits(num_items, 
     gradients = []
     for only in (False, True):
         model = being_vl_model()
-        output = model(ids, labels=labels, label_logits_only=only, **extra)
+        output = model(ids, labels=labels, loss_logits_only=only, **extra)
         output.loss.backward()
         gradients.append([output.loss.detach(), *(p.grad for p in model.parameters())])
     torch.testing.assert_close(gradients[0], gradients[1])
@@ -319,10 +319,10 @@ def test_label_only_logits_give_the_loss_and_gradients_of_all_logits(num_items, 
     predicts = torch.nn.functional.pad(labels[:, 1:] != -100, (0, 1))
     torch.testing.assert_close(output.logits, full[predicts])
     assert output.logits.shape == (int((labels[:, 1:] != -100).sum()), LAYOUT.size)
-    with pytest.raises(ValueError, match="label_logits_only needs labels"):
-        model(ids, label_logits_only=True)
+    with pytest.raises(ValueError, match="loss_logits_only needs labels"):
+        model(ids, loss_logits_only=True)
     with pytest.raises(ValueError, match="exclude each other"):
-        model(ids, labels=labels, label_logits_only=True, logits_to_keep=1)
+        model(ids, labels=labels, loss_logits_only=True, logits_to_keep=1)
 
 
 @pytest.mark.parametrize("attention", ["sdpa", "eager"])

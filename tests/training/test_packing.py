@@ -51,7 +51,7 @@ def test_packed_equals_apart(attention):
         [pack_shared_image([1, *i], [t]) for i, ts in zip(images, turns, strict=True) for t in ts]
     )
     with torch.no_grad():
-        outputs = [model(**batch, label_logits_only=True) for batch in (packed, apart)]
+        outputs = [model(**batch, loss_logits_only=True) for batch in (packed, apart)]
     torch.testing.assert_close(outputs[0].logits, outputs[1].logits, atol=2e-5, rtol=2e-5)
     torch.testing.assert_close(outputs[0].loss, outputs[1].loss)
 

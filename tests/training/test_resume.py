@@ -228,7 +228,6 @@ def test_the_best_model_is_kept_and_loaded(tmp_path):
         save_total_limit=1,
         load_best_model_at_end=True,
         metric_for_best_model="loss",
-        label_names=["labels"],
         max_steps=6,
         eval_rows=make_rows(4),
     )
