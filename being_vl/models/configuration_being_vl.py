@@ -5,6 +5,7 @@ there. They differ by fields that say where text ends and images begin, and by o
 """
 
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, Literal
 
 from huggingface_hub.dataclasses import strict
@@ -106,6 +107,16 @@ class ImageVocabularyConfig(CheckpointPart):
         if given:
             config_dict = {**config_dict, "vocab_size": None, **given}
         return super().from_dict(config_dict, **kwargs)  # type: ignore[misc]
+
+    @cached_property
+    def auto_map(self) -> dict[str, Any]:
+        """The code in the checkpoint, by Auto class; TRL reads it for each class that is not transformers' own."""
+        return {}
+
+    def to_dict(self) -> dict[str, Any]:
+        """The fields; `auto_map` only where there is code."""
+        fields = super().to_dict()  # type: ignore[misc]
+        return {k: value for k, value in fields.items() if k != "auto_map" or value}
 
     @property
     def layout(self) -> VocabularyLayout:

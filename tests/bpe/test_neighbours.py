@@ -8,6 +8,8 @@ from model_fixtures import LAYOUT, TEXT_SIZE, being_vl_model, generated_grids, r
 from PIL import Image
 from transformers import AutoModelForCausalLM, LlamaForCausalLM, StaticCache
 
+from being_vl.hub.checkpoint import save_checkpoint
+
 peft = pytest.importorskip("peft")
 
 TIED = pytest.mark.parametrize("tied", [False, True], ids=["untied", "tied"])
@@ -174,3 +176,71 @@ def test_trl_trains_on_messages_with_images(tmp_path):
     trainer.train()
     losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
     assert losses[-1] < 0.7 * losses[0]
+
+
+def test_trl_makes_the_reference_model_from_the_folder(tmp_path):
+    """DPO of all weights, which loads the checkpoint a second time by what its configuration says."""
+    trl = pytest.importorskip("trl")
+    from datasets import Dataset
+
+    save_checkpoint(*tiny_checkpoint(), tmp_path / "checkpoint")
+    image = Image.fromarray(np.random.default_rng(0).integers(0, 256, (16, 16, 3), dtype=np.uint8))
+    prompt = [{"type": "image"}, {"type": "text", "text": "What is this?"}]
+    row = {"images": [image], "prompt": [{"role": "user", "content": prompt}]}
+    for name, text in (("chosen", "A red square."), ("rejected", "No.")):
+        row[name] = [{"role": "assistant", "content": [{"type": "text", "text": text}]}]
+    args = trl.DPOConfig(
+        output_dir=str(tmp_path / "run"),
+        max_steps=4,
+        learning_rate=1e-2,
+        max_length=None,
+        report_to=[],
+        logging_steps=1,
+        save_strategy="no",
+        use_cpu=True,
+        bf16=False,
+        seed=0,
+    )
+    folder = str(tmp_path / "checkpoint")
+    trainer = trl.DPOTrainer(folder, args=args, train_dataset=Dataset.from_list([row] * 4))
+    trainer.train()
+    margins = [e["rewards/margins"] for e in trainer.state.log_history if "rewards/margins" in e]
+    assert margins[-1] > margins[0]
+    assert "auto_map" not in trainer.ref_model.config.to_dict()  # nothing of this is written
+
+
+def test_trl_rewards_answers_to_prompts_that_contain_images(tmp_path):
+    trl = pytest.importorskip("trl")
+    from datasets import Dataset
+
+    model, processor = tiny_checkpoint()
+    image = Image.fromarray(np.random.default_rng(0).integers(0, 256, (16, 16, 3), dtype=np.uint8))
+    content = [{"type": "image", "image": image}, {"type": "text", "text": "What is this?"}]
+    options = {"add_generation_prompt": True, "return_dict": True}
+    messages = [{"role": "user", "content": content}]
+    text = processor.apply_chat_template(messages, tokenize=False, **options)
+    tokens = processor.tokenizer.convert_ids_to_tokens(processor.image_ids(image)[0])
+    prompt = text.replace(processor.image_token, "".join(tokens))
+    ids = processor.apply_chat_template(messages, tokenize=True, **options)["input_ids"]
+    assert processor.tokenizer(prompt, add_special_tokens=False).input_ids == ids[0]
+
+    def reward(completions, completion_ids, **_):
+        seen.extend(completion_ids)
+        return [float(len(text)) for text in completions]
+
+    seen: list[list[int]] = []
+    args = trl.GRPOConfig(
+        output_dir=str(tmp_path),
+        max_steps=1,
+        num_generations=2,
+        per_device_train_batch_size=2,
+        max_completion_length=6,
+        report_to=[],
+        save_strategy="no",
+        use_cpu=True,
+        bf16=False,
+    )
+    rows = Dataset.from_list([{"prompt": prompt}] * 2)
+    trl.GRPOTrainer(model, reward, args, rows, processing_class=processor.tokenizer).train()
+    first = model.config.layout.first_code_id
+    assert len(seen) == 2 and all(token_id < first for row in seen for token_id in row)
