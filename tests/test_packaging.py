@@ -38,4 +38,6 @@ def test_every_page_is_in_the_navigation() -> None:
     named = set(re.findall(r"([\w/.-]+\.md)$", nav, re.MULTILINE))
     pages = {path.name for path in (ROOT / "docs").glob("*.md")}
     pages |= {f"notebooks/{path.stem}.md" for path in (ROOT / "notebooks").glob("*.ipynb")}
+    rooms = {path.parent.name for path in (ROOT / "being_vl").glob("*/__init__.py")}
+    pages |= {f"reference/{room}.md" for room in rooms - {"cli"}}
     assert pages <= named, pages - named
