@@ -168,6 +168,9 @@ class BeingVLLanguageModel(BeingVLGenerationMixin, VocabularyRows, ModelPart):
                 for answer-only labels on a large vocabulary. The loss is the same; `logits` has shape
                 (num_labels, vocab_size), in row-major order of the positions.
 
+        Returns:
+            `logits` (batch, length, vocab_size), over token ids, and, with labels, `loss` in nats per label.
+
         Raises:
             ValueError: `loss_logits_only` without labels or together with `logits_to_keep`; grid
                 positions wanted and not given where they cannot be computed.
