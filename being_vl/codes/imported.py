@@ -38,6 +38,7 @@ def import_codes(path: str | os.PathLike, output: str | os.PathLike, *, codebook
         path: .npy (N, h, w); .pt of such a tensor, of a list of (h, w), or of a dictionary of these by
             image id; .parquet with one column of nested lists; or .tar.
         output: the parquet file to write.
+        codebook_size: K.
 
     Raises:
         ValueError: another form, or a code outside [0, K); the message says what is expected.

@@ -80,7 +80,8 @@ def write_shard(
 
     Args:
         path: the file to make, of the format of `tars` where it ends in .tar, else parquet.
-        grids: (h, w) integer arrays, of mixed sizes if need be, each with its image id.
+        image_ids: one for each grid.
+        grids: (h, w) integer arrays, of mixed sizes if need be.
         info: the metadata; its `codebook_size` chooses the type of the codes.
         frames: for grids of videos, one a grid, those of a video together and in order.
 

@@ -76,12 +76,16 @@ def init_checkpoint(
         text_model: a model of a family in `models.families`.
         text_tokenizer: its fast tokenizer.
         vq_model: the quantizer of images; None for a checkpoint that is given codes and never images.
+        image_bpe: the vocabulary that gives codes their tokens.
         image_processor: by default Chameleon's, with a square crop of `vq_model.config.resolution`.
         special_tokens: see [`BeingVLTokenizer.from_text_tokenizer`].
         chat_template: Jinja source; by default the text tokenizer's own, extended by images and marks of
             what the assistant says, or one with its turn markers where it has none.
         image_init, image_init_std, generator: how the new rows start, see
             [`BeingVLLanguageModel.from_text_model`].
+
+    Returns:
+        the model, and the processor with its tokenizer and VQ model.
 
     Raises:
         ValueError: the base's chat template cannot be extended; the VQ model and the image BPE have different

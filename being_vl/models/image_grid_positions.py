@@ -52,7 +52,10 @@ def image_token_positions(
     All images have the size `grid_size`, except those that end within `known`; the last may be unfinished.
 
     Args:
-        input_ids: (batch, length) long.
+        input_ids: (batch, length) long token ids, of the vocabulary `layout`.
+        image_bpe: the merge rules, which say which cells a token covers.
+        grid_size: (height, width) in cells.
+        boi_token_id, eoi_token_id: the tokens that open and close an image.
         known: (batch, n, 2) long, the positions of the first n tokens.
         strict: raise on ids that are no image; else give −1 from there on, as for the beams of score
             -inf that beam search fills up with.

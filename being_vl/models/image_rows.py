@@ -61,6 +61,8 @@ def new_rows(
 
     Args:
         text_rows: the matrix of the text model, (T, hidden_size), any float dtype.
+        layout: the sizes T, S, K and M.
+        image_init: how code and merge rows start; docs/model.md has a table of the methods.
         std: standard deviation of normal rows and of projected codes, by default that of the text rows;
             of the noise around the mean for `"mean_text"`, by default a hundredth of it.
         codebook: (K, dim) code vectors, for `"codebook"`.

@@ -554,6 +554,7 @@ class BeingVLProcessor(VideoMixin, CheckpointPart, ProcessorMixin):
         """Load image processor, tokenizer and chat template now, and the VQ model when it is needed.
 
         Args:
+            pretrained_model_name_or_path: folder or Hub id of a checkpoint.
             vq: False leaves the VQ model out for good: texts and `image_codes` only.
             vq_device: where the VQ model will run; the CPU by default.
             kwargs: as in `ProcessorMixin.from_pretrained`.

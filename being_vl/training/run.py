@@ -72,7 +72,12 @@ def run_stage(
     that finished returns, if model, data and settings are those of `finished.json` and its files are whole.
 
     Args:
+        model_args, data_args, stage_args, training_args: the options of `being-vl train`, see their classes.
         train_dataset, eval_dataset: tokenized samples, instead of those that `data_args` names.
+        callbacks: as of `Trainer`.
+
+    Returns:
+        the folder of the checkpoint, and the metrics that `metrics.json` holds.
 
     Raises:
         ValueError: settings that do not fit each other, the model or the data; a folder that holds a run

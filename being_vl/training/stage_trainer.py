@@ -77,6 +77,8 @@ def make_trainer(
         processor: saved with every checkpoint.
         train_dataset, eval_dataset: tokenized samples, see `TokenizedSamples`; a stream to train on, see
             `StreamedSamples`.
+        data_args, stage_args, training_args: the options of `being-vl train`, see their classes.
+        callbacks: as of `Trainer`.
     """
     attention = model.config._attn_implementation
     if attention.startswith("flash") and data_args.packing == "shared_image":

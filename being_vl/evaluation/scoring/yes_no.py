@@ -40,6 +40,7 @@ def pope_scores(
     """`accuracy`, `precision`, `recall`, `f1` and `yes_ratio` in percent, over all and for each category.
 
     Args:
+        answers: what the model said.
         truths: `"yes"` or `"no"`.
         categories: of each question (random, popular, adversarial); the names end in `/CATEGORY`.
         read: text → `"yes"`, `"no"`, or anything else for neither, which counts as wrong.
@@ -98,6 +99,7 @@ def mme_scores(
     questions are both right, each in percent.
 
     Args:
+        answers: what the model said.
         truths: `"yes"` or `"no"`.
         categories: MME's fourteen names; others are scored, and enter no sum.
         images: what tells the images of a category apart.

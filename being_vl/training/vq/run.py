@@ -25,6 +25,8 @@ def fit_vq_model(
 
     Args:
         images: uint8 (N, H, W, 3), of sides that `config.downsampling` divides.
+        steps: of the optimizer; the first fifth of them trains a plain autoencoder.
+        seed: of the weights, and of the order of the images.
 
     Returns:
         the model, in evaluation mode.
