@@ -103,9 +103,10 @@ class BeingVLDecoder(ModelPart):
             label_positions: (batch, length) bool; `last_hidden_state` then has shape (1, number of True,
                 hidden_size), in row-major order.
         """
-        kwargs["attention_mask"] = block_masks(
-            kwargs.get("attention_mask"), kwargs.get("position_ids"), self.config, self.dtype
-        )
+        if "read_index" not in kwargs:  # of continuous batching, whose masks have their windows
+            kwargs["attention_mask"] = block_masks(
+                kwargs.get("attention_mask"), kwargs.get("position_ids"), self.config, self.dtype
+            )
         if self.grid_positions is not None and image_token_positions is not None:
             if kwargs.get("inputs_embeds") is None:
                 kwargs["inputs_embeds"] = self.embed_tokens(kwargs.pop("input_ids"))

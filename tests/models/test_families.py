@@ -20,7 +20,12 @@ from family_fixtures import (
     family_named,
 )
 from model_fixtures import BOI, EOI, IMAGE, LAYOUT, TEXT_SIZE, generated_grids, random_ids
-from transformers import AutoModelForCausalLM, AutoModelForImageTextToText
+from transformers import (
+    AutoModelForCausalLM,
+    AutoModelForImageTextToText,
+    ContinuousBatchingConfig,
+    GenerationConfig,
+)
 from transformers.utils import find_labels
 
 import being_vl
@@ -106,6 +111,17 @@ def test_generation_of_text_ends_at_any_of_the_ends(name):
     for row in out.tolist():
         ends = [place for place, token_id in enumerate(row) if token_id in (2, 3)]
         assert not ends or set(row[ends[0] + 1 :]) <= {model.config.pad_token_id}
+
+
+@pytest.mark.parametrize("name", ["being_vl", "being_vl_mistral"])
+def test_continuous_batching_generates_text_as_generate_does(name):
+    model = extended(base_model(name))
+    config = GenerationConfig(max_new_tokens=20, do_sample=False, eos_token_id=-1)
+    sizes = ContinuousBatchingConfig(num_blocks=8, max_batch_tokens=32)
+    ids = random_ids(3, 9, high=TEXT_SIZE)
+    expected = model.generate(ids, generation_config=config)[:, ids.shape[1] :]
+    out = model.generate_batch(ids.tolist(), config, continuous_batching_config=sizes, warmup=False)
+    assert [one.generated_tokens for one in out.values()] == expected.tolist()
 
 
 @EACH

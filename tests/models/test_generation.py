@@ -18,7 +18,6 @@ from model_fixtures import (
     random_ids,
 )
 from transformers import (
-    ContinuousBatchingConfig,
     DynamicCache,
     GenerationConfig,
     LlamaForCausalLM,
@@ -53,15 +52,6 @@ def test_text_mode_emits_no_image_token(model, mode, settings):
     prompt = torch.cat([PROMPT, torch.tensor([[BOI], [BOI], [9]])], dim=1)
     out = model.generate(prompt, generation_mode=mode, max_new_tokens=30, **settings)
     assert not _has_image_ids(out[:, prompt.shape[1] :])
-
-
-def test_continuous_batching_generates_text_alone(model):
-    config = GenerationConfig(max_new_tokens=20, do_sample=False)
-    sizes = ContinuousBatchingConfig(num_blocks=8, max_batch_tokens=32)
-    prompts = PROMPT.tolist()
-    out = model.generate_batch(prompts, config, continuous_batching_config=sizes, warmup=False)
-    expected = model.generate(PROMPT, generation_config=config)[:, PROMPT.shape[1] :]
-    assert [one.generated_tokens for one in out.values()] == expected.tolist()
 
 
 def test_text_mode_is_llama_with_image_ids_suppressed(model):
