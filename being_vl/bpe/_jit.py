@@ -4,6 +4,7 @@ The one place of the package that imports numba. Kernels that must give the same
 that do not wrap; those that hash with wrapping 64-bit arithmetic (`codec.encode`) have a plain twin instead.
 """
 
+import functools
 import hashlib
 import logging
 import os
@@ -26,6 +27,7 @@ except ImportError:
     HAS_NUMBA = False
 
 _logger = logging.getLogger(__name__)
+_compiling = "compiling the image BPE kernels, once on this machine"
 
 if HAS_NUMBA:
 
@@ -36,16 +38,33 @@ if HAS_NUMBA:
         return hashlib.sha256(repr(stats).encode()).hexdigest()
 
     _VERSION = _version_of_sources()
+    _warn_once = functools.cache(_logger.warning)
 
     def kernel(function: Callable[..., Any]) -> Callable[..., Any]:
         """Compile without the GIL and keep the machine code on disk."""
         try:
             compiled = numba.njit(function, nogil=True, cache=True)
-        except RuntimeError:  # no folder here is writable: compile in every process
+        except RuntimeError:  # no folder here is writable
+            global _compiling
+            _compiling = (
+                "compiling the image BPE kernels, in every process: neither the package's folder nor the user's "
+                "cache is writable; set NUMBA_CACHE_DIR to a folder that is"
+            )
             return numba.njit(function, nogil=True)
+        cache = compiled._cache  # type: ignore[attr-defined]
+        save = cache.save_overload
+
+        def save_if_it_fits(*compilation: Any) -> None:
+            try:
+                save(*compilation)
+            except (
+                OSError
+            ) as error:  # of a full disk, say; the compiled kernel is used all the same
+                _warn_once(f"{cache.cache_path}: compiled kernels are not kept: {error.strerror}")
+
+        cache.save_overload = save_if_it_fits
         # numba asks for the age of the function's own file alone, and so would run stale callees
-        cache_file = compiled._cache._cache_file  # type: ignore[attr-defined]
-        cache_file._version = f"{cache_file._version} {_VERSION}"
+        cache._cache_file._version = f"{cache._cache_file._version} {_VERSION}"
         return compiled
 
     def inlined(function: Callable[..., Any]) -> Callable[..., Any]:
@@ -86,9 +105,7 @@ def explain_compilation(compiled: Any) -> Iterator[None]:
     if not HAS_NUMBA or compiled.signatures:
         yield
         return
-    notice = threading.Timer(
-        2.0, _logger.warning, ["compiling the image BPE kernels, once on this machine"]
-    )
+    notice = threading.Timer(2.0, _logger.warning, [_compiling])
     notice.daemon = True
     notice.start()
     try:

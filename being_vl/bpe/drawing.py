@@ -7,10 +7,12 @@ codes look equal in every drawing.
 import colorsys
 import os
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
+from ..files import new_file
 from .image_bpe import ImageBPE
 
 _BACKGROUND = (255, 255, 255)
@@ -152,16 +154,22 @@ def save_animation(
     Frames that are as the one before become one with it, that stands longer.
     """
     first, *others = (frame.convert("RGB") for frame in frames)
-    milliseconds = max(1, round(1000 * seconds))
-    first.save(
+    save_image(
+        first,
         path,
         save_all=True,
         append_images=others,
-        duration=milliseconds,
+        duration=max(1, round(1000 * seconds)),
         loop=0,
         lossless=True,
         minimize_size=False,
     )
+
+
+def save_image(image: Image.Image, path: str | os.PathLike, **options: Any) -> None:
+    """Write an image in the format that its name says, whole or not at all; options as of Pillow's `save`."""
+    with new_file(path) as aside:
+        image.save(aside, **options)
 
 
 def enlarged(image: Image.Image, least: int) -> Image.Image:

@@ -60,7 +60,7 @@ def main(args: Namespace) -> int:
 
 
 def _inspect_vocabulary(args: Namespace, bpe: ImageBPE) -> tuple[dict[str, Any], list[str]]:
-    from ..bpe.drawing import token_sheet, token_text
+    from ..bpe.drawing import save_image, token_sheet, token_text
 
     sizes = Counter(bpe.token_sizes()[bpe.codebook_size :].tolist())
     shapes = bpe.shape_table()
@@ -95,9 +95,8 @@ def _inspect_vocabulary(args: Namespace, bpe: ImageBPE) -> tuple[dict[str, Any],
             args.quantizer is not None or (Path(args.bpe) / "vq_model/config.json").exists()
         )
         pixels = _pixels(args) if has_quantizer else None
-        token_sheet(bpe, [bpe.codebook_size + rank for rank in ranks], pixels=pixels).save(
-            args.output
-        )
+        sheet = token_sheet(bpe, [bpe.codebook_size + rank for rank in ranks], pixels=pixels)
+        save_image(sheet, args.output)
         data["png"] = args.output
         lines += ["", f"wrote {args.output}"]
     if args.dump is not None:
@@ -127,6 +126,7 @@ def dump_lines(bpe: ImageBPE) -> list[str]:
 
 
 def _inspect_image(args: Namespace, bpe: ImageBPE) -> tuple[dict[str, Any], list[str]]:
+    from ..bpe.drawing import save_image
     from ..processing.token_drawing import token_drawing
     from ..quantizers.image_loading import load_image
 
@@ -135,7 +135,7 @@ def _inspect_image(args: Namespace, bpe: ImageBPE) -> tuple[dict[str, Any], list
     drawn = token_drawing(image, bpe, model, processor)
     height, width = drawn.codes.shape
     png = args.output or f"{Path(args.image).stem}.tokens.png"
-    drawn.drawing.save(png)
+    save_image(drawn.drawing, png)
     data = {
         "image": args.image,
         "png": png,
@@ -162,7 +162,14 @@ def _pixels(args: Namespace) -> Callable[[np.ndarray], np.ndarray]:
 def _inspect_video(args: Namespace, bpe: ImageBPE) -> tuple[dict[str, Any], list[str]]:
     import numpy as np
 
-    from ..bpe.drawing import contact_sheet, draw_tokens, enlarged, save_animation, token_map
+    from ..bpe.drawing import (
+        contact_sheet,
+        draw_tokens,
+        enlarged,
+        save_animation,
+        save_image,
+        token_map,
+    )
     from ..bpe.repeats import encode_frames
     from ..processing.processing_being_vl import reconstruct
     from ..quantizers.quantizing import quantize
@@ -182,7 +189,7 @@ def _inspect_video(args: Namespace, bpe: ImageBPE) -> tuple[dict[str, Any], list
     times = metadata.timestamps
     titles = [f"{time:.2f} s, {count} tokens" for time, count in zip(times, counts, strict=True)]
     png = args.output or f"{Path(args.video).stem}.tokens.png"
-    contact_sheet(drawn, titles).save(png)
+    save_image(contact_sheet(drawn, titles), png)
     webp = str(Path(png).with_suffix(".webp"))
     mean = (times[-1] - times[0]) / (len(times) - 1) if len(times) > 1 else 0.25
     save_animation(images, webp, mean or 0.25)

@@ -11,6 +11,7 @@ from typing import TextIO
 
 from rich.console import Console
 
+from ..bpe.drawing import save_image
 from .conversation import Chat, Speaker
 
 HELP = """\
@@ -127,7 +128,7 @@ class Session:
         if not path.suffix:
             path = path.with_suffix(".png")
         image = self.speaker.draw(self.conversation, text)
-        image.save(path)
+        save_image(image, path)
         self.console.print(f"(wrote {path}, {image.width}×{image.height} pixels)", style="dim")
 
 

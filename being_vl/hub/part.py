@@ -145,7 +145,7 @@ class ModelPart(CheckpointPart):
             pretrained_model_name_or_path, *args, subfolder=subfolder, **kwargs
         )
         model = loaded[0] if isinstance(loaded, tuple) else loaded  # output_loading_info=True
-        if model.name_or_path:
+        if pretrained_model_name_or_path is not None and model.name_or_path:
             checkpoint = re.sub(rf"(^|/){cls._folder}/?$", "", subfolder or "")
             # Adapters name a base, which is another repository.
             asked = {} if model.name_or_path != str(pretrained_model_name_or_path) else kwargs

@@ -1,5 +1,7 @@
 """Compiled kernels kept on disk are used again, and never stale."""
 
+import errno
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -40,3 +42,25 @@ def test_a_changed_callee_in_another_file_is_compiled_again(tmp_path):
     assert run(1) == ["2", "0"]
     assert run(1) == ["2", "1"]
     assert run(20) == ["21", "0"]
+
+
+@pytest.mark.skipif(not _jit.HAS_NUMBA, reason="numba is not installed")
+def test_a_cache_on_a_full_disk_is_one_warning(monkeypatch, caplog):
+    from numba.core.caching import IndexDataCacheFile
+
+    def save(*_):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(IndexDataCacheFile, "save", save)
+    one, other = (_jit.kernel(function) for function in (_add_one, _add_two))
+    assert (one(1), other(1)) == (2, 3)
+    (warning,) = caplog.records
+    assert "compiled kernels are not kept: No space left on device" in warning.message
+
+
+def _add_one(x):
+    return x + 1
+
+
+def _add_two(x):
+    return x + 2

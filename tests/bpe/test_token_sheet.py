@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import errno
+import os
+
 import numpy as np
+import pytest
 from checkpoint_fixtures import tiny_checkpoint
 from PIL import Image, ImageDraw
 
 from being_vl import ImageBPE
-from being_vl.bpe.drawing import token_sheet
+from being_vl.bpe.drawing import save_image, token_sheet
 from being_vl.cli import main
 from being_vl.hub.checkpoint import save_checkpoint
 
@@ -68,3 +72,15 @@ def test_what_a_token_does_not_cover_is_white():
     values = {tuple(value) for value in sheet[-50:-10, 10:50].reshape(-1, 3).tolist()}
     assert {(0, 0, 0), (100, 100, 100), (200, 200, 200), (255, 255, 255)} == values
     assert (sheet[-30:-10, 10:30] == 255).all()  # the cell below the first
+
+
+def test_an_image_that_cannot_be_written_whole_leaves_nothing(tmp_path, monkeypatch):
+    def save(image, path, **options):
+        path.write_bytes(b"half of it")
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(Image.Image, "save", save)
+    png = tmp_path / "tokens.png"
+    with pytest.raises(OSError, match=f"No space left on device: '{png}'"):
+        save_image(Image.new("RGB", (4, 4)), png)
+    assert not list(tmp_path.iterdir())

@@ -8,8 +8,6 @@ import subprocess
 import sys
 from pathlib import Path
 
-import pytest
-
 ROOT = Path(__file__).parents[2]
 SCRIPT = ROOT / "experiments" / "gpu.py"
 PARTS = ("tests", "vq", "training", "generation", "study")
@@ -58,10 +56,10 @@ def test_lists_what_would_run() -> None:
     assert [line.split()[0] for line in done.stdout.splitlines()] == [*PARTS, "in"]
 
 
-@pytest.mark.parametrize("name", PARTS)
-def test_the_page_says_what_was_not_run(tmp_path: Path, name: str) -> None:
+def test_the_page_says_what_was_not_run(tmp_path: Path) -> None:
     page = tmp_path / "page.md"
     page.write_text((ROOT / "docs" / "benchmarks.md").read_text())
     assert run("--page", str(page), "--output", str(tmp_path)).returncode == 0
-    section = page.read_text().partition(f"### {name}: ")[2].partition("###")[0]
-    assert "not run" in section
+    for name in PARTS:
+        section = page.read_text().partition(f"### {name}: ")[2].partition("###")[0]
+        assert "not run" in section, name

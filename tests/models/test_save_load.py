@@ -9,6 +9,7 @@ from checkpoint_fixtures import tiny_checkpoint
 from stand_in.server import HubServer
 
 from being_vl.hub.checkpoint import save_checkpoint
+from being_vl.models import generation_being_vl
 
 
 @pytest.fixture(scope="module")
@@ -62,3 +63,11 @@ def test_a_new_process_without_the_package_does_the_same(
     got = dict(seen[f"{source}, without the package"])
     assert got.pop("modules") == ["transformers_modules"]
     assert got == {name: value for name, value in seen["here"].items() if name != "modules"}
+
+
+def test_a_model_made_of_weights_alone_asks_no_repository(monkeypatch) -> None:
+    """transformers names it "None", of which there might be merge rules on the Hub."""
+    model, _ = tiny_checkpoint("smollm")
+    monkeypatch.setattr(generation_being_vl, "cached_file", None)  # whoever calls it fails
+    made = type(model).from_pretrained(None, config=model.config, state_dict=model.state_dict())
+    assert made._checkpoint_source() is None

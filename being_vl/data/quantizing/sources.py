@@ -11,6 +11,7 @@ import glob
 import hashlib
 import os
 import re
+import sys
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
@@ -362,7 +363,10 @@ def _utf8(name: str) -> str:
     try:
         name.encode()
     except UnicodeEncodeError:
-        raise ValueError(f"{os.fsencode(name)!r}: the file name is not UTF-8; rename it") from None
+        raise ValueError(
+            f"{os.fsencode(name)!r}: the file name is not {sys.getfilesystemencoding()}; rename it, or set "
+            "PYTHONUTF8=1 if the name is UTF-8"
+        ) from None
     return name
 
 
