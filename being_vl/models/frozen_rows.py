@@ -70,6 +70,8 @@ def able_to_freeze(layer: nn.Module) -> FreezesRows:
     if isinstance(layer, FreezesRows):
         return layer
     if type(layer) not in _ABLE:
-        raise TypeError(f"rows of a {type(layer).__name__} cannot be frozen")
+        raise TypeError(
+            f"rows of a {type(layer).__name__} cannot be frozen: freeze them before an adapter wraps the layer"
+        )
     layer.__class__ = _ABLE[type(layer)]
     return layer  # type: ignore[return-value]

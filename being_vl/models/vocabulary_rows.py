@@ -40,7 +40,6 @@ class VocabularyRows:
         if layout != self.config.layout:
             self.config.layout = layout
             self.image_bpe = None
-        able_to_freeze(self.get_output_embeddings())  # transformers makes a new head
         self._set_frozen_rows(self._frozen_rows)
         return embeddings
 
@@ -115,6 +114,6 @@ class VocabularyRows:
         }
         self._frozen_rows = which
         for holder in (self.get_input_embeddings(), self.get_output_embeddings()):
+            if which is not None:  # of a new layer too, such as the head after a resize
+                able_to_freeze(holder).weight.requires_grad_(True)
             holder.frozen_rows = spans[which]
-            if which is not None:
-                holder.weight.requires_grad_(True)

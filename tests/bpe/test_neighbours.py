@@ -87,6 +87,15 @@ def test_row_freezing_works_under_lora():
     assert not moved[:TEXT_SIZE].any() and moved[TEXT_SIZE:].all()
 
 
+def test_freezing_what_peft_has_wrapped_is_refused():
+    model = being_vl_model()
+    whole = ["embed_tokens", "lm_head"]
+    peft.get_peft_model(model, peft.LoraConfig(target_modules=["q_proj"], modules_to_save=whole))
+    with pytest.raises(TypeError, match="ModulesToSaveWrapper cannot be frozen"):
+        model.freeze_text_embeddings()
+    model.unfreeze()
+
+
 def _train_without_decay(wrapped, model):
     optimizer = torch.optim.AdamW(
         [p for p in wrapped.parameters() if p.requires_grad], lr=1e-2, weight_decay=0.0

@@ -290,6 +290,16 @@ def test_freezing_changes_no_value_and_only_the_frozen_gradients():
         assert torch.equal(free(ids).logits, frozen(ids).logits)
 
 
+def test_rows_of_a_new_head_can_be_frozen():
+    model = being_vl_model()
+    model.set_output_embeddings(torch.nn.Linear(32, LAYOUT.size, bias=False))
+    model.freeze_text_embeddings()
+    ids = random_ids(2, 9)
+    model(ids, labels=ids).loss.backward()
+    gradient = model.lm_head.weight.grad
+    assert not gradient[:TEXT_SIZE].any() and gradient[TEXT_SIZE:].any()
+
+
 def test_frozen_rows_hold_under_torch_compile():
     model = being_vl_model()
     model.freeze_text_embeddings()
