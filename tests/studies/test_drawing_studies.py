@@ -168,11 +168,19 @@ def test_smollm2(run, benchmark: Path, tmp_path: Path, monkeypatch, capsys) -> N
     assert "$ being-vl init" not in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("name", ["drawings_merges", "drawings_smollm2", "drawings_starts"])
-def test_the_page_has_the_table_of_the_results(name: str, monkeypatch) -> None:
+@pytest.mark.parametrize(
+    "name, script",
+    [
+        ("drawings-merges", "drawings_merges"),
+        ("drawings-rows", "drawings_merges"),
+        ("drawings-smollm2", "drawings_smollm2"),
+        ("drawings-starts", "drawings_starts"),
+    ],
+)
+def test_the_page_has_the_table_of_the_results(name: str, script: str, monkeypatch) -> None:
     monkeypatch.syspath_prepend(str(ROOT / "experiments"))
-    module = __import__(name)
-    found = json.loads((FIGURES / f"{name.replace('_', '-')}.json").read_text())
+    module = __import__(script)
+    found = json.loads((FIGURES / f"{name}.json").read_text())
     settings = found["settings"]
     guess = [settings["without_looking"]] if "without_looking" in settings else []
     page = (ROOT / "docs" / "drawings.md").read_text()
