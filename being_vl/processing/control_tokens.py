@@ -106,9 +106,13 @@ def render_chat(
             transformers has it.
 
     Raises:
-        ValueError: a message or part that would not be rendered, see `chat_messages`; a template that takes too
-            long, or drops images; or a text that spells a special token, though it was to be sanitized.
+        ValueError: a message or part that would not be rendered, see `chat_messages`, or tools or documents; a
+            template that takes too long, or drops images; or a text that spells a special token, though it was to
+            be sanitized.
     """
+    for name in ("tools", "documents"):
+        if kwargs.get(name) and name not in template:
+            raise ValueError(f"{name}: the chat template does not render {name}")
     if sanitize_control_tokens:
         require_sanitizing()
         kwargs["sanitize_control_tokens"] = True

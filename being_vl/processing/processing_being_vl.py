@@ -476,7 +476,8 @@ class BeingVLProcessor(VideoMixin, CheckpointPart, ProcessorMixin):
         """What `generate` returned → texts, images, both, or videos.
 
         Args:
-            generated_outputs: ids (batch, length) or (length,), or a list of such rows.
+            generated_outputs: ids (batch, length) or (length,), a list of such rows, or what `generate` returned with
+                `return_dict_in_generate=True`.
             skip_special_tokens: leave special tokens out of texts.
             generation_mode: `"text"` (default) gives a text for each row; `"image"` the last image of each
                 row; `"interleaved"` a list of `{"type": "text", "text": …}` and
@@ -487,6 +488,7 @@ class BeingVLProcessor(VideoMixin, CheckpointPart, ProcessorMixin):
         Raises:
             ValueError: another mode; a row without an image in mode `"image"`; ids that are no image.
         """
+        generated_outputs = getattr(generated_outputs, "sequences", generated_outputs)
         if generation_mode in (None, "text"):
             return self.post_process_image_text_to_text(
                 generated_outputs, skip_special_tokens=skip_special_tokens, **kwargs

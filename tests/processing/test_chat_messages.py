@@ -55,6 +55,17 @@ def test_what_would_be_dropped_is_named(processors, family, messages, message):
                 part.apply_chat_template(conversation, tokenize=True)
 
 
+@pytest.mark.parametrize("name", ["tools", "documents"])
+def test_tools_that_a_template_drops_are_named(processors, name):
+    processor = processors["llama-3"]
+    for part in (processor, processor.tokenizer):
+        given = {name: [{"name": "f"}], "tokenize": False}
+        with pytest.raises(ValueError, match=f"^{name}: the chat template does not render"):
+            part.apply_chat_template(user("Hi"), **given)
+        template = "{{ " + name + "[0].name }}"
+        assert part.apply_chat_template(user("Hi"), chat_template=template, **given) == "f"
+
+
 def test_rows_of_a_data_set_hold_none_for_the_keys_of_others(processors):
     """Arrow gives every part all keys."""
     processor, grid = processors["llama-3"], random_grids(1)

@@ -21,6 +21,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 from transformers import AutoProcessor, ProcessorMixin
+from transformers.generation import GenerateDecoderOnlyOutput
 
 from being_vl import BeingVLImageProcessor, BeingVLProcessor, BeingVLTokenizer
 from being_vl.hub.checkpoint import default_image_processor
@@ -490,6 +491,8 @@ def test_post_processing_of_what_was_generated(processor) -> None:
     drawn = [np.asarray(processor.reconstruct(grid)) for grid in grids]
     texts = processor.post_process_multimodal_output(rows)
     assert texts == ["Draw : ", " so"]
+    whole = GenerateDecoderOnlyOutput(sequences=rows)  # of return_dict_in_generate
+    assert processor.post_process_multimodal_output(whole) == texts
     images = processor.post_process_multimodal_output(rows, generation_mode="image")
     assert (np.asarray(images[0]) == drawn[1]).all() and (np.asarray(images[1]) == drawn[0]).all()
     both = processor.post_process_multimodal_output(rows, generation_mode="interleaved")
