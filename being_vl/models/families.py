@@ -84,7 +84,10 @@ def family_of_base(config: Mapping[str, Any], source: str) -> Family:
     if model_type in MODEL_TYPES:
         raise ValueError(f"{source} is a Being-VL checkpoint ({model_type!r}), not a text model")
     if any(config.get(name) for name in _TOWERS):
-        why = "it has a vision or audio tower of its own; give its text model, saved by itself"
+        why = "it has a vision or audio tower of its own"
+        text = (config.get("text_config") or {}).get("model_type")
+        if text in {family.base_type for family in FAMILIES}:
+            why += f"; give its text model ({text}), saved by itself"
     elif any((config.get(name) or 0) > 1 for name in _EXPERTS) or "moe" in str(model_type):
         why = "it is a mixture of experts, and only dense decoders can be extended"
     else:

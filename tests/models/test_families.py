@@ -294,6 +294,14 @@ def test_each_family_is_found_by_its_configuration(tmp_path):
         ({"model_type": "qwen3_moe", "num_experts": 128}, "is a mixture of experts"),
         ({"model_type": "mixtral", "num_local_experts": 8}, "is a mixture of experts"),
         ({"model_type": "gemma3", "vision_config": {"a": 1}}, "vision or audio tower of its own"),
+        (
+            {"model_type": "a", "vision_config": {"b": 1}, "text_config": {"model_type": "qwen3"}},
+            r"give its text model \(qwen3\), saved by itself",
+        ),
+        (
+            {"model_type": "a", "vision_config": {"b": 1}, "text_config": {"model_type": "c"}},
+            r"tower of its own\. What can be extended",  # its text model could not be either
+        ),
         ({"model_type": "gpt2"}, "no class extends that type. What can be extended: Llama"),
         ({"model_type": "being_vl_qwen3"}, "is a Being-VL checkpoint .* not a text model"),
         ({}, "type None"),
