@@ -178,6 +178,8 @@ def test_a_seed_repeats_and_a_stopped_run_goes_on(small_data, tmp_path, monkeypa
     pipeline.run(settings[0], run_command)
     expected = answers_of(tmp_path / "one")
     assert len(expected) == 2
+    # the rows that are not asked for are left out
+    assert not (tmp_path / "one/vq").exists() and (tmp_path / "one/checkpoint/README.md").exists()
 
     training_step, number = BeingVLTrainer.training_step, 0
     for stop_at in (2, 9, 31):  # in the first stage, and early and late in others
@@ -195,12 +197,6 @@ def test_a_seed_repeats_and_a_stopped_run_goes_on(small_data, tmp_path, monkeypa
                 pipeline.run(settings[1], run_command)
     pipeline.run(settings[1], run_command)
     assert answers_of(tmp_path / "two") == expected
-
-
-def test_rows_that_are_not_asked_for_are_left_out(small_data, tmp_path):
-    settings = Settings(output=str(tmp_path / "out"), minutes=0.02, rows=["bpe"])
-    pipeline.run(settings, run_command)
-    assert not (tmp_path / "out/vq").exists() and (tmp_path / "out/checkpoint/README.md").exists()
 
 
 def test_rows_are_the_chat_template_id_by_id(finished):
