@@ -172,6 +172,7 @@ def test_smollm2(run, benchmark: Path, tmp_path: Path, monkeypatch, capsys) -> N
     "name, script",
     [
         ("drawings-merges", "drawings_merges"),
+        ("drawings-longer", "drawings_merges"),
         ("drawings-rows", "drawings_merges"),
         ("drawings-smollm2", "drawings_smollm2"),
         ("drawings-starts", "drawings_starts"),
