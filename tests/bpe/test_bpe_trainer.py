@@ -3,6 +3,8 @@
 import hashlib
 import subprocess
 import sys
+import threading
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -330,6 +332,69 @@ def test_a_process_reads_its_own_grids_alone(smooth_grids):
     half = train_merges(smooth_grids[:100], num_merges=1, codebook_size=64, progress=seen.append)
     assert seen[0].checkpoint.counts[0] == seen[1].checkpoint.counts[0]
     assert half.shape == (1, 4)
+
+
+class Together:
+    """One of several processes that are threads of this one."""
+
+    def __init__(self, rank: int, said: list[np.ndarray], barrier: threading.Barrier):
+        self.rank, self.size, self._said, self._barrier = rank, len(said), said, barrier
+
+    def _all(self, values: np.ndarray) -> list[np.ndarray]:
+        self._said[self.rank] = values.copy()
+        self._barrier.wait(60)
+        every = list(self._said)
+        self._barrier.wait(60)
+        return every
+
+    def sum(self, values: np.ndarray) -> np.ndarray:
+        return np.sum(np.stack(self._all(values)), axis=0, dtype=values.dtype)
+
+    def join(self, values: np.ndarray) -> np.ndarray:
+        return np.concatenate(self._all(values))
+
+    def close(self) -> None:
+        pass
+
+
+def train_together(size: int, grids, **options) -> list[np.ndarray]:
+    """The rules that each of `size` processes learns."""
+    said, barrier = [np.empty(0)] * size, threading.Barrier(size)
+
+    def train(rank: int) -> np.ndarray:
+        try:
+            return train_merges(grids, processes=Together(rank, said, barrier), **options)
+        except BaseException:
+            barrier.abort()
+            raise
+
+    with ThreadPoolExecutor(size) as executor:
+        return list(executor.map(train, range(size)))
+
+
+@pytest.mark.parametrize("limit", [1, 60_000, 70_000, 94_500])
+def test_processes_with_unequal_cells_agree_under_a_memory_limit(limit):
+    """21 grids: one process has 10 of them, the other 11, and so less room beside its cells."""
+    grids = np.minimum(np.random.default_rng(30).geometric(0.1, (21, 25, 30)) - 1, 11)
+    options = {"num_merges": 100, "codebook_size": 12, "num_threads": 1}
+    expected = digest(train_merges(grids, **options))
+    for merges in train_together(2, grids, memory_limit=limit, **options):
+        assert digest(merges) == expected
+
+
+@pytest.mark.parametrize("mode", ["shape", "spatial", "pair"])
+def test_processes_of_any_grids_learn_the_rules_of_the_law(mode):
+    """Two or three, with grids of many sizes, with none at all, and with cells of 8 bytes in one alone."""
+    rng = np.random.default_rng(17)
+    for round_ in range(15):
+        grids, codes = draw_grids(rng)
+        if round_ % 3 == 0:
+            grids.append(rng.integers(0, codes, (1, 300)))
+        options = draw_options(rng, mode) | {"codebook_size": codes}
+        expected = naive.train(grids, **options)
+        options["memory_limit"] = [None, 1, 2000][int(rng.integers(3))]
+        for merges in train_together(int(rng.integers(2, 4)), grids, num_threads=2, **options):
+            assert as_rules(merges) == expected, (options, grids)
 
 
 @pytest.mark.parametrize(

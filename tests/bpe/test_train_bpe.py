@@ -102,13 +102,17 @@ def test_one_of_two_processes_wins(tmp_path, codes_file, capsys):
     assert main(arguments(codes_file, tmp_path / "bpe", "--codebook-size", 32)) == 0
 
 
-def test_two_ranks_learn_the_same_bytes(tmp_path, codes_file):
-    assert main(arguments(codes_file, tmp_path / "one", "--codebook-size", 32)) == 0
+@pytest.mark.parametrize("limit", [(), ("--memory-limit-gb", 7e-5)])
+def test_two_ranks_learn_the_same_bytes(tmp_path, limit):
+    """One has 10 of 21 grids, the other 11, and so less room beside its cells."""
+    grids = np.minimum(np.random.default_rng(30).geometric(0.1, (21, 25, 30)) - 1, 11)
+    np.save(tmp_path / "codes.npy", grids)
+    more = ["--codebook-size", 12, "--num-threads", 1]
+    assert main(arguments(tmp_path / "codes.npy", tmp_path / "one", *more)) == 0
     subprocess.run(
         [
             sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2",
-            "-m", "being_vl",
-            *arguments(codes_file, tmp_path / "two", "--codebook-size", 32, "--num-threads", 1),
+            "-m", "being_vl", *arguments(tmp_path / "codes.npy", tmp_path / "two", *more, *limit),
         ],
         env={**os.environ, "PYTHONPATH": ":".join(sys.path), "OMP_NUM_THREADS": "1"},
         check=True,

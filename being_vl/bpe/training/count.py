@@ -200,7 +200,7 @@ def count_codes(options: Options, shapes: Shapes, team: Team, limits: Limits) ->
     needed = 8 * sum(len(shard.board.cells) for shard in team.shards)
     room, positions = max(_USUAL_ROOM, needed // _USUAL_TURNS), NO_LIMIT
     if options.memory_limit is not None:
-        positions = int(team.room_for_positions(options.memory_limit)) // 2
+        positions = team.room_for_positions(options.memory_limit) // 2
         room = max(_LEAST_ROOM, needed // _MOST_TURNS, positions * team.shards[0].bytes_a_position)
     counter = _CodeCounter(
         team, options.codebook_size, room, max(_FOUND_AT_ONCE, 4 * options.num_listed)

@@ -173,11 +173,9 @@ class Recount:
         if self._options.memory_limit is not None:
             # the lowest theta whose positions fit beside the cells
             positions = pairs - np.cumsum(bins * np.arange(len(bins)))
-            too_many = (
-                positions
-                > self._team.room_for_positions(self._options.memory_limit)
-                * self._team.processes.size
-            )
+            room = self._team.room_for_positions(self._options.memory_limit)
+            # of all processes: each has its own cells, and all need the same theta
+            too_many = positions > int(self._team.processes.sum(np.array([room]))[0])
             theta = max(theta, int(np.count_nonzero(too_many)) + 1)
             if below is not None:
                 theta = min(theta, below * 3 // 4)

@@ -297,10 +297,11 @@ class Team:
         others = [self._executor.submit(function, item) for item in items[1:]]
         return [function(item) for item in items[:1]] + [other.result() for other in others]
 
-    def room_for_positions(self, memory_limit: int) -> float:
-        """How many positions this process may hold beside its cells."""
+    def room_for_positions(self, memory_limit: int) -> int:
+        """How many positions this process may hold beside its cells: another one's room may differ."""
         cells = sum(shard.num_bytes for shard in self.shards)
-        return max(0, memory_limit - cells) / (1.125 * self.shards[0].bytes_a_position)
+        room = max(0, memory_limit - cells) / (1.125 * self.shards[0].bytes_a_position)
+        return min(NO_LIMIT // self.processes.size, int(room))
 
     def list_tier(self, keys: KeyTable, memory_limit: int | None) -> bool:
         """List the positions of the next keys and let them be chosen; False if all were listed before.

@@ -89,7 +89,9 @@ def book_unlisted(lengths, losses, n):
 
 
 def lowest_tier(counts: np.ndarray, room: int, theta: int) -> tuple[int, int]:
-    """The lowest tier whose keys find room for their positions, or that of the next key if none does.
+    """The lowest tier whose keys find room for their positions.
+
+    If those with the highest count find none, that count: their positions then take more than `room`.
 
     Args:
         counts: of the keys whose positions are not listed.
