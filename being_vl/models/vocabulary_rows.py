@@ -11,7 +11,7 @@ from torch import nn
 
 from ..bpe.image_bpe import ImageBPE
 from ..vocabulary import VocabularyLayout
-from .frozen_rows import able_to_freeze
+from .frozen_rows import FreezesRows, able_to_freeze
 from .image_rows import new_rows
 from .quiet_rows import quiet_shift
 
@@ -112,8 +112,13 @@ class VocabularyRows:
             "text": (0, layout.text_size),
             "image": (layout.first_code_id, layout.size),
         }
+        holders = [self.get_input_embeddings(), self.get_output_embeddings()]
+        if which is not None:  # a new layer too, such as the head after a resize; both or none
+            holders = [able_to_freeze(holder) for holder in holders]
         self._frozen_rows = which
-        for holder in (self.get_input_embeddings(), self.get_output_embeddings()):
-            if which is not None:  # of a new layer too, such as the head after a resize
-                able_to_freeze(holder).weight.requires_grad_(True)
-            holder.frozen_rows = spans[which]
+        for holder in holders:
+            for layer in holder.modules():  # what an adapter wraps is a module of its wrapper
+                if isinstance(layer, FreezesRows):
+                    layer.frozen_rows = spans[which]
+            if which is not None:
+                holder.weight.requires_grad_(True)

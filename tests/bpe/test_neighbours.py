@@ -93,7 +93,39 @@ def test_freezing_what_peft_has_wrapped_is_refused():
     peft.get_peft_model(model, peft.LoraConfig(target_modules=["q_proj"], modules_to_save=whole))
     with pytest.raises(TypeError, match="ModulesToSaveWrapper cannot be frozen"):
         model.freeze_text_embeddings()
+    assert model.frozen_row_parameter_names == set() and not _frozen_layers(model)
+
+
+@pytest.mark.parametrize("wrapped", ["embed_tokens", "lm_head"])
+def test_freezing_takes_both_matrices_or_none(wrapped):
+    model = being_vl_model()
+    config = peft.LoraConfig(target_modules=["q_proj"], modules_to_save=[wrapped])
+    peft.get_peft_model(model, config)
+    with pytest.raises(TypeError, match="ModulesToSaveWrapper cannot be frozen"):
+        model.freeze_text_embeddings()
+    assert model.frozen_row_parameter_names == set() and not _frozen_layers(model)
+
+
+def test_unfreezing_reaches_into_what_peft_has_wrapped():
+    model = being_vl_model()
+    model.freeze_text_embeddings()
+    whole = ["embed_tokens", "lm_head"]
+    config = peft.LoraConfig(target_modules=["q_proj"], modules_to_save=whole)
+    wrapped = peft.get_peft_model(model, config)
+    assert _frozen_layers(model)
     model.unfreeze()
+    assert not _frozen_layers(model)
+    before = model.lm_head.weight.detach().clone()
+    _train_without_decay(wrapped, model)
+    assert (model.lm_head.weight != before).any(dim=1).all()
+
+
+def _frozen_layers(model):
+    return [
+        name
+        for name, layer in model.named_modules()
+        if getattr(layer, "frozen_rows", None) is not None
+    ]
 
 
 def _train_without_decay(wrapped, model):
