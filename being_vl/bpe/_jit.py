@@ -27,7 +27,7 @@ except ImportError:
     HAS_NUMBA = False
 
 _logger = logging.getLogger(__name__)
-_compiling = "compiling the image BPE kernels, once on this machine"
+_notice = "compiling the image BPE kernels, once on this machine"
 
 if HAS_NUMBA:
 
@@ -45,8 +45,8 @@ if HAS_NUMBA:
         try:
             compiled = numba.njit(function, nogil=True, cache=True)
         except RuntimeError:  # no folder here is writable
-            global _compiling
-            _compiling = (
+            global _notice
+            _notice = (
                 "compiling the image BPE kernels, in every process: neither the package's folder nor the user's "
                 "cache is writable; set NUMBA_CACHE_DIR to a folder that is"
             )
@@ -59,7 +59,7 @@ if HAS_NUMBA:
                 save(*compilation)
             except (
                 OSError
-            ) as error:  # of a full disk, say; the compiled kernel is used all the same
+            ) as error:  # such as a full disk; the compiled kernel is used all the same
                 _warn_once(f"{cache.cache_path}: compiled kernels are not kept: {error.strerror}")
 
         cache.save_overload = save_if_it_fits
@@ -105,7 +105,7 @@ def explain_compilation(compiled: Any) -> Iterator[None]:
     if not HAS_NUMBA or compiled.signatures:
         yield
         return
-    notice = threading.Timer(2.0, _logger.warning, [_compiling])
+    notice = threading.Timer(2.0, _logger.warning, [_notice])
     notice.daemon = True
     notice.start()
     try:

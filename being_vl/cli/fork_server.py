@@ -5,8 +5,7 @@ The workers inherit what is done here.
 
 import signal
 
-signal.signal(
-    signal.SIGINT, signal.SIG_IGN
-)  # a terminal sends Ctrl-C to them, too; the command ends them
+# A terminal sends Ctrl-C to the workers too; the command ends them.
+signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 from ..data.quantizing import decoding  # noqa: E402, F401  with torch: once, not once in each worker

@@ -103,7 +103,8 @@ class BeingVLDecoder(ModelPart):
             label_positions: (batch, length) bool; `last_hidden_state` then has shape (1, number of True,
                 hidden_size), in row-major order.
         """
-        if "read_index" not in kwargs:  # of continuous batching, whose masks have their windows
+        # Continuous batching passes masks already cut to each layer's window.
+        if "read_index" not in kwargs:
             kwargs["attention_mask"] = block_masks(
                 kwargs.get("attention_mask"), kwargs.get("position_ids"), self.config, self.dtype
             )

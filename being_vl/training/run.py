@@ -50,7 +50,7 @@ class StageResult:
     output_dir: str  # the checkpoint: model, tokenizer, processor, VQ model
     metrics: dict[
         str, Any
-    ]  # `train_loss`, `steps`, … and with an evaluation set `eval_loss` and others
+    ]  # `train_loss`, `steps`, …; with an evaluation set `eval_loss` and others
     finished_before: bool = field(default=False, compare=False)  # the same run had finished there
 
 

@@ -112,9 +112,9 @@ class _VideoDecoder(_Decoder):
 
 def end_with_parent(worker_id: int = 0) -> None:
     """Called in a worker: it ends when the main process is killed, instead of waiting on a full pipe for ever."""
-    main = (
-        multiprocessing.parent_process()
-    )  # the parent of the operating system may be a fork server
+    # The parent of the operating system may be a fork server. With `fork`, other children that the main process
+    # starts later hold the other end of this one's pipe too, so that it ends with the last of them.
+    main = multiprocessing.parent_process()
 
     def watch() -> None:
         main.join()  # type: ignore[union-attr]
