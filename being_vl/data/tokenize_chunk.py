@@ -17,6 +17,7 @@ from typing import Any, NoReturn
 import numpy as np
 from jinja2 import TemplateError
 
+from ..processing.chat_messages import template_source
 from ..processing.control_tokens import ControlTokens
 from ..processing.processing_being_vl import BeingVLProcessor
 from ..processing.template_limits import BrokenTemplateError
@@ -45,7 +46,7 @@ class ChunkTokenizer:
     def __init__(
         self, processor: BeingVLProcessor, index: CodeIndex | None, settings: TokenizeSettings
     ):
-        if not _GENERATION.search(str(processor.chat_template)):
+        if not _GENERATION.search(template_source(processor.chat_template)):
             raise ValueError(
                 "the chat template has no {% generation %} around what the assistant says, so that nothing "
                 "would be learned; being-vl init gives a checkpoint one that has"
@@ -80,16 +81,20 @@ class ChunkTokenizer:
             batch = kept[start : start + _BATCH]
             encoded = self._encode([conversation for conversation, _ in batch], grids)
             for (conversation, where), one in zip(batch, encoded, strict=True):
+                checked = None
                 with report.attempt(where, conversation.id):
-                    ids, mask = self._check(conversation, where, one, image_tokens, grids)
-                    columns["id"].append(conversation.id)
-                    columns["source"].append(self._settings.source)
-                    columns["image_ids"].append(conversation.image_ids)
-                    columns["video_ids"].append(conversation.video_ids)
-                    columns["input_ids"].append(ids)
-                    columns["assistant_masks"].append(mask)
-                    columns["length"].append(len(ids))
-                    self._count(conversation, where, ids, mask, grids)
+                    checked = self._check(conversation, where, one, image_tokens, grids)
+                if checked is None:
+                    continue
+                ids, mask = checked
+                columns["id"].append(conversation.id)
+                columns["source"].append(self._settings.source)
+                columns["image_ids"].append(conversation.image_ids)
+                columns["video_ids"].append(conversation.video_ids)
+                columns["input_ids"].append(ids)
+                columns["assistant_masks"].append(mask)
+                columns["length"].append(len(ids))
+                self._count(conversation, where, ids, mask, grids)
         return shard_bytes(columns, {**report.counts, "skipped": report.skipped})
 
     # Codes

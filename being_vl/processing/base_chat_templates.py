@@ -56,14 +56,12 @@ def extended_chat_template(tokenizer: Any) -> str | None:
     turn (`<think>` of Qwen 3) is marked as spoken, and the end of the turn is too.
 
     Raises:
-        ValueError: the template does not render, or shows no place where the assistant begins or ends; give
+        ValueError: none of several templates is the default; the template does not render, or shows no place where the assistant begins or ends; give
             a template with `{% generation %}` instead.
     """
-    source = tokenizer.chat_template
-    if source is None:
+    if tokenizer.chat_template is None:
         return None
-    if isinstance(source, dict):
-        source = source["default"]
+    source = tokenizer.get_chat_template()
     if re.search(r"\{%-?\s*generation\b", source):
         return _PARTS_TO_TEXT + source
     begin, end = _turn_marks(tokenizer, source)

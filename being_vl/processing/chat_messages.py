@@ -53,6 +53,18 @@ def checked_messages(
     return conversation  # transformers says what is wrong with it
 
 
+def template_source(own: Any, chat_template: str | None = None, tools: Any = None) -> str:
+    """The Jinja source that a processor renders, whatever the tools: see its `apply_chat_template`.
+
+    Args:
+        own: the processor's: a source, names and sources, or None.
+        chat_template: a name of these, or a source.
+    """
+    if isinstance(own, Mapping):
+        return own.get("default" if chat_template is None else chat_template, chat_template) or ""
+    return (own if chat_template is None else chat_template) or ""
+
+
 def require_sanitizing() -> None:
     """Fail where transformers would pass over `sanitize_control_tokens`, which guards against hostile text.
 
@@ -71,7 +83,7 @@ def require_assistant_masks() -> None:
     Raises:
         ValueError: the installed version is older than 5.18.
     """
-    if Version(transformers.__version__) < Version("5.18"):
+    if Version(transformers.__version__).release < (5, 18):
         raise ValueError(
             f"return_assistant_tokens_mask needs transformers 5.18, and this is {transformers.__version__}"
         )

@@ -2,6 +2,7 @@
 
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
+from inspect import signature
 from typing import Any
 
 import numpy as np
@@ -90,32 +91,32 @@ def _bare(content: Any) -> Any:
 
 def render_chat(
     tokenizer: Any,
-    template: str,
+    resolve: Callable[[str | None, Any], str],
     apply: Callable[..., Any],
-    conversation: Any,
     *args: Any,
-    sanitize_control_tokens: bool = False,
     **kwargs: Any,
 ) -> Any:
     """An `apply_chat_template` of transformers, between checks of what goes in and what comes out.
 
     Args:
         tokenizer: a `BeingVLTokenizer`.
-        template: Jinja source.
-        apply: the method of the base class; the rest are its arguments, `sanitize_control_tokens` too where
-            transformers has it.
+        resolve: what the caller names as `chat_template`, and its tools → the Jinja source that is rendered.
+        apply: the method of the base class; the rest are its arguments, by position or by name.
 
     Raises:
         ValueError: a message or part that would not be rendered, see `chat_messages`, or tools or documents; a
             template that takes too long, or drops images; or a text that spells a special token, though it was to
             be sanitized.
     """
+    kwargs = signature(apply).bind(*args, **kwargs).arguments
+    kwargs |= kwargs.pop("kwargs", {})
+    conversation = kwargs.pop("conversation")
+    template = resolve(kwargs.get("chat_template"), kwargs.get("tools"))
     for name in ("tools", "documents"):
         if kwargs.get(name) and name not in template:
             raise ValueError(f"{name}: the chat template does not render {name}")
-    if sanitize_control_tokens:
+    if sanitize_control_tokens := kwargs.get("sanitize_control_tokens", False):
         require_sanitizing()
-        kwargs["sanitize_control_tokens"] = True
     if kwargs.get("return_assistant_tokens_mask"):
         require_assistant_masks()
     conversation = checked_messages(
@@ -126,21 +127,21 @@ def render_chat(
     )
     with limited_template(template, template_file(tokenizer.name_or_path)):
         try:
-            rendered = apply(conversation, *args, **kwargs)
+            rendered = apply(conversation, **kwargs)
         except ValueError as error:
             if str(error).startswith("The number of "):
                 plain = {name: value for name, value in kwargs.items() if name not in _OF_IDS}
                 check_placeholders(
                     tokenizer,
                     conversation,
-                    lambda bare: apply(bare, *args, **plain, tokenize=False),
+                    lambda bare: apply(bare, **plain, tokenize=False),
                 )
             raise
     if sanitize_control_tokens:
         alone = {key: value for key, value in kwargs.items() if key not in _OF_A_BATCH}
         alone |= {"tokenize": True, "return_dict": True}
         control = ControlTokens(
-            tokenizer, lambda messages: apply([messages], *args, **alone)["input_ids"][0]
+            tokenizer, lambda messages: apply([messages], **alone)["input_ids"][0]
         )
         _check_sanitized(control, tokenizer.pad_token_id, conversation, rendered)
     return rendered

@@ -11,6 +11,7 @@ import copy
 import math
 import os
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -24,6 +25,7 @@ from ..hub.part import VQ_FOLDER, CheckpointPart, Origin, absolute_folder, hub_o
 from ..quantizers.quantizing import LazyVQ, quantize
 from ..quantizers.video_processing_being_vl import BeingVLVideosKwargs
 from ..vocabulary import VocabularyLayout
+from .chat_messages import template_source
 from .control_tokens import render_chat
 from .grid_inputs import flatten, integers, is_nested, nested_codes
 from .tokenization_being_vl import visual_token
@@ -254,17 +256,15 @@ class BeingVLProcessor(VideoMixin, CheckpointPart, ProcessorMixin):
     def _adds_bos(self) -> bool:
         return self.tokenizer("").input_ids[:1] == [self.tokenizer.bos_token_id]
 
-    def apply_chat_template(
-        self, conversation: Any, chat_template: str | None = None, **kwargs: Any
-    ) -> Any:
+    def apply_chat_template(self, conversation: Any, *args: Any, **kwargs: Any) -> Any:
         """As of every processor; `sanitize_control_tokens=True` keeps as text what texts of the conversation spell.
 
         Raises:
             ValueError: the template would drop a part of the conversation; and as `__call__`, if it tokenizes.
         """
-        template = str(chat_template or self.chat_template or "")
         apply = super().apply_chat_template
-        return render_chat(self.tokenizer, template, apply, conversation, chat_template, **kwargs)
+        resolve = partial(template_source, self.chat_template)
+        return render_chat(self.tokenizer, resolve, apply, conversation, *args, **kwargs)
 
     def validate_inputs(
         self,

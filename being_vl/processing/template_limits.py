@@ -56,18 +56,17 @@ def check_number(tokenizer: Any, kind: str, given: int, found: int) -> None:
 
 
 @contextmanager
-def limited_template(template: Any, name: str) -> Iterator[None]:
+def limited_template(template: str, name: str) -> Iterator[None]:
     """For a rendering of a chat template: it is checked before, and its time and memory are limited.
 
     Both are limited in the main thread alone, where Python delivers signals, and not on Windows; memory on Linux.
-    `template` is Jinja source, or a mapping of names to such; `name` is what errors call the checkpoint.
+    `template` is Jinja source; `name` is what errors call the checkpoint.
 
     Raises:
         ValueError: the template is no Jinja, too long, multiplies texts, takes too long or too much, or recurses
             without end.
     """
-    for source in template.values() if isinstance(template, dict) else [template]:
-        _check_template(str(source), name)
+    _check_template(template, name)
     try:
         with _limits():
             yield

@@ -189,9 +189,8 @@ class BeingVLTokenizer(CheckpointPart, PreTrainedTokenizerFast):
 
     def apply_chat_template(self, conversation: Any, *args: Any, **kwargs: Any) -> Any:
         """As of every tokenizer, but that a part which the template would drop is an error; see `render_chat`."""
-        template = str(kwargs.get("chat_template") or self.chat_template or "")
         apply = super().apply_chat_template
-        return render_chat(self, template, apply, conversation, *args, **kwargs)
+        return render_chat(self, self.get_chat_template, apply, conversation, *args, **kwargs)
 
     def encode_codes(
         self, grids: Iterable[np.ndarray], *, dropout: float = 0.0, seed: int | None = None

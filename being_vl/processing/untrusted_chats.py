@@ -43,8 +43,8 @@ class UntrustedChats:
         Raises:
             ValueError: a message or part that would not be rendered, or there is no template, or one that drops images.
         """
-        template = chat_template or self._tokenizer.chat_template or ""
-        messages = checked_messages(messages, str(template), join_texts=True)
+        template = self._tokenizer.get_chat_template(chat_template, options.get("tools"))
+        messages = checked_messages(messages, template, join_texts=True)
         text = self._tokenizer.apply_chat_template(
             self._marked(messages),
             chat_template=chat_template,

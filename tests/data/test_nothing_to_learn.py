@@ -23,6 +23,30 @@ def test_a_template_that_marks_nothing_is_refused_at_once():
         ChunkTokenizer(processor, None, TokenizeSettings(source="x"))
 
 
+def test_the_default_of_several_templates_must_mark_it():
+    processor = tiny_checkpoint()[1]
+    marks = processor.chat_template
+    processor.chat_template = {"default": "{{ messages[0].content }}", "other": marks}
+    with pytest.raises(ValueError, match=r"no \{% generation %\} around what the assistant says"):
+        ChunkTokenizer(processor, None, TokenizeSettings(source="x"))
+    processor.chat_template = {"default": marks}
+    ChunkTokenizer(processor, None, TokenizeSettings(source="x"))
+
+
+def test_an_error_after_the_checks_is_no_rows_fault(monkeypatch):
+    """Else a row could be in the shard and be counted as skipped."""
+    processor = tiny_checkpoint()[1]
+    chunks = ChunkTokenizer(processor, None, TokenizeSettings(source="x", on_bad_row="skip"))
+
+    def fail(*args):
+        raise ValueError("a fault of the count")
+
+    monkeypatch.setattr(chunks, "_count", fail)
+    row = {"conversations": [{"from": "human", "value": "q"}, {"from": "gpt", "value": "a"}]}
+    with pytest.raises(ValueError, match="a fault of the count"):
+        chunks([(0, row, "row")])
+
+
 def test_a_sample_of_which_no_token_is_marked_is_refused():
     processor = tiny_checkpoint()[1]
     processor.chat_template = processor.chat_template.replace("'assistant'", "'nobody'")

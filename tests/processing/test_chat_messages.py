@@ -66,6 +66,44 @@ def test_tools_that_a_template_drops_are_named(processors, name):
         assert part.apply_chat_template(user("Hi"), chat_template=template, **given) == "f"
 
 
+def test_the_template_that_is_rendered_is_the_one_looked_into(monkeypatch):
+    """By its name, or as the default of several; with tools a tokenizer takes `tool_use`, a processor does not."""
+    processor = tiny_checkpoint("llama-3")[1]
+    templates = {
+        "default": processor.chat_template,
+        "tool_use": "{{ tools[0].name }}",
+        "rag": "{{ documents[0].name }}",
+    }
+    given = {"tools": [{"name": "f"}], "tokenize": False}
+    for part in (processor, processor.tokenizer):
+        monkeypatch.setattr(part, "chat_template", templates)
+        assert part.apply_chat_template(user("Hi"), chat_template="tool_use", **given) == "f"
+        with pytest.raises(ValueError, match="^tools: the chat template does not render"):
+            part.apply_chat_template(user("Hi"), chat_template="rag", **given)
+        with pytest.raises(ValueError, match="^documents: the chat template does not render"):
+            part.apply_chat_template(user("Hi"), documents=[{"name": "d"}], tokenize=False)
+    assert processor.tokenizer.apply_chat_template(user("Hi"), **given) == "f"
+    with pytest.raises(ValueError, match="^tools: the chat template does not render"):
+        processor.apply_chat_template(user("Hi"), **given)
+
+
+def test_options_by_position_are_looked_at_too(processors):
+    processor = processors["llama-3"]
+    tool, document = [{"name": "f"}], [{"name": "d"}]
+    both = "{{ tools[0].name }}{{ documents[0].name }}"
+    tokenizer = processor.tokenizer
+    for apply, before in (
+        (tokenizer.apply_chat_template, ()),
+        (processor.apply_chat_template, (None,)),
+    ):
+        with pytest.raises(ValueError, match="^tools: the chat template does not render"):
+            apply(user("Hi"), *before, tool, tokenize=False)
+        with pytest.raises(ValueError, match="^documents: the chat template does not render"):
+            apply(user("Hi"), *before, None, document, tokenize=False)
+    assert tokenizer.apply_chat_template(user("Hi"), tool, document, both, tokenize=False) == "fd"
+    assert processor.apply_chat_template(user("Hi"), both, tool, document, tokenize=False) == "fd"
+
+
 def test_rows_of_a_data_set_hold_none_for_the_keys_of_others(processors):
     """Arrow gives every part all keys."""
     processor, grid = processors["llama-3"], random_grids(1)
