@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from checkpoint_fixtures import TEXT_TOKENIZERS, random_grids, tiny_checkpoint
 
-from being_vl.processing.chat_messages import checked_messages
+from being_vl.processing.chat_messages import checked_messages, require_assistant_masks
 
 FAMILIES = sorted(TEXT_TOKENIZERS)
 
@@ -78,12 +78,12 @@ def test_the_template_that_is_rendered_is_the_one_looked_into(monkeypatch):
     for part in (processor, processor.tokenizer):
         monkeypatch.setattr(part, "chat_template", templates)
         assert part.apply_chat_template(user("Hi"), chat_template="tool_use", **given) == "f"
-        with pytest.raises(ValueError, match="^tools: the chat template does not render"):
+        with pytest.raises(ValueError, match=r"^tools: the chat template does not render"):
             part.apply_chat_template(user("Hi"), chat_template="rag", **given)
-        with pytest.raises(ValueError, match="^documents: the chat template does not render"):
+        with pytest.raises(ValueError, match=r"^documents: the chat template does not render"):
             part.apply_chat_template(user("Hi"), documents=[{"name": "d"}], tokenize=False)
     assert processor.tokenizer.apply_chat_template(user("Hi"), **given) == "f"
-    with pytest.raises(ValueError, match="^tools: the chat template does not render"):
+    with pytest.raises(ValueError, match=r"^tools: the chat template does not render"):
         processor.apply_chat_template(user("Hi"), **given)
 
 
@@ -96,12 +96,22 @@ def test_options_by_position_are_looked_at_too(processors):
         (tokenizer.apply_chat_template, ()),
         (processor.apply_chat_template, (None,)),
     ):
-        with pytest.raises(ValueError, match="^tools: the chat template does not render"):
+        with pytest.raises(ValueError, match=r"^tools: the chat template does not render"):
             apply(user("Hi"), *before, tool, tokenize=False)
-        with pytest.raises(ValueError, match="^documents: the chat template does not render"):
+        with pytest.raises(ValueError, match=r"^documents: the chat template does not render"):
             apply(user("Hi"), *before, None, document, tokenize=False)
     assert tokenizer.apply_chat_template(user("Hi"), tool, document, both, tokenize=False) == "fd"
     assert processor.apply_chat_template(user("Hi"), both, tool, document, tokenize=False) == "fd"
+
+
+@pytest.mark.parametrize("version", ["5.18.0.dev0", "5.18.0rc1", "5.18.0", "5.17.9"])
+def test_a_version_before_its_release_has_what_the_release_has(monkeypatch, version):
+    monkeypatch.setattr("transformers.__version__", version)
+    if version.startswith("5.18"):
+        require_assistant_masks()
+    else:
+        with pytest.raises(ValueError, match=r"needs transformers 5\.18, and this is 5\.17\.9"):
+            require_assistant_masks()
 
 
 def test_rows_of_a_data_set_hold_none_for_the_keys_of_others(processors):
