@@ -9,6 +9,7 @@ import resource
 import subprocess
 import sys
 import tarfile
+import threading
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -110,6 +111,34 @@ def test_pipes_and_devices_are_refused(tmp_path: Path, read) -> None:
             read(tmp_path / name)
     with pytest.raises(IsADirectoryError, match=str(tmp_path)):
         read(tmp_path)
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="needs named pipes")
+def test_a_pipe_that_takes_the_place_of_a_file_is_not_waited_for(
+    tmp_path: Path, monkeypatch
+) -> None:
+    pipe, plain, look = tmp_path / "pipe", tmp_path / "plain", os.stat
+    os.mkfifo(pipe)
+    plain.touch()
+    # What was there a moment ago was a file.
+    monkeypatch.setattr(
+        os,
+        "stat",
+        lambda name, *more, **options: look(plain if name == pipe else name, *more, **options),
+    )
+    refused = []
+
+    def read() -> None:
+        try:
+            read_bytes(pipe, 9)
+        except ValueError as error:
+            refused.append(str(error))
+
+    reader = threading.Thread(target=read, daemon=True)
+    reader.start()
+    reader.join(5)
+    os.close(os.open(pipe, os.O_RDWR | os.O_NONBLOCK))  # ends the wait of one that waits
+    assert refused == [f"{pipe}: not a regular file"]
 
 
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="reads /proc")

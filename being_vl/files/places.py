@@ -10,7 +10,7 @@ import os
 import re
 import stat
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from .errors import shown
 
@@ -54,9 +54,11 @@ def check_regular(path: str | os.PathLike) -> None:
         ValueError: a pipe, a device or a socket.
         OSError: a folder, or nothing that can be looked at.
     """
-    if is_remote(path):
-        return
-    mode = os.stat(path).st_mode
+    if not is_remote(path):
+        _check_mode(os.stat(path).st_mode, path)
+
+
+def _check_mode(mode: int, path: str | os.PathLike) -> None:
     if stat.S_ISDIR(mode):
         raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
     if not stat.S_ISREG(mode):
@@ -70,12 +72,22 @@ def read_bytes(path: str | os.PathLike, max_bytes: int) -> bytes:
         ValueError: the file is larger, or no regular file (a pipe would block, a device never ends).
         OSError: the file cannot be read.
     """
-    check_regular(path)
-    with path.open("rb") if is_remote(path) else open(path, "rb") as file:  # type: ignore[union-attr]
+    with path.open("rb") if is_remote(path) else _open_regular(path) as file:  # type: ignore[union-attr]
         raw = file.read(max_bytes + 1)
     if len(raw) > max_bytes:
         raise ValueError(f"{path}: larger than {max_bytes} bytes")
     return raw
+
+
+def _open_regular(path: str | os.PathLike) -> BinaryIO:
+    # Without O_NONBLOCK, opening a pipe that nobody writes to waits for ever.
+    handle = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
+    try:
+        _check_mode(os.fstat(handle).st_mode, path)
+        return open(handle, "rb")
+    except BaseException:
+        os.close(handle)
+        raise
 
 
 def read_text(path: str | os.PathLike, max_bytes: int = MAX_TEXT_BYTES) -> str:

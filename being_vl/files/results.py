@@ -126,7 +126,8 @@ def _load_result(path: Path) -> Result:
             f"{str(content)[:80]!r}"
         )
     del content["version"]
-    content["images"] = content.get("images") or {}
+    if content.get("images") is None:
+        content["images"] = {}
     try:
         result = record(Result, content)
     except ValueError as error:

@@ -145,6 +145,17 @@ def test_a_result_file_must_be_named_by_its_task(tmp_path):
         load_results(tmp_path)
 
 
+@pytest.mark.parametrize("images", [0, "", False, []])
+def test_images_of_a_result_are_a_mapping_or_none(images, tmp_path):
+    path = a_result().save(tmp_path)
+    content = json.loads(path.read_text())
+    path.write_text(json.dumps({**content, "images": images}))
+    with pytest.raises(ValueError, match=r"pope\.json: images must be dict"):
+        load_results(tmp_path)
+    path.write_text(json.dumps({**content, "images": None}))
+    assert load_results(tmp_path) == [a_result()]
+
+
 def test_large_pictures_come_one_by_one(checkpoint, tmp_path, monkeypatch):
     """Batches are bounded by pixels, and the codes are those of one large batch."""
     rng = np.random.default_rng(0)
