@@ -49,12 +49,21 @@ class BeingVLTrainer(ExactResumeMixin, Trainer):
     """
 
     def __init__(
-        self, *args: Any, label_weights: tuple[float, float, float] = (1.0, 1.0, 1.0), **kwargs: Any
+        self,
+        model: Any = None,
+        *args: Any,
+        label_weights: tuple[float, float, float] = (1.0, 1.0, 1.0),
+        **kwargs: Any,
     ):
         if kwargs.get("compute_loss_func") is not None:
             raise ValueError("compute_loss_func is taken: logits are computed where labels are")
-        super().__init__(*args, compute_loss_func=self._weighted_loss, **kwargs)
+        use_cache = None if model is None else model.config.use_cache
+        super().__init__(model, *args, compute_loss_func=self._weighted_loss, **kwargs)
         config = self.model.config
+        if (
+            use_cache is not None
+        ):  # `Trainer` sets it to `args.use_cache`, False, and checkpoints would keep that
+            config.use_cache = use_cache
         self.layout = config.layout
         collate: Any = self.data_collator
         self.data_collator = CountingCollator(collate, config.layout, config.boi_token_id)

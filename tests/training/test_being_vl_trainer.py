@@ -75,6 +75,19 @@ def make_trainer(
     )
 
 
+@pytest.mark.parametrize("use_cache", [True, False])
+def test_a_trained_checkpoint_has_the_use_cache_that_the_model_had(tmp_path, use_cache):
+    model = being_vl_model()
+    model.config.use_cache = use_cache
+    trainer = make_trainer(tmp_path, model=model)
+    trainer.train()
+    trainer.save_model(str(tmp_path / "saved"))
+    saved = type(model).from_pretrained(tmp_path / "saved")
+    assert saved.config.use_cache == use_cache
+    ids = torch.tensor([[3, 4]])
+    assert (saved(input_ids=ids).past_key_values is not None) == use_cache
+
+
 def plain_loss(model, rows, weights=(1.0, 1.0, 1.0)) -> tuple[torch.Tensor, dict[str, float]]:
     """Σ w·ce / Σ w over all labels, row by row through a plain forward; and the means by kind."""
     total, weight_sum, by_kind = 0.0, 0.0, {}
