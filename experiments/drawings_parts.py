@@ -16,6 +16,7 @@ import torch
 
 from being_vl.cli import run_command
 from being_vl.codes.shards import CodeShards
+from being_vl.files import new_file
 from being_vl.studies.commands import Commands, make_part
 
 CODES = 512
@@ -102,7 +103,9 @@ class Parts:
         if only_rows:
             folder, codes = folder.with_name(f"{folder.name}-rows"), self.work / "rows.npy"
             if not codes.exists():
-                np.save(codes, np.concatenate(list(CodeShards(self.codes["train"])))[:, None])
+                rows = np.concatenate(list(CodeShards(self.codes["train"])))[:, None]
+                with new_file(codes) as path, path.open("wb") as file:
+                    np.save(file, rows)
         self.command(
             "train-bpe", **{
                 "codes": codes, "codebook-size": CODES, "num-merges": merges, "output": folder, "num-threads": 1,
