@@ -143,7 +143,7 @@ def test_commands(session: Session, image: Path, tmp_path: Path) -> None:
         ("/image", "error: /image takes a path or a URL"),
         ("/dance", "error: no command /dance; /help lists them"),
         ("/draw", "error: /draw takes a file to write"),
-        ("/draw /no/folder/x.png", "error: "),
+        ("/draw /dev/null/x.png", "error: "),  # below what is no folder
         ("what is <image>", "placeholders"),
     ],
 )

@@ -183,7 +183,7 @@ def test_messages_never_print_a_payload(processor, secret):
         ("", "No such file"),
         (
             "data:image/png;base64,iVBOR",
-            r"data:image/png;base64,iVBOR…: not a readable image: Invalid base64",
+            r"data:image/png;base64,iVBOR: not a readable image: Invalid base64",
         ),
         ("data:text/plain;base64,QUJD", "text/plain;base64,QUJD: .*format is not known"),
     ],
