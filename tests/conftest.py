@@ -31,4 +31,6 @@ _LONG = (
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     here = Path(__file__).parent
     ranks = {here / name: rank for rank, name in enumerate(_LONG)}
+    missing = [str(path) for path in ranks if not path.is_file()]
+    assert not missing, f"_LONG names files that are not there: {missing}"
     items.sort(key=lambda item: ranks.get(item.path, len(ranks)))

@@ -3,6 +3,7 @@
 import unittest
 from unittest.mock import patch
 
+import pytest
 import torch
 from mixin_distribution import mixin_module
 from transformers.testing_utils import torch_device
@@ -119,6 +120,19 @@ _OF_OTHER_MODELS = (
     "test_sdpa_can_dispatch_composite_models",
     "test_vision_axial_rope",
 )
+
+
+@pytest.mark.parametrize("family", FAMILIES, ids=[family.own for family in FAMILIES])
+def test_what_is_left_out_skips_itself(family):
+    classes = [getattr(being_vl, n) for n in (family.decoder_class, family.language_model_class)]
+    body = {"family": family, "all_model_classes": classes}
+    whole = type("Whole", (FamilyTest, unittest.TestCase), body)
+    for name in _OF_OTHER_MODELS:
+        if hasattr(FamilyTest, name):  # not every version has all of them
+            result = unittest.TestResult()
+            whole(name).run(result)
+            assert result.skipped and result.wasSuccessful(), name
+
 
 # A class a family, by name, since unittest has no parameters for mixins.
 for _family in FAMILIES:
