@@ -254,23 +254,62 @@ def test_tiers_of_many_keys(smooth_grids, monkeypatch, threads):
         assert len(passes) > 2 * threads
 
 
+@pytest.fixture
+def turns(monkeypatch) -> list[tuple[int, int, int]]:
+    """Each turn of a first count: its first code, where it ends, and the bytes of sorted cells after it."""
+    turns = []
+    pairs = count._CodeCounter.pairs
+
+    def counted(counter, turn, *args):
+        found = pairs(counter, turn, *args)
+        turns.append((*turn, counter._records.nbytes))
+        return found
+
+    monkeypatch.setattr(count._CodeCounter, "pairs", counted)
+    monkeypatch.setattr(count, "_FOUND_AT_ONCE", 16)
+    return turns
+
+
 @pytest.mark.parametrize("num_listed", [1, 200, 20_000])
 @pytest.mark.parametrize("threads", [1, 2])
-def test_cells_are_counted_in_turns(smooth_grids, monkeypatch, threads, num_listed):
+@pytest.mark.parametrize("limit", [None, 1])
+def test_cells_are_counted_in_turns(smooth_grids, monkeypatch, turns, threads, num_listed, limit):
     """With theta from a sample, whether the turns find as many keys as it made expect, or far more."""
     options = {"num_merges": 400, "codebook_size": 64, "num_threads": threads}
     at_once = train_merges(smooth_grids, **options)
-    monkeypatch.setattr(count, "_LEAST_ROOM", 8 * smooth_grids.size // 5)
-    monkeypatch.setattr(count, "_MOST_TURNS", 1000)
-    monkeypatch.setattr(count, "_FOUND_AT_ONCE", 16)
+    assert len(turns) == 1
+    turns.clear()
+    room = 8 * smooth_grids.size // 5
+    monkeypatch.setattr(count, "_LEAST_ROOM" if limit else "_USUAL_ROOM", room)
+    monkeypatch.setattr(count, "_MOST_TURNS" if limit else "_USUAL_TURNS", 1000)
     monkeypatch.setattr(training_options.Options, "num_listed", num_listed)
-    turns = []
-    pairs = count._CodeCounter.pairs
-    monkeypatch.setattr(
-        count._CodeCounter, "pairs", lambda *args: turns.append(args[1]) or pairs(*args)
-    )
-    assert digest(train_merges(smooth_grids, memory_limit=1, **options)) == digest(at_once)
+    assert digest(train_merges(smooth_grids, memory_limit=limit, **options)) == digest(at_once)
     assert len(turns) >= 4 and turns[0][0] == 0 and turns[-1][1] == 64
+    assert max(records for _, _, records in turns) <= room
+
+
+@pytest.mark.parametrize("num_listed", [1, 200, 20_000])
+@pytest.mark.parametrize("threads", [1, 2])
+@pytest.mark.parametrize("limit", [None, 1, 260_000])
+def test_a_code_of_most_cells_is_not_sorted(
+    smooth_grids, monkeypatch, turns, threads, num_listed, limit
+):
+    """As the repeat code of still videos: what is sorted keeps to its room, and the rules stay the same."""
+    still = np.random.default_rng(4).random(smooth_grids.shape) < 0.7
+    for code in (0, 30, 64):
+        grids = np.where(still, code, smooth_grids)
+        options = {"num_merges": 400, "codebook_size": 65, "num_threads": threads}
+        with monkeypatch.context() as patch:
+            at_once = train_merges(grids, **options)
+            turns.clear()
+            room = 8 * grids.size // 4
+            patch.setattr(count, "_LEAST_ROOM" if limit else "_USUAL_ROOM", room)
+            patch.setattr(count, "_MOST_TURNS" if limit else "_USUAL_TURNS", 1000)
+            patch.setattr(training_options.Options, "num_listed", num_listed)
+            again = train_merges(grids, memory_limit=limit, **options)
+        assert digest(again) == digest(at_once)
+        assert (code, code + 1) in [turn[:2] for turn in turns]
+        assert max(records for _, _, records in turns) <= room
 
 
 def test_a_full_pool_is_compacted_and_enlarged(smooth_grids, monkeypatch):

@@ -7,8 +7,9 @@ megabytes. Threads share the work by ranges of codes, over the cells of all shar
 
 Cost: 8 bytes are written for each cell, its position with it. Where there are many cells they take turns, one range of
 codes each, so that the memory for this stays small; theta then comes from a sample of the cells. While the cells of a
-range are sorted, the positions of its keys are listed: all lists that are open at once belong to one code. A memory
-limit may leave keys unlisted: see `tiers.py`.
+range are sorted, the positions of its keys are listed: all lists that are open at once belong to one code. A code with
+more cells than there is room for is not sorted: it is a turn of its own, counted where its cells stand, and listed
+as `tiers.py` does. A memory limit may leave keys unlisted, too.
 """
 
 from __future__ import annotations
@@ -153,6 +154,19 @@ def _keep_half(found, least):
 
 
 @kernel
+def _count_pairs_of(board, code, counts):
+    """How often each code stands on the right of this one, `counts[0]`, and below it, `counts[1]`."""
+    shift, begin = 2 * board.bits, np.int64(0)
+    for group in range(board.ends.shape[0]):
+        stride = board.strides[group]
+        for i in range(begin, board.ends[group] - stride):  # the last line is border
+            if np.int64(board.cells[i]) >> shift == code:
+                counts[0, np.int64(board.cells[i + 1]) >> shift] += 1
+                counts[1, np.int64(board.cells[i + stride]) >> shift] += 1
+        begin = board.ends[group]
+
+
+@kernel
 def _list_pairs(
     records, bounds, codebook_size, first_code, end_code, pairs, key_bounds, starts, nowhere, pool
 ):
@@ -208,6 +222,7 @@ def count_codes(options: Options, shapes: Shapes, team: Team, limits: Limits) ->
     pairs, theta = counter.sample(options.min_count)
     totals = pairs[:, 3:].sum(axis=1) * counter.period
     theta = max(theta, _theta_from(totals, options))
+    # where there are turns, only the sample says what finds room: what is listed may be some more, or less
     tier, listed = lowest_tier(totals[totals >= theta], positions, theta)
     team.make_pools(listed)
     keys = KeyTable(shapes, theta)
@@ -218,8 +233,8 @@ def count_codes(options: Options, shapes: Shapes, team: Team, limits: Limits) ->
         tokens, offsets = packed(np.stack([found[:, 0], found[:, 1], below, 1 - below], axis=1))
         kept = are_allowed(tokens, offsets, limits)
         totals = found[kept, 3:].sum(axis=1)
-        counter.list_pairs(turn, found[kept], totals >= tier, keys)
         keys.add(tokens[kept], offsets[kept], totals)
+        counter.list_pairs(turn, found[kept], totals >= tier, keys)
     return keys
 
 
@@ -241,7 +256,7 @@ class _CodeCounter:
 
     Attributes:
         period: the sample is every so manieth block of the cells: all of them where they fit.
-        turns: ranges of codes, whose cells fit.
+        turns: ranges of codes, whose cells fit; or one code, whose cells do not.
     """
 
     def __init__(self, team: Team, codebook_size: int, room: int, at_once: int):
@@ -251,9 +266,10 @@ class _CodeCounter:
         self._at_once = at_once
         self._counts = self._count(1)
         ends = np.cumsum(self._counts.sum(axis=0))
-        turns = max(1, -(-8 * int(ends[-1]) // max(1, room)))
-        self.period = 1 if turns == 1 else max(_SAMPLED, turns)
-        self.turns = _even_cuts(ends, turns)
+        self._most = max(1, room // 8)
+        self.turns = _cuts(ends, self._most)
+        needed = -(-int(ends[-1]) // self._most)
+        self.period = 1 if needed <= 1 else max(_SAMPLED, needed)
         self._records = np.empty((0, 2), np.uint32)
         self._bounds = np.empty((0, 0), np.int64)
 
@@ -286,6 +302,8 @@ class _CodeCounter:
         """The pairs of a turn's codes that occur `least` times, as `sample` gives them."""
         if self.period == 1:
             return sample[sample[:, 3:].sum(axis=1) >= least]
+        if self._is_too_large(turn):
+            return self._pairs_of_one(turn[0], least)
         self._sort(1, turn, self._counts)
 
         def all_of(codes: tuple[int, int]) -> np.ndarray:
@@ -304,14 +322,33 @@ class _CodeCounter:
         )
         return found[:n].copy(), least
 
+    def _is_too_large(self, turn: tuple[int, int]) -> bool:
+        return int(self._counts[:, turn[0] : turn[1]].sum()) > self._most
+
+    def _pairs_of_one(self, code: int, least: int) -> np.ndarray:
+        counts = np.zeros((len(self._shards), 2, 1 << 16), np.int64)  # the border has a code, too
+        self._each(
+            lambda i: _count_pairs_of(self._shards[i].board, code, counts[i]),
+            range(len(self._shards)),
+        )
+        below, second = np.nonzero(counts.sum(axis=0)[:, : self._codebook_size] >= least)
+        return np.column_stack(
+            [np.full_like(second, code), second, below, *counts[:, below, second]]
+        )
+
     def list_pairs(
         self, turn: tuple[int, int], pairs: np.ndarray, listed: np.ndarray, keys: KeyTable
     ) -> None:
-        """Enter pairs of a turn's codes, the next ones of `keys`, into the shards, and list some of them."""
+        """Enter pairs of a turn's codes, the last ones of `keys`, into the shards, and list some of them."""
         key_bounds = np.searchsorted(pairs[:, 0], np.arange(self._codebook_size + 1))
+        which = keys.size - len(pairs) + np.flatnonzero(listed)
 
         def write(i: int) -> None:
             shard = self._shards[i]
+            if self._is_too_large(turn):
+                shard.add_lists(pairs[:, 3 + i], np.zeros(len(pairs), bool), keys)
+                shard.list_codes(which, keys)
+                return
             starts = shard.add_lists(pairs[:, 3 + i], listed, keys)
             _list_pairs(
                 self._records, self._bounds[i], self._codebook_size, *turn, pairs, key_bounds, starts,
@@ -348,6 +385,16 @@ class _CodeCounter:
         ends = np.cumsum(self._counts[:, turn[0] : turn[1]].sum(axis=0))
         cuts = _even_cuts(ends, len(self._shards))
         return [(turn[0] + begin, turn[0] + end) for begin, end in cuts]
+
+
+def _cuts(ends: np.ndarray, most: int) -> list[tuple[int, int]]:
+    """Cut items into ranges of at most that total, or of one item, given their cumulated sizes."""
+    cuts, taken = [0], 0
+    while cuts[-1] < len(ends):
+        end = int(np.searchsorted(ends, taken + most, side="right"))
+        cuts.append(max(end, cuts[-1] + 1))
+        taken = int(ends[cuts[-1] - 1])
+    return list(itertools.pairwise(cuts))
 
 
 def _even_cuts(ends: np.ndarray, parts: int) -> list[tuple[int, int]]:

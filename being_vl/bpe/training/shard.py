@@ -168,7 +168,7 @@ class Shard:
         return len(self.pool) - 1
 
     def add_lists(self, counts: np.ndarray, listed: np.ndarray, keys: KeyTable) -> np.ndarray:
-        """Room for the positions of new keys, which come next in `keys`: where each one's begin, (n,).
+        """Room for the positions of new keys, the last of `keys`: where each one's begin, (n,).
 
         Those that are not `listed`, (n,) bool, get no room yet: their positions begin at -1.
         """
