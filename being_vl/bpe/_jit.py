@@ -57,9 +57,8 @@ if HAS_NUMBA:
         def save_if_it_fits(*compilation: Any) -> None:
             try:
                 save(*compilation)
-            except (
-                OSError
-            ) as error:  # such as a full disk; the compiled kernel is used all the same
+            except OSError as error:
+                # Such as a full disk; the compiled kernel is used all the same.
                 _warn_once(f"{cache.cache_path}: compiled kernels are not kept: {error.strerror}")
 
         cache.save_overload = save_if_it_fits

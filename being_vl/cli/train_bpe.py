@@ -151,11 +151,10 @@ def _sampled(args: Namespace, codes: Any) -> Any:
 
 
 # Measured: docs/plan.md has the commands. Bytes a code: what cells take; what they and positions take where memory is
-# not limited; and what sorting takes, up to `_SORTED_AT_ONCE` or an eighth. 8,192 merges of photographs and of synthetic
+# not limited; sorting takes `SORTED_BYTES` of what is sorted at a time. 8,192 merges of photographs and of synthetic
 # grids took 17 to 18 at 8 million codes, 15 to 16 at 34, 12 at 61 and 9 to 10 at 123 million; codes that are mostly one
 # code took 44. Seconds a code of one thread, for 8,192 merges.
-_CELL_BYTES, _USUAL_BYTES, _SORTED_BYTES, _SECONDS = 4.25, 8.0, 8.0, 1e-7
-_SORTED_AT_ONCE = 1 << 28  # as in `count.py`, which brings numba
+_CELL_BYTES, _USUAL_BYTES, _SECONDS = 4.25, 8.0, 1e-7
 
 
 def free_memory() -> int | None:
@@ -172,12 +171,14 @@ def free_memory() -> int | None:
 
 def _say_what_it_takes(args: Namespace, codes: Any, processes: Processes) -> None:
     """Estimates of memory and time, before the start; refuses what cannot fit into the memory that is free."""
+    from ..bpe.training.options import SORTED_BYTES, USUAL_ROOM, USUAL_TURNS
+
     cells = getattr(codes, "num_cells", None)  # a path and marked frames do not say it
     free = free_memory()
     if cells is None or processes.rank > 0:
         return
     own = cells // processes.size
-    sorting = min(own * _SORTED_BYTES, max(_SORTED_AT_ONCE, own * _SORTED_BYTES / 8))
+    sorting = min(own * SORTED_BYTES, max(USUAL_ROOM, own * SORTED_BYTES / USUAL_TURNS))
     usual, least = int(own * _USUAL_BYTES + sorting), int(own * _CELL_BYTES)
     print(
         f"{len(codes):,} grids, {cells:,} codes: about {decimal(usual)} of memory, at least {decimal(least)} "
@@ -186,7 +187,7 @@ def _say_what_it_takes(args: Namespace, codes: Any, processes: Processes) -> Non
     )
     if free is not None and least > free:
         # a smaller sample sorts more of its cells at once
-        fitting = int(len(codes) * free / (own * (_USUAL_BYTES + _SORTED_BYTES)))
+        fitting = int(len(codes) * free / (own * (_USUAL_BYTES + SORTED_BYTES)))
         raise ValueError(
             f"{args.codes}: needs at least {decimal(least)} of memory, and {decimal(free)} are free: "
             f"--sample {fitting} takes a random sample that fits; torchrun shares the grids out among machines"

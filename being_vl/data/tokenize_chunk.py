@@ -64,9 +64,9 @@ class ChunkTokenizer:
 
     def __call__(self, chunk: Chunk) -> bytes:
         report = self.report = ChunkReport(self._settings)
+        fix = self._settings.on_bad_row == "fix"
         samples: list[tuple[Conversation, str]] = []
         for number, raw, where in chunk:
-            fix = self._settings.on_bad_row == "fix"
             with report.attempt(where, None):
                 sample = decode_sample(raw, where)
                 samples.append((parse_sample(sample, where=where, number=number, fix=fix), where))

@@ -56,8 +56,8 @@ def extended_chat_template(tokenizer: Any) -> str | None:
     turn (`<think>` of Qwen 3) is marked as spoken, and the end of the turn is too.
 
     Raises:
-        ValueError: none of several templates is the default; the template does not render, or shows no place where the assistant begins or ends; give
-            a template with `{% generation %}` instead.
+        ValueError: none of several templates is the default; or the template does not render, or shows no place where
+            the assistant begins or ends: give a template with `{% generation %}` instead.
     """
     if tokenizer.chat_template is None:
         return None

@@ -48,9 +48,8 @@ class StageResult:
     """What a stage made."""
 
     output_dir: str  # the checkpoint: model, tokenizer, processor, VQ model
-    metrics: dict[
-        str, Any
-    ]  # `train_loss`, `steps`, …; with an evaluation set `eval_loss` and others
+    # `train_loss`, `steps`, …; with an evaluation set `eval_loss` and others
+    metrics: dict[str, Any]
     finished_before: bool = field(default=False, compare=False)  # the same run had finished there
 
 

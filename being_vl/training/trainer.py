@@ -60,9 +60,8 @@ class BeingVLTrainer(ExactResumeMixin, Trainer):
         use_cache = None if model is None else model.config.use_cache
         super().__init__(model, *args, compute_loss_func=self._weighted_loss, **kwargs)
         config = self.model.config
-        if (
-            use_cache is not None
-        ):  # `Trainer` sets it to `args.use_cache`, False, and checkpoints would keep that
+        # `Trainer` sets it to `args.use_cache`, False, and checkpoints would keep that.
+        if use_cache is not None:
             config.use_cache = use_cache
         self.layout = config.layout
         collate: Any = self.data_collator

@@ -280,8 +280,8 @@ def test_cells_are_counted_in_turns(smooth_grids, monkeypatch, turns, threads, n
     assert len(turns) == 1
     turns.clear()
     room = 8 * smooth_grids.size // 5
-    monkeypatch.setattr(count, "_LEAST_ROOM" if limit else "_USUAL_ROOM", room)
-    monkeypatch.setattr(count, "_MOST_TURNS" if limit else "_USUAL_TURNS", 1000)
+    monkeypatch.setattr(count, "_LEAST_ROOM" if limit else "USUAL_ROOM", room)
+    monkeypatch.setattr(count, "_MOST_TURNS" if limit else "USUAL_TURNS", 1000)
     monkeypatch.setattr(training_options.Options, "num_listed", num_listed)
     assert digest(train_merges(smooth_grids, memory_limit=limit, **options)) == digest(at_once)
     assert len(turns) >= 4 and turns[0][0] == 0 and turns[-1][1] == 64
@@ -303,8 +303,8 @@ def test_a_code_of_most_cells_is_not_sorted(
             at_once = train_merges(grids, **options)
             turns.clear()
             room = 8 * grids.size // 4
-            patch.setattr(count, "_LEAST_ROOM" if limit else "_USUAL_ROOM", room)
-            patch.setattr(count, "_MOST_TURNS" if limit else "_USUAL_TURNS", 1000)
+            patch.setattr(count, "_LEAST_ROOM" if limit else "USUAL_ROOM", room)
+            patch.setattr(count, "_MOST_TURNS" if limit else "USUAL_TURNS", 1000)
             patch.setattr(training_options.Options, "num_listed", num_listed)
             again = train_merges(grids, memory_limit=limit, **options)
         assert digest(again) == digest(at_once)

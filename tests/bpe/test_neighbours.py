@@ -14,6 +14,13 @@ peft = pytest.importorskip("peft")
 
 TIED = pytest.mark.parametrize("tied", [False, True], ids=["untied", "tied"])
 IMAGE_ROWS = list(range(TEXT_SIZE, LAYOUT.size))
+# Of the trainers of TRL.
+UNRECORDED = {"report_to": [], "save_strategy": "no", "use_cpu": True, "bf16": False}
+LEARNING = {**UNRECORDED, "learning_rate": 1e-2, "max_length": None, "logging_steps": 1, "seed": 0}
+
+
+def noise() -> Image.Image:
+    return Image.fromarray(np.random.default_rng(0).integers(0, 256, (16, 16, 3), dtype=np.uint8))
 
 
 def _with_lora(tied: bool):
@@ -188,7 +195,7 @@ def test_trl_trains_on_messages_with_images(tmp_path):
     from datasets import Dataset
 
     model, processor = tiny_checkpoint()
-    image = Image.fromarray(np.random.default_rng(0).integers(0, 256, (16, 16, 3), dtype=np.uint8))
+    image = noise()
     question = [{"type": "image"}, {"type": "text", "text": "What is this?"}]
     messages = [
         {"role": "user", "content": question},
@@ -198,17 +205,10 @@ def test_trl_trains_on_messages_with_images(tmp_path):
     args = trl.SFTConfig(
         output_dir=str(tmp_path),
         max_steps=8,
-        learning_rate=1e-2,
         per_device_train_batch_size=2,
         assistant_only_loss=True,
-        max_length=None,
-        report_to=[],
-        logging_steps=1,
-        save_strategy="no",
-        use_cpu=True,
         gradient_checkpointing=False,
-        bf16=False,
-        seed=0,
+        **LEARNING,
     )
     trainer = trl.SFTTrainer(model, args=args, train_dataset=rows, processing_class=processor)
     batch = next(iter(trainer.get_train_dataloader()))
@@ -225,23 +225,12 @@ def test_trl_makes_the_reference_model_from_the_folder(tmp_path):
     from datasets import Dataset
 
     save_checkpoint(*tiny_checkpoint(), tmp_path / "checkpoint")
-    image = Image.fromarray(np.random.default_rng(0).integers(0, 256, (16, 16, 3), dtype=np.uint8))
+    image = noise()
     prompt = [{"type": "image"}, {"type": "text", "text": "What is this?"}]
     row = {"images": [image], "prompt": [{"role": "user", "content": prompt}]}
     for name, text in (("chosen", "A red square."), ("rejected", "No.")):
         row[name] = [{"role": "assistant", "content": [{"type": "text", "text": text}]}]
-    args = trl.DPOConfig(
-        output_dir=str(tmp_path / "run"),
-        max_steps=4,
-        learning_rate=1e-2,
-        max_length=None,
-        report_to=[],
-        logging_steps=1,
-        save_strategy="no",
-        use_cpu=True,
-        bf16=False,
-        seed=0,
-    )
+    args = trl.DPOConfig(output_dir=str(tmp_path / "run"), max_steps=4, **LEARNING)
     folder = str(tmp_path / "checkpoint")
     trainer = trl.DPOTrainer(folder, args=args, train_dataset=Dataset.from_list([row] * 4))
     trainer.train()
@@ -255,7 +244,7 @@ def test_trl_rewards_answers_to_prompts_that_contain_images(tmp_path):
     from datasets import Dataset
 
     model, processor = tiny_checkpoint()
-    image = Image.fromarray(np.random.default_rng(0).integers(0, 256, (16, 16, 3), dtype=np.uint8))
+    image = noise()
     content = [{"type": "image", "image": image}, {"type": "text", "text": "What is this?"}]
     options = {"add_generation_prompt": True, "return_dict": True}
     messages = [{"role": "user", "content": content}]
@@ -276,10 +265,7 @@ def test_trl_rewards_answers_to_prompts_that_contain_images(tmp_path):
         num_generations=2,
         per_device_train_batch_size=2,
         max_completion_length=6,
-        report_to=[],
-        save_strategy="no",
-        use_cpu=True,
-        bf16=False,
+        **UNRECORDED,
     )
     rows = Dataset.from_list([{"prompt": prompt}] * 2)
     trl.GRPOTrainer(model, reward, args, rows, processing_class=processor.tokenizer).train()

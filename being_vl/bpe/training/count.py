@@ -22,15 +22,13 @@ import numpy as np
 from .._jit import inlined, kernel
 from .apply_and_emit import Limits, are_allowed
 from .choose import KeyTable, Shapes, packed
-from .options import NO_LIMIT, Options
+from .options import NO_LIMIT, SORTED_BYTES, USUAL_ROOM, USUAL_TURNS, Options
 from .shard import Team
 from .tiers import lowest_tier
 
 _FOUND_AT_ONCE = 1 << 17
 _LEAST_ROOM = 1 << 24  # bytes for sorted cells, whatever the limit
-_USUAL_ROOM = 1 << 28  # the same without a limit
 _MOST_TURNS = 64  # each reads all cells once more
-_USUAL_TURNS = 8
 _SAMPLED = 8  # where there are turns, theta comes from every so manieth block
 _BLOCK = 2048  # cells: what is picked of a block, or sampled, stays in the nearest cache
 
@@ -211,8 +209,8 @@ def can_count_codes(options: Options, team: Team) -> bool:
 
 def count_codes(options: Options, shapes: Shapes, team: Team, limits: Limits) -> KeyTable:
     """Count the keys of single cells down to a theta that leaves enough of them; list those that find room."""
-    needed = 8 * sum(len(shard.board.cells) for shard in team.shards)
-    room, positions = max(_USUAL_ROOM, needed // _USUAL_TURNS), NO_LIMIT
+    needed = SORTED_BYTES * sum(len(shard.board.cells) for shard in team.shards)
+    room, positions = max(USUAL_ROOM, needed // USUAL_TURNS), NO_LIMIT
     if options.memory_limit is not None:
         positions = team.room_for_positions(options.memory_limit) // 2
         room = max(_LEAST_ROOM, needed // _MOST_TURNS, positions * team.shards[0].bytes_a_position)
@@ -266,7 +264,7 @@ class _CodeCounter:
         self._at_once = at_once
         self._counts = self._count(1)
         ends = np.cumsum(self._counts.sum(axis=0))
-        self._most = max(1, room // 8)
+        self._most = max(1, room // SORTED_BYTES)
         self.turns = _cuts(ends, self._most)
         needed = -(-int(ends[-1]) // self._most)
         self.period = 1 if needed <= 1 else max(_SAMPLED, needed)

@@ -14,6 +14,10 @@ from .checkpoints import Checkpoint
 NO_LIMIT = 1 << 62
 NARROW_IDS = 0xFFFF  # with at most so many tokens a cell has 4 bytes
 MAX_AHEAD = 1024  # rules that are merged before their turn
+SORTED_BYTES = 8  # a cell that the first count sorts
+# Without a memory limit it sorts so many bytes at a time, or all cells in so many turns.
+USUAL_ROOM = 1 << 28
+USUAL_TURNS = 8
 SCORINGS = ("frequency", "spatial")
 
 
