@@ -27,7 +27,8 @@ if TYPE_CHECKING:
     from ..quantizers.image_processing_being_vl import BeingVLImageProcessor
     from ..training.vq.trainer import VQTrainer, VQTrainingArguments
 
-_CONFIG_FILE = "train_vq.yaml"
+_CONFIG_FILE = "train-vq.yaml"
+_OLD_CONFIG_FILE = "train_vq.yaml"  # a folder that was begun with it keeps it
 # What a continued run may not change: it would be another run.
 _FIXED = (
     "kind", "resolution", "model", "losses", "steps", "batch_size", "gradient_accumulation", "learning_rate",
@@ -216,9 +217,11 @@ def _fit_patches(args: Namespace, config: Any, output: Path) -> None:
 
 def _claim(args: Namespace, output: Path) -> None:
     """Save the configuration; refuse a folder with another run in it."""
-    path = output / _CONFIG_FILE
+    path = output / _OLD_CONFIG_FILE
+    if not path.exists():
+        path = output / _CONFIG_FILE
     text = make_parser().dump(args)
-    refuse_used(args, output, _CONFIG_FILE)
+    refuse_used(args, output, path.name)
     if path.exists():
         found, wanted = read_yaml(path), yaml.safe_load(text)
         refuse_others(path, found, wanted, _FIXED, "a run continues with what it began with")

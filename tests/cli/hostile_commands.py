@@ -252,7 +252,7 @@ def _targets() -> list[Target]:
     add("push", "{w}/codes user/name --dry-run", _CODES)
     add("export", "{w}/checkpoint --output {o}/e", checkpoint)
     add("train-vq", _TRAIN_VQ, {"images/a.png": "picture"})
-    add("train-vq", _TRAIN_VQ, {"out/train_vq.yaml": "yaml"}, prefill="trained_vq")
+    add("train-vq", _TRAIN_VQ, {"out/train-vq.yaml": "yaml"}, prefill="trained_vq")
     for name in cli.COMMANDS:
         add(name, f"--config {{w}}/options/{name}.yaml", {f"options/{name}.yaml": "yaml"})
     return found

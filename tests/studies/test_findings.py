@@ -16,7 +16,8 @@ import pytest
 ROOT = Path(__file__).parents[2]
 PAGE = ROOT / "docs" / "findings.md"
 FIGURES = ROOT / "docs" / "figures"
-COMMANDS = re.findall(r"^python (experiments/\S+\.py.*)$", PAGE.read_text(), re.MULTILINE)
+# All but dropout.py, which needs whole quickstarts: its command goes on in a second line.
+COMMANDS = re.findall(r"^python (experiments/\S+\.py.*)(?<!\\)$", PAGE.read_text(), re.MULTILINE)
 
 
 def test_the_page_names_every_experiment() -> None:
@@ -26,7 +27,7 @@ def test_the_page_names_every_experiment() -> None:
         f"drawings_{name}.py"
         for name in ("images", "judge", "merges", "parts", "smollm2", "starts")
     }
-    others.add("dropout.py")  # docs/image-bpe.md
+    others.add("dropout.py")
     scripts = {path.name for path in (ROOT / "experiments").glob("*.py")} - others
     assert {Path(shlex.split(command)[0]).name for command in COMMANDS} == scripts
 
@@ -48,12 +49,12 @@ def test_the_losses_are_those_of_the_results() -> None:
         assert text in page, (name, text)
 
 
-def test_the_page_of_the_image_bpe_has_the_table_of_dropout(monkeypatch) -> None:
+def test_the_table_of_dropout_is_that_of_the_results(monkeypatch) -> None:
     monkeypatch.syspath_prepend(str(ROOT / "experiments"))
     from dropout import table
 
     rows = json.loads((FIGURES / "dropout.json").read_text())
-    assert "\n".join(table(rows)) in (ROOT / "docs" / "image-bpe.md").read_text()
+    assert "\n".join(table(rows)) in PAGE.read_text()
 
 
 def run(command: str, output: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -488,12 +488,16 @@ def test_the_command_trains_continues_and_refuses(tmp_path, capsys):
     assert model.encode(batch["pixel_values"]).shape == (1, 8, 8)
     assert json.loads((tmp_path / "out" / "metrics.json").read_text()) == result
 
+    # Also in a folder begun when the name had an underscore
+    settings = tmp_path / "out" / "train-vq.yaml"
+    settings = settings.rename(settings.with_name("train_vq.yaml"))
     assert run("--resume", "false") == 2
     assert "holds a run, and --resume is false" in capsys.readouterr().err
     assert run("--steps", "5") == 2
     assert "steps is 4, but this run's is 5" in capsys.readouterr().err
     shutil.rmtree(tmp_path / "out" / "checkpoint-4")
     assert run() == 0
+    assert list((tmp_path / "out").glob("*.yaml")) == [settings]
     again = BeingVLVQModel.from_pretrained(tmp_path / "out")
     for a, b in zip(model.parameters(), again.parameters(), strict=True):
         assert torch.equal(a, b)
