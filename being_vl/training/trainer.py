@@ -133,18 +133,20 @@ class BeingVLTrainer(ExactResumeMixin, Trainer):
             meter.add_counts(batch[COUNTS])
         return batches, num_items
 
-    def _forget_repeats(self, batch: dict[str, Any]) -> None:
+    def _forget_repeats(self, batch: dict[str, Any], batch_size: int) -> None:
         """Take the labels off the sequences that the last batch repeats, so that all processes have as many.
 
         accelerate fills the last global batch with sequences from the beginning of the epoch; in the order of
-        the processes, `remainder` of them are new.
+        the processes, the first ones are new. Their number is computed here, since accelerate's `remainder` is -1
+        in an epoch that is resumed.
         """
-        state = self.accelerator.gradient_state
-        if self.args.world_size == 1 or not state.end_of_dataloader or state.remainder <= 0:
+        args, state = self.args, self.accelerator.gradient_state
+        if args.world_size == 1 or args.dataloader_drop_last or not state.end_of_dataloader:
             return
+        count = len(state.active_dataloader.dataset) % (batch_size * args.world_size)
         labels = batch["labels"]
-        new = state.remainder - self.args.process_index * len(labels)
-        if new >= len(labels):
+        new = count - args.process_index * batch_size
+        if count == 0 or new >= len(labels):
             return
         labels[max(new, 0) :] = IGNORE_INDEX
         batch[COUNTS] = replace(batch[COUNTS], labels=count_labels(labels, self.layout))
@@ -154,7 +156,7 @@ class BeingVLTrainer(ExactResumeMixin, Trainer):
     ) -> torch.Tensor:
         """The sum of the weights of all labels of a step, over all processes: what the loss is divided by."""
         if batch_samples:
-            self._forget_repeats(batch_samples[-1])
+            self._forget_repeats(batch_samples[-1], self._train_batch_size)
         total = sum(
             weight * count
             for batch in batch_samples
@@ -296,7 +298,7 @@ class BeingVLTrainer(ExactResumeMixin, Trainer):
     ) -> Any:
         """`Trainer.prediction_step`; sequences that the last batch repeats have no labels."""
         if COUNTS in inputs:
-            self._forget_repeats(inputs)
+            self._forget_repeats(inputs, self.args.eval_batch_size)
         return super().prediction_step(model, inputs, *args, **kwargs)
 
     def _save_checkpoint(self, *args: Any, **kwargs: Any) -> None:

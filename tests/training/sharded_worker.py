@@ -19,7 +19,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from model_fixtures import LAYOUT, being_vl_model
-from resume_fixtures import make_trainer
+from resume_fixtures import make_rows, make_trainer
 from training_fixtures import StopAt, checkpoint_folder, tokenized, tokenized_folder
 
 from being_vl import BeingVLForCausalLM
@@ -33,8 +33,12 @@ STAGES = {
     "bf16": {"stage": "pretrain", "bf16": True},
     "loaded": {"stage": "pretrain"},
     "refused": {"deepspeed": {"zero_optimization": {"stage": 3}, "train_batch_size": "auto"}},
-    "resume": {"stage": "sft", "save_steps": 7, "train_sampling_strategy": "group_by_length"},
-}
+    # 21 rows: the last batch of an epoch repeats one. An epoch has six steps, and the run ends with the second.
+    "resume": {
+        "stage": "sft", "rows": make_rows(21), "max_steps": 12, "save_steps": 7,
+        "train_sampling_strategy": "group_by_length",
+    },
+}  # fmt: skip
 STEPS = 9
 
 
