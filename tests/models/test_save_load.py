@@ -42,6 +42,7 @@ print(json.dumps({{"folder": behaviour({source!r}, False), "hub": behaviour("tes
         assert "vq_model/model.safetensors" in hub.files("tester/pushed")
         code = f"""
 import sys; sys.modules["being_vl"] = None  # as where it is not installed
+sys.modules["numba"] = None  # which would compile the kernels anew in each folder
 {BEHAVIOUR}
 print(json.dumps({{"folder": behaviour({source!r}, True), "hub": behaviour("tester/whole", True)}}))
 """
