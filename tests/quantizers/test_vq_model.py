@@ -11,8 +11,7 @@ from transformers.models.chameleon.configuration_chameleon import ChameleonVQVAE
 from transformers.models.chameleon.modeling_chameleon import ChameleonVQVAE
 from transformers.models.janus.modeling_janus import JanusVQVAE
 
-from being_vl.quantizers import modeling_being_vl_vq as codebooks
-from being_vl.quantizers import modeling_being_vl_vq as layers
+from being_vl.quantizers import codebooks, group_norm
 from being_vl.quantizers import modeling_being_vl_vq as vq
 from being_vl.quantizers.configuration_being_vl_vq import BeingVLVQConfig
 from being_vl.quantizers.modeling_being_vl_vq import BeingVLVQModel
@@ -329,7 +328,7 @@ def test_maps_are_channels_last_where_rounding_is_free(small):
 @pytest.mark.parametrize("mean", [0.0, 10.0])
 @pytest.mark.parametrize("overwrite", [False, True])
 def test_blockwise_normalisation_is_accurate(mean, overwrite, monkeypatch):
-    monkeypatch.setattr(layers, "_CPU_NORM_BLOCK", 2**12)
+    monkeypatch.setattr(group_norm, "_CPU_NORM_BLOCK", 2**12)
     norm = torch.nn.GroupNorm(8, 32, eps=1e-6)
     torch.nn.init.normal_(norm.weight)
     torch.nn.init.normal_(norm.bias)
@@ -337,7 +336,7 @@ def test_blockwise_normalisation_is_accurate(mean, overwrite, monkeypatch):
     hidden = hidden.contiguous(memory_format=torch.channels_last)
     with torch.no_grad():
         expected = F.silu(norm.double()(hidden.double())).float()
-        result = layers._normalize(norm.float(), hidden, overwrite=overwrite)
+        result = group_norm.normalize(norm.float(), hidden, overwrite=overwrite)
     torch.testing.assert_close(result, expected, rtol=1e-5, atol=3e-5)
     assert (result is hidden) is overwrite
 
