@@ -22,7 +22,7 @@ import PIL.Image
 import torch
 from transformers.image_processing_backends import PilBackend
 from transformers.image_processing_utils import BatchFeature
-from transformers.image_utils import ImageInput, PILImageResampling, SizeDict
+from transformers.image_utils import ImageInput, PILImageResampling, SizeDict, is_valid_image
 from transformers.processing_utils import ImagesKwargs, Unpack
 from transformers.utils import TensorType
 
@@ -135,9 +135,11 @@ class BeingVLImageProcessor(ChameleonPreprocessing, CheckpointPart, PilBackend):
         """Load what is named by a path, a URL, a data URI or base64; pass images through."""
         return self._fetch(image_url_or_urls, self.max_image_pixels or MAX_IMAGE_PIXELS)
 
-    def _fetch(self, source: Any, max_pixels: int) -> Any:
+    def _fetch(self, source: Any, max_pixels: int, place: str = "images") -> Any:
         if isinstance(source, (list, tuple)):
-            return [self._fetch(entry, max_pixels) for entry in source]
+            _check_nesting(source, place)
+            entries = enumerate(source)
+            return [self._fetch(entry, max_pixels, f"{place}[{i}]") for i, entry in entries]
         # a row of an Image column
         if isinstance(source, Mapping) and {"bytes", "path"} & set(source):
             found = source.get("bytes")
@@ -149,7 +151,11 @@ class BeingVLImageProcessor(ChameleonPreprocessing, CheckpointPart, PilBackend):
         if isinstance(source, os.PathLike) or hasattr(source, "read"):
             return load_image(source, max_pixels=max_pixels)
         if not isinstance(source, str):
-            return super().fetch_images(source)
+            if not is_valid_image(source):
+                raise TypeError(
+                    f"{place} must be an image, an array, a path, a URL or bytes, got {type(source).__name__}"
+                )
+            return source
         if source.startswith(("http://", "https://")):
             # transformers would decode it whatever its size, and lay its transparency over black.
             content = download(
@@ -276,6 +282,19 @@ class BeingVLImageProcessor(ChameleonPreprocessing, CheckpointPart, PilBackend):
         if self.do_rescale:
             values = values / self.rescale_factor
         return values.round().clamp(0, 255).to(torch.uint8)
+
+
+def _check_nesting(images: list[Any] | tuple[Any, ...], place: str) -> None:
+    """Raises ValueError for a list of which only some entries are lists, or for lists too deep."""
+    kinds = [isinstance(entry, (list, tuple)) for entry in images]
+    if all(kinds) and images and "[" in place:
+        raise ValueError(f"{place} must be a list of images, got a list of lists")
+    if any(kinds) and not all(kinds):
+        odd, of_list = kinds.index(False), kinds.index(True)
+        raise ValueError(
+            f"{place}[{odd}] must be a list of images, as {place}[{of_list}] is, got {type(images[odd]).__name__}; "
+            "an empty list stands for none"
+        )
 
 
 def _is_float(values: Any) -> bool:

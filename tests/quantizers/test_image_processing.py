@@ -81,6 +81,21 @@ def test_inputs_of_every_kind_agree(tmp_path):
     assert np.array_equal(batch, np.repeat(expected.numpy(), 3, axis=0))
 
 
+@pytest.mark.parametrize(
+    "given, error, said",
+    [
+        (lambda a: [a, None], TypeError, r"images\[1\] must be an image, .* got NoneType"),
+        (lambda a: [[a], [a, 3]], TypeError, r"images\[1\]\[1\] must be an image, .* got int"),
+        (lambda a: [[a], None, [a]], ValueError, r"images\[1\] must be a list of images, as images\[0\] is, got None"),
+        (lambda a: [a, [a]], ValueError, r"images\[0\] must be a list of images, as images\[1\] is, got Image"),
+        (lambda a: [[a], [[a]]], ValueError, r"images\[1\] must be a list of images, got a list of lists"),
+    ],
+)  # fmt: skip
+def test_what_is_no_image_is_named_by_its_place(given, error, said):
+    with pytest.raises(error, match=said):
+        BeingVLImageProcessor()(given(photo()))
+
+
 def rgb(image):
     return np.asarray(to_rgb(image)).astype(int)
 
