@@ -68,6 +68,11 @@ class FamilyTest(
     training.TrainingTesterMixin,
 ):
     test_can_init_all_missing_weights_before_2023 = True
+    # test_training_overfit repeats 19 ids in two equal rows: one row of these ids says as much, in fewer, larger steps.
+    training_overfit_steps = 120
+    training_overfit_batch_size = 1
+    training_overfit_learning_rate = 3e-3
+    training_overfit_seq_length = 24
     model_tester = None
     family = None
 
