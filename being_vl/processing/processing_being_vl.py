@@ -1,4 +1,4 @@
-"""pixels and text → ids, and ids → text and pixels: what surrounds the language model.
+"""pixels and text → ids: what surrounds the language model; `decoding.py` is the way back.
 
 Source: transformers' `ProcessorMixin`, whose conventions it keeps. It differs from its peers (Chameleon,
 Emu3) in that an image takes as many tokens as its content needs, so images are quantized and encoded
@@ -27,6 +27,7 @@ from ..quantizers.video_processing_being_vl import BeingVLVideosKwargs
 from ..vocabulary import VocabularyLayout
 from .chat_messages import template_source
 from .control_tokens import render_chat
+from .decoding import DecodingMixin
 from .grid_inputs import flatten, integers, is_nested, nested_codes
 from .tokenization_being_vl import visual_token
 from .videos import Clips, VideoMixin
@@ -78,7 +79,7 @@ def reconstruct(codes: Any, model: Any, image_processor: Any) -> Image.Image:
     return image_processor.postprocess(model.decode(grid[None]))[0]
 
 
-class BeingVLProcessor(VideoMixin, CheckpointPart, ProcessorMixin):
+class BeingVLProcessor(DecodingMixin, VideoMixin, CheckpointPart, ProcessorMixin):
     """Image processor, VQ model, image BPE and tokenizer behind one call.
 
     Each `<image>` of a text becomes `boi_token`, the image's tokens, `eoi_token`. Images come as `images`
@@ -383,164 +384,6 @@ class BeingVLProcessor(VideoMixin, CheckpointPart, ProcessorMixin):
         blank = self.image_processor(Image.new("RGB", (width, height)))["pixel_values"][0]
         downsampling = self._vq.config.downsampling
         return blank.shape[-2] // downsampling, blank.shape[-1] // downsampling
-
-    # ---- ids → text and images
-
-    def decode_image(
-        self,
-        ids: Any,
-        height: int | None = None,
-        width: int | None = None,
-        *,
-        visual: bool = False,
-    ) -> Image.Image:
-        """The ids of one image → the image.
-
-        Args:
-            ids: token ids, with or without the begin and end tokens; or, if `visual`, visual ids.
-            height, width: the size of the grid, in cells; by default that of every image, where the image
-                processor crops them all to one size.
-
-        Raises:
-            ValueError: the ids do not cover a grid of that size exactly, naming the id and its position; or
-                images differ in size, and none is given.
-        """
-        if not self.has_vq_model:
-            self.vq_model  # noqa: B018  (says what is missing)
-        codes = self.decode_codes(ids, height, width, visual=visual)
-        repeat_code = self.tokenizer.image_bpe.repeat_code
-        if repeat_code is not None and (codes == repeat_code).any():
-            raise ValueError(
-                "the ids repeat a frame before, which is no image by itself: decode_video takes all frames"
-            )
-        return self.reconstruct(codes)
-
-    def decode_codes(
-        self,
-        ids: Any,
-        height: int | None = None,
-        width: int | None = None,
-        *,
-        visual: bool = False,
-    ) -> np.ndarray:
-        """The ids of one image → its grid of codes, int32 (h, w); see [`decode_image`]."""
-        ids = integers(ids, "ids").reshape(-1)
-        layout, bpe = self._layout, self.tokenizer.image_bpe
-        if len(ids) and not visual:
-            start = int(ids[0] == self.boi_token_id)
-            stop = len(ids) - int(ids[-1] == self.eoi_token_id)
-            text = np.flatnonzero(ids[start:stop] < layout.first_code_id)
-            if len(text):
-                raise ValueError(
-                    f"token id {ids[start + text[0]]} at position {start + text[0]} is no image token's, which "
-                    f"begin at {layout.first_code_id}; visual ids are decoded with visual=True"
-                )
-            ids = ids[start:stop] - layout.first_code_id
-        wrong = np.flatnonzero((ids < 0) | (ids >= bpe.vocab_size))
-        if len(wrong):
-            raise ValueError(
-                f"visual id {ids[wrong[0]]} at position {wrong[0]} is not in [0, {bpe.vocab_size})"
-            )
-        if height is None or width is None:
-            height, width = self._common_grid_size(
-                sum(len(bpe.cells(int(visual_id))) for visual_id in ids)
-            )
-        return bpe.decode(ids.astype(np.int32), height, width)
-
-    def _common_grid_size(self, num_cells: int) -> tuple[int, int]:
-        """The grid of every image. A count of cells does not tell the sides: 36 are 6 × 6 as well as 4 × 9."""
-        options = self.image_processor
-        if not self.has_vq_model or not options.do_center_crop or options.aspect_ratio_buckets:
-            raise ValueError(
-                f"images differ in size: give the height and width of this one of {num_cells} cells"
-            )
-        side = self._vq.config.downsampling
-        height, width = options.crop_size["height"] // side, options.crop_size["width"] // side
-        if height * width != num_cells:
-            raise ValueError(
-                f"images have {height} × {width} cells here, and this one has {num_cells}: give its height and "
-                "width in cells"
-            )
-        return height, width
-
-    def post_process_multimodal_output(
-        self,
-        generated_outputs: Any,
-        skip_special_tokens: bool = True,
-        generation_mode: str | None = None,
-        height: int | None = None,
-        width: int | None = None,
-        num_frames: int | None = None,
-        **kwargs: Any,
-    ) -> list[Any]:
-        """What `generate` returned → texts, images, both, or videos.
-
-        Args:
-            generated_outputs: ids (batch, length) or (length,), a list of such rows, or what `generate` returned with
-                `return_dict_in_generate=True`.
-            skip_special_tokens: leave special tokens out of texts.
-            generation_mode: `"text"` (default) gives a text for each row; `"image"` the last image of each
-                row; `"interleaved"` a list of `{"type": "text", "text": …}` and
-                `{"type": "image", "image": …}` for each row; `"video"` the frames of the last video of each row.
-            height, width: the size of the images' grids, in cells; by default as for [`decode_image`].
-            num_frames: of the videos, see [`decode_video`].
-
-        Raises:
-            ValueError: another mode; a row without an image in mode `"image"`; ids that are no image.
-        """
-        generated_outputs = getattr(generated_outputs, "sequences", generated_outputs)
-        if generation_mode in (None, "text"):
-            return self.post_process_image_text_to_text(
-                generated_outputs, skip_special_tokens=skip_special_tokens, **kwargs
-            )
-        if generation_mode not in ("image", "interleaved", "video"):
-            raise ValueError(
-                "generation_mode must be 'text', 'image', 'interleaved' or 'video', got "
-                f"{generation_mode!r}"
-            )
-        is_array = isinstance(generated_outputs, (torch.Tensor, np.ndarray))
-        if is_array and generated_outputs.ndim == 1:
-            generated_outputs = generated_outputs[None]
-        kwargs["skip_special_tokens"] = skip_special_tokens
-        results: list[Any] = []
-        for index, row in enumerate(generated_outputs):
-            where = f"row {index} of generated_outputs"
-            if generation_mode == "video":
-                self._require_videos()
-                if (ids := self._last_video(row)) is None:
-                    raise ValueError(f"{where} has no video")
-                results.append(self.decode_video(ids, num_frames, height, width))
-            elif generation_mode == "image":
-                images = [ids for is_image, ids in self._split_images(row) if is_image]
-                if not images:
-                    raise ValueError(f"{where} has no image")
-                results.append(self.decode_image(images[-1], height, width))
-            else:
-                results.append(self._segments(row, height, width, **kwargs))
-        return results
-
-    def _segments(
-        self, row: Any, height: int | None, width: int | None, **kwargs: Any
-    ) -> list[dict[str, Any]]:
-        """The texts and images of a row, in order."""
-        segments: list[dict[str, Any]] = []
-        for is_image, ids in self._split_images(row):
-            if is_image:
-                segments.append({"type": "image", "image": self.decode_image(ids, height, width)})
-            elif text := self.tokenizer.decode(ids, **kwargs):
-                segments.append({"type": "text", "text": text})
-        return segments
-
-    def _split_images(self, row: Any) -> list[tuple[bool, np.ndarray]]:
-        """Runs of image tokens and runs of other tokens, in order."""
-        ids = integers(row, "generated_outputs")
-        is_image = (ids >= self._layout.first_code_id) & (ids < self._layout.size)
-        bounds = np.flatnonzero(np.diff(is_image)) + 1
-        return [
-            (bool(flags[0]), part)
-            for flags, part in zip(np.split(is_image, bounds), np.split(ids, bounds), strict=True)
-            if len(part)
-        ]
 
     # ---- files
 

@@ -1,9 +1,9 @@
-"""videos → ids, and ids → videos: what a processor does beside images, where its vocabulary has a `video_token`.
+"""videos → ids: what a processor does beside images, where its vocabulary has a `video_token`.
 
 A video is `bov_token`, its frames in order, each as an image is (`boi_token`, tokens, `eoi_token`), and `eov_token`;
 with `timestamps`, the time of a frame stands before it as text. Under a vocabulary with a repeat code, cells that
 repeat the frame before are marked first. Source: Qwen3-VL's processor, for timestamps and the names; it differs in
-that each frame takes as many tokens as its content needs, and that the tokens give the frames back.
+that each frame takes as many tokens as its content needs.
 """
 
 # No `from __future__ import annotations`: the processor, which this is mixed into, reads annotations as classes.
@@ -13,15 +13,13 @@ from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image
 from transformers import BatchFeature
 from transformers.processing_utils import MultiModalData
 
-from ..bpe.placement import GridState
-from ..bpe.repeats import decode_frames, encode_frames
+from ..bpe.repeats import encode_frames
 from ..quantizers.quantizing import encode_in_order
 from ..quantizers.video_processing_being_vl import BeingVLVideoProcessor, as_metadata, flat_videos
-from .grid_inputs import flatten, integers, is_nested
+from .grid_inputs import flatten, is_nested
 from .tokenization_being_vl import visual_token
 
 
@@ -174,81 +172,6 @@ class VideoMixin:
             grids = -(-frames // self._temporal_downsampling)
             tokens.append(grids * (math.prod(self.grid_size(height, width)) + each) + 2)
         return MultiModalData(num_video_tokens=tokens)
-
-    # ---- ids → frames
-
-    def decode_video(
-        self,
-        ids: Any,
-        num_frames: int | None = None,
-        height: int | None = None,
-        width: int | None = None,
-        *,
-        visual: bool = False,
-    ) -> list[Image.Image]:
-        """The ids of one video → its frames.
-
-        Args:
-            ids: token ids of the frames in order, with or without begin and end tokens and timestamps, or visual ids.
-            num_frames: how many there must be; any number by default.
-            height, width, visual: as of [`BeingVLProcessor.decode_image`].
-
-        Raises:
-            ValueError: the ids do not cover that many frames of that size exactly, or a first frame has a repeat
-                code.
-        """
-        if not self.has_vq_model:
-            self.vq_model  # noqa: B018  (says what is missing)
-        codes = self.decode_video_codes(ids, num_frames, height, width, visual=visual)
-        if self._temporal_downsampling > 1:
-            with torch.inference_mode():
-                grids = torch.as_tensor(codes, dtype=torch.long, device=self.vq_model.device)
-                return self.image_processor.postprocess(self.vq_model.decode_video(grids))
-        return [self.reconstruct(frame) for frame in codes]
-
-    def decode_video_codes(
-        self,
-        ids: Any,
-        num_frames: int | None = None,
-        height: int | None = None,
-        width: int | None = None,
-        *,
-        visual: bool = False,
-    ) -> np.ndarray:
-        """The ids of one video → its codes, int32 (T, h, w); see [`decode_video`]."""
-        ids = integers(ids, "ids").reshape(-1)
-        layout, bpe = self._layout, self.tokenizer.image_bpe
-        if not visual:
-            ids = ids[(ids >= layout.first_code_id) & (ids < layout.size)] - layout.first_code_id
-        if height is None or width is None:
-            if not num_frames:
-                raise ValueError("give num_frames, or the height and width of a frame in cells")
-            cells = int(bpe.token_sizes()[ids].sum())
-            height, width = self._common_grid_size(cells // num_frames)
-        frames: list[np.ndarray] = []
-        start = 0
-        while start < len(ids):
-            state, stop = GridState(bpe, height, width), start
-            while stop < len(ids) and not state.finished:
-                try:
-                    state.append(int(ids[stop]))
-                except ValueError as error:
-                    raise ValueError(f"frame {len(frames)}: {error}") from None
-                stop += 1
-            frames.append(ids[start:stop])
-            start = stop
-        if num_frames is not None and len(frames) != num_frames:
-            raise ValueError(f"ids must be of {num_frames} frames, got {len(frames)}")
-        return decode_frames(bpe, frames, height, width)
-
-    def _last_video(self, row: Any) -> np.ndarray | None:
-        """The ids between the last begin of a video and its end; None where there is none."""
-        ids = integers(row, "generated_outputs")
-        begins = np.flatnonzero(ids == self.bov_token_id)
-        if not len(begins):
-            return None
-        ends = np.flatnonzero(ids[begins[-1] :] == self.eov_token_id)
-        return ids[begins[-1] + 1 :][: ends[0] - 1 if len(ends) else None]
 
     def _only_quantize_videos(self, videos: Any, **kwargs: Any) -> BatchFeature:
         wanted = kwargs.pop("return_metadata", None)
