@@ -57,12 +57,12 @@ class BeingVLTrainer(ExactResumeMixin, Trainer):
     ):
         if kwargs.get("compute_loss_func") is not None:
             raise ValueError("compute_loss_func is taken: logits are computed where labels are")
-        use_cache = None if model is None else model.config.use_cache
+        if model is not None:
+            self._use_cache = model.config.use_cache
         super().__init__(model, *args, compute_loss_func=self._weighted_loss, **kwargs)
         config = self.model.config
         # `Trainer` sets it to `args.use_cache`, False, and checkpoints would keep that.
-        if use_cache is not None:
-            config.use_cache = use_cache
+        config.use_cache = self._use_cache
         self.layout = config.layout
         collate: Any = self.data_collator
         self.data_collator = CountingCollator(collate, config.layout, config.boi_token_id)
@@ -75,6 +75,12 @@ class BeingVLTrainer(ExactResumeMixin, Trainer):
         self._meters = {training: TokenMeter(label_weights) for training in (True, False)}
         self._frozen_check: FrozenRowsCheck | None = None
         self.add_callback(_TakeFingerprints(self))
+
+    def call_model_init(self, trial: Any = None) -> nn.Module:
+        """`Trainer.call_model_init`, which remembers `use_cache`."""
+        model = super().call_model_init(trial)
+        self._use_cache = model.config.use_cache
+        return model
 
     def settings_of_the_run(self) -> dict[str, Any]:
         """What decides the weights beside the arguments: see `ExactResumeMixin`."""
@@ -198,9 +204,13 @@ class BeingVLTrainer(ExactResumeMixin, Trainer):
         left = "no checkpoint was saved before it"
         if kept := checkpoint_folders(self.args.output_dir):
             left = f"the last checkpoint before it is {kept[0]}"
+        trained = (p.dtype for p in self.model.parameters() if p.requires_grad)
+        advice = "lower learning_rate or max_grad_norm"
+        if torch.float16 in trained and not self.is_deepspeed_enabled:
+            advice = "load the weights with dtype float32 (in float16, Adam's epsilon of 1e-8 is 0)"
         return TrainingDiverged(
-            f"step {self.state.global_step if step is None else step}: {what} not finite. Nothing was saved of it, and {left}; lower "
-            "learning_rate or max_grad_norm, in another output_dir"
+            f"step {self.state.global_step if step is None else step}: {what} not finite. Nothing was saved of it, "
+            f"and {left}; {advice}, in another output_dir"
         )
 
     def train(self, *args: Any, **kwargs: Any) -> Any:  # type: ignore[override]

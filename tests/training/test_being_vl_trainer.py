@@ -53,7 +53,14 @@ def spoken_rows() -> TokenizedSamples:
 
 
 def make_trainer(
-    folder, *, model=None, rows=None, collator=None, label_weights=(1.0, 1.0, 1.0), **options
+    folder,
+    *,
+    model=None,
+    model_init=None,
+    rows=None,
+    collator=None,
+    label_weights=(1.0, 1.0, 1.0),
+    **options,
 ):
     options = {
         **SMALL_RUN,
@@ -66,7 +73,8 @@ def make_trainer(
         **options,
     }
     return BeingVLTrainer(
-        model=model or being_vl_model(),
+        model=None if model_init else model or being_vl_model(),
+        model_init=model_init,
         args=BeingVLTrainingArguments(output_dir=str(folder), **options),
         train_dataset=rows or data(),
         eval_dataset=data(),
@@ -76,10 +84,13 @@ def make_trainer(
 
 
 @pytest.mark.parametrize("use_cache", [True, False])
-def test_a_trained_checkpoint_has_the_use_cache_that_the_model_had(tmp_path, use_cache):
+@pytest.mark.parametrize("by_init", [True, False])
+def test_a_trained_checkpoint_has_the_use_cache_that_the_model_had(tmp_path, use_cache, by_init):
     model = being_vl_model()
     model.config.use_cache = use_cache
-    trainer = make_trainer(tmp_path, model=model)
+    given = {"model_init": lambda: model} if by_init else {"model": model}
+    trainer = make_trainer(tmp_path, **given)
+    assert trainer.model.config.use_cache == use_cache
     trainer.train()
     trainer.save_model(str(tmp_path / "saved"))
     saved = type(model).from_pretrained(tmp_path / "saved")

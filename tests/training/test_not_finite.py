@@ -77,6 +77,16 @@ def test_a_real_divergence_stops(tmp_path):
     assert steps_on_disk(tmp_path) == []
 
 
+def test_weights_in_float16_are_named_as_the_cause(tmp_path):
+    """As a checkpoint that was saved in float16 is loaded without a dtype."""
+    trainer = make_trainer(tmp_path, optim="adamw_torch", warmup_steps=0)
+    trainer.model.half()
+    with pytest.raises(
+        TrainingDiverged, match=r"not finite\. .*; load the weights with dtype float32"
+    ):
+        trainer.train()
+
+
 def test_an_evaluation_that_is_not_finite_stops(tmp_path):
     trainer = make_trainer(tmp_path)
     with torch.no_grad():
