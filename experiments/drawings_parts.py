@@ -19,7 +19,6 @@ from being_vl.codes.shards import CodeShards
 from being_vl.files import new_file
 from being_vl.studies.commands import Commands, make_part
 
-CODES = 512
 # Options of `being-vl train` that all studies have.
 TRAINING: dict[str, Any] = {
     "packing": "shared_image", "save_strategy": "no", "use_cpu": True,
@@ -27,18 +26,18 @@ TRAINING: dict[str, Any] = {
 }  # fmt: skip
 
 
-def fit_quantizer(images: Path, target: Path) -> None:
-    """512 patches of 4×4 pixels; `train-vq --kind patch` has 256 at this size."""
+def fit_quantizer(images: Path, target: Path, codes: int = 512, seed: int = 0) -> None:
+    """Patches of 4×4 pixels by k-means; `train-vq --kind patch` has 256 at this size."""
     from being_vl import BeingVLPatchVQConfig
     from being_vl.data.quantizing import FolderSource
     from being_vl.quantizers.quantizer import default_image_processor
     from being_vl.training.vq.data import SourceImages
     from being_vl.training.vq.presets import fit_patch_vq
 
-    config = BeingVLPatchVQConfig(num_embeddings=CODES, patch_size=4, resolution=64)
+    config = BeingVLPatchVQConfig(num_embeddings=codes, patch_size=4, resolution=64)
     processor = default_image_processor(config)
     seen = SourceImages(FolderSource(images, shard_size=1), processor)
-    fit_patch_vq(config, seen, seed=0).save_pretrained(target)
+    fit_patch_vq(config, seen, seed=seed).save_pretrained(target)
     processor.save_pretrained(target)
 
 
@@ -80,13 +79,14 @@ class Parts:
 
     Args:
         drawings: folder that `python -m being_vl.studies.drawings` made.
-        work: folder of everything that the study makes.
+        work: folder of everything that the study makes; a quantizer in its `vq` is used as it is.
     """
 
     def __init__(self, drawings: Path, work: Path):
         self.drawings, self.work = drawings, work
         self.command = Commands(run_command, lambda line: print(f"$ {line}", flush=True))
         self.vq = make_part(work / "vq", lambda target: fit_quantizer(drawings / "train", target))
+        self.codebook_size = json.loads((self.vq / "config.json").read_text())["num_embeddings"]
         self.codes = {}
         for split in ("train", "test"):
             self.codes[split] = work / f"codes-{split}"
@@ -108,7 +108,7 @@ class Parts:
                     np.save(file, rows)
         self.command(
             "train-bpe", **{
-                "codes": codes, "codebook-size": CODES, "num-merges": merges, "output": folder, "num-threads": 1,
+                "codes": codes, "codebook-size": self.codebook_size, "num-merges": merges, "output": folder, "num-threads": 1,
             }, unless=folder / "image_bpe.json",
         )  # fmt: skip
         return folder

@@ -72,6 +72,42 @@ def test_merges(run, benchmark: Path, tmp_path: Path, capsys) -> None:
     assert "$ being-vl train" not in capsys.readouterr().out
 
 
+def test_quantizers(run, benchmark: Path, capsys) -> None:
+    options = (
+        "--kinds",
+        "[patch,vqgan-attention,fsq]",
+        "--vq_steps",
+        2,
+        "--merges",
+        8,
+        "--steps",
+        2,
+        "--batch",
+        2,
+    )
+    found = run("drawings_quantizers", *options)
+    printed = capsys.readouterr().out
+    quantizers = {row["kind"]: row for row in found["quantizers"]}
+    assert [row["codes"] for row in quantizers.values()] == [1024, 1024, 1000]
+    drawings = json.loads((benchmark / "drawings.json").read_text())["drawings"]["test"]
+    assert {row["drawings"] for row in quantizers.values()} == {drawings}
+    # A patch is a code of its own; attention reaches all cells.
+    assert (
+        0
+        < quantizers["patch"]["changed_cells"]
+        <= 1
+        < quantizers["vqgan-attention"]["changed_cells"]
+    )
+    assert [(row["kind"], row["merges"], row["equal"]) for row in found["runs"]] == [
+        (kind, merges, equal)
+        for kind in quantizers
+        for merges, equal in ((0, "steps"), (8, "steps"), (8, "time"))
+    ]
+    assert all((row["tokens"] < 256) == bool(row["merges"]) for row in found["runs"])
+    assert run("drawings_quantizers", *options) == found
+    assert "$ being-vl train" in printed and "$ being-vl train" not in capsys.readouterr().out
+
+
 def test_images(run, benchmark: Path, tmp_path: Path, capsys) -> None:
     options = ("--merges", 8, "--steps", 2, "--batch", 2)
     found = run("drawings_images", *options)
@@ -175,6 +211,7 @@ def test_smollm2(run, benchmark: Path, tmp_path: Path, monkeypatch, capsys) -> N
         ("drawings-longer", "drawings_merges"),
         ("drawings-rows", "drawings_merges"),
         ("drawings-smollm2", "drawings_smollm2"),
+        ("drawings-quantizers", "drawings_quantizers"),
         ("drawings-starts", "drawings_starts"),
     ],
 )
@@ -193,3 +230,11 @@ def test_the_page_has_the_table_of_what_was_drawn(monkeypatch) -> None:
     module = __import__("drawings_images")
     found = json.loads((FIGURES / "drawings-images.json").read_text())
     assert "\n".join(module.table(found)) in (ROOT / "docs" / "drawings.md").read_text()
+
+
+def test_the_page_has_the_table_of_the_quantizers(monkeypatch) -> None:
+    monkeypatch.syspath_prepend(str(ROOT / "experiments"))
+    module = __import__("drawings_quantizers")
+    found = json.loads((FIGURES / "drawings-quantizers.json").read_text())
+    rows = module.quantizer_table(found["quantizers"], found["runs"])
+    assert "\n".join(rows) in (ROOT / "docs" / "drawings.md").read_text()
