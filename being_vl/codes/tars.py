@@ -25,7 +25,6 @@ from ..files import reading, shown, tar_members
 INDEX = "__being_vl__"
 SUFFIX = ".tar"
 _CODES, _FIELDS = ".codes.npy", ".json"
-_DTYPES = ("<i2", "<u2", "<i4")
 # Not in a key: what ends it (a dot of the last part), parts that are steps (`..`), and what tars or shells trip over.
 _UNSAFE = re.compile(r"[%\\\x00-\x1f\x7f]|\.(?=[^/]*/*$)|^/|/(?=/|$)|(?<![^/])(?:\.|__)")
 
