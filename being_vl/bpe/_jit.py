@@ -14,6 +14,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 try:  # inside try: transformers demands what a checkpoint's module imports outside of one
     if os.environ.get("BEING_VL_DISABLE_NUMBA"):
         raise ImportError("BEING_VL_DISABLE_NUMBA is set")
@@ -70,6 +72,11 @@ if HAS_NUMBA:
         """Compile as a part of its callers: a call with a dozen arrays costs more than its work."""
         return numba.njit(function, nogil=True, forceinline=True)
 
+    @inlined
+    def unsigned(index: Any) -> Any:
+        """An index that is not negative: numba then does not look whether it counts from the end."""
+        return np.uint64(index)
+
     @intrinsic
     def prefetch(typing_context: Any, array: Any, index: Any) -> Any:
         """Ask for the cache line of array[index] (one-dimensional, contiguous); wrong indices are harmless."""
@@ -93,6 +100,9 @@ else:
         return function
 
     inlined = kernel
+
+    def unsigned(index: Any) -> Any:
+        return index
 
     def prefetch(array: Any, index: Any) -> None:  # type: ignore[misc]
         pass

@@ -27,7 +27,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from .._jit import inlined, kernel, prefetch
+from .._jit import inlined, kernel, prefetch, unsigned
 from .choose import BIAS, find_key, offset_of, tokens_of
 
 _AHEAD = 6  # positions between asking for a cache line and using it; of more, lines leave the cache before
@@ -121,14 +121,15 @@ def _slot_of(view, mask):
 @inlined
 def row_of(view, slots, mask, rows, n_rows):
     """The row of a view, made if it is new (then it is `n_rows`)."""
-    slot = _slot_of(view, mask)
+    slot = unsigned(_slot_of(view, mask))
     while slots[slot] != 0:
         row = np.int64(slots[slot]) - 1
-        if rows[row, 0] == view:
+        if rows[unsigned(row), 0] == view:
             return row
-        slot = (slot + 1) & mask
+        slot = unsigned((np.int64(slot) + 1) & mask)
     slots[slot] = n_rows + 1
-    rows[n_rows, 0], rows[n_rows, 1], rows[n_rows, 2], rows[n_rows, 3] = view, 0, 0, slot
+    new = rows[unsigned(n_rows)]
+    new[0], new[1], new[2], new[3] = view, 0, 0, slot
     return n_rows
 
 
@@ -313,15 +314,15 @@ def apply_rules(
         for at in range(start, start + length):
             # a position's own line first, and of those that are not stale the lines around it
             if at + 2 * _AHEAD < start + length:
-                prefetch(cells, np.int64(pool[at + 2 * _AHEAD]))
+                prefetch(cells, np.int64(pool[unsigned(at + 2 * _AHEAD)]))
             if at + _AHEAD < start + length:
-                ahead = np.int64(pool[at + _AHEAD])
-                if np.int64(cells[ahead]) >> wide == a:
+                ahead = np.int64(pool[unsigned(at + _AHEAD)])
+                if np.int64(cells[unsigned(ahead)]) >> wide == a:
                     prefetch(cells, ahead - stride - 1)
                     prefetch(cells, ahead + stride + 1)
                     prefetch(cells, ahead + step + row_offset * stride)
-            p = np.int64(pool[at])
-            v = np.int64(cells[p])
+            p = np.int64(pool[unsigned(at)])
+            v = np.int64(cells[unsigned(p)])
             if v >> wide != a:
                 continue
             if p < begin or p >= end:
@@ -331,42 +332,42 @@ def apply_rules(
                 )  # fmt: skip
                 step = row_offset * stride + col_offset
                 flat_around(batch.around, around_begin, around_end, stride, near)
-            w = np.int64(cells[p + step])
+            w = np.int64(cells[unsigned(p + step)])
             if w >> wide != b:
                 continue
 
             n = 0
             for k in range(size):
-                u = np.int64(cells[p + near[k]])
+                u = np.int64(cells[unsigned(p + near[unsigned(k)])])
                 if u == sentinel:
                     continue
-                touch = near_touches[k]
+                touch = near_touches[unsigned(k)]
                 j = 0
-                while j < n and neighbours[j] != u:
+                while j < n and neighbours[unsigned(j)] != u:
                     j += 1
                 if j == n:
-                    neighbours[n] = u
-                    touches[n] = touch
+                    neighbours[unsigned(n)] = u
+                    touches[unsigned(n)] = touch
                     n += 1
                 else:
-                    touches[j] |= touch
+                    touches[unsigned(j)] |= touch
 
             x = (c << wide) | (v & low)
             if a < codebook_size:
-                cells[p] = x
+                cells[unsigned(p)] = x
             else:
                 for k in range(
                     shape_starts[a - codebook_size], shape_starts[a - codebook_size + 1]
                 ):
-                    cells[p + shape_offsets[k, 0] * stride + shape_offsets[k, 1]] = x
+                    cells[unsigned(p + shape_offsets[k, 0] * stride + shape_offsets[k, 1])] = x
             q = p + step
             if b < codebook_size:
-                cells[q] = x
+                cells[unsigned(q)] = x
             else:
                 for k in range(
                     shape_starts[b - codebook_size], shape_starts[b - codebook_size + 1]
                 ):
-                    cells[q + shape_offsets[k, 0] * stride + shape_offsets[k, 1]] = x
+                    cells[unsigned(q + shape_offsets[k, 0] * stride + shape_offsets[k, 1])] = x
             n_merged += 1
 
             if n_rows + n > rows.shape[0]:
@@ -378,12 +379,12 @@ def apply_rules(
                 slots, mask = widen(slots, mask, rows, first_row, n_rows)
             row, col = (v >> bits) & mask_col, v & mask_col
             for j in range(n):
-                u = neighbours[j]
+                u = neighbours[unsigned(j)]
                 t, dr, dc = u >> wide, ((u >> bits) & mask_col) - row, (u & mask_col) - col
                 position = p
                 if dr < 0 or (dr == 0 and dc < 0):
                     position = p + dr * stride + dc
-                touch = touches[j]
+                touch = touches[unsigned(j)]
                 if t == c:
                     # Made by this rule a moment ago, when a and b here were its neighbours: they are no
                     # more. What (a, a), (a, b), … lost by it was booked then.
@@ -397,10 +398,10 @@ def apply_rules(
                     touch = 0
                 h = row_of(view_of(t, dr, dc), slots, mask, rows, n_rows)
                 n_rows += h == n_rows
-                rows[h, 1] += _BOTH
-                rows[h, 2] += (touch & 1) | ((touch >> 1) << 32)
-                log_rows[n_log] = h
-                log_positions[n_log] = position
+                rows[unsigned(h), 1] += _BOTH
+                rows[unsigned(h), 2] += (touch & 1) | ((touch >> 1) << 32)
+                log_rows[unsigned(n_log)] = h
+                log_positions[unsigned(n_log)] = position
                 n_log += 1
         losses, n_losses, late, n_late, candidates, n_candidates = close_rule(
             batch, i, n_rows, first_new, least, limits, index, rows, slots, first_row,
@@ -429,10 +430,10 @@ def emit_positions(traces, rules, rows, starts, lengths, first_key, pool, used):
     while k < n:
         rule = rules[k]
         for at in range(traces.ends[rule, 1], traces.ends[rule + 1, 1]):
-            row = traces.log_rows[at]
+            row = unsigned(traces.log_rows[unsigned(at)])
             cursor = traces.rows[row, 3]
             if cursor >= 0:
-                pool[cursor] = traces.log_positions[at]
+                pool[unsigned(cursor)] = traces.log_positions[unsigned(at)]
                 traces.rows[row, 3] = cursor + 1
         while k < n and rules[k] == rule:
             k += 1

@@ -27,7 +27,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from .._jit import inlined, kernel
+from .._jit import inlined, kernel, unsigned
 
 BIAS = 1 << 16  # offsets lie in ±65535; packed, they are not negative
 MAX_BATCH = 255  # a rule's number in its batch has 8 bits, see `close_rule`
@@ -79,14 +79,16 @@ class Index(NamedTuple):
 def find_key(index, tokens, offset):
     """The number of a key, or -1."""
     h = hash_of(tokens, offset)
-    if (np.int64(index.filter[(h >> 3) & (index.filter.shape[0] - 1)]) >> (h & 7)) & 1 == 0:
+    if (
+        np.int64(index.filter[unsigned((h >> 3) & (index.filter.shape[0] - 1))]) >> (h & 7)
+    ) & 1 == 0:
         return -1
     slots = index.slots
     mask, tag = slots.shape[0] - 1, h >> 20
     i = h & mask
-    while slots[i] != 0:
-        if slots[i] >> 32 == tag:
-            key = (slots[i] & 0xFFFFFFFF) - 1
+    while slots[unsigned(i)] != 0:
+        if slots[unsigned(i)] >> 32 == tag:
+            key = (slots[unsigned(i)] & 0xFFFFFFFF) - 1
             if index.tokens[key] == tokens and index.offsets[key] == offset:
                 return key
         i = (i + 1) & mask

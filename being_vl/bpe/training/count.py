@@ -19,7 +19,7 @@ from collections.abc import Callable
 
 import numpy as np
 
-from .._jit import inlined, kernel
+from .._jit import inlined, kernel, unsigned
 from .apply_and_emit import Limits, are_allowed
 from .choose import KeyTable, Shapes, packed
 from .options import NO_LIMIT, SORTED_BYTES, USUAL_ROOM, USUAL_TURNS, Options
@@ -49,8 +49,8 @@ def _pick(board, start, n, first_code, end_code, picked):
     """Write the places of the cells [start, start + n) whose code is in range; returns how many."""
     shift, found = 2 * board.bits, 0
     for i in range(start, start + n):
-        code = np.int64(board.cells[i]) >> shift
-        picked[found] = i
+        code = np.int64(board.cells[unsigned(i)]) >> shift
+        picked[unsigned(found)] = i
         found += np.int64(code >= first_code) & np.int64(code < end_code)
     return found
 
@@ -72,21 +72,22 @@ def _sort_by_code(board, period, codebook_size, first_code, end_code, cursors, r
         if not every:
             n = _pick(board, start, n, first_code, end_code, picked)
         for k in range(n):
-            i = start + k if every else picked[k]
-            v = np.int64(board.cells[i])
+            i = start + k if every else picked[unsigned(k)]
+            v = np.int64(board.cells[unsigned(i)])
             if v == board.sentinel:
                 continue
             while i >= board.ends[group]:
                 group += 1
                 stride = board.strides[group]
             code = v >> shift
-            right, below = np.int64(board.cells[i + 1]), np.int64(board.cells[i + stride])
+            right = np.int64(board.cells[unsigned(i + 1)])
+            below = np.int64(board.cells[unsigned(i + stride)])
             right = none if right == board.sentinel else right >> shift
             below = none if below == board.sentinel else below >> shift
-            at = cursors[code]
-            records[at, 0] = (right << 16) | below
-            records[at, 1] = i
-            cursors[code] = at + 1
+            at = cursors[unsigned(code)]
+            records[unsigned(at), 0] = (right << 16) | below
+            records[unsigned(at), 1] = i
+            cursors[unsigned(code)] = at + 1
 
 
 @kernel
@@ -103,17 +104,17 @@ def _frequent_pairs(records, bounds, codebook_size, first_code, end_code, least,
     for code in range(first_code, end_code):
         for shard in range(shards):
             for i in range(bounds[shard, code], bounds[shard, code + 1]):
-                both = np.int64(records[i, 0])
-                counters[shard, 0, both >> 16] += 1
-                counters[shard, 1, both & 0xFFFF] += 1
+                both = np.int64(records[unsigned(i), 0])
+                counters[shard, 0, unsigned(both >> 16)] += 1
+                counters[shard, 1, unsigned(both & 0xFFFF)] += 1
         for shard in range(shards):
             counters[shard, 0, codebook_size] = counters[shard, 1, codebook_size] = 0
         # a second pass takes each pair where it meets it first, and leaves the counters empty
         for shard in range(shards):
             for i in range(bounds[shard, code], bounds[shard, code + 1]):
-                both = np.int64(records[i, 0])
+                both = np.int64(records[unsigned(i), 0])
                 for below in range(2):
-                    second = both & 0xFFFF if below == 1 else both >> 16
+                    second = unsigned(both & 0xFFFF if below == 1 else both >> 16)
                     if counters[shard, below, second] == 0:
                         continue
                     total = np.int64(0)
@@ -184,13 +185,13 @@ def _list_pairs(
                 below, second = pairs[key, 2], pairs[key, 1]
                 cursors[below, second, 0], cursors[below, second, 1] = starts[key], 1
         for i in range(bounds[code], bounds[code + 1]):
-            both = np.int64(records[i, 0])
-            right, below = both >> 16, both & 0xFFFF
+            both, position = np.int64(records[unsigned(i), 0]), records[unsigned(i), 1]
+            right, below = unsigned(both >> 16), unsigned(both & 0xFFFF)
             at = cursors[0, right, 0]
-            pool[at] = records[i, 1]
+            pool[unsigned(at)] = position
             cursors[0, right, 0] = at + cursors[0, right, 1]
             at = cursors[1, below, 0]
-            pool[at] = records[i, 1]
+            pool[unsigned(at)] = position
             cursors[1, below, 0] = at + cursors[1, below, 1]
         for key in range(first_key, end_key):
             below, second = pairs[key, 2], pairs[key, 1]

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from .._jit import kernel
+from .._jit import kernel, unsigned
 from .apply_and_emit import (
     CANDIDATES,
     LATE,
@@ -51,7 +51,9 @@ def _lay(codes, bits, sentinel, cells):
             at += 1
         for row in range(codes.shape[1]):
             for col in range(codes.shape[2]):
-                cells[at] = (np.int64(codes[grid, row, col]) << 2 * bits) | (row << bits) | col
+                cells[unsigned(at)] = (
+                    (np.int64(codes[grid, row, col]) << 2 * bits) | (row << bits) | col
+                )
                 at += 1
             cells[at] = sentinel
             at += 1
