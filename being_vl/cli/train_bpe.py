@@ -171,14 +171,14 @@ def free_memory() -> int | None:
 
 def _say_what_it_takes(args: Namespace, codes: Any, processes: Processes) -> None:
     """Estimates of memory and time, before the start; refuses what cannot fit into the memory that is free."""
-    from ..bpe.training.options import SORTED_BYTES, USUAL_ROOM, USUAL_TURNS
+    from ..bpe.training.options import SORTED_BYTES, usual_room
 
     cells = getattr(codes, "num_cells", None)  # a path and marked frames do not say it
     free = free_memory()
     if cells is None or processes.rank > 0:
         return
     own = cells // processes.size
-    sorting = min(own * SORTED_BYTES, max(USUAL_ROOM, own * SORTED_BYTES / USUAL_TURNS))
+    sorting = min(own * SORTED_BYTES, usual_room(own * SORTED_BYTES))
     usual, least = int(own * _USUAL_BYTES + sorting), int(own * _CELL_BYTES)
     print(
         f"{len(codes):,} grids, {cells:,} codes: about {decimal(usual)} of memory, at least {decimal(least)} "

@@ -270,6 +270,16 @@ def turns(monkeypatch) -> list[tuple[int, int, int]]:
     return turns
 
 
+def set_room(monkeypatch, limit, room):
+    """Sort so many bytes at a time, in as many turns as that takes."""
+    if limit:
+        monkeypatch.setattr(count, "_LEAST_ROOM", room)
+        monkeypatch.setattr(count, "_MOST_TURNS", 1000)
+    else:
+        monkeypatch.setattr(training_options, "USUAL_ROOM", room)
+        monkeypatch.setattr(training_options, "USUAL_TURNS", 1000)
+
+
 @pytest.mark.parametrize("num_listed", [1, 200, 20_000])
 @pytest.mark.parametrize("threads", [1, 2])
 @pytest.mark.parametrize("limit", [None, 1])
@@ -280,8 +290,7 @@ def test_cells_are_counted_in_turns(smooth_grids, monkeypatch, turns, threads, n
     assert len(turns) == 1
     turns.clear()
     room = 8 * smooth_grids.size // 5
-    monkeypatch.setattr(count, "_LEAST_ROOM" if limit else "USUAL_ROOM", room)
-    monkeypatch.setattr(count, "_MOST_TURNS" if limit else "USUAL_TURNS", 1000)
+    set_room(monkeypatch, limit, room)
     monkeypatch.setattr(training_options.Options, "num_listed", num_listed)
     assert digest(train_merges(smooth_grids, memory_limit=limit, **options)) == digest(at_once)
     assert len(turns) >= 4 and turns[0][0] == 0 and turns[-1][1] == 64
@@ -303,8 +312,7 @@ def test_a_code_of_most_cells_is_not_sorted(
             at_once = train_merges(grids, **options)
             turns.clear()
             room = 8 * grids.size // 4
-            patch.setattr(count, "_LEAST_ROOM" if limit else "USUAL_ROOM", room)
-            patch.setattr(count, "_MOST_TURNS" if limit else "USUAL_TURNS", 1000)
+            set_room(patch, limit, room)
             patch.setattr(training_options.Options, "num_listed", num_listed)
             again = train_merges(grids, memory_limit=limit, **options)
         assert digest(again) == digest(at_once)

@@ -22,7 +22,7 @@ import numpy as np
 from .._jit import inlined, kernel, unsigned
 from .apply_and_emit import Limits, are_allowed
 from .choose import KeyTable, Shapes, packed
-from .options import NO_LIMIT, SORTED_BYTES, USUAL_ROOM, USUAL_TURNS, Options
+from .options import NO_LIMIT, SORTED_BYTES, Options, usual_room
 from .shard import Team
 from .tiers import lowest_tier
 
@@ -211,7 +211,7 @@ def can_count_codes(options: Options, team: Team) -> bool:
 def count_codes(options: Options, shapes: Shapes, team: Team, limits: Limits) -> KeyTable:
     """Count the keys of single cells down to a theta that leaves enough of them; list those that find room."""
     needed = SORTED_BYTES * sum(len(shard.board.cells) for shard in team.shards)
-    room, positions = max(USUAL_ROOM, needed // USUAL_TURNS), NO_LIMIT
+    room, positions = usual_room(needed), NO_LIMIT
     if options.memory_limit is not None:
         positions = team.room_for_positions(options.memory_limit) // 2
         room = max(_LEAST_ROOM, needed // _MOST_TURNS, positions * team.shards[0].bytes_a_position)

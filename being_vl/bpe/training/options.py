@@ -15,10 +15,20 @@ NO_LIMIT = 1 << 62
 NARROW_IDS = 0xFFFF  # with at most so many tokens a cell has 4 bytes
 MAX_AHEAD = 1024  # rules that are merged before their turn
 SORTED_BYTES = 8  # a cell that the first count sorts
-# Without a memory limit it sorts so many bytes at a time, or all cells in so many turns.
 USUAL_ROOM = 1 << 28
 USUAL_TURNS = 8
+_SMALL_ROOM = 1 << 26
+_SMALL_TURNS = 4
 SCORINGS = ("frequency", "spatial")
+
+
+def usual_room(needed: int) -> int:
+    """Bytes that the first count sorts at a time, of so many, where memory is not limited.
+
+    A turn reads all cells once more, which takes less time than touching 64 MB for the first time.
+    """
+    room = min(USUAL_ROOM, max(_SMALL_ROOM, needed // _SMALL_TURNS))
+    return max(room, needed // USUAL_TURNS)
 
 
 @dataclass(frozen=True, kw_only=True)
