@@ -78,7 +78,7 @@ class BeingVLTrainer(ExactResumeMixin, Trainer):
 
     def call_model_init(self, trial: Any = None) -> nn.Module:
         """`Trainer.call_model_init`, which remembers `use_cache`."""
-        model = super().call_model_init(trial)
+        model: Any = super().call_model_init(trial)
         self._use_cache = model.config.use_cache
         return model
 
