@@ -25,9 +25,9 @@ def test_the_page_names_every_experiment() -> None:
     others = {"example_checkpoint.py", "experiment_tools.py", "gpu.py", "readme_picture.py"}
     others |= {
         f"drawings_{name}.py"
-        for name in ("images", "judge", "merges", "parts", "smollm2", "starts")
+        for name in ("images", "judge", "merges", "parts", "quantizers", "smollm2", "starts")
     }
-    others.add("dropout.py")
+    others |= {"dropout.py", "lpips_alex.py"}
     scripts = {path.name for path in (ROOT / "experiments").glob("*.py")} - others
     assert {Path(shlex.split(command)[0]).name for command in COMMANDS} == scripts
 
