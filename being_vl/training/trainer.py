@@ -19,7 +19,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 from torch.distributed.tensor import DTensor
-from torch.utils.data import DataLoader, Sampler
+from torch.utils.data import DataLoader, IterableDataset, Sampler
 from transformers import Trainer, TrainerCallback, trainer_pt_utils
 from transformers.trainer_utils import EvalLoopOutput
 
@@ -143,16 +143,18 @@ class BeingVLTrainer(ExactResumeMixin, Trainer):
         """Take the labels off the sequences that the last batch repeats, so that all processes have as many.
 
         accelerate fills the last global batch with sequences from the beginning of the epoch; in the order of
-        the processes, the first ones are new. Their number is computed here, since accelerate's `remainder` is -1
-        in an epoch that is resumed.
+        the processes, the first ones are new. Their number is computed here where the data set has a length, since
+        accelerate's `remainder` is -1 in an epoch that is resumed.
         """
         args, state = self.args, self.accelerator.gradient_state
         if args.world_size == 1 or args.dataloader_drop_last or not state.end_of_dataloader:
             return
-        count = len(state.active_dataloader.dataset) % (batch_size * args.world_size)
+        dataset, count = state.active_dataloader.dataset, state.remainder
+        if isinstance(dataset, Sized) and not isinstance(dataset, IterableDataset):
+            count = len(dataset) % (batch_size * args.world_size)
         labels = batch["labels"]
         new = count - args.process_index * batch_size
-        if count == 0 or new >= len(labels):
+        if count <= 0 or new >= len(labels):
             return
         labels[max(new, 0) :] = IGNORE_INDEX
         batch[COUNTS] = replace(batch[COUNTS], labels=count_labels(labels, self.layout))

@@ -301,3 +301,28 @@ def test_two_processes_take_the_step_of_one(tmp_path, monkeypatch):
     for name, parameter in expected.named_parameters():
         stepped = (parameter - parameter.grad).detach()
         torch.testing.assert_close(result["weights"][name], stepped, atol=2e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize("rank, remainder, kept", [(0, 3, 2), (1, 3, 1), (1, -1, 2), (1, 4, 2)])
+def test_a_stream_without_a_length_repeats_what_accelerate_says(rank, remainder, kept) -> None:
+    class Stream(torch.utils.data.IterableDataset):
+        def __iter__(self):
+            yield from data(3)
+
+    trainer = BeingVLTrainer(
+        being_vl_model(),
+        BeingVLTrainingArguments(**SMALL_RUN),
+        train_dataset=data(2),
+        data_collator=PaddingCollator(PAD),
+    )
+    batch = trainer.data_collator([data(2)[0], data(2)[1]])
+    trainer.accelerator.gradient_state = types.SimpleNamespace(
+        end_of_dataloader=True,
+        remainder=remainder,
+        active_dataloader=types.SimpleNamespace(dataset=Stream()),
+    )
+    trainer.args = types.SimpleNamespace(
+        world_size=2, process_index=rank, dataloader_drop_last=False
+    )
+    trainer._forget_repeats(batch, 2)
+    assert [bool((labels != -100).any()) for labels in batch["labels"]] == [True] * kept + [False] * (2 - kept)  # fmt: skip
