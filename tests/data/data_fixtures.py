@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
+import threading
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from checkpoint_fixtures import CODEBOOK_SIZE, random_grids, tiny_checkpoint
+from tqdm import tqdm
 
 from being_vl.codes.shards import ShardInfo, write_shard
 from being_vl.data.identity import processor_identity
@@ -78,3 +82,15 @@ def folder_bytes(folder: Path) -> dict[str, str]:
         for path in sorted(folder.iterdir())
         if path.name != ".lock"
     }
+
+
+def forked(run: Callable[[], Any]) -> int:
+    """Run it in a child that may be killed at any moment, and return the child's pid; its status is what `run` returns.
+
+    tqdm's lock is a semaphore that a child shares: killed while it holds it, the child would block this process for ever.
+    """
+    child = os.fork()
+    if child == 0:
+        tqdm.set_lock(threading.RLock())
+        os._exit(run() or 0)
+    return child

@@ -22,7 +22,7 @@ from pathlib import Path
 import numpy as np
 import psutil
 import torch
-from data_fixtures import folder_bytes, make_checkpoint, make_codes, make_rows, write_rows
+from data_fixtures import folder_bytes, forked, make_checkpoint, make_codes, make_rows, write_rows
 
 from being_vl.cli import main as being_vl_command
 
@@ -39,9 +39,7 @@ def tokenize(folder: Path, workers: int) -> int:
 
 def killed(folder: Path, workers: int, seconds: float) -> bool:
     """Start the command in a child, kill it after so long; whether the kill hit it while it ran."""
-    child = os.fork()
-    if child == 0:
-        os._exit(tokenize(folder, workers))
+    child = forked(lambda: tokenize(folder, workers))
     time.sleep(seconds)
     helpers = psutil.Process(child).children(recursive=True)  # a finished child is not gone yet
     os.kill(child, signal.SIGKILL)

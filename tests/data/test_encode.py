@@ -18,6 +18,7 @@ import numpy as np
 import psutil
 import pytest
 import torch
+from data_fixtures import forked
 from encode_fixtures import make_images, make_processor, make_quantizer, shard_bytes, write_tar
 from filelock import FileLock
 from PIL import Image
@@ -305,12 +306,13 @@ def test_killed_at_random_moments_it_ends_with_the_same_bytes(tmp_path, format):
     encode(source, tmp_path / "wanted", format=format)
     seconds = time.perf_counter() - started
     rng = np.random.default_rng(0)
+
+    def begin() -> None:
+        torch.set_num_threads(1)  # OpenMP does not survive a fork
+        encode(source, tmp_path / "out", finish=False, format=format)
+
     for _ in range(5):
-        child = os.fork()
-        if child == 0:
-            torch.set_num_threads(1)  # OpenMP does not survive a fork
-            encode(source, tmp_path / "out", finish=False, format=format)
-            os._exit(0)
+        child = forked(begin)
         time.sleep(float(rng.uniform(0, seconds)))
         os.kill(child, signal.SIGKILL)
         os.waitpid(child, 0)
@@ -321,11 +323,12 @@ def test_killed_at_random_moments_it_ends_with_the_same_bytes(tmp_path, format):
 
 def test_a_killed_process_leaves_no_worker_behind(tmp_path):
     make_images(tmp_path / "images", 200)
-    child = os.fork()
-    if child == 0:
+
+    def begin() -> None:
         torch.set_num_threads(1)
         encode(folder_source(tmp_path / "images"), tmp_path / "out", num_workers=2, finish=False)
-        os._exit(0)
+
+    child = forked(begin)
     workers = wait_for(lambda: [p for p in psutil.Process(child).children() if p.is_running()])
     os.kill(child, signal.SIGKILL)
     os.waitpid(child, 0)

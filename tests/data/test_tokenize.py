@@ -13,7 +13,7 @@ from pathlib import Path
 import datasets
 import numpy as np
 import pytest
-from data_fixtures import folder_bytes, make_checkpoint, make_codes, make_rows, write_rows
+from data_fixtures import folder_bytes, forked, make_checkpoint, make_codes, make_rows, write_rows
 from filelock import FileLock
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -443,9 +443,7 @@ def test_killed_runs_end_with_the_same_bytes(data, tmp_path) -> None:
     wanted = folder_bytes(output)
     shutil.rmtree(output)
     for kill in range(4):
-        child = os.fork()
-        if child == 0:
-            os._exit(data.run(path, output))
+        child = forked(lambda: data.run(path, output))
         shards = 2 * (kill + 1)
         while len(list(output.glob("*.arrow"))) < shards:
             time.sleep(0.001)
