@@ -139,21 +139,22 @@ class BeingVLTrainer(ExactResumeMixin, Trainer):
             meter.add_counts(batch[COUNTS])
         return batches, num_items
 
-    def _forget_repeats(self, batch: dict[str, Any], batch_size: int) -> None:
+    def _forget_repeats(self, batch: dict[str, Any]) -> None:
         """Take the labels off the sequences that the last batch repeats, so that all processes have as many.
 
-        accelerate fills the last global batch with sequences from the beginning of the epoch; in the order of
-        the processes, the first ones are new. Their number is computed here where the data set has a length, since
-        accelerate's `remainder` is -1 in an epoch that is resumed.
+        accelerate fills the last global batch with sequences from the beginning of the epoch, so that each process
+        has a batch of one size; in the order of the processes, the first ones are new. Their number is computed here
+        where the data set has a length, since accelerate's `remainder` is -1 in an epoch that is resumed.
         """
         args, state = self.args, self.accelerator.gradient_state
-        if args.world_size == 1 or args.dataloader_drop_last or not state.end_of_dataloader:
+        if args.world_size == 1 or args.dataloader_drop_last or not self.accelerator.even_batches:
             return
-        dataset, count = state.active_dataloader.dataset, state.remainder
+        if not state.end_of_dataloader:
+            return
+        labels, dataset, count = batch["labels"], state.active_dataloader.dataset, state.remainder
         if isinstance(dataset, Sized) and not isinstance(dataset, IterableDataset):
-            count = len(dataset) % (batch_size * args.world_size)
-        labels = batch["labels"]
-        new = count - args.process_index * batch_size
+            count = len(dataset) % (len(labels) * args.world_size)
+        new = count - args.process_index * len(labels)
         if count <= 0 or new >= len(labels):
             return
         labels[max(new, 0) :] = IGNORE_INDEX
@@ -164,7 +165,7 @@ class BeingVLTrainer(ExactResumeMixin, Trainer):
     ) -> torch.Tensor:
         """The sum of the weights of all labels of a step, over all processes: what the loss is divided by."""
         if batch_samples:
-            self._forget_repeats(batch_samples[-1], self._train_batch_size)
+            self._forget_repeats(batch_samples[-1])
         total = sum(
             weight * count
             for batch in batch_samples
@@ -310,7 +311,7 @@ class BeingVLTrainer(ExactResumeMixin, Trainer):
     ) -> Any:
         """`Trainer.prediction_step`; sequences that the last batch repeats have no labels."""
         if COUNTS in inputs:
-            self._forget_repeats(inputs, self.args.eval_batch_size)
+            self._forget_repeats(inputs)
         return super().prediction_step(model, inputs, *args, **kwargs)
 
     def _save_checkpoint(self, *args: Any, **kwargs: Any) -> None:

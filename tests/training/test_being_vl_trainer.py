@@ -324,5 +324,5 @@ def test_a_stream_without_a_length_repeats_what_accelerate_says(rank, remainder,
     trainer.args = types.SimpleNamespace(
         world_size=2, process_index=rank, dataloader_drop_last=False
     )
-    trainer._forget_repeats(batch, 2)
+    trainer._forget_repeats(batch)
     assert [bool((labels != -100).any()) for labels in batch["labels"]] == [True] * kept + [False] * (2 - kept)  # fmt: skip
