@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import nn
+from torch.utils.data import IterableDataset
 from transformers import Trainer, TrainingArguments
 
 from .streaming import StreamedSamples
@@ -88,8 +89,11 @@ def _sample(parameter: torch.Tensor) -> bytes:
 def data_identity(dataset: Any) -> dict[str, Any]:
     if isinstance(dataset, StreamedSamples):
         return dataset.identity()
-    if not hasattr(dataset, "__len__"):
-        return {"samples": None}
+    if isinstance(dataset, IterableDataset) or not hasattr(dataset, "__len__"):
+        raise ValueError(
+            f"train_dataset must be read by index, got {type(dataset).__name__}: a resumed run would not find its "
+            "place in a stream"
+        )
     identity: dict[str, Any] = {"samples": len(dataset)}
     # Samples that are another at each reading, of a random augmentation, have no digest.
     if len(dataset) and _digest(dataset[0]) == _digest(dataset[0]):

@@ -46,7 +46,8 @@ class ExactResumeMixin(Trainer):
     numbers of their own. Several processes need a file system that all of them see.
 
     Raises:
-        ValueError: one process drives several devices, or DeepSpeed or FSDP are set to what `distributed` refuses.
+        ValueError: one process drives several devices; several processes may have different numbers of batches; or
+            DeepSpeed or FSDP are set to what `distributed` refuses.
     """
 
     # Which of the alternatives that `Trainer` allows these are, type checkers cannot tell.
@@ -66,6 +67,12 @@ class ExactResumeMixin(Trainer):
             raise ValueError(
                 f"one process must train on one device, got {self.args.n_gpu}: run under accelerate launch or "
                 "torchrun, or set CUDA_VISIBLE_DEVICES"
+            )
+        uneven = not self.accelerator.even_batches and not self.args.dataloader_drop_last
+        if uneven and self.args.world_size > 1:
+            raise ValueError(
+                "accelerator_config.even_batches must be true on several processes, or dataloader_drop_last: a process "
+                "that has one batch more would wait for the others without end"
             )
         state = self.accelerator.state
         if self.is_deepspeed_enabled:

@@ -21,7 +21,7 @@ from torch import nn
 from torch.distributed.tensor import DTensor
 from torch.utils.data import DataLoader, IterableDataset, Sampler
 from transformers import Trainer, TrainerCallback, trainer_pt_utils
-from transformers.trainer_utils import EvalLoopOutput
+from transformers.trainer_utils import EvalLoopOutput, has_length
 
 from .checkpoints import checkpoint_folders
 from .collators import flex_block_mask
@@ -31,6 +31,9 @@ from .packing import PackedSamples, SharedImageSamples
 from .resume import ExactResumeMixin
 from .samples import IGNORE_INDEX, LengthGroupedSampler, TokenizedSamples
 from .streaming import StreamedSamples
+
+# The weight of a step without a label, or with weights of zero alone: its loss is zero, not 0/0.
+_SILENT = torch.finfo(torch.float32).tiny
 
 
 class TrainingDiverged(ValueError):
@@ -45,7 +48,7 @@ class BeingVLTrainer(ExactResumeMixin, Trainer):
             weighted mean over the labels of all batches of a step, on all processes.
 
     Raises:
-        ValueError: a loss function is given, or as of [`ExactResumeMixin`].
+        ValueError: a loss function or `dispatch_batches` is given, or as of [`ExactResumeMixin`].
     """
 
     def __init__(
@@ -60,6 +63,12 @@ class BeingVLTrainer(ExactResumeMixin, Trainer):
         if model is not None:
             self._use_cache = model.config.use_cache
         super().__init__(model, *args, compute_loss_func=self._weighted_loss, **kwargs)
+        loaders = self.accelerator.dataloader_config
+        if loaders.dispatch_batches:
+            raise ValueError(
+                "accelerator_config.dispatch_batches must not be true: each process counts the tokens of its batches"
+            )
+        loaders.dispatch_batches = False  # None would be true for an IterableDataset
         config = self.model.config
         # `Trainer` sets it to `args.use_cache`, False, and checkpoints would keep that.
         config.use_cache = self._use_cache
@@ -71,6 +80,7 @@ class BeingVLTrainer(ExactResumeMixin, Trainer):
         self.args.logging_nan_inf_filter = False
         self._first_bad_step: torch.Tensor | None = None
         self._silent_steps = torch.zeros(())
+        self._wants_logits = False
         # By whether the model trains.
         self._meters = {training: TokenMeter(label_weights) for training in (True, False)}
         self._frozen_check: FrozenRowsCheck | None = None
@@ -134,9 +144,11 @@ class BeingVLTrainer(ExactResumeMixin, Trainer):
         """`Trainer.get_batch_samples`, counting what is in the batches of a step."""
         meter = self._meters[True]
         meter.start()
+        num_items: Any
         batches, num_items = super().get_batch_samples(*args, **kwargs)
         for batch in batches:
             meter.add_counts(batch[COUNTS])
+        self._silent_steps = self._silent_steps.to(num_items.device) + (num_items == _SILENT)
         return batches, num_items
 
     def _forget_repeats(self, batch: dict[str, Any]) -> None:
@@ -144,18 +156,23 @@ class BeingVLTrainer(ExactResumeMixin, Trainer):
 
         accelerate fills the last global batch with sequences from the beginning of the epoch, so that each process
         has a batch of one size; in the order of the processes, the first ones are new. Their number is computed here
-        where the data set has a length, since accelerate's `remainder` is -1 in an epoch that is resumed.
+        since accelerate's `remainder` is -1 in an epoch that is resumed.
         """
         args, state = self.args, self.accelerator.gradient_state
-        if args.world_size == 1 or args.dataloader_drop_last or not self.accelerator.even_batches:
+        loader: Any = state.active_dataloader  # None where a stream is of this process alone
+        if args.world_size == 1 or args.dataloader_drop_last or loader is None:
             return
-        if not state.end_of_dataloader:
+        if isinstance(loader.dataset, IterableDataset):
+            raise ValueError(
+                "on several processes, a data set must be read by index, got an IterableDataset: the last batch would "
+                "count sequences twice"
+            )
+        if not state.end_of_dataloader or "cu_seq_lens_q" in batch:  # several sequences in a row
             return
-        labels, dataset, count = batch["labels"], state.active_dataloader.dataset, state.remainder
-        if isinstance(dataset, Sized) and not isinstance(dataset, IterableDataset):
-            count = len(dataset) % (len(labels) * args.world_size)
+        labels = batch["labels"]
+        count = len(loader.dataset) % (len(labels) * args.world_size)
         new = count - args.process_index * len(labels)
-        if count <= 0 or new >= len(labels):
+        if count == 0 or new >= len(labels):
             return
         labels[max(new, 0) :] = IGNORE_INDEX
         batch[COUNTS] = replace(batch[COUNTS], labels=count_labels(labels, self.layout))
@@ -174,9 +191,7 @@ class BeingVLTrainer(ExactResumeMixin, Trainer):
         total = torch.tensor(float(total), device=device)
         if self.args.average_tokens_across_devices and self.args.world_size > 1:
             total = self.accelerator.gather(total).sum()
-        self._silent_steps = self._silent_steps.to(device) + (total == 0)
-        # A step without a label, or with weights of zero alone, has a loss of zero, not of 0/0.
-        return total.clamp_min(torch.finfo(total.dtype).tiny)
+        return total.clamp_min(_SILENT)
 
     def training_step(self, *args: Any, **kwargs: Any) -> torch.Tensor:
         """`Trainer.training_step`, which remembers the first step whose loss is not finite."""
@@ -224,8 +239,9 @@ class BeingVLTrainer(ExactResumeMixin, Trainer):
             TrainingDiverged: the loss or a weight is not finite.
         """
         count = len(self.train_dataset) if isinstance(self.train_dataset, Sized) else None
-        is_stream = isinstance(self.train_dataset, StreamedSamples)  # of this process alone
-        step = self.args.train_batch_size * (1 if is_stream else self.args.world_size)
+        # A stream is of this process alone; `split_batches` shares a batch out.
+        is_one = isinstance(self.train_dataset, StreamedSamples) or self.accelerator.split_batches
+        step = self.args.train_batch_size * (1 if is_one else self.args.world_size)
         if count is not None and self.args.dataloader_drop_last and count < step:
             raise ValueError(
                 f"dataloader_drop_last leaves 0 steps: {count} sequences are fewer than a batch of {step}"
@@ -243,30 +259,40 @@ class BeingVLTrainer(ExactResumeMixin, Trainer):
     def compute_loss(
         self, model: nn.Module, inputs: dict[str, Any], *args: Any, **kwargs: Any
     ) -> torch.Tensor | tuple[torch.Tensor, Any]:
-        """`Trainer.compute_loss`, with logits of shape (num_labels, vocab_size) in the outputs."""
+        """`Trainer.compute_loss`, with logits of shape (num_labels, vocab_size) in the outputs.
+
+        Where `predict` or `compute_metrics` asks for logits, they are those of all positions, as `Trainer`'s are.
+        """
         inputs = {name: value for name, value in inputs.items() if name != COUNTS}
         if "segment_ids" in inputs:
             inputs["attention_mask"] = flex_block_mask(inputs.pop("segment_ids"))
         shift_labels = F.pad(inputs["labels"][:, 1:], (0, 1), value=IGNORE_INDEX)
         self._meter = self._meters[model.training]
         # A cache would make transformers take packed samples for one.
-        more = {"shift_labels": shift_labels, "loss_logits_only": True, "use_cache": False}
+        more = {
+            "shift_labels": shift_labels,
+            "loss_logits_only": not self._wants_logits,
+            "use_cache": False,
+        }
         return super().compute_loss(model, {**inputs, **more}, *args, **kwargs)
 
     def _weighted_loss(
         self, outputs: Any, labels: torch.Tensor, num_items_in_batch: torch.Tensor | None
     ) -> torch.Tensor:
-        targets = labels[:, 1:]
-        targets = targets[targets != IGNORE_INDEX]
+        logits, targets = outputs.logits, labels[:, 1:]
+        is_label = targets != IGNORE_INDEX
+        if self._wants_logits:
+            logits = logits[:, :-1][is_label]
+        targets = targets[is_label]
         smoothing = self.args.label_smoothing_factor
         losses = F.cross_entropy(
-            outputs.logits.float(), targets, reduction="none", label_smoothing=smoothing
+            logits.float(), targets, reduction="none", label_smoothing=smoothing
         )
         kinds = kinds_of(targets, self.layout)
         self._meter.add_losses(losses.detach(), kinds)
         weights = torch.tensor(self.label_weights, device=losses.device)[kinds]
         if num_items_in_batch is None:
-            num_items_in_batch = weights.sum().clamp_min(torch.finfo(weights.dtype).tiny)
+            num_items_in_batch = weights.sum().clamp_min(_SILENT)
         return (losses * weights).sum() / num_items_in_batch
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
@@ -281,11 +307,21 @@ class BeingVLTrainer(ExactResumeMixin, Trainer):
         with self._meters[True].pause():
             return super().evaluate(*args, **kwargs)
 
-    def evaluation_loop(self, *args: Any, **kwargs: Any) -> EvalLoopOutput:
-        """`Trainer.evaluation_loop`, with the loss over labels instead of over batches, and by kind."""
+    def evaluation_loop(self, dataloader: DataLoader, *args: Any, **kwargs: Any) -> EvalLoopOutput:
+        """`Trainer.evaluation_loop`, with the loss over labels instead of over batches, and by kind.
+
+        Raises:
+            ValueError: there is no batch.
+            TrainingDiverged: the loss is not finite.
+        """
+        if has_length(dataloader) and not len(dataloader):
+            raise ValueError(
+                f"0 batches to evaluate: the data set has {self.num_examples(dataloader)} sequences, and "
+                f"dataloader_drop_last is {self.args.dataloader_drop_last}"
+            )
         self._meters[False] = meter = TokenMeter(self.label_weights)
         with self._full_eval_by_autocast():
-            output = super().evaluation_loop(*args, **kwargs)
+            output = super().evaluation_loop(dataloader, *args, **kwargs)
         prefix = kwargs.get("metric_key_prefix", "eval")
         figures = meter.read(self.accelerator)
         if not math.isfinite(figures.get("loss", 0.0)):
@@ -307,12 +343,20 @@ class BeingVLTrainer(ExactResumeMixin, Trainer):
             args.bf16_full_eval, args.fp16_full_eval = given
 
     def prediction_step(
-        self, model: nn.Module, inputs: dict[str, Any], *args: Any, **kwargs: Any
+        self,
+        model: nn.Module,
+        inputs: dict[str, Any],
+        prediction_loss_only: bool,
+        *args: Any,
+        **kwargs: Any,
     ) -> Any:
         """`Trainer.prediction_step`; sequences that the last batch repeats have no labels."""
-        if COUNTS in inputs:
-            self._forget_repeats(inputs)
-        return super().prediction_step(model, inputs, *args, **kwargs)
+        self._forget_repeats(inputs)
+        self._wants_logits = not prediction_loss_only
+        try:
+            return super().prediction_step(model, inputs, prediction_loss_only, *args, **kwargs)
+        finally:
+            self._wants_logits = False
 
     def _save_checkpoint(self, *args: Any, **kwargs: Any) -> None:
         with self._meters[True].pause():

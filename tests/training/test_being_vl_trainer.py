@@ -17,9 +17,14 @@ from torch.nn import functional as F
 from training_fixtures import SMALL_RUN, rows_of
 
 from being_vl.training.arguments import BeingVLTrainingArguments
-from being_vl.training.collators import PaddingCollator, SharedImageCollator, block_mask
+from being_vl.training.collators import (
+    FlatCollator,
+    PaddingCollator,
+    SharedImageCollator,
+    block_mask,
+)
 from being_vl.training.packing import PackedSamples, SharedImageSamples
-from being_vl.training.samples import TokenizedSamples
+from being_vl.training.samples import IGNORE_INDEX, TokenizedSamples
 from being_vl.training.trainer import BeingVLTrainer
 
 CODE, MERGE = LAYOUT.first_code_id, LAYOUT.first_merge_id
@@ -60,6 +65,7 @@ def make_trainer(
     rows=None,
     collator=None,
     label_weights=(1.0, 1.0, 1.0),
+    compute_metrics=None,
     **options,
 ):
     options = {
@@ -80,6 +86,7 @@ def make_trainer(
         eval_dataset=data(),
         data_collator=collator or PaddingCollator(PAD),
         label_weights=label_weights,
+        compute_metrics=compute_metrics,
     )
 
 
@@ -259,15 +266,30 @@ def test_grouping_by_length_reads_no_row(tmp_path):
 def test_what_is_refused(tmp_path):
     with pytest.raises(ValueError, match="compute_loss_func is taken"):
         BeingVLTrainer(model=being_vl_model(), compute_loss_func=lambda *args, **kwargs: 0)
+    with pytest.raises(ValueError, match=r"accelerator_config\.dispatch_batches must not be true"):
+        make_trainer(tmp_path, accelerator_config={"dispatch_batches": True})
+    with pytest.raises(ValueError, match="train_dataset must be read by index, got Stream"):
+        make_trainer(tmp_path, rows=Stream()).train()
 
 
-def _worker(rank: int, folder: str, world_size: int) -> None:
+@pytest.fixture
+def free_port(monkeypatch):
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        monkeypatch.setenv("BEING_VL_TEST_PORT", str(free.getsockname()[1]))
+
+
+def _join(rank: int, world_size: int) -> None:
     for state in (PartialState, AcceleratorState):  # of the process that was forked
         state._reset_state()
     os.environ.update(
         RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE=str(world_size),
         MASTER_ADDR="127.0.0.1", MASTER_PORT=os.environ["BEING_VL_TEST_PORT"],
     )  # fmt: skip
+
+
+def _worker(rank: int, folder: str, world_size: int) -> None:
+    _join(rank, world_size)
     trainer = make_trainer(
         folder,
         label_weights=WEIGHTS,
@@ -282,14 +304,11 @@ def _worker(rank: int, folder: str, world_size: int) -> None:
     torch.distributed.destroy_process_group()
 
 
-def test_two_processes_take_the_step_of_one(tmp_path, monkeypatch):
+def test_two_processes_take_the_step_of_one(tmp_path, free_port):
     """The same 8 rows shared out: same step, same figures, counts of both."""
     expected = being_vl_model().train()
     loss, by_kind = plain_loss(expected, data(), WEIGHTS)
     loss.backward()
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        monkeypatch.setenv("BEING_VL_TEST_PORT", str(free.getsockname()[1]))
     mp.start_processes(_worker, args=(str(tmp_path), 2), nprocs=2, start_method="fork")
     result = torch.load(tmp_path / "result.pt", weights_only=True)
     logs = result["logs"]
@@ -303,26 +322,105 @@ def test_two_processes_take_the_step_of_one(tmp_path, monkeypatch):
         torch.testing.assert_close(result["weights"][name], stepped, atol=2e-5, rtol=1e-4)
 
 
-@pytest.mark.parametrize("rank, remainder, kept", [(0, 3, 2), (1, 3, 1), (1, -1, 2), (1, 4, 2)])
-def test_a_stream_without_a_length_repeats_what_accelerate_says(rank, remainder, kept) -> None:
-    class Stream(torch.utils.data.IterableDataset):
-        def __iter__(self):
-            yield from data(3)
+class Stream(torch.utils.data.IterableDataset):
+    def __iter__(self):
+        return iter(data(5))
 
-    trainer = BeingVLTrainer(
-        being_vl_model(),
-        BeingVLTrainingArguments(**SMALL_RUN),
-        train_dataset=data(2),
-        data_collator=PaddingCollator(PAD),
+
+def _predict(rank: int, folder: str, world_size: int, split: bool) -> None:
+    """Five rows in batches of another size than training has, after a step of training."""
+    if world_size > 1:
+        _join(rank, world_size)
+    share = 1 if split else world_size
+    trainer = make_trainer(
+        folder,
+        per_device_train_batch_size=4 // share,
+        per_device_eval_batch_size=2 // share,
+        compute_metrics=lambda found: {"shape": list(found.predictions.shape)},
+        accelerator_config={"split_batches": split},
+        prediction_loss_only=False,
     )
-    batch = trainer.data_collator([data(2)[0], data(2)[1]])
+    trainer.train()
+    metrics = trainer.evaluate(data(5))
+    if world_size > 1:
+        with pytest.raises(ValueError, match="a data set must be read by index"):
+            trainer.evaluate(Stream())
+    else:
+        assert trainer.evaluate(Stream())["eval_loss"] == metrics["eval_loss"]
+    found = trainer.predict(data(5))
+    if rank == 0:
+        is_label = found.label_ids[:, 1:] != IGNORE_INDEX
+        logits = found.predictions[:, :-1][is_label]
+        losses = {
+            name: found.metrics[f"test_{name}"] for name in ("loss", "loss_text", "loss_code")
+        }
+        assert losses == {name: pytest.approx(metrics[f"eval_{name}"]) for name in losses}
+        assert metrics["eval_shape"] == list(found.predictions.shape)
+        torch.save((torch.tensor(logits), losses), f"{folder}/predicted.pt")
+    if world_size > 1:
+        torch.distributed.destroy_process_group()
+
+
+@pytest.mark.parametrize("split", [False, True])
+def test_two_processes_predict_as_one_and_as_the_model(tmp_path, free_port, split):
+    """Logits of all positions, as `Trainer` gives them; the losses count each row once."""
+    _predict(0, str(tmp_path), 1, split)
+    wanted, losses = torch.load(tmp_path / "predicted.pt", weights_only=True)
+    mp.start_processes(_predict, args=(str(tmp_path), 2, split), nprocs=2, start_method="fork")
+    got, shared_losses = torch.load(tmp_path / "predicted.pt", weights_only=True)
+    assert shared_losses == {name: pytest.approx(value, rel=1e-5) for name, value in losses.items()}
+    torch.testing.assert_close(got, wanted, atol=1e-4, rtol=1e-4)
+    targets = torch.cat(
+        [torch.from_numpy(row["labels"])[1:] for row in map(data(5).__getitem__, range(5))]
+    )
+    assert F.cross_entropy(wanted, targets.long()).item() == pytest.approx(losses["loss"], rel=1e-5)
+
+
+def test_an_evaluation_does_not_count_as_a_step_without_labels(tmp_path):
+    samples = [{"id": str(n), "input_ids": [1, 5, 6], "spoken": n} for n in range(2)]
+    with pytest.warns(UserWarning, match="1 of 2 samples have no label"):
+        rows = TokenizedSamples(rows_of(samples), LAYOUT)
+    trainer = make_trainer(
+        tmp_path, eval_strategy="steps", eval_steps=1, per_device_eval_batch_size=1
+    )
+    trainer.eval_dataset = rows
+    assert trainer.train().metrics["steps_without_labels"] == 0
+
+
+def test_a_row_of_several_sequences_keeps_its_labels(tmp_path):
+    """Of 7 sequences in batches of two, the second process has one that is new, and one that is repeated."""
+    rows = PackedSamples(data(7), 20)
+    trainer = make_trainer(tmp_path, rows=rows, collator=FlatCollator())
+    batch = trainer.data_collator([rows[0], rows[1]])
+    labels = batch["labels"].clone()
     trainer.accelerator.gradient_state = types.SimpleNamespace(
-        end_of_dataloader=True,
-        remainder=remainder,
-        active_dataloader=types.SimpleNamespace(dataset=Stream()),
+        end_of_dataloader=True, active_dataloader=types.SimpleNamespace(dataset=range(7))
     )
-    trainer.args = types.SimpleNamespace(
-        world_size=2, process_index=rank, dataloader_drop_last=False
-    )
+    trainer.args = types.SimpleNamespace(world_size=2, process_index=1, dataloader_drop_last=False)
     trainer._forget_repeats(batch)
-    assert [bool((labels != -100).any()) for labels in batch["labels"]] == [True] * kept + [False] * (2 - kept)  # fmt: skip
+    assert torch.equal(batch["labels"], labels)
+
+
+def _refuse(rank: int, folder: str) -> None:
+    _join(rank, 2)
+    uneven = {"even_batches": False}
+    with pytest.raises(
+        ValueError, match=r"accelerator_config\.even_batches must be true on several"
+    ):
+        make_trainer(folder, accelerator_config=uneven)
+    # Five rows are a batch of four and a rest: neither loader has more on one process.
+    options = {"dataloader_drop_last": True, "per_device_train_batch_size": 4}
+    trainer = make_trainer(
+        folder, rows=data(5), accelerator_config={**uneven, "split_batches": True}, **options
+    )
+    trainer.train()
+    assert trainer.state.global_step == 1
+    with pytest.raises(
+        ValueError, match="0 batches to evaluate: the data set has 5 sequences, and"
+    ):
+        trainer.evaluate(data(5))
+    torch.distributed.destroy_process_group()
+
+
+def test_what_two_processes_refuse(tmp_path, free_port):
+    mp.start_processes(_refuse, args=(str(tmp_path),), nprocs=2, start_method="fork")
