@@ -90,10 +90,7 @@ def data_identity(dataset: Any) -> dict[str, Any]:
     if isinstance(dataset, StreamedSamples):
         return dataset.identity()
     if isinstance(dataset, IterableDataset) or not hasattr(dataset, "__len__"):
-        raise ValueError(
-            f"train_dataset must be read by index, got {type(dataset).__name__}: a resumed run would not find its "
-            "place in a stream"
-        )
+        return {"samples": None}
     identity: dict[str, Any] = {"samples": len(dataset)}
     # Samples that are another at each reading, of a random augmentation, have no digest.
     if len(dataset) and _digest(dataset[0]) == _digest(dataset[0]):

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import json
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sized
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +36,7 @@ from .checkpoints import (
 )
 from .distributed import check_deepspeed_settings, check_fsdp_settings
 from .identity import data_identity, identity_differences, model_identity, settings_of
+from .streaming import StreamedSamples
 
 
 class ExactResumeMixin(Trainer):
@@ -173,6 +174,13 @@ class ExactResumeMixin(Trainer):
         # The loop sets a sampler's epoch through one wrapper. Sharing batches out among processes and
         # skipping those of a resumed epoch are two, and the order would be that of epoch 0.
         is_stream = isinstance(self.train_dataset, IterableDataset)  # has no sampler to tell
+        has_length = isinstance(self.train_dataset, Sized | StreamedSamples)
+        checkpoint = kwargs["resume_from_checkpoint"]
+        if checkpoint is not None and not has_length and self.state.epoch >= 1:  # type: ignore[operator]
+            raise ValueError(
+                f"{checkpoint}: {type(self.train_dataset).__name__} had ended before it and was read again; a run can go "
+                "on only in the first reading of a stream without a length"
+            )
         part: Any = None if is_stream else train_dataloader
         while part is not None:
             part = getattr(part, "batch_sampler", None) or getattr(part, "sampler", None)

@@ -148,7 +148,8 @@ class BeingVLTrainer(ExactResumeMixin, Trainer):
         batches, num_items = super().get_batch_samples(*args, **kwargs)
         for batch in batches:
             meter.add_counts(batch[COUNTS])
-        self._silent_steps = self._silent_steps.to(num_items.device) + (num_items == _SILENT)
+        if batches:  # a stream may have ended
+            self._silent_steps = self._silent_steps.to(num_items.device) + (num_items == _SILENT)
         return batches, num_items
 
     def _forget_repeats(self, batch: dict[str, Any]) -> None:
@@ -162,12 +163,9 @@ class BeingVLTrainer(ExactResumeMixin, Trainer):
         loader: Any = state.active_dataloader  # None where a stream is of this process alone
         if args.world_size == 1 or args.dataloader_drop_last or loader is None:
             return
-        if isinstance(loader.dataset, IterableDataset):
-            raise ValueError(
-                "on several processes, a data set must be read by index, got an IterableDataset: the last batch would "
-                "count sequences twice"
-            )
-        if not state.end_of_dataloader or "cu_seq_lens_q" in batch:  # several sequences in a row
+        if isinstance(loader.dataset, IterableDataset) or "cu_seq_lens_q" in batch:
+            return  # how many are new is not known; or a row is several sequences
+        if not state.end_of_dataloader:
             return
         labels = batch["labels"]
         count = len(loader.dataset) % (len(labels) * args.world_size)

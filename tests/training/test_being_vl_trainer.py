@@ -15,6 +15,7 @@ from accelerate.state import AcceleratorState, PartialState
 from model_fixtures import BOI, EOI, LAYOUT, PAD, being_vl_model
 from torch.nn import functional as F
 from training_fixtures import SMALL_RUN, rows_of
+from transformers import TrainerCallback
 
 from being_vl.training.arguments import BeingVLTrainingArguments
 from being_vl.training.collators import (
@@ -268,8 +269,6 @@ def test_what_is_refused(tmp_path):
         BeingVLTrainer(model=being_vl_model(), compute_loss_func=lambda *args, **kwargs: 0)
     with pytest.raises(ValueError, match=r"accelerator_config\.dispatch_batches must not be true"):
         make_trainer(tmp_path, accelerator_config={"dispatch_batches": True})
-    with pytest.raises(ValueError, match="train_dataset must be read by index, got Stream"):
-        make_trainer(tmp_path, rows=Stream()).train()
 
 
 @pytest.fixture
@@ -323,8 +322,52 @@ def test_two_processes_take_the_step_of_one(tmp_path, free_port):
 
 
 class Stream(torch.utils.data.IterableDataset):
+    def __init__(self, count: int = 5):
+        self.rows = [data(count)[number] for number in range(count)]
+
     def __iter__(self):
-        return iter(data(5))
+        return iter(self.rows)
+
+
+class _StopAt(TrainerCallback):
+    def __init__(self, step: int):
+        self.step = step
+
+    def on_step_end(self, args, state, control, **kwargs):
+        control.should_training_stop = state.global_step == self.step
+
+
+def _stream(rank: int, folder: str, world_size: int) -> None:
+    """Five steps of four of 18 rows: undisturbed, stopped after three, and resumed. The last has two rows."""
+    if world_size > 1:
+        _join(rank, world_size)
+    losses = []
+    for name, stop, steps in (("a", 5, 5), ("b", 3, 5), ("b", 5, 5), ("c", 6, 7), ("c", 7, 7)):
+        trainer = make_trainer(
+            f"{folder}/{world_size}/{name}", rows=Stream(18), max_steps=steps, logging_steps=1,
+            per_device_train_batch_size=4 // world_size, save_strategy="steps", save_steps=3,
+        )  # fmt: skip
+        trainer.add_callback(_StopAt(stop))
+        if (name, stop) == ("c", 7):
+            with pytest.raises(ValueError, match="checkpoint-6: Stream had ended before it"):
+                trainer.train(resume_from_checkpoint="auto")
+        else:
+            done = trainer.train(resume_from_checkpoint="auto")
+            assert done.metrics["steps_without_labels"] == 0
+            losses.append([log["loss"] for log in trainer.state.log_history if "loss" in log])
+    if rank == 0:
+        torch.save(losses, f"{folder}/{world_size}.pt")
+    if world_size > 1:
+        torch.distributed.destroy_process_group()
+
+
+def test_a_stream_of_the_user_is_shared_out_and_resumed(tmp_path, free_port):
+    _stream(0, str(tmp_path), 1)
+    mp.start_processes(_stream, args=(str(tmp_path), 2), nprocs=2, start_method="fork")
+    one, two = (torch.load(tmp_path / f"{world}.pt", weights_only=True) for world in (1, 2))
+    for whole, stopped, resumed, _ in (one, two):
+        assert len(whole) == 5 and stopped == whole[:3] and resumed == whole
+    assert two[0][:4] == pytest.approx(one[0][:4], rel=1e-5)  # two processes fill the last batch up
 
 
 def _predict(rank: int, folder: str, world_size: int, split: bool) -> None:
@@ -342,10 +385,7 @@ def _predict(rank: int, folder: str, world_size: int, split: bool) -> None:
     )
     trainer.train()
     metrics = trainer.evaluate(data(5))
-    if world_size > 1:
-        with pytest.raises(ValueError, match="a data set must be read by index"):
-            trainer.evaluate(Stream())
-    else:
+    if world_size == 1:
         assert trainer.evaluate(Stream())["eval_loss"] == metrics["eval_loss"]
     found = trainer.predict(data(5))
     if rank == 0:
