@@ -56,6 +56,10 @@ BAD_YAML = {
     "half a pair": (rb'a: "\ud83d"', "half of a surrogate pair"),
     "large": (b"#" * (1 << 20) + b"\n", "larger than 1048576 bytes"),
     "unfinished": (b"a: [", "not YAML"),
+    "a number of 7,000 digits": (
+        b"a: [0x" + b"f" * 6000 + b"]",
+        "an integer of 6002 characters, '0xfff",
+    ),
     "a key twice": (b"a: 1\nb: {c: 1,\n  c: 2}\n", r"line 3: the key 'c' stands there twice"),
     "a key twice at the top": (b"lr: 1\nlr: 2\n", r"line 2: the key 'lr' stands there twice"),
 }

@@ -18,6 +18,7 @@ from .rules import MAX_CODEBOOK_SIZE
 CHUNK_CELLS = 1 << 18
 _BOARD_CELLS = 1 << 20  # tallest by widest grid of a chunk: what the kernels lay out, roughly
 MAX_GRID_CELLS = 1 << 24
+NO_LIMIT = 1 << 62  # larger is no number for a kernel
 Chunk = tuple[np.ndarray, np.ndarray, np.ndarray]  # flat int32, and two int64 per grid
 
 
@@ -178,18 +179,20 @@ def flat_ids(ids: Sequence[Any], name: Callable[[int], str]) -> tuple[np.ndarray
     return np.concatenate(arrays).astype(np.int64), counts
 
 
-def check_side(value: Any, name: str) -> int:
-    """A height or width: an integer of at least 1."""
-    if isinstance(value, bool) or not isinstance(value, (int, np.integer)) or value < 1:
-        raise ValueError(f"{name} must be an integer of at least 1, got {value!r}")
+def check_integer(value: Any, name: str, least: int = 1) -> int:
+    """An integer of at least `least`, such as a height or width, that kernels can take."""
+    if isinstance(value, bool) or not isinstance(value, (int, np.integer)) or value < least:
+        raise ValueError(f"{name} must be an integer of at least {least}, got {value!r}")
+    if value > NO_LIMIT:
+        raise ValueError(f"{name} must be at most {NO_LIMIT}, got {value!r}")
     return int(value)
 
 
 def check_sides(value: Any, count: int, name: str) -> list[int]:
     """A height or width for each of count sequences, given as one for all or one for each."""
     if not isinstance(value, (Sequence, np.ndarray)):
-        return [check_side(value, name)] * count
-    sides = [check_side(side, f"{name}[{i}]") for i, side in enumerate(value)]
+        return [check_integer(value, name)] * count
+    sides = [check_integer(side, f"{name}[{i}]") for i, side in enumerate(value)]
     if len(sides) != count:
         raise ValueError(f"{name} has {len(sides)} values for {count} sequences of ids")
     return sides
@@ -198,7 +201,7 @@ def check_sides(value: Any, count: int, name: str) -> list[int]:
 def check_threads(num_threads: int | None) -> int:
     """The number of threads to use: all cores this process may run on by default."""
     if num_threads is not None:
-        return check_side(num_threads, "num_threads")
+        return check_integer(num_threads, "num_threads")
     has_affinity = hasattr(os, "sched_getaffinity")
     return len(os.sched_getaffinity(0)) if has_affinity else os.cpu_count() or 1
 

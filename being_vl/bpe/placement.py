@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from .grids import check_side
+from .grids import check_integer
 from .shapes import TokenTable, split_position
 
 if TYPE_CHECKING:
@@ -95,7 +95,7 @@ class GridState:
     """
 
     def __init__(self, bpe: ImageBPE, height: int, width: int, *, may_repeat: bool = True):
-        height, width = check_side(height, "height"), check_side(width, "width")
+        height, width = check_integer(height, "height"), check_integer(width, "width")
         shapes = bpe.shape_table()
         self._bpe, self._shapes = bpe, shapes
         self._refused = None if may_repeat or bpe.repeat_code is None else bpe.repeating_ids()

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from .grids import check_codebook_size, check_codes, check_integers
+from .grids import check_codebook_size, check_codes, check_integer, check_integers
 
 if TYPE_CHECKING:
     from .image_bpe import ImageBPE
@@ -48,7 +48,8 @@ def mark_repeats(
         ValueError: shape, dtype, a code, or key_frame_interval; the message has the place and the value.
     """
     frames = _check_frames(codes, codebook_size)
-    check_key_frame_interval(key_frame_interval)
+    if key_frame_interval is not None:
+        check_integer(key_frame_interval, "key_frame_interval")
     previous = None if before is None else _check_before(before, frames, codebook_size)
     dtype = np.result_type(frames.dtype, np.min_scalar_type(codebook_size))
     marked = np.empty(frames.shape, dtype=dtype)
@@ -157,7 +158,8 @@ class MarkedFrames(Sequence):
         *,
         key_frame_interval: int | None = None,
     ):
-        check_key_frame_interval(key_frame_interval)
+        if key_frame_interval is not None:
+            check_integer(key_frame_interval, "key_frame_interval")
         self._frames = frames
         self._starts = np.asarray(starts, dtype=np.int64)
         self._codebook_size = check_codebook_size(codebook_size)
@@ -185,12 +187,6 @@ class MarkedFrames(Sequence):
             before=before,
             num_before=number,
         )[0]
-
-
-def check_key_frame_interval(value: Any) -> None:
-    """Refuse what is neither None nor a positive integer."""
-    if value is not None and not (isinstance(value, (int, np.integer)) and value >= 1):
-        raise ValueError(f"key_frame_interval must be an integer of at least 1, got {value!r}")
 
 
 def _check_before(before: Any, frames: np.ndarray, codebook_size: int) -> np.ndarray:

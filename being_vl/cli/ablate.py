@@ -12,10 +12,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from jsonargparse import Namespace
-from jsonargparse.typing import NonNegativeInt, PositiveInt
+from jsonargparse.typing import PositiveInt
 
 from . import run_command
-from .options import add, option, refuse_used
+from .options import Seed, add, option, refuse_used
 from .parsing import Parser
 
 if TYPE_CHECKING:
@@ -54,7 +54,7 @@ def make_parser() -> Parser:
         default=[],
     )
     option(chosen, "regimes", str, "default: all of them", nargs="+", default=list(_REGIMES))
-    option(chosen, "seeds", int, "every cell is trained with each", nargs="+", default=[0, 1, 2])
+    option(chosen, "seeds", Seed, "every cell is trained with each", nargs="+", default=[0, 1, 2])
     add(chosen, "device", help="of training and answers", default="cpu")
     own = parser.add_argument_group("own data", "all of the first five, or none for easy-VQA")
     add(own, "base", "quantizer")
@@ -72,7 +72,7 @@ def make_parser() -> Parser:
     option(easy, "train-images", PositiveInt, "default: all")
     option(easy, "test-images", PositiveInt, "default: all")
     option(easy, "test-split", Literal["validation", "test"], "to score on", default="test")
-    option(easy, "data-seed", NonNegativeInt, "of quantizer and text model", default=0)
+    option(easy, "data-seed", Seed, "of quantizer and text model", default=0)
     score = parser.rare("scores")
     add(score, "max-new-tokens", default=8)
     add(score, "limit", help="score only the first so many rows; default: all")

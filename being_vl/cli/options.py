@@ -20,6 +20,7 @@ from jsonargparse.typing import (
     NonNegativeInt,
     PositiveFloat,
     PositiveInt,
+    restricted_number_type,
 )
 
 from ..files import place
@@ -28,6 +29,9 @@ from ..models.families import ImageInit
 if TYPE_CHECKING:
     from ..data.quantizing import Source
 
+Seed = restricted_number_type(
+    "Seed", int, [(">=", 0), ("<", 1 << 32)]
+)  # as numpy and torch both take it
 Dtype = Literal["auto", "float32", "bfloat16", "float16"]
 
 # name, type, metavar, default, help
@@ -54,7 +58,7 @@ _TABLE: tuple[tuple[str, Any, str | None, Any, str], ...] = (
     ("resume", bool, None, True, "continue an interrupted run"),
     ("shard-size", PositiveInt, None, None, "rows in a shard"),
     # how
-    ("seed", NonNegativeInt, None, 0, "random seed"),
+    ("seed", Seed, None, 0, "random seed"),
     ("device", str, None, None, "cpu, cuda, cuda:1, …; default: a GPU if there is one"),
     ("dtype", Dtype, None, "auto", "of the weights"),
     ("batch-size", PositiveInt, None, None, "images in a batch"),

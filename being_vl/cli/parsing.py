@@ -19,7 +19,7 @@ import yaml
 from jsonargparse import ArgumentParser, DefaultHelpFormatter, Namespace, set_loader
 from jsonargparse._loaders_dumpers import yaml_load
 
-from ..files import check_regular, check_yaml_keys
+from ..files import check_regular, check_yaml
 
 MAX_CONFIG_BYTES = 1 << 20
 _PRINTING = ("config", "json", "traceback")
@@ -300,8 +300,7 @@ def _bounded_yaml(text: str) -> Any:
     try:
         if "*" in text and any(isinstance(e, yaml.AliasEvent) for e in yaml.parse(text)):
             raise yaml.YAMLError("aliases (*name) are not allowed; put * in quotes")
-        if ":" in text:
-            check_yaml_keys(yaml.compose(text, yaml.SafeLoader))
+        check_yaml(yaml.compose(text, yaml.SafeLoader))
         return yaml_load(text)
     except ValueError as error:
         raise yaml.YAMLError(str(error)) from None

@@ -22,7 +22,6 @@ from __future__ import annotations
 import hashlib
 import math
 import os
-import sys
 import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -32,9 +31,10 @@ from typing import Any
 import datasets
 import numpy as np
 
-from ..files import is_remote, place, read_yaml
+from ..files import is_of, is_remote, place, read_yaml, shown
 
 _MOST_SAMPLES = 10**9
+_MOST = 10**18  # of a weight or share: beyond, products and sums are no longer finite
 # A number mistyped would fill the memory before a sample is read.
 _ANY_SAMPLES, _MOST_TIMES = 1_000_000, 100
 _PARTS = ("weights", "shares", "samples")
@@ -114,8 +114,7 @@ def mix(
         ValueError: an amount is not positive, a source is taken more than 100 times over, or nothing is left.
     """
     for name, amount in amounts.items():
-        if not math.isfinite(amount) or amount <= 0:
-            raise ValueError(f"the amount of {name!r} must be positive, got {amount}")
+        _check_amount(f"the amount of {name!r}", amount)
     if by_share:
         total = sum(amounts.values())
         shares = {name: amount / total for name, amount in amounts.items()}
@@ -165,15 +164,15 @@ def _read_mixture(spec: Any, stage: str | None, name: str) -> _Mixture:
     _known(spec, ("sources", "stages", *_PARTS), name)
     sources = spec.get("sources")
     if not isinstance(sources, Mapping) or not sources:
-        raise ValueError(f"{name}: sources must map names to folders, got {sources!r}")
+        raise ValueError(f"{name}: sources must map names to folders, got {shown(sources)}")
     for source, folder in sources.items():
         if not isinstance(folder, (str, os.PathLike)):
-            raise ValueError(f"{name}: sources.{source} must be a folder, got {folder!r}")
+            raise ValueError(f"{name}: sources.{source} must be a folder, got {shown(folder)}")
     parts, where = spec, name
     stages = spec.get("stages")
     if stages is not None:
         if not isinstance(stages, Mapping) or not stages:
-            raise ValueError(f"{name}: stages must map names to parts, got {stages!r}")
+            raise ValueError(f"{name}: stages must map names to parts, got {shown(stages)}")
         if any(part in spec for part in _PARTS):
             raise ValueError(f"{name}: give stages, or weights or shares for all of them, not both")
         if stage is None and len(stages) == 1:
@@ -184,7 +183,7 @@ def _read_mixture(spec: Any, stage: str | None, name: str) -> _Mixture:
             )
         parts, where = stages[stage], f"{name}: stages.{stage}"
         if not isinstance(parts, Mapping):
-            raise ValueError(f"{where} must have weights or shares, got {parts!r}")
+            raise ValueError(f"{where} must have weights or shares, got {shown(parts)}")
         _known(parts, _PARTS, where)
     if ("weights" in parts) == ("shares" in parts):
         raise ValueError(f"{where}: exactly one of weights and shares must be there")
@@ -192,30 +191,31 @@ def _read_mixture(spec: Any, stage: str | None, name: str) -> _Mixture:
     field = "shares" if by_share else "weights"
     amounts = parts[field]
     if not isinstance(amounts, Mapping) or not amounts:
-        raise ValueError(f"{where}: {field} must map sources to numbers, got {amounts!r}")
+        raise ValueError(f"{where}: {field} must map sources to numbers, got {shown(amounts)}")
     for source, amount in amounts.items():
         if source not in sources:
             raise ValueError(
                 f"{where}: {field}.{source} is not one of sources: {', '.join(sources)}"
             )
-        if (
-            isinstance(amount, bool)
-            or not isinstance(amount, (int, float))
-            or not 0 < amount <= sys.float_info.max
-        ):
-            raise ValueError(f"{where}: {field}.{source} must be a positive number, got {amount!r}")
+        _check_amount(f"{where}: {field}.{source}", amount)
     samples = parts.get("samples")
-    if samples is not None and (not by_share or not isinstance(samples, int) or samples < 1):
+    allowed = is_of(samples, int) and by_share and 1 <= samples <= _MOST_SAMPLES
+    if samples is not None and not allowed:
         raise ValueError(
-            f"{where}: samples must be a positive integer beside shares, got {samples!r}"
+            f"{where}: samples must be an integer from 1 to {_MOST_SAMPLES} beside shares, got {shown(samples)}"
         )
     return _Mixture(dict(sources), {s: float(a) for s, a in amounts.items()}, by_share, samples)
+
+
+def _check_amount(what: str, amount: Any) -> None:
+    if not is_of(amount, float) or not 0 < amount <= _MOST:
+        raise ValueError(f"{what} must be a positive number up to {_MOST:.0e}, got {shown(amount)}")
 
 
 def _known(fields: Mapping[str, Any], known: tuple[str, ...], where: str) -> None:
     for field in fields:
         if field not in known:
-            raise ValueError(f"{where}: unknown field {field!r}; there are {', '.join(known)}")
+            raise ValueError(f"{where}: unknown field {shown(field)}; there are {', '.join(known)}")
 
 
 def _rounded(shares: Mapping[str, float], samples: int) -> dict[str, int]:

@@ -11,7 +11,7 @@ from .atomic import flush, new_file, new_folder, write_atomic, write_json
 from .errors import reading, shown, writing
 from .model_folders import check_model_folder, read_weight_map
 from .ownership import check_entries, check_file, claim, file_entry, locked, refuse_others
-from .parsing import check_yaml_keys, is_of, load_json, parse_json, read_json, read_yaml, record
+from .parsing import check_yaml, is_of, load_json, parse_json, read_json, read_yaml, record
 from .places import check_regular, is_remote, place, read_bytes, read_text
 from .results import RESULTS_FOLDER, Result, load_results, result_path
 
@@ -22,7 +22,7 @@ __all__ = [
     "check_file",
     "check_model_folder",
     "check_regular",
-    "check_yaml_keys",
+    "check_yaml",
     "claim",
     "file_entry",
     "flush",

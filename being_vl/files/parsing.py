@@ -24,6 +24,7 @@ MAX_JSON_BYTES = 1 << 26  # tokenizer.json of 300,000 ids fits
 MAX_JSON_VALUES = 1 << 20  # bounds what parsing may allocate, to some 150 MB
 _MAX_YAML_DEPTH = 64
 _MAX_YAML_VALUES = 100_000
+_MAX_YAML_DIGITS = 1000  # Python shows no integer of thousands
 _HUGE = re.compile(rb"[0-9]{200}|[0-9][eE]\+?[0-9]{3}")  # whatever may be beyond floats
 # an escape of half a character, or of a half of a pair
 _SURROGATE = re.compile(rb"\\u[dD][89a-fA-F]")
@@ -136,7 +137,7 @@ def read_yaml(path: str | os.PathLike, *, optional: bool = False) -> Any:
         if _SURROGATE.search(raw):
             raise ValueError("text with half of a surrogate pair")
         _check_yaml_size(yaml.parse(text, loader))
-        check_yaml_keys(yaml.compose(text, loader))
+        check_yaml(yaml.compose(text, loader))
         return yaml.load(text, loader)
     except RecursionError:
         raise ValueError(f"{path}: nested too deeply") from None
@@ -174,8 +175,8 @@ def _check_yaml_size(events: Iterable[Any]) -> None:
             )
 
 
-def check_yaml_keys(root: Any) -> None:
-    """Raises ValueError for a key that stands twice in a mapping: yaml keeps the last without a word.
+def check_yaml(root: Any) -> None:
+    """Raises ValueError for a key that stands twice in a mapping, of which yaml keeps the last, or a huge integer.
 
     Args:
         root: the node that `yaml.compose` returns; None for an empty file.
@@ -183,7 +184,11 @@ def check_yaml_keys(root: Any) -> None:
     waiting, known = [root], set()
     while waiting:
         node = waiting.pop()
-        if node is None or id(node) in known or isinstance(node.value, str):
+        if node is None or id(node) in known:
+            continue
+        if isinstance(node.value, str):
+            if node.tag == "tag:yaml.org,2002:int" and len(node.value) > _MAX_YAML_DIGITS:
+                raise ValueError(f"an integer of {len(node.value)} characters, {shown(node.value)}")
             continue
         known.add(id(node))
         if node.id == "sequence":

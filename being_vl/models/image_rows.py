@@ -17,6 +17,7 @@ import torch
 from ..vocabulary import VocabularyLayout
 from .families import ImageInit
 
+_MOST_DEVIATIONS = 16  # no normal number lies further out
 _MEAN_TEXT_NOISE = 0.01  # of the text rows' standard deviation: enough to tell equal rows apart
 
 
@@ -69,6 +70,10 @@ def new_rows(
         merges: (M, 4) merge rules, for `"codebook"` and `"constituents"`.
         generator: a CPU generator.
     """
+    if std is not None and not 0 <= std <= torch.finfo(text_rows.dtype).max / _MOST_DEVIATIONS:
+        raise ValueError(
+            f"image_init_std must be at least 0 and far below what {text_rows.dtype} holds, got {std}"
+        )
     text_rows = text_rows.detach().float().cpu()
     hidden_size = text_rows.shape[1]
     num_rows = layout.size - layout.text_size

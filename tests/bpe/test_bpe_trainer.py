@@ -458,6 +458,8 @@ def test_processes_of_any_grids_learn_the_rules_of_the_law(mode):
         ([[[0]]], {"num_merges": 1 << 18}, "num_merges must be at most 131072, got 262144"),
         ([[[0]]], {"codebook_size": 1 << 21}, r"codebook_size must lie in \[1, 1048576\], got"),
         ([[[0]]], {"min_count": 0}, "min_count must be an integer of at least 1, got 0"),
+        ([[[0]]], {"min_count": 1 << 63}, "min_count must be at most 4611686018427387904, got"),
+        ([[[0]]], {"max_cells": 1 << 63, "merge_rule": "pair"}, "max_cells must be at most"),
         ([[[0]]], {"scoring": "best"}, "scoring must be one of .*, got 'best'"),
         ([[[0]]], {"merge_rule": "best"}, "merge_rule must be one of .*, got 'best'"),
         ([[[0]]], {"merge_rule": "pair", "scoring": "spatial"}, "needs the offsets"),

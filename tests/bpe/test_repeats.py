@@ -171,8 +171,8 @@ def test_a_file_that_names_another_code(tmp_path, changes, message):
         (np.array([[[0]], [[-1]]]), {}, r"codes\[1, 0, 0\] is -1"),
         (
             np.zeros((1, 1, 1), int),
-            {"key_frame_interval": 0},
-            "key_frame_interval must be an integer",
+            {"key_frame_interval": True},
+            "key_frame_interval must be an integer of at least 1, got True",
         ),
     ],
 )

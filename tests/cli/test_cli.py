@@ -135,6 +135,8 @@ def test_a_misspelt_option_gets_a_suggestion(capsys, tmp_path):
     [
         ("a: &a [1, 1]\nb: &b [*a, *a]\nminutes: *b\n", "aliases (*name) are not allowed"),
         ("minutes: " + "[" * 5000 + "]" * 5000, "options.yaml: "),
+        (f"minutes: 2\nseed: {1 << 32}\n", "seed"),
+        (f"minutes: 2\nseed: 0x{'f' * 6000}\n", "an integer of 6002 characters"),
         ("minutes: 2\nseed: 1\nminutes: 3\n", "line 3: the key 'minutes' stands there twice"),
         ("minutes: " + "1" * (1 << 20), "larger than 1048576 characters"),
         ("minutes: [1\n", "options.yaml: "),

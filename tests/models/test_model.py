@@ -1,6 +1,7 @@
 """BeingVLForCausalLM: a stock Llama on disk, new rows, frozen rows, label-only logits, grid positions."""
 
 import json
+import re
 
 import pytest
 import torch
@@ -145,6 +146,9 @@ def test_initialisation_is_reproducible_and_says_what_it_lacks():
         being_vl_model(image_init="constituents", merges=None)
     with pytest.raises(ValueError, match="needs codebook="):
         being_vl_model(image_init="codebook")
+    for std in ("-1.0", "1e+38", "nan"):  # not all numbers drawn with 1e38 are a float32
+        with pytest.raises(ValueError, match=rf"image_init_std must be .* got {re.escape(std)}"):
+            being_vl_model(image_init_std=float(std))
     with pytest.raises(ValueError, match=r"codebook must have shape \(16, dim\), got \(15, 3\)"):
         being_vl_model(image_init="codebook", codebook=torch.zeros(15, 3))
     with pytest.raises(ValueError, match=r"merges must have shape \(5, 4\), got \(4, 4\)"):

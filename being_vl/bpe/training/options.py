@@ -3,15 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
-import numpy as np
-
-from ..grids import check_codebook_size
+from ..grids import NO_LIMIT, check_codebook_size, check_integer
 from ..rules import MAX_MERGES, MAX_TOKEN_CELLS, MAX_TOTAL_CELLS, MERGE_RULES
 from .checkpoints import Checkpoint
 
-NO_LIMIT = 1 << 62
 NARROW_IDS = 0xFFFF  # with at most so many tokens a cell has 4 bytes
 MAX_AHEAD = 1024  # rules that are merged before their turn
 SORTED_BYTES = 8  # a cell that the first count sorts
@@ -51,14 +47,14 @@ class Options:
     memory_limit: int | None
 
     def __post_init__(self) -> None:
-        check_integer("num_merges", self.num_merges, 0)
+        check_integer(self.num_merges, "num_merges", least=0)
         if self.num_merges > MAX_MERGES:
             raise ValueError(f"num_merges must be at most {MAX_MERGES}, got {self.num_merges}")
         check_codebook_size(self.codebook_size)
-        check_integer("min_count", self.min_count, 1)
+        check_integer(self.min_count, "min_count")
         for name in ("max_cells", "max_token_extent", "memory_limit"):
             if getattr(self, name) is not None:
-                check_integer(name, getattr(self, name), 1)
+                check_integer(getattr(self, name), name)
         if self.scoring not in SCORINGS:
             raise ValueError(f"scoring must be one of {SCORINGS}, got {self.scoring!r}")
         if self.merge_rule not in MERGE_RULES:
@@ -112,11 +108,6 @@ class Options:
     def most_cells_of_all(self) -> int:
         """The most cells of all merged tokens together."""
         return NO_LIMIT if self.merge_rule == "pair" else MAX_TOTAL_CELLS
-
-
-def check_integer(name: str, value: Any, least: int) -> None:
-    if isinstance(value, bool) or not isinstance(value, (int, np.integer)) or value < least:
-        raise ValueError(f"{name} must be an integer of at least {least}, got {value!r}")
 
 
 @dataclass(frozen=True)

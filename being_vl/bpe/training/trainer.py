@@ -16,12 +16,13 @@ from typing import Any
 
 import numpy as np
 
+from ..grids import check_integer
 from .apply_and_emit import Batch, Limits, keys_of_views
 from .checkpoints import Checkpoint
 from .choose import KeyTable, Shapes, packed
 from .count import can_count_codes, count_codes
 from .grids import GridSource, open_grids
-from .options import NO_LIMIT, Options, Progress, check_integer
+from .options import NO_LIMIT, Options, Progress
 from .processes import OneProcess, Processes
 from .recount import Recount
 from .shard import Shard, Team
@@ -104,7 +105,7 @@ def train_merges(
         num_threads = min(
             _available_cpus(), 1 + int(source.sizes.prod(axis=1).sum()) // _CELLS_A_THREAD
         )
-    check_integer("num_threads", num_threads, 1)
+    check_integer(num_threads, "num_threads")
     processes = processes or OneProcess()
     try:
         with Run(source, options, num_threads, processes, ahead=True) as run:
