@@ -6,7 +6,7 @@ import sys
 
 from jsonargparse import Namespace
 
-from .loading import check_part
+from .loading import load_speaker
 from .options import add, add_about, option
 from .parsing import Parser
 
@@ -30,22 +30,13 @@ def main(args: Namespace) -> int:
     from rich.console import Console
     from transformers.utils import logging
 
-    from ..demo.conversation import load_speaker
     from ..demo.terminal import Session, typed_lines
 
-    check_part("checkpoint", args.checkpoint)
     logging.set_verbosity_error()
     logging.disable_progress_bar()
     torch.manual_seed(args.seed)  # transformers.set_seed would import the trainer, and peft with it
     console = Console(highlight=False)
-    speaker = load_speaker(
-        args.checkpoint,
-        device=args.device,
-        max_new_tokens=args.max_new_tokens,
-        temperature=args.temperature,
-        top_p=args.top_p,
-    )
-    session = Session(speaker, args.system, console, show_tracebacks=args.traceback)
+    session = Session(load_speaker(args), args.system, console, show_tracebacks=args.traceback)
     if args.image is not None:
         session.add_image(args.image)
     if sys.stdin.isatty():

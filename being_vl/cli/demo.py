@@ -7,7 +7,7 @@ from pathlib import Path
 from jsonargparse import Namespace
 from jsonargparse.typing import PositiveInt
 
-from .loading import check_part
+from .loading import load_speaker
 from .options import add, add_about, flag, option
 from .parsing import Parser
 
@@ -27,19 +27,8 @@ def make_parser() -> Parser:
 
 
 def main(args: Namespace) -> int:
-    from ..demo.page import build_page, launch_page
+    from ..demo.page import build_page, launch_page  # first of all: gradio may be missing
 
-    title = Path(args.checkpoint).name
-    from ..demo.conversation import load_speaker  # after the page, which may lack gradio
-
-    check_part("checkpoint", args.checkpoint)
-    speaker = load_speaker(
-        args.checkpoint,
-        device=args.device,
-        max_new_tokens=args.max_new_tokens,
-        temperature=args.temperature,
-        top_p=args.top_p,
-    )
-    page = build_page(speaker, title)
+    page = build_page(load_speaker(args), Path(args.checkpoint).name)
     launch_page(page, host=args.host, port=args.port, open_browser=args.browser)
     return 0

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import sys
 import time
-from typing import Literal
+from typing import Any, Literal
 
 from jsonargparse import Namespace
 
@@ -87,11 +87,7 @@ def main(args: Namespace) -> int:
     with tqdm(total=total, unit=things[:-1], disable=not state.is_main_process) as bar:
         if by_ray:
             summary = quantizing.quantize_with_ray(
-                source,
-                model,
-                processor,
-                output,
-                settings,
+                *(source, model, processor, output, settings),
                 workers=args.workers,
                 cpus_per_worker=args.cpus_per_worker,
                 gpus_per_worker=args.gpus_per_worker,
@@ -99,43 +95,43 @@ def main(args: Namespace) -> int:
             )
         else:
             summary = quantizing.quantize_source(
-                source,
-                model.to(device),
-                processor,
-                output,
-                settings,
+                *(source, model.to(device), processor, output, settings),
                 num_workers=args.workers,
                 rank=args.rank if args.world > 1 else state.process_index,
                 world=args.world if args.world > 1 else state.num_processes,
                 progress=bar.update,
             )
     state.wait_for_everyone()
-    if state.is_main_process:
-        try:
-            manifest = quantizing.write_manifest(output, source, args.format)
-        except quantizing.MissingShardError:
-            if args.world == 1:
-                raise
-            return _wait_for_others(args, summary.images)
-        result = {
-            "output": str(output),
-            **{name: manifest[name] for name in ("images", "skipped", "left_out", "cells")},
-            **({"videos": manifest["videos"]} if things == "videos" else {}),
-            "shards": len(manifest["shards"]),
-            "shards_found_done": summary.shards_found,
-            "seconds": round(time.perf_counter() - started, 3),
-        }
-        reasons = ", ".join(
-            f"{count:,} × {reason}" for reason, count in manifest["left_out"].items()
-        )
-        why = f" ({reasons})" if reasons else ""
-        answer(
-            args,
-            result,
-            f"{output}: {manifest[things]} {things} in {result['shards']} shards, "
-            f"{result['skipped']} skipped, {sum(manifest['left_out'].values())} left out{why} (skipped.jsonl names them)",
-            sys.stderr,
-        )
+    if not state.is_main_process:
+        return 0
+    try:
+        manifest = quantizing.write_manifest(output, source, args.format)
+    except quantizing.MissingShardError:
+        if args.world == 1:
+            raise
+        return _wait_for_others(args, summary.images)
+    work = {
+        "shards_found_done": summary.shards_found,
+        "seconds": round(time.perf_counter() - started, 3),
+    }
+    return _say_what_is_there(args, manifest, things, work)
+
+
+def _say_what_is_there(
+    args: Namespace, manifest: dict[str, Any], things: str, work: dict[str, Any]
+) -> int:
+    shards, left_out = len(manifest["shards"]), manifest["left_out"]
+    counts = {name: manifest[name] for name in ("images", "skipped", "left_out", "cells")}
+    counts[things] = manifest[things]
+    reasons = ", ".join(f"{count:,} × {reason}" for reason, count in left_out.items())
+    why = f" ({reasons})" if reasons else ""
+    answer(
+        args,
+        {"output": args.output, **counts, "shards": shards, **work},
+        f"{args.output}: {manifest[things]} {things} in {shards} shards, {manifest['skipped']} skipped, "
+        f"{sum(left_out.values())} left out{why} (skipped.jsonl names them)",
+        sys.stderr,
+    )
     return 0
 
 

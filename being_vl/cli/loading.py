@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 from typing import Any
 
+from jsonargparse import Namespace
+
 from ..files import check_model_folder, check_regular, place, reading
 
 _REASON = 200  # characters of what the Hub's client says
@@ -96,6 +98,15 @@ def load_quantizer(source: str, image_processor: str | None = None) -> tuple[Any
             return model, BeingVLImageProcessor.from_pretrained(image_processor)
     with reading(source):
         return model, image_processor_for(source, model.config)
+
+
+def load_speaker(args: Namespace) -> Any:
+    """The checkpoint of `chat` and `demo`, which answers as their options say."""
+    check_part("checkpoint", args.checkpoint)
+    from ..demo.conversation import load_speaker as load
+
+    names = ("device", "max_new_tokens", "temperature", "top_p")
+    return load(args.checkpoint, **{name: args[name] for name in names})
 
 
 def check_array(path: str) -> None:

@@ -43,20 +43,14 @@ def generate_answers(
     model: BeingVLLanguageModel,
     processor: BeingVLProcessor,
     prompts: Sequence[str],
-    image_ids: Sequence[Hashable] | None = None,
-    image_codes: Mapping[Any, Any] | None = None,
-    *,
-    batch_size: int = 256,
+    *args: Any,
     description: str = "answering",
-    **generation: Any,
+    **options: Any,
 ) -> list[str]:
-    """[`iter_answers`] with a progress bar: a text for each prompt, special tokens left out."""
+    """A text for each prompt, with a progress bar: all batches of [`iter_answers`], whose arguments it takes."""
     answers: list[str] = []
-    batches = iter_answers(
-        model, processor, prompts, image_ids, image_codes, batch_size=batch_size, **generation
-    )
     with tqdm(total=len(prompts), desc=description, unit="question") as bar:
-        for batch in batches:
+        for batch in iter_answers(model, processor, prompts, *args, **options):
             answers += batch
             bar.update(len(batch))
     return answers

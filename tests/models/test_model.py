@@ -48,6 +48,7 @@ def test_config_sizes_agree():
         ValueError, match=r"image_grid_size must be \(height, width\).* got \[0, 3\]"
     ):
         BeingVLConfig(image_grid_size=[0, 3])
+    assert BeingVLConfig(image_grid_size=[1, 7]).image_grid_size == [1, 7]  # of a sequence
     with pytest.raises(ValueError, match=r"image_grid_size \(3, 9\) exceeds max_grid_size 8"):
         BeingVLConfig(image_grid_size=[3, 9], image_positions="grid", max_grid_size=8)
 
