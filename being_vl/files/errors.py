@@ -47,7 +47,8 @@ def reading(path: str | os.PathLike, problem: str = "cannot be read") -> Iterato
         raise ValueError(f"{named}: {problem}: {kind}{text or type(error).__name__}") from error
 
 
-_FAILED_WRITES = re.compile(r"iostream error|inline_container|PytorchStreamWriter|I/O error")
+_TORCH_WRITES = re.compile(r"inline_container|PytorchStreamWriter")
+_FAILED_WRITES = re.compile(rf"iostream error|I/O error|{_TORCH_WRITES.pattern}")
 
 
 @contextmanager
@@ -71,6 +72,8 @@ def writing(folder: str | os.PathLike, *, name: str | os.PathLike = "") -> Itera
         shown_file = Path(name or folder, file.relative_to(folder))
         places = (folder, *folder.absolute().parents)
         free = shutil.disk_usage(next(path for path in places if path.exists())).free
+        if _TORCH_WRITES.search(text):  # which tells places in its source and in the file
+            text = "only a part of the file was written"
         raise OSError(f"{shown_file}: cannot be written, {free} bytes are free: {text}") from error
 
 

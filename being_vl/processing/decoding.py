@@ -69,14 +69,18 @@ class DecodingMixin:
                     f"begin at {layout.first_code_id}; visual ids are decoded with visual=True"
                 )
             ids = ids[start:stop] - layout.first_code_id
-        wrong = np.flatnonzero((ids < 0) | (ids >= bpe.vocab_size))
-        if len(wrong):
-            raise ValueError(
-                f"visual id {ids[wrong[0]]} at position {wrong[0]} is not in [0, {bpe.vocab_size})"
-            )
+        self._check_visual_ids(ids)
         if height is None or width is None:
             height, width = self._common_grid_size(int(bpe.token_sizes()[ids].sum()))
         return bpe.decode(ids.astype(np.int32), height, width)
+
+    def _check_visual_ids(self, ids: np.ndarray) -> None:
+        count = self.tokenizer.image_bpe.vocab_size
+        wrong = np.flatnonzero((ids < 0) | (ids >= count))
+        if len(wrong):
+            raise ValueError(
+                f"visual id {ids[wrong[0]]} at position {wrong[0]} is not in [0, {count})"
+            )
 
     def _common_grid_size(self, num_cells: int) -> tuple[int, int]:
         """The grid of every image. A count of cells does not tell the sides: 36 are 6 × 6 as well as 4 × 9."""
@@ -137,6 +141,7 @@ class DecodingMixin:
         layout, bpe = self._layout, self.tokenizer.image_bpe
         if not visual:
             ids = ids[(ids >= layout.first_code_id) & (ids < layout.size)] - layout.first_code_id
+        self._check_visual_ids(ids)
         if height is None or width is None:
             if not num_frames:
                 raise ValueError("give num_frames, or the height and width of a frame in cells")

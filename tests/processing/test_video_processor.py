@@ -205,6 +205,10 @@ def test_what_is_refused(processor) -> None:
     with pytest.raises(ValueError, match="ids must be of 6 frames, got 5"):
         (ids,) = processor(text="<video>", video_codes=clip).input_ids
         processor.decode_video_codes(ids, 6, GRID, GRID)
+    for wrong in (-1, bpe.vocab_size):
+        for size in ((), (GRID, GRID)):
+            with pytest.raises(ValueError, match=rf"visual id {wrong} at position 2 is not in"):
+                processor.decode_video_codes([0, 0, wrong], 1, *size, visual=True)
     with pytest.raises(ValueError, match="truncation cuts an image"):
         processor(text="<video>", video_codes=clip, truncation=True, max_length=12)
     repeated = np.flatnonzero(bpe.repeating_ids()[: bpe.codebook_size])
