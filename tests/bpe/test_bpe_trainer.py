@@ -465,6 +465,11 @@ def test_processes_of_any_grids_learn_the_rules_of_the_law(mode):
         ([[[0]]], {"merge_rule": "pair", "scoring": "spatial"}, "needs the offsets"),
         ([[[0]]], {"merge_rule": "pair", "max_token_extent": 2}, "needs the shapes"),
         ([[[0]]], {"spatial_sigma": float("nan")}, "spatial_sigma must be .*, got nan"),
+        (
+            [[[0]]],
+            {"spatial_sigma": 1e-200},
+            "spatial_sigma must be .* at least 1e-100, got 1e-200",
+        ),
     ],
 )
 def test_wrong_input_is_named(grids, options, message):

@@ -192,16 +192,21 @@ def test_resize_draws_new_rows_around_the_mean_text_row():
     )
 
 
-def test_resize_token_embeddings_pads_and_cuts():
-    model = being_vl_model()
+@TIED
+def test_resize_token_embeddings_pads_and_cuts(tied):
+    model = being_vl_model(tied=tied)
+    model.freeze_image_embeddings()
     model.resize_token_embeddings(pad_to_multiple_of=64)
     assert model.config.vocab_size == 128 and model.config.layout == LAYOUT
-    model.resize_token_embeddings(LAYOUT.size - 2)
-    assert model.config.layout == VocabularyLayout(TEXT_SIZE, 4, 16, 3)
-    model.resize_token_embeddings(TEXT_SIZE + 6)
-    assert model.config.layout == VocabularyLayout(TEXT_SIZE, 4, 2, 0)
-    model.resize_token_embeddings(TEXT_SIZE - 1)
-    assert model.config.layout == VocabularyLayout(TEXT_SIZE - 1, 0, 0, 0)
+    for size, sizes in (
+        (LAYOUT.size - 2, (TEXT_SIZE, 4, 16, 3)),
+        (TEXT_SIZE + 6, (TEXT_SIZE, 4, 2, 0)),
+        (TEXT_SIZE - 1, (TEXT_SIZE - 1, 0, 0, 0)),
+    ):
+        model.resize_token_embeddings(size)
+        assert model.config.layout == VocabularyLayout(*sizes)
+        for layer in (model.lm_head, model.model.embed_tokens):
+            assert layer.frozen_rows == (model.config.layout.first_code_id, size)
 
 
 def _train(model, steps=6, **forward):

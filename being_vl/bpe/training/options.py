@@ -15,6 +15,7 @@ USUAL_ROOM = 1 << 28
 USUAL_TURNS = 8
 _SMALL_ROOM = 1 << 26
 _SMALL_TURNS = 4
+_LEAST_SIGMA = 1e-100  # its square is not 0
 SCORINGS = ("frequency", "spatial")
 
 
@@ -67,9 +68,9 @@ class Options:
             raise ValueError(
                 f"spatial_weight must be a number of at least 0, got {self.spatial_weight!r}"
             )
-        if not 0 < self.spatial_sigma < float("inf"):
+        if not _LEAST_SIGMA <= self.spatial_sigma < float("inf"):
             raise ValueError(
-                f"spatial_sigma must be a number of more than 0, got {self.spatial_sigma!r}"
+                f"spatial_sigma must be a number of at least {_LEAST_SIGMA}, got {self.spatial_sigma!r}"
             )
 
     @property
