@@ -7,7 +7,7 @@ import io
 import json
 import os
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import PurePath
 from typing import Any
 
@@ -15,7 +15,16 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from ..files import check_regular, is_remote, parse_json, reading, shown, write_atomic
+from ..files import (
+    check_regular,
+    is_of,
+    is_remote,
+    parse_json,
+    reading,
+    record,
+    shown,
+    write_atomic,
+)
 from .parquet_footer import column_chunks
 from .tars import INDEX, SUFFIX, keys_of, read_codes, read_index, tar_bytes
 
@@ -24,6 +33,7 @@ _METADATA_KEY = b"being_vl.codes"
 _ROW_GROUP = 4096
 # of a file, decoded; encode's own have some 4 million values
 _MAX_VALUES, _MAX_BYTES = 1 << 27, 1 << 29
+_MAX_CODEBOOK_SIZE = 1 << 31  # of int32
 
 
 @dataclass(frozen=True)
@@ -244,18 +254,20 @@ def _info_of(schema: pa.Schema, path: Any) -> ShardInfo | None:
     if raw is None:
         return None
     fields = parse_json(raw, f"{path}: the metadata of the shard")
-    if not isinstance(fields, dict):
-        raise ValueError(f"{path}: malformed metadata {shown(raw)}")
-    if fields.get("version") != VERSION:
+    version = fields.get("version") if isinstance(fields, dict) else None
+    if version != VERSION and is_of(version, int):
         raise ValueError(
-            f"{path}: version must be {VERSION}, got {fields.get('version')!r}; "
-            "a later being_vl may have written it"
+            f"{path}: version must be {VERSION}, got {version}; a later being_vl may have written it"
         )
     try:
-        skipped = tuple((int(at), str(name), str(why)) for at, name, why in fields["skipped"])
-        return ShardInfo(**{**fields, "skipped": skipped})
-    except (KeyError, TypeError, ValueError) as error:
-        raise ValueError(f"{path}: malformed metadata {raw!r}: {error}") from error
+        info = record(ShardInfo, fields)
+        if not 1 <= info.codebook_size <= _MAX_CODEBOOK_SIZE:
+            raise ValueError(
+                f"codebook_size must be 1 to {_MAX_CODEBOOK_SIZE}, got {info.codebook_size}"
+            )
+    except ValueError as error:
+        raise ValueError(f"{path}: malformed metadata: {error}") from None
+    return replace(info, skipped=tuple(map(tuple, info.skipped)))
 
 
 def check_range(codes: np.ndarray, codebook_size: int, what: str) -> None:

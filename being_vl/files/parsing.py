@@ -223,7 +223,9 @@ def _check_type(name: str, value: Any, hint: Any) -> None:
     if get_origin(hint) is dict and isinstance(value, dict):
         for key, one in value.items():
             _check_type(f"{name}.{key}", one, get_args(hint)[1])
-    raise ValueError(f"{name} must be {getattr(hint, '__name__', hint)}, got {shown(value)}")
+    raise ValueError(
+        f"{name} must be {hint if get_origin(hint) else hint.__name__}, got {shown(value)}"
+    )
 
 
 def is_of(value: Any, hint: Any) -> bool:
@@ -233,6 +235,11 @@ def is_of(value: Any, hint: Any) -> bool:
     kind, inner = get_origin(hint) or hint, get_args(hint)
     if kind is UnionType:
         return any(is_of(value, part) for part in inner)
+    if kind is tuple:  # a list of JSON: of one type, or of as many values as the tuple has
+        if not isinstance(value, list) or (inner[-1] is not ... and len(value) != len(inner)):
+            return False
+        hints = [inner[0]] * len(value) if inner[-1] is ... else inner
+        return all(map(is_of, value, hints))
     if kind is float:
         kind = (int, float)
     if not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool):

@@ -167,6 +167,33 @@ def test_a_later_version_is_refused(tmp_path):
         CodeShards(tmp_path)
 
 
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        ({"codebook_size": None}, "codebook_size must be int, got None"),
+        ({"codebook_size": True}, "codebook_size must be int, got True"),
+        ({"codebook_size": 4.0}, "codebook_size must be int, got 4.0"),
+        ({"codebook_size": 0}, "codebook_size must be 1 to 2147483648, got 0"),
+        ({"quantizer": ["x"]}, r"quantizer must be str, got a list \['x'\]"),
+        (
+            {"skipped": [[1.5, "a", "b"]]},
+            r"skipped must be tuple\[tuple\[int, str, str\], ...\], got",
+        ),
+        ({"skipped": [[1, "a"]]}, r"skipped must be tuple"),
+        ({"version": True}, "version must be int, got True"),
+        ({"more": 1}, "must have the fields codebook_size, .*, got a dict"),
+    ],
+)
+def test_metadata_of_another_type_is_named(tmp_path, change, message):
+    write_shard(tmp_path / "a.parquet", ["a"], [np.zeros((1, 1))], ShardInfo(4, skipped=((1, "b", "c"),)))  # fmt: skip
+    assert CodeShards(tmp_path).codebook_size == 4
+    table = pq.read_table(tmp_path / "a.parquet")
+    info = json.loads(table.schema.metadata[b"being_vl.codes"]) | change
+    pq.write_table(table.replace_schema_metadata({"being_vl.codes": json.dumps(info)}), tmp_path / "a.parquet")  # fmt: skip
+    with pytest.raises(ValueError, match=f"a.parquet: malformed metadata: {message}"):
+        CodeShards(tmp_path)
+
+
 def test_what_is_not_there_or_not_parquet(tmp_path):
     with pytest.raises(FileNotFoundError, match="no parquet file"):
         CodeShards(tmp_path)
