@@ -142,6 +142,10 @@ def whole(rows: list) -> str:
             r"merges\[0\].second is 1000000000, but only 4 tokens exist",
         ),
         (whole([[2, 1, 0, 0, 12]]), r"merges\[0\]"),
+        (whole([[2, 1.5, 0, 1, 12]]), r"merges_and_counts must be list\[list\[int\]\], got"),
+        (whole([[2, True, 0, 1, 12]]), r"merges_and_counts must be list\[list\[int\]\], got"),
+        (whole([[2, 1, 0, 1, 1 << 63]]), "not a checkpoint"),
+        ('{"version": 1, "options": {}, "merges_and_counts": []}', "made with a='nothing', not 1"),
         (whole([[2, 1, 0, 1, 12], [2, 1, 0, 1, 12]]), r"merges\[1\]"),
     ],
 )

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 from filelock import FileLock, Timeout
 
-from ...files import is_remote, read_json, shown, write_atomic
+from ...files import is_remote, read_json, record, shown, write_atomic
 from ..rules import RULE_FIELDS, as_rules, check_merges
 
 FILE_NAME = "checkpoint.json"
@@ -35,6 +35,13 @@ class Checkpoint:
 
     merges: np.ndarray
     counts: np.ndarray
+
+
+@dataclass(frozen=True)
+class _Content:
+    version: int
+    options: dict[str, Any]
+    merges_and_counts: list[list[int]]
 
 
 def lock_folder(folder: Path) -> AbstractContextManager:
@@ -57,8 +64,8 @@ def lock_folder(folder: Path) -> AbstractContextManager:
 def save_checkpoint(folder: Path, checkpoint: Checkpoint, options: dict[str, Any]) -> None:
     """Write the rules so far; `options` are what they depend on beside the grids."""
     rows = np.concatenate([checkpoint.merges, checkpoint.counts[:, None]], axis=1)
-    content = {"version": _VERSION, "options": options, "merges_and_counts": rows.tolist()}
-    write_atomic(folder / FILE_NAME, json.dumps(content).encode())
+    content = _Content(_VERSION, options, rows.tolist())
+    write_atomic(folder / FILE_NAME, json.dumps(vars(content)).encode())
 
 
 def load_checkpoint(folder: Path, options: dict[str, Any]) -> Checkpoint | None:
@@ -75,19 +82,17 @@ def load_checkpoint(folder: Path, options: dict[str, Any]) -> Checkpoint | None:
     if not path.exists():
         return None
     try:
-        content = read_json(path)
-        version, found = content["version"], content["options"]
-        rows = np.array(content["merges_and_counts"], np.int64).reshape(-1, 5)
-    except (KeyError, TypeError, ValueError, OverflowError) as error:
+        content = record(_Content, read_json(path))
+        rows = np.array(content.merges_and_counts, np.int64).reshape(-1, 5)
+    except (ValueError, OverflowError) as error:
         raise ValueError(f"{path}: not a checkpoint of train-bpe: {error}") from error
-    if not isinstance(found, dict):
-        raise ValueError(f"{path}: options must be an object, got {shown(found)}")
-    if version != _VERSION:
-        raise ValueError(f"{path}: version must be {_VERSION}, got {version!r}")
+    if content.version != _VERSION:
+        raise ValueError(f"{path}: version must be {_VERSION}, got {content.version}")
     for name, value in options.items():
-        if name not in found or found[name] != value:
+        found = content.options.get(name, "nothing")
+        if found != value:
             raise ValueError(
-                f"{path}: it was made with {name}={found.get(name)!r}, not {value!r}; "
+                f"{path}: it was made with {name}={shown(found)}, not {value!r}; "
                 "use the same options, or another folder"
             )
     try:
