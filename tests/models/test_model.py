@@ -26,6 +26,7 @@ from transformers import (
 )
 
 from being_vl import BeingVLConfig, BeingVLForCausalLM, ImageBPE, VocabularyLayout
+from being_vl.models.quiet_rows import quiet_shift
 
 INITS = ["normal", "mean_text", "codebook", "constituents"]
 TIED = pytest.mark.parametrize("tied", [False, True], ids=["untied", "tied"])
@@ -154,6 +155,8 @@ def test_initialisation_is_reproducible_and_says_what_it_lacks():
         being_vl_model(image_init="codebook", codebook=torch.zeros(15, 3))
     with pytest.raises(ValueError, match=r"merges must have shape \(5, 4\), got \(4, 4\)"):
         being_vl_model(merges=MERGES[:4])
+    with pytest.raises(TypeError, match="no_field is no field of ImageVocabularyConfig"):
+        being_vl_model(no_field=1)
 
 
 @TIED
@@ -190,6 +193,18 @@ def test_resize_draws_new_rows_around_the_mean_text_row():
     torch.testing.assert_close(
         embedding[LAYOUT.size :].mean(dim=0), embedding[:TEXT_SIZE].mean(dim=0), rtol=0, atol=1e-3
     )
+
+
+def test_the_shift_of_new_rows_is_that_of_a_model_without_dropout():
+    shifts = []
+    for training in (False, True):
+        model = being_vl_model().train(training)
+        for layer in model.model.layers:
+            layer.self_attn.attention_dropout = 0.9
+        rows = torch.randn(7, 32, generator=torch.Generator().manual_seed(5))
+        shifts.append(quiet_shift(model, TEXT_SIZE, rows).detach())
+        assert model.training == training
+    assert shifts[0].any() and torch.equal(*shifts)
 
 
 @TIED
