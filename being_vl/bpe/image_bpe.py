@@ -475,9 +475,8 @@ class ImageBPE(PushesCheckpoint):
         rule += "" if self._repeat_code is None else f", repeat_code={self._repeat_code}"
         return f"ImageBPE(codebook_size={self._codebook_size}, num_merges={self.num_merges}{rule})"
 
-    def __reduce__(
-        self,
-    ) -> tuple[Any, ...]:  # without the tables: copies hash alike in datasets.map
+    def __reduce__(self) -> tuple[Any, ...]:
+        # without the tables: copies hash alike in datasets.map
         return _rebuild, (np.array(self._merges), *self._says)
 
     @property

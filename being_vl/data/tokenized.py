@@ -36,6 +36,7 @@ from ..files import (
     place,
     read_json,
     reading,
+    shown,
     write_atomic,
 )
 from ..files import claim as claim_folder
@@ -306,16 +307,13 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     manifest = read_json(path)
     if not isinstance(manifest, dict) or manifest.get("version") != VERSION:
         version = manifest.get("version") if isinstance(manifest, dict) else manifest
-        raise ValueError(f"{path}: version must be {VERSION}, got {version!r}")
-    for name, kind in (("parts", dict), ("counts", dict)):
-        if not isinstance(manifest.get(name), kind):
-            raise ValueError(
-                f"{path}: {name} must be a {kind.__name__}, got {manifest.get(name)!r}"
-            )
-    if not isinstance(manifest["parts"].get("tokenizer"), dict):
-        raise ValueError(
-            f"{path}: parts.tokenizer must be a dict, got {manifest['parts'].get('tokenizer')!r}"
-        )
+        raise ValueError(f"{path}: version must be {VERSION}, got {shown(version)}")
+    for name in ("counts", "parts", "parts.tokenizer"):
+        value: Any = manifest
+        for key in name.split("."):
+            value = value.get(key)
+        if not isinstance(value, dict):
+            raise ValueError(f"{path}: {name} must be a dict, got {shown(value)}")
     check_entries(path, manifest.get("shards"), samples=int)
     return manifest
 

@@ -26,7 +26,7 @@ from transformers.image_utils import ImageInput, PILImageResampling, SizeDict, i
 from transformers.processing_utils import ImagesKwargs, Unpack
 from transformers.utils import TensorType
 
-from ..files import reading, shown
+from ..files import is_of, reading, shown
 from ..hub.part import CheckpointPart, Origin, commit_named, pinned
 from .image_loading import (
     MAX_IMAGE_PIXELS,
@@ -40,8 +40,6 @@ from .image_loading import (
 )
 
 _BYTES_PER_PIXEL = 8  # more than any file needs: RGBA of 16 bits, not compressed
-
-
 _MAX_SIDE = 1 << 14  # pixels; more is no size to quantize at
 
 
@@ -312,16 +310,11 @@ _SIZES = (
 
 def _check_options(processor: BeingVLImageProcessor, whose: str) -> None:
     """Raises ValueError for an option of a file that is of another type, or a size beyond any image's."""
-    for name in ("do_resize", "do_center_crop", "do_rescale", "do_normalize", "do_convert_rgb", "do_pad"):  # fmt: skip
-        if getattr(processor, name) not in (True, False, None):
-            raise ValueError(
-                f"{whose} {name} must be true or false, got {shown(getattr(processor, name))}"
-            )
-    for name, step in (
-        ("size", "do_resize"),
-        ("crop_size", "do_center_crop"),
-        ("pad_size", "do_pad"),
-    ):
+    sizes = {"size": "do_resize", "crop_size": "do_center_crop", "pad_size": "do_pad"}
+    for name in (*sizes.values(), "do_rescale", "do_normalize", "do_convert_rgb"):
+        if not is_of(value := getattr(processor, name), bool | None):
+            raise ValueError(f"{whose} {name} must be true or false, got {shown(value)}")
+    for name, step in sizes.items():
         sides = {k: v for k, v in vars(getattr(processor, name, None) or SizeDict()).items() if v is not None}  # fmt: skip
         for side, value in sides.items():
             if not _is_side(value):
