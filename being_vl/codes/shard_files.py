@@ -267,7 +267,8 @@ def _info_of(schema: pa.Schema, path: Any) -> ShardInfo | None:
             )
     except ValueError as error:
         raise ValueError(f"{path}: malformed metadata: {error}") from None
-    return replace(info, skipped=tuple(map(tuple, info.skipped)))
+    skipped: Any = info.skipped  # lists, as JSON has them
+    return replace(info, skipped=tuple(map(tuple, skipped)))
 
 
 def check_range(codes: np.ndarray, codebook_size: int, what: str) -> None:

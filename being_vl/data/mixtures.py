@@ -198,7 +198,7 @@ def _read_mixture(spec: Any, stage: str | None, name: str) -> _Mixture:
                 f"{where}: {field}.{source} is not one of sources: {', '.join(sources)}"
             )
         _check_amount(f"{where}: {field}.{source}", amount)
-    samples = parts.get("samples")
+    samples: Any = parts.get("samples")
     allowed = is_of(samples, int) and by_share and 1 <= samples <= _MOST_SAMPLES
     if samples is not None and not allowed:
         raise ValueError(
