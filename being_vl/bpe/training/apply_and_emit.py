@@ -18,9 +18,7 @@ positions of new keys are written by one pass over the log, and the cells, which
 processor's cache, are visited once. A key's positions lie together in the pool, in the order in which they
 were found; they are written once, when its newer token is made, since a later merge can only take from them.
 
-Cost of a merge: one look at each cell around it, one row for each neighbour. Positions are taken some at a time,
-in three loops: which are not stale, what is around each, and the rows of all those neighbours. So the processor
-waits for several cells at once, and no loop holds more arrays than it has registers for.
+Cost of a merge: one look at each cell around it, one row for each neighbour.
 """
 
 from __future__ import annotations
@@ -33,8 +31,6 @@ from .._jit import inlined, kernel, prefetch, unsigned
 from .choose import BIAS, find_key, offset_of, tokens_of
 
 _AHEAD = 6  # positions between asking for a cache line and using it; of more, lines leave the cache before
-_AT_ONCE = 64  # positions
-_MOST_NEIGHBOURS = 1 << 12  # of so many positions, if one has not more
 _LOW = 0xFFFFFFFF
 _BOTH = (1 << 32) | 1
 
@@ -132,8 +128,8 @@ def row_of(view, slots, mask, rows, n_rows):
             return row
         slot = unsigned((np.int64(slot) + 1) & mask)
     slots[slot] = n_rows + 1
-    new = unsigned(n_rows)  # a view of the row would be counted as a reference
-    rows[new, 0], rows[new, 1], rows[new, 2], rows[new, 3] = view, 0, 0, slot
+    new = rows[unsigned(n_rows)]
+    new[0], new[1], new[2], new[3] = view, 0, 0, slot
     return n_rows
 
 
@@ -300,12 +296,6 @@ def apply_rules(
     # of one type from the start: numba would compile what they are passed to once more for a literal 0
     n_rows = n_log = n_merged = n_losses = n_late = n_candidates = np.int64(0)
     first_new = batch.rules[0, 4]
-    fresh = np.empty(_AT_ONCE, pool.dtype)  # positions
-    # of all neighbours of those: first its cell, then its view; which part it touches, then losses; its position in
-    # the log; and views whose new keys were counted before their token was merged, too
-    views, touches = np.empty(_MOST_NEIGHBOURS, np.int64), np.empty(_MOST_NEIGHBOURS, np.int64)
-    places = np.empty(_MOST_NEIGHBOURS, pool.dtype)
-    undone = np.empty(2 * _MOST_NEIGHBOURS, np.int64)
     for i in range(n_rules):
         a, b, c = batch.rules[i, 0], batch.rules[i, 1], batch.rules[i, 4]
         row_offset, col_offset = batch.rules[i, 2], batch.rules[i, 3]
@@ -318,119 +308,101 @@ def apply_rules(
         near_touches = np.empty(size, np.int64)
         for k in range(size):
             near_touches[k] = batch.around[around_begin + k, 2]
-        at_once = max(1, min(_AT_ONCE, _MOST_NEIGHBOURS // size))
-        if size > views.shape[0]:
-            views, touches = np.empty(size, np.int64), np.empty(size, np.int64)
-            places, undone = np.empty(size, pool.dtype), np.empty(2 * size, np.int64)
+        neighbours = np.empty(size, np.int64)
+        touches = np.empty(size, np.int64)
         begin, end, stride, step = np.int64(0), np.int64(0), np.int64(0), np.int64(0)
-        for first in range(start, start + length, at_once):
-            n_fresh = np.int64(0)
-            for at in range(first, min(first + at_once, start + length)):
-                p = pool[unsigned(at)]
-                fresh[unsigned(n_fresh)] = p
-                n_fresh += np.int64(np.int64(cells[unsigned(p)]) >> wide == a)
-
-            m = n_undone = np.int64(0)
-            for at in range(-_AHEAD, n_fresh):
-                if at + _AHEAD < n_fresh:
-                    ahead = np.int64(fresh[unsigned(at + _AHEAD)])
+        for at in range(start, start + length):
+            # a position's own line first, and of those that are not stale the lines around it
+            if at + 2 * _AHEAD < start + length:
+                prefetch(cells, np.int64(pool[unsigned(at + 2 * _AHEAD)]))
+            if at + _AHEAD < start + length:
+                ahead = np.int64(pool[unsigned(at + _AHEAD)])
+                if np.int64(cells[unsigned(ahead)]) >> wide == a:
                     prefetch(cells, ahead - stride - 1)
                     prefetch(cells, ahead + stride + 1)
                     prefetch(cells, ahead + step + row_offset * stride)
-                if at < 0:
-                    continue
-                p = np.int64(fresh[unsigned(at)])
-                v = np.int64(cells[unsigned(p)])
-                if v >> wide != a:  # taken a moment ago, in a chain a a a
-                    continue
-                if p < begin or p >= end:
-                    group = group_of(ends, p)
-                    begin, end, stride = (
-                        (np.int64(0) if group == 0 else ends[group - 1]), ends[group], strides[group]
-                    )  # fmt: skip
-                    step = row_offset * stride + col_offset
-                    flat_around(batch.around, around_begin, around_end, stride, near)
-                w = np.int64(cells[unsigned(p + step)])
-                if w >> wide != b:
-                    continue
+            p = np.int64(pool[unsigned(at)])
+            v = np.int64(cells[unsigned(p)])
+            if v >> wide != a:
+                continue
+            if p < begin or p >= end:
+                group = group_of(ends, p)
+                begin, end, stride = (
+                    (np.int64(0) if group == 0 else ends[group - 1]), ends[group], strides[group]
+                )  # fmt: skip
+                step = row_offset * stride + col_offset
+                flat_around(batch.around, around_begin, around_end, stride, near)
+            w = np.int64(cells[unsigned(p + step)])
+            if w >> wide != b:
+                continue
 
-                n = m
-                for k in range(size):
-                    u = np.int64(cells[unsigned(p + near[unsigned(k)])])
-                    if u == sentinel:
-                        continue
-                    touch = near_touches[unsigned(k)]
-                    j = m
-                    while j < n and views[unsigned(j)] != u:
-                        j += 1
-                    if j == n:
-                        views[unsigned(n)] = u
-                        touches[unsigned(n)] = touch
-                        n += 1
-                    else:
-                        touches[unsigned(j)] |= touch
-
-                x = (c << wide) | (v & low)
-                if a < codebook_size:
-                    cells[unsigned(p)] = x
+            n = 0
+            for k in range(size):
+                u = np.int64(cells[unsigned(p + near[unsigned(k)])])
+                if u == sentinel:
+                    continue
+                touch = near_touches[unsigned(k)]
+                j = 0
+                while j < n and neighbours[unsigned(j)] != u:
+                    j += 1
+                if j == n:
+                    neighbours[unsigned(n)] = u
+                    touches[unsigned(n)] = touch
+                    n += 1
                 else:
-                    for k in range(
-                        shape_starts[a - codebook_size], shape_starts[a - codebook_size + 1]
-                    ):
-                        cells[unsigned(p + shape_offsets[k, 0] * stride + shape_offsets[k, 1])] = x
-                q = p + step
-                if b < codebook_size:
-                    cells[unsigned(q)] = x
-                else:
-                    for k in range(
-                        shape_starts[b - codebook_size], shape_starts[b - codebook_size + 1]
-                    ):
-                        cells[unsigned(q + shape_offsets[k, 0] * stride + shape_offsets[k, 1])] = x
-                n_merged += 1
+                    touches[unsigned(j)] |= touch
 
-                row, col = (v >> bits) & mask_col, v & mask_col
-                for j in range(m, n):
-                    u = views[unsigned(j)]
-                    t, dr, dc = u >> wide, ((u >> bits) & mask_col) - row, (u & mask_col) - col
-                    position = p
-                    if dr < 0 or (dr == 0 and dc < 0):
-                        position = p + dr * stride + dc
-                    touch = touches[unsigned(j)]
-                    if t == c:
-                        # Made by this rule a moment ago, when a and b here were its neighbours: they are no
-                        # more. What (a, a), (a, b), … lost by it was booked then.
-                        if touch & 1:
-                            undone[unsigned(n_undone)] = view_of(a, -dr, -dc)
-                            n_undone += 1
-                        if touch & 2:
-                            undone[unsigned(n_undone)] = view_of(
-                                b, row_offset - dr, col_offset - dc
-                            )
-                            n_undone += 1
-                        if position != p:
-                            dr, dc = -dr, -dc
-                        touch = 0
-                    views[unsigned(j)] = view_of(t, dr, dc)
-                    touches[unsigned(j)] = (touch & 1) | ((touch >> 1) << 32)
-                    places[unsigned(j)] = position
-                m = n
+            x = (c << wide) | (v & low)
+            if a < codebook_size:
+                cells[unsigned(p)] = x
+            else:
+                for k in range(
+                    shape_starts[a - codebook_size], shape_starts[a - codebook_size + 1]
+                ):
+                    cells[unsigned(p + shape_offsets[k, 0] * stride + shape_offsets[k, 1])] = x
+            q = p + step
+            if b < codebook_size:
+                cells[unsigned(q)] = x
+            else:
+                for k in range(
+                    shape_starts[b - codebook_size], shape_starts[b - codebook_size + 1]
+                ):
+                    cells[unsigned(q + shape_offsets[k, 0] * stride + shape_offsets[k, 1])] = x
+            n_merged += 1
 
-            rows = longer_rows(rows, n_rows + m)
-            log_rows = longer(log_rows, n_log + m)
-            log_positions = longer(log_positions, n_log + m)
-            while 2 * (n_rows - first_row + m) > mask:
+            if n_rows + n > rows.shape[0]:
+                rows = longer_rows(rows, n_rows + n)
+            if n_log + n > log_rows.shape[0]:
+                log_rows = longer(log_rows, n_log + n)
+                log_positions = longer(log_positions, n_log + n)
+            if 2 * (n_rows - first_row + n) > mask:
                 slots, mask = widen(slots, mask, rows, first_row, n_rows)
-            for j in range(m):
-                h = row_of(views[unsigned(j)], slots, mask, rows, n_rows)
+            row, col = (v >> bits) & mask_col, v & mask_col
+            for j in range(n):
+                u = neighbours[unsigned(j)]
+                t, dr, dc = u >> wide, ((u >> bits) & mask_col) - row, (u & mask_col) - col
+                position = p
+                if dr < 0 or (dr == 0 and dc < 0):
+                    position = p + dr * stride + dc
+                touch = touches[unsigned(j)]
+                if t == c:
+                    # Made by this rule a moment ago, when a and b here were its neighbours: they are no
+                    # more. What (a, a), (a, b), … lost by it was booked then.
+                    if touch & 1:
+                        rows[row_of(view_of(a, -dr, -dc), slots, mask, rows, n_rows), 1] -= 1
+                    if touch & 2:
+                        other = view_of(b, row_offset - dr, col_offset - dc)
+                        rows[row_of(other, slots, mask, rows, n_rows), 1] -= 1
+                    if position != p:
+                        dr, dc = -dr, -dc
+                    touch = 0
+                h = row_of(view_of(t, dr, dc), slots, mask, rows, n_rows)
                 n_rows += h == n_rows
                 rows[unsigned(h), 1] += _BOTH
-                rows[unsigned(h), 2] += touches[unsigned(j)]
+                rows[unsigned(h), 2] += (touch & 1) | ((touch >> 1) << 32)
                 log_rows[unsigned(n_log)] = h
-                log_positions[unsigned(n_log)] = places[unsigned(j)]
+                log_positions[unsigned(n_log)] = position
                 n_log += 1
-            for k in range(n_undone):
-                h = row_of(undone[unsigned(k)], slots, mask, rows, n_rows)
-                rows[unsigned(h), 1] -= 1
         losses, n_losses, late, n_late, candidates, n_candidates = close_rule(
             batch, i, n_rows, first_new, least, limits, index, rows, slots, first_row,
             losses, n_losses, late, n_late, candidates, n_candidates,
