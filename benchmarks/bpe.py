@@ -1,7 +1,7 @@
 """Benchmarks of the image BPE: sizes, threads, and the dense algorithm, on the same data.
 
     python benchmarks/bpe.py                       # minutes, 2 GB: photographs, 4,000 grids, 8,192 merges
-    python benchmarks/bpe.py --grids 120000        # the same, larger
+    python benchmarks/bpe.py --grids 120000 --skip-dense --repeats 5    # the same, larger; medians
     python benchmarks/bpe.py --data synthetic --grids 120000 --skip-dense
     python benchmarks/bpe.py --paper-scale         # 2.78 million grids, 24 GB
 
@@ -16,6 +16,7 @@ import hashlib
 import json
 import multiprocessing
 import resource
+import statistics
 import tempfile
 import time
 from collections.abc import Callable
@@ -172,13 +173,27 @@ def report(name: str, result: dict) -> None:
     print(f"{name:<28} {json.dumps(shown)}", flush=True)
 
 
+def medians(results: list[dict]) -> dict:
+    """Of several runs: the times' medians and ranges, and what else the first one found."""
+    times = {name: sorted(result[name] for result in results) for name in ("cpu", "wall")}
+    ranges = {f"{name}_range": [values[0], values[-1]] for name, values in times.items()}
+    return {
+        **results[0],
+        **{name: statistics.median(values) for name, values in times.items()},
+        **(ranges if len(results) > 1 else {}),
+    }
+
+
 def compare(args: argparse.Namespace, folder: Path) -> None:
     training, held_out = make_data(args, folder)
     size, merges = args.codes, args.merges
-    ours = {}
-    for threads in args.threads:
-        ours = in_a_process(train_ours, training, size, merges, threads)
-        report(f"ours, {threads} thread(s)", ours)
+    runs: dict[int, list[dict]] = {threads: [] for threads in args.threads}
+    for number in range(args.repeats):
+        for threads in args.threads[:: -1 if number % 2 else 1]:
+            runs[threads].append(in_a_process(train_ours, training, size, merges, threads))
+    ours = runs[args.threads[0]][0]
+    for threads, results in runs.items():
+        report(f"ours, {threads} thread(s)", medians(results))
     for threads in args.threads:
         encoded = in_a_process(encode_ours, training, ours["rules"], size, threads)
         report(f"encode, {threads} thread(s)", encoded)
@@ -224,6 +239,7 @@ def main() -> None:
     parser.add_argument("--merges", type=int, default=8192)
     parser.add_argument("--noise", type=float, default=0.05, help="of the synthetic fields")
     parser.add_argument("--threads", type=int, nargs="+", default=[1, 2])
+    parser.add_argument("--repeats", type=int, default=1, help="of training, by turns of threads")
     parser.add_argument("--dense-merges", type=int, default=256, help="for its tokens per grid")
     parser.add_argument("--growth", action="store_true", help="also with fewer merges")
     parser.add_argument("--skip-dense", action="store_true")
