@@ -257,7 +257,7 @@ def test_results_without_a_data_set_on_the_hub_are_in_the_card_alone(checkpoint:
         ({"dataset": {"id": "a/b"}}, r"dataset\.name must be str, got None"),
         ({"dataset": {"name": "a", "id": {}}}, r"dataset\.id must be str \| None, got a dict"),
         ({"images": {"tokens_per_image": 1.0}}, "images must have codes_per_image and tokens_per"),
-        ({"images": [1]}, "images must be dict\[str, float\], got a list"),
+        ({"images": [1]}, r"images must be dict\[str, float\], got a list"),
         ({"metrics": {"accuracy": 10**400}}, r"metrics\.accuracy must be float, got 1000"),
         ({"seconds": 10**400}, "seconds must be float, got 1000"),
         ({"num_examples": "many"}, "num_examples must be int, got 'many'"),
