@@ -87,7 +87,11 @@ def main(args: Namespace) -> int:
     with tqdm(total=total, unit=things[:-1], disable=not state.is_main_process) as bar:
         if by_ray:
             summary = quantizing.quantize_with_ray(
-                *(source, model, processor, output, settings),
+                source,
+                model,
+                processor,
+                output,
+                settings,
                 workers=args.workers,
                 cpus_per_worker=args.cpus_per_worker,
                 gpus_per_worker=args.gpus_per_worker,
@@ -95,7 +99,11 @@ def main(args: Namespace) -> int:
             )
         else:
             summary = quantizing.quantize_source(
-                *(source, model.to(device), processor, output, settings),
+                source,
+                model.to(device),
+                processor,
+                output,
+                settings,
                 num_workers=args.workers,
                 rank=args.rank if args.world > 1 else state.process_index,
                 world=args.world if args.world > 1 else state.num_processes,

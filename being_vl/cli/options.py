@@ -29,9 +29,8 @@ from ..models.families import ImageInit
 if TYPE_CHECKING:
     from ..data.quantizing import Source
 
-Seed = restricted_number_type(
-    "Seed", int, [(">=", 0), ("<", 1 << 32)]
-)  # as numpy and torch both take it
+# as numpy and torch both take it
+Seed = restricted_number_type("Seed", int, [(">=", 0), ("<", 1 << 32)])
 Dtype = Literal["auto", "float32", "bfloat16", "float16"]
 
 # name, type, metavar, default, help
