@@ -114,23 +114,24 @@ def key_of_view(view, own, row_offset, col_offset):
 
 @inlined
 def _slot_of(view, mask):
-    h = (view >> 34) * 0x9E3779B1 + (view & 0x3FFFFFFFF) * 0x2545F49
-    return ((((h ^ (h >> 29)) & 0x3FFFFFFF) * 0x6C078965) >> 20) & mask
+    """The token moves down to between the bits that relative rows and columns, small numbers, change."""
+    return ((((view ^ (view >> 29)) & 0x3FFFFFFF) * 0x6C078965) >> 20) & mask
 
 
 @inlined
 def row_of(view, slots, mask, rows, n_rows):
-    """The row of a view, made if it is new (then it is `n_rows`)."""
+    """Where the row of a view begins in flat `rows`, made if it is new (then it is row `n_rows`)."""
     slot = unsigned(_slot_of(view, mask))
     while slots[slot] != 0:
-        row = np.int64(slots[slot]) - 1
-        if rows[unsigned(row), 0] == view:
+        row = np.int64(slots[slot]) * 4 - 4
+        if rows[unsigned(row)] == view:
             return row
         slot = unsigned((np.int64(slot) + 1) & mask)
     slots[slot] = n_rows + 1
-    new = rows[unsigned(n_rows)]
-    new[0], new[1], new[2], new[3] = view, 0, 0, slot
-    return n_rows
+    row = 4 * n_rows
+    rows[unsigned(row)], rows[unsigned(row + 1)] = view, 0
+    rows[unsigned(row + 2)], rows[unsigned(row + 3)] = 0, slot
+    return row
 
 
 @kernel
@@ -224,9 +225,24 @@ def close_rule(
 
     Keys that hold a token of this batch (an id from `first_new`) are not listed yet: their losses wait.
     """
-    a, b, c = batch.rules[i, 0], batch.rules[i, 1], batch.rules[i, 4]
-    row_offset, col_offset = batch.rules[i, 2], batch.rules[i, 3]
-    losses = longer_rows(losses, n_losses + 2 * (n_rows - begin))
+    most = n_rows - begin
+    losses = longer_rows(losses, n_losses + 2 * most)
+    late = longer_rows(late, n_late + 2 * most)
+    candidates = longer_rows(candidates, n_candidates + most)
+    n_losses, n_late, n_candidates = _close_rows(
+        batch.rules[i], i, n_rows, first_new, least, limits, index, rows, slots, begin,
+        losses, n_losses, late, n_late, candidates, n_candidates,
+    )  # fmt: skip
+    return losses, n_losses, late, n_late, candidates, n_candidates
+
+
+@kernel
+def _close_rows(
+    rule, i, n_rows, first_new, least, limits, index, rows, slots, begin,
+    losses, n_losses, late, n_late, candidates, n_candidates,
+):  # fmt: skip
+    a, b, c = rule[0], rule[1], rule[4]
+    row_offset, col_offset = rule[2], rule[3]
     for row in range(begin, n_rows):
         view = rows[row, 0]
         slots[rows[row, 3]] = 0
@@ -241,8 +257,6 @@ def close_rule(
             else:
                 key_tokens, key_offset = key_of_view(view, b, row_offset, col_offset)
             if view >> 34 >= first_new:
-                if n_late == late.shape[0]:
-                    late = longer_rows(late, n_late + 1)
                 late[n_late, 0], late[n_late, 1], late[n_late, 2] = key_tokens, key_offset, loss
                 n_late += 1
                 continue
@@ -254,19 +268,149 @@ def close_rule(
         if count >= least:
             key_tokens, key_offset = key_of_view(view, c, 0, 0)
             if is_allowed(key_tokens, key_offset, limits):
-                if n_candidates == candidates.shape[0]:
-                    candidates = longer_rows(candidates, n_candidates + 1)
                 candidates[n_candidates, 0], candidates[n_candidates, 1] = (i << 55) | view, row
                 candidates[n_candidates, 2] = count
                 n_candidates += 1
-    return losses, n_losses, late, n_late, candidates, n_candidates
+    return n_losses, n_late, n_candidates
 
 
-@kernel
-def flat_around(around, begin, end, stride, flat):
+@inlined
+def _around(around, begin, end, stride, flat):
     """The cells around a token as steps in a grid of that stride."""
     for k in range(begin, end):
         flat[k - begin] = around[k, 0] * stride + around[k, 1]
+
+
+@kernel
+def _merge_positions(
+    cells,
+    bits,
+    sentinel,
+    ends,
+    strides,
+    pool,
+    at,  # from this place of the pool
+    end,
+    rule,  # (5,) int64
+    shape_starts,
+    shape_offsets,
+    codebook_size,
+    around,  # of all rules
+    around_begin,
+    touches_around,  # (n,) int64 for the cells around this rule's token: 1 touches a, 1 << 32 touches b
+    slots,
+    mask,
+    rows,
+    n_rows,
+    row_limit,
+    log_rows,
+    log_positions,
+    n_log,
+):
+    """Merge a rule's occurrences as long as rows, slots and log surely have room for one more.
+
+    The caller makes room, since an array that is replaced in the loop has its references counted at every merge, by
+    calls and atomic instructions. Returns the place in the pool that was reached, how many rows and entries of the log
+    there are then, and how many occurrences were merged.
+    """
+    a, b, c = rule[0], rule[1], rule[4]
+    row_offset, col_offset = rule[2], rule[3]
+    wide, mask_col = 2 * bits, (1 << bits) - 1
+    low = (1 << wide) - 1
+    size = touches_around.shape[0]
+    rows = rows.reshape(-1)  # an index of one dimension needs no multiplication
+    log_limit = log_rows.shape[0] - size
+    near = np.empty(size, np.int64)
+    neighbours = np.empty(size, np.int64)
+    touches = np.empty(size, np.int64)
+    begin_of_group, end_of_group = np.int64(0), np.int64(0)
+    stride, step = np.int64(0), np.int64(0)
+    n_merged = np.int64(0)
+    while at < end:
+        # a position's own line first, and of those that are not stale the lines around it
+        if at + 2 * _AHEAD < end:
+            prefetch(cells, np.int64(pool[unsigned(at + 2 * _AHEAD)]))
+        if at + _AHEAD < end:
+            ahead = np.int64(pool[unsigned(at + _AHEAD)])
+            if np.int64(cells[unsigned(ahead)]) >> wide == a:
+                prefetch(cells, ahead - stride - 1)
+                prefetch(cells, ahead + stride + 1)
+                prefetch(cells, ahead + step + row_offset * stride)
+        p = np.int64(pool[unsigned(at)])
+        at += 1
+        v = np.int64(cells[unsigned(p)])
+        if v >> wide != a:
+            continue
+        if p < begin_of_group or p >= end_of_group:
+            group = group_of(ends, p)
+            begin_of_group = np.int64(0) if group == 0 else ends[group - 1]
+            end_of_group, stride = ends[group], strides[group]
+            step = row_offset * stride + col_offset
+            _around(around, around_begin, around_begin + size, stride, near)
+        w = np.int64(cells[unsigned(p + step)])
+        if w >> wide != b:
+            continue
+        if n_rows > row_limit or n_log > log_limit:
+            at -= 1
+            break
+
+        n = 0
+        for k in range(size):
+            u = np.int64(cells[unsigned(p + near[unsigned(k)])])
+            if u == sentinel:
+                continue
+            touch = touches_around[unsigned(k)]
+            j = 0
+            while j < n and neighbours[unsigned(j)] != u:
+                j += 1
+            if j == n:
+                neighbours[unsigned(n)] = u
+                touches[unsigned(n)] = touch
+                n += 1
+            else:
+                touches[unsigned(j)] |= touch
+
+        x = (c << wide) | (v & low)
+        if a < codebook_size:
+            cells[unsigned(p)] = x
+        else:
+            for k in range(shape_starts[a - codebook_size], shape_starts[a - codebook_size + 1]):
+                cells[unsigned(p + shape_offsets[k, 0] * stride + shape_offsets[k, 1])] = x
+        q = p + step
+        if b < codebook_size:
+            cells[unsigned(q)] = x
+        else:
+            for k in range(shape_starts[b - codebook_size], shape_starts[b - codebook_size + 1]):
+                cells[unsigned(q + shape_offsets[k, 0] * stride + shape_offsets[k, 1])] = x
+        n_merged += 1
+
+        row, col = (v >> bits) & mask_col, v & mask_col
+        for j in range(n):
+            u = neighbours[unsigned(j)]
+            t, dr, dc = u >> wide, ((u >> bits) & mask_col) - row, (u & mask_col) - col
+            touch = touches[unsigned(j)]
+            # -1 for an anchor before p, else 0: a branch would be mispredicted
+            before = ((dr << 17) + dc) >> 63
+            position = p + ((dr * stride + dc) & before)
+            if t == c:
+                # Made by this rule a moment ago, when a and b here were its neighbours: they are no
+                # more. What (a, a), (a, b), … lost by it was booked then.
+                if touch & 1:
+                    rows[row_of(view_of(a, -dr, -dc), slots, mask, rows, n_rows) + 1] -= 1
+                if touch >> 32:
+                    other = view_of(b, row_offset - dr, col_offset - dc)
+                    rows[row_of(other, slots, mask, rows, n_rows) + 1] -= 1
+                if before != 0:
+                    dr, dc = -dr, -dc
+                touch = 0
+            h = row_of(view_of(t, dr, dc), slots, mask, rows, n_rows)
+            n_rows += h == 4 * n_rows
+            rows[unsigned(h + 1)] += _BOTH
+            rows[unsigned(h + 2)] += touch
+            log_rows[unsigned(n_log)] = h >> 2
+            log_positions[unsigned(n_log)] = position
+            n_log += 1
+    return at, n_rows, n_log, n_merged
 
 
 @kernel
@@ -285,10 +429,6 @@ def apply_rules(
     traces,
 ):
     """Merge the occurrences of each rule in the order of its positions; returns the traces."""
-    cells, bits, sentinel = board.cells, board.bits, board.sentinel
-    ends, strides = board.ends, board.strides
-    wide, mask_col = 2 * bits, (1 << bits) - 1
-    low = (1 << wide) - 1
     rows, log_rows, log_positions = traces.rows, traces.log_rows, traces.log_positions
     losses, late, candidates, slots = traces.losses, traces.late, traces.candidates, traces.slots
     n_rules = batch.rules.shape[0]
@@ -297,112 +437,28 @@ def apply_rules(
     n_rows = n_log = n_merged = n_losses = n_late = n_candidates = np.int64(0)
     first_new = batch.rules[0, 4]
     for i in range(n_rules):
-        a, b, c = batch.rules[i, 0], batch.rules[i, 1], batch.rules[i, 4]
-        row_offset, col_offset = batch.rules[i, 2], batch.rules[i, 3]
         first_row = n_rows
-        start, length = starts[batch.keys[i]], lengths[batch.keys[i]]
-        mask = mask_for(length, slots)
-        around_begin, around_end = batch.around_ends[i], batch.around_ends[i + 1]
-        size = around_end - around_begin
-        near = np.empty(size, np.int64)
-        near_touches = np.empty(size, np.int64)
+        at = starts[batch.keys[i]]
+        end = at + lengths[batch.keys[i]]
+        mask = mask_for(end - at, slots)
+        begin, size = batch.around_ends[i], batch.around_ends[i + 1] - batch.around_ends[i]
+        touches_around = np.empty(size, np.int64)
         for k in range(size):
-            near_touches[k] = batch.around[around_begin + k, 2]
-        neighbours = np.empty(size, np.int64)
-        touches = np.empty(size, np.int64)
-        begin, end, stride, step = np.int64(0), np.int64(0), np.int64(0), np.int64(0)
-        for at in range(start, start + length):
-            # a position's own line first, and of those that are not stale the lines around it
-            if at + 2 * _AHEAD < start + length:
-                prefetch(cells, np.int64(pool[unsigned(at + 2 * _AHEAD)]))
-            if at + _AHEAD < start + length:
-                ahead = np.int64(pool[unsigned(at + _AHEAD)])
-                if np.int64(cells[unsigned(ahead)]) >> wide == a:
-                    prefetch(cells, ahead - stride - 1)
-                    prefetch(cells, ahead + stride + 1)
-                    prefetch(cells, ahead + step + row_offset * stride)
-            p = np.int64(pool[unsigned(at)])
-            v = np.int64(cells[unsigned(p)])
-            if v >> wide != a:
-                continue
-            if p < begin or p >= end:
-                group = group_of(ends, p)
-                begin, end, stride = (
-                    (np.int64(0) if group == 0 else ends[group - 1]), ends[group], strides[group]
-                )  # fmt: skip
-                step = row_offset * stride + col_offset
-                flat_around(batch.around, around_begin, around_end, stride, near)
-            w = np.int64(cells[unsigned(p + step)])
-            if w >> wide != b:
-                continue
-
-            n = 0
-            for k in range(size):
-                u = np.int64(cells[unsigned(p + near[unsigned(k)])])
-                if u == sentinel:
-                    continue
-                touch = near_touches[unsigned(k)]
-                j = 0
-                while j < n and neighbours[unsigned(j)] != u:
-                    j += 1
-                if j == n:
-                    neighbours[unsigned(n)] = u
-                    touches[unsigned(n)] = touch
-                    n += 1
-                else:
-                    touches[unsigned(j)] |= touch
-
-            x = (c << wide) | (v & low)
-            if a < codebook_size:
-                cells[unsigned(p)] = x
-            else:
-                for k in range(
-                    shape_starts[a - codebook_size], shape_starts[a - codebook_size + 1]
-                ):
-                    cells[unsigned(p + shape_offsets[k, 0] * stride + shape_offsets[k, 1])] = x
-            q = p + step
-            if b < codebook_size:
-                cells[unsigned(q)] = x
-            else:
-                for k in range(
-                    shape_starts[b - codebook_size], shape_starts[b - codebook_size + 1]
-                ):
-                    cells[unsigned(q + shape_offsets[k, 0] * stride + shape_offsets[k, 1])] = x
-            n_merged += 1
-
-            if n_rows + n > rows.shape[0]:
-                rows = longer_rows(rows, n_rows + n)
-            if n_log + n > log_rows.shape[0]:
-                log_rows = longer(log_rows, n_log + n)
-                log_positions = longer(log_positions, n_log + n)
-            if 2 * (n_rows - first_row + n) > mask:
+            touch = np.int64(batch.around[begin + k, 2])
+            touches_around[k] = (touch & 1) | ((touch >> 1) << 32)
+        while at < end:
+            rows = longer_rows(rows, n_rows + size)
+            log_rows = longer(log_rows, n_log + size)
+            log_positions = longer(log_positions, n_log + size)
+            while 2 * (n_rows - first_row + size) > mask:
                 slots, mask = widen(slots, mask, rows, first_row, n_rows)
-            row, col = (v >> bits) & mask_col, v & mask_col
-            for j in range(n):
-                u = neighbours[unsigned(j)]
-                t, dr, dc = u >> wide, ((u >> bits) & mask_col) - row, (u & mask_col) - col
-                position = p
-                if dr < 0 or (dr == 0 and dc < 0):
-                    position = p + dr * stride + dc
-                touch = touches[unsigned(j)]
-                if t == c:
-                    # Made by this rule a moment ago, when a and b here were its neighbours: they are no
-                    # more. What (a, a), (a, b), … lost by it was booked then.
-                    if touch & 1:
-                        rows[row_of(view_of(a, -dr, -dc), slots, mask, rows, n_rows), 1] -= 1
-                    if touch & 2:
-                        other = view_of(b, row_offset - dr, col_offset - dc)
-                        rows[row_of(other, slots, mask, rows, n_rows), 1] -= 1
-                    if position != p:
-                        dr, dc = -dr, -dc
-                    touch = 0
-                h = row_of(view_of(t, dr, dc), slots, mask, rows, n_rows)
-                n_rows += h == n_rows
-                rows[unsigned(h), 1] += _BOTH
-                rows[unsigned(h), 2] += (touch & 1) | ((touch >> 1) << 32)
-                log_rows[unsigned(n_log)] = h
-                log_positions[unsigned(n_log)] = position
-                n_log += 1
+            row_limit = min(rows.shape[0], first_row + mask // 2) - size
+            at, n_rows, n_log, merged = _merge_positions(
+                board.cells, board.bits, board.sentinel, board.ends, board.strides, pool, at, end,
+                batch.rules[i], shape_starts, shape_offsets, codebook_size, batch.around, begin,
+                touches_around, slots, mask, rows, n_rows, row_limit, log_rows, log_positions, n_log,
+            )  # fmt: skip
+            n_merged += merged
         losses, n_losses, late, n_late, candidates, n_candidates = close_rule(
             batch, i, n_rows, first_new, least, limits, index, rows, slots, first_row,
             losses, n_losses, late, n_late, candidates, n_candidates,

@@ -106,6 +106,7 @@ def apply_pair(
         log_positions = longer(log_positions, n_log + n)
         while 2 * (n_rows + 2 * n) > mask:
             slots, mask = widen(slots, mask, rows, zero, n_rows)
+        flat = rows.reshape(-1)
         for j in range(n):
             u = around[j]
             t, here = u >> wide, u & low
@@ -116,22 +117,22 @@ def apply_pair(
                 position = p + (((u >> bits) & mask_col) - row) * stride + (u & mask_col) - col
             if t == c:
                 if j < n_a:
-                    rows[row_of(view_of(a, 0, -after_p), slots, mask, rows, n_rows), 1] -= 1
+                    flat[row_of(view_of(a, 0, -after_p), slots, mask, flat, n_rows) + 1] -= 1
                 if touches_b[j]:
-                    rows[row_of(view_of(b, 0, -after_q), slots, mask, rows, n_rows), 1] -= 1
-                h = row_of(view_of(c, 0, 1), slots, mask, rows, n_rows)
+                    flat[row_of(view_of(b, 0, -after_q), slots, mask, flat, n_rows) + 1] -= 1
+                h = row_of(view_of(c, 0, 1), slots, mask, flat, n_rows)
             else:
                 if touches_b[j]:
                     # the neighbour may lie between the two anchors: to b it is another view than to c
-                    h = row_of(view_of(t, 0, after_q), slots, mask, rows, n_rows)
-                    n_rows += h == n_rows
-                    rows[h, 2] += 1 << 32
-                h = row_of(view_of(t, 0, after_p), slots, mask, rows, n_rows)
+                    h = row_of(view_of(t, 0, after_q), slots, mask, flat, n_rows)
+                    n_rows += h == 4 * n_rows
+                    flat[h + 2] += 1 << 32
+                h = row_of(view_of(t, 0, after_p), slots, mask, flat, n_rows)
                 if j < n_a:
-                    rows[h, 2] += 1
-            n_rows += h == n_rows
-            rows[h, 1] += _BOTH
-            log_rows[n_log] = h
+                    flat[h + 2] += 1
+            n_rows += h == 4 * n_rows
+            flat[h + 1] += _BOTH
+            log_rows[n_log] = h >> 2
             log_positions[n_log] = position
             n_log += 1
     marks = np.zeros((2, 6), np.int64)
