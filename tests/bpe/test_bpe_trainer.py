@@ -254,6 +254,17 @@ def test_tiers_of_many_keys(smooth_grids, monkeypatch, threads):
         assert len(passes) > 2 * threads
 
 
+def test_keys_near_theta_are_listed_when_merges_come_down_to_them(smooth_grids, monkeypatch):
+    options = {"num_merges": 400, "codebook_size": 64}
+    at_once = train_merges(smooth_grids, **options)
+    passes, list_codes = [], shard.list_codes
+    monkeypatch.setattr(shard, "list_codes", lambda *args: passes.append(1) or list_codes(*args))
+    assert digest(train_merges(smooth_grids, **options)) == digest(at_once) and not passes
+    monkeypatch.setattr(training_options.Options, "num_listed", 100)  # so that theta lies above 2
+    assert digest(train_merges(smooth_grids, **options)) == digest(at_once)
+    assert len(passes) == 1
+
+
 @pytest.fixture
 def turns(monkeypatch) -> list[tuple[int, int, int]]:
     """Each turn of a first count: its first code, where it ends, and the bytes of sorted cells after it."""

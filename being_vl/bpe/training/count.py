@@ -46,24 +46,30 @@ def _count_codes(board, period, counts):
 
 @inlined
 def _pick(board, start, n, first_code, end_code, picked):
-    """Write the places of the cells [start, start + n) whose code is in range; returns how many."""
-    shift, found = 2 * board.bits, 0
+    """Write the places of the cells [start, start + n) whose code is in range; returns how many.
+
+    What lies below the range is far above it without a sign: one comparison does.
+    """
+    first, length = (
+        first_code << 2 * board.bits,
+        np.uint64((end_code - first_code) << 2 * board.bits),
+    )
+    found = 0
     for i in range(start, start + n):
-        code = np.int64(board.cells[unsigned(i)]) >> shift
         picked[unsigned(found)] = i
-        found += np.int64(code >= first_code) & np.int64(code < end_code)
+        found += np.int64(np.uint64(np.int64(board.cells[unsigned(i)]) - first) < length)
     return found
 
 
 @kernel
 def _sort_by_code(board, period, codebook_size, first_code, end_code, cursors, records):
-    """Write (right << 16 | below, position) of each cell whose code is in range where its cursor points.
+    """Write right << 48 | below << 32 | position of each cell whose code is in range where its cursor points.
 
     A code of codebook_size says that there is none: counting it needs no branch, and it is never looked at.
     Of some codes, cells are picked without a branch, which would be mispredicted; the border's code is out of
     every range. Where all codes are in range only the border is not, and nothing needs to be picked.
     """
-    shift, none = 2 * board.bits, codebook_size
+    shift, none = 2 * board.bits, np.int64(codebook_size)
     every = first_code == 0 and end_code == codebook_size
     picked = np.empty(_BLOCK, np.int64)
     group, stride = 0, board.strides[0] if board.strides.shape[0] > 0 else 0
@@ -85,8 +91,7 @@ def _sort_by_code(board, period, codebook_size, first_code, end_code, cursors, r
             right = none if right == board.sentinel else right >> shift
             below = none if below == board.sentinel else below >> shift
             at = cursors[unsigned(code)]
-            records[unsigned(at), 0] = (right << 16) | below
-            records[unsigned(at), 1] = i
+            records[unsigned(at)] = (right << 48) | (below << 32) | i
             cursors[unsigned(code)] = at + 1
 
 
@@ -104,17 +109,17 @@ def _frequent_pairs(records, bounds, codebook_size, first_code, end_code, least,
     for code in range(first_code, end_code):
         for shard in range(shards):
             for i in range(bounds[shard, code], bounds[shard, code + 1]):
-                both = np.int64(records[unsigned(i), 0])
-                counters[shard, 0, unsigned(both >> 16)] += 1
-                counters[shard, 1, unsigned(both & 0xFFFF)] += 1
+                record = records[unsigned(i)]
+                counters[shard, 0, unsigned((record >> 48) & 0xFFFF)] += 1
+                counters[shard, 1, unsigned((record >> 32) & 0xFFFF)] += 1
         for shard in range(shards):
             counters[shard, 0, codebook_size] = counters[shard, 1, codebook_size] = 0
         # a second pass takes each pair where it meets it first, and leaves the counters empty
         for shard in range(shards):
             for i in range(bounds[shard, code], bounds[shard, code + 1]):
-                both = np.int64(records[unsigned(i), 0])
+                record = records[unsigned(i)]
                 for below in range(2):
-                    second = unsigned(both & 0xFFFF if below == 1 else both >> 16)
+                    second = unsigned((record >> (32 if below == 1 else 48)) & 0xFFFF)
                     if counters[shard, below, second] == 0:
                         continue
                     total = np.int64(0)
@@ -185,8 +190,9 @@ def _list_pairs(
                 below, second = pairs[key, 2], pairs[key, 1]
                 cursors[below, second, 0], cursors[below, second, 1] = starts[key], 1
         for i in range(bounds[code], bounds[code + 1]):
-            both, position = np.int64(records[unsigned(i), 0]), records[unsigned(i), 1]
-            right, below = unsigned(both >> 16), unsigned(both & 0xFFFF)
+            record = records[unsigned(i)]
+            right, below = unsigned((record >> 48) & 0xFFFF), unsigned((record >> 32) & 0xFFFF)
+            position = record & 0xFFFFFFFF
             at = cursors[0, right, 0]
             pool[unsigned(at)] = position
             cursors[0, right, 0] = at + cursors[0, right, 1]
@@ -221,8 +227,10 @@ def count_codes(options: Options, shapes: Shapes, team: Team, limits: Limits) ->
     pairs, theta = counter.sample(options.min_count)
     totals = pairs[:, 3:].sum(axis=1) * counter.period
     theta = max(theta, _theta_from(totals, options))
+    # merges seldom come down to theta: keys that are less frequent than this are listed if they do
+    used = theta if theta == options.min_count else theta + theta // 3
     # where there are turns, only the sample says what finds room: what is listed may be some more, or less
-    tier, listed = lowest_tier(totals[totals >= theta], positions, theta)
+    tier, listed = lowest_tier(totals[totals >= used], positions, used)
     team.make_pools(listed)
     keys = KeyTable(shapes, theta)
     keys.lower(tier)
@@ -269,7 +277,7 @@ class _CodeCounter:
         self.turns = _cuts(ends, self._most)
         needed = -(-int(ends[-1]) // self._most)
         self.period = 1 if needed <= 1 else max(_SAMPLED, needed)
-        self._records = np.empty((0, 2), np.uint32)
+        self._records = np.empty(0, np.int64)
         self._bounds = np.empty((0, 0), np.int64)
 
     def _count(self, period: int) -> np.ndarray:
@@ -364,8 +372,8 @@ class _CodeCounter:
         self._bounds = np.concatenate([ends[:, :1] - own[:, :1], ends], axis=1)
         needed = int(ends[-1, -1])
         if needed > len(self._records):
-            self._records = np.empty((0, 2), np.uint32)
-            self._records = np.empty((needed, 2), np.uint32)
+            self._records = np.empty(0, np.int64)
+            self._records = np.empty(needed, np.int64)
         cursors = self._bounds[:, :-1].copy()
         self._each(
             lambda i: _sort_by_code(
