@@ -154,7 +154,7 @@ def _sampled(args: Namespace, codes: Any) -> Any:
 # not limited; sorting takes `SORTED_BYTES` of what is sorted at a time. 8,192 merges of photographs and of synthetic
 # grids took 17 to 18 at 8 million codes, 15 to 16 at 34, 12 at 61 and 9 to 10 at 123 million; codes that are mostly one
 # code took 44. Seconds a code of one thread, for 8,192 merges.
-_CELL_BYTES, _USUAL_BYTES, _SECONDS = 4.25, 8.0, 1e-7
+_CELL_BYTES, _USUAL_BYTES, _SECONDS = 4.25, 8.0, 6e-8
 
 
 def free_memory() -> int | None:
