@@ -75,28 +75,18 @@ def run(settings: Settings, run_command: RunCommand, console: Console | None = N
 
 @contextmanager
 def compiling() -> Iterator[None]:
-    """Let others compile the kernels of the image BPE, 15 seconds on a new machine, in the meantime.
-
-    One process does what `train-bpe` needs and one what `tokenize` does, which is needed a moment later.
-    """
+    """Let another process compile the kernels of the image BPE, 15 seconds on a new machine, in the meantime."""
+    few = "np.arange(512).reshape(2, 16, 16) % 3"
     code = "import os; os.name == 'posix' and os.nice(10); "  # torch's threads wait for each other
-    code += "import numpy as np; from being_vl.bpe import ImageBPE; "
-    code += "few = np.arange(512).reshape(2, 16, 16) % 3; "
-    parts = (
-        "ImageBPE.train(few, num_merges=2, codebook_size=3)",
-        "ImageBPE([[0, 1, 0, 1]], codebook_size=3).encode_batch(few)",
-    )
+    code += f"import numpy as np; from being_vl.bpe import ImageBPE; few = {few}; "
+    code += "ImageBPE.train(few, num_merges=2, codebook_size=3).encode_batch(few)"
     nothing = subprocess.DEVNULL
-    compilers = [
-        subprocess.Popen([sys.executable, "-c", code + part], stdout=nothing, stderr=nothing)
-        for part in parts
-    ]
+    compiler = subprocess.Popen([sys.executable, "-c", code], stdout=nothing, stderr=nothing)
     try:
         yield
     finally:
-        for compiler in compilers:
-            compiler.kill()
-            compiler.wait()
+        compiler.kill()
+        compiler.wait()
 
 
 class _Quickstart:
