@@ -50,10 +50,8 @@ def _pick(board, start, n, first_code, end_code, picked):
 
     What lies below the range is far above it without a sign: one comparison does.
     """
-    first, length = (
-        first_code << 2 * board.bits,
-        np.uint64((end_code - first_code) << 2 * board.bits),
-    )
+    first = first_code << 2 * board.bits
+    length = np.uint64((end_code - first_code) << 2 * board.bits)
     found = 0
     for i in range(start, start + n):
         picked[unsigned(found)] = i
