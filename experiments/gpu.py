@@ -129,7 +129,8 @@ def run_tests(options: argparse.Namespace, report: Report) -> None:
         files = sorted((ROOT / "tests").rglob("test_*.py"))
         places = [str(path) for path in files if "mark.gpu" in path.read_text("utf-8")]
     command = [sys.executable, "-m", "pytest", "-m", "gpu", "-n0", "-q", "-rfE", *places]
-    environment = {**os.environ, "BEING_VL_GPU_TESTS_ON": options.device, "PYTHONPATH": str(ROOT)}
+    path = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
+    environment = {**os.environ, "BEING_VL_GPU_TESTS_ON": options.device, "PYTHONPATH": path}
     try:
         import xdist  # noqa: F401
     except ImportError:  # setup.cfg's addopts name an option of it
@@ -260,6 +261,17 @@ def language_model(
     )  # fmt: skip
 
 
+# name, with merges, questions share their image, stage, transformers' own trainer
+WAYS_TO_TRAIN = (
+    ("plain Trainer, VQ", False, False, "sft", True),
+    ("VQ", False, False, "sft", False),
+    ("VQ+BPE", True, False, "sft", False),
+    ("VQ, shared image", False, True, "sft", False),
+    ("VQ+BPE, shared image", True, True, "sft", False),
+    ("VQ+BPE, frozen text rows", True, False, "pretrain", False),
+)
+
+
 def run_training(options: argparse.Namespace, report: Report) -> None:
     """Samples a second, memory and MFU; a sample is a picture with one question and its answer."""
     import numpy as np
@@ -280,7 +292,7 @@ def run_training(options: argparse.Namespace, report: Report) -> None:
 
     grids, bpe = image_vocabulary(options.tiny)
     text_size, questions = (200, 4) if options.tiny else (128256, 8)
-    pictures, warm_up, steps = (4, 1, 2) if options.tiny else (8, 3, 8)  # pictures a step
+    pictures, warm_up = (4, 1) if options.tiny else (8, 3)  # pictures a step
     rng = np.random.default_rng(1)
 
     class Stopwatch(TrainerCallback):
@@ -295,6 +307,8 @@ def run_training(options: argparse.Namespace, report: Report) -> None:
                 self.seconds = time.perf_counter() - self.start
 
     def one_way(name: str, merged: bool, shared: bool, stage: str, plain: bool) -> dict[str, Any]:
+        # Of short steps there are more: lengths differ, and the first of each length is slow.
+        steps = 2 if options.tiny else 24 if shared else 8
         used = bpe if merged else bpe.first(0)
         layout = VocabularyLayout(text_size, 4, bpe.codebook_size, used.num_merges)
         model = language_model(
@@ -366,23 +380,16 @@ def run_training(options: argparse.Namespace, report: Report) -> None:
             torch.cuda.empty_cache()
         return figures
 
-    for name, merged, shared, stage, plain in (
-        ("plain Trainer, VQ", False, False, "sft", True),
-        ("VQ", False, False, "sft", False),
-        ("VQ+BPE", True, False, "sft", False),
-        ("VQ, shared image", False, True, "sft", False),
-        ("VQ+BPE, shared image", True, True, "sft", False),
-        ("VQ+BPE, frozen text rows", True, False, "pretrain", False),
-    ):
+    for name, merged, shared, stage, plain in WAYS_TO_TRAIN:
         report.attempt(
             lambda n=name, m=merged, h=shared, s=stage, p=plain: one_way(n, m, h, s, p), what=name
         )
 
 
 def run_generation(options: argparse.Namespace, report: Report) -> None:
-    """Tokens a second in bf16 with the key-value cache: text, free ids, and images under the grid mask."""
+    """Tokens a second in bf16 with the key-value cache: the stock Llama, text alone, images under the grid mask."""
     import torch
-    from transformers import LlamaForCausalLM
+    from transformers import LlamaConfig, LlamaForCausalLM
 
     from being_vl import VocabularyLayout
 
@@ -392,16 +399,20 @@ def run_generation(options: argparse.Namespace, report: Report) -> None:
     model = language_model(options.tiny, options.device, layout, grids.shape[1:], bpe.merges)
     dtype = torch.bfloat16 if options.device == "cuda" else torch.float32
     model = model.to(dtype).eval()
+    with torch.device("meta"):
+        stock = LlamaForCausalLM(LlamaConfig(**{**model.config.to_dict(), "model_type": "llama"}))
+    stock.load_state_dict(model.state_dict(), assign=True)
+    stock.tie_weights()
+    stock.model.rotary_emb = model.model.rotary_emb
+    stock.eval()
     clock = Clock(options.device)
-    new = 8 if options.tiny else 128
+    new = 8 if options.tiny else 64
     for batch in (2,) if options.tiny else (1, 8, 64):
         prompt = torch.randint(3, text_size, (batch, 32), device=options.device)
         image_prompt = torch.cat([prompt, torch.full_like(prompt[:, :1], text_size)], dim=1)
 
-        def stock(prompt: Any = prompt) -> Any:
-            return LlamaForCausalLM.generate(  # transformers' own, which masks nothing
-                model, prompt, max_new_tokens=new, min_new_tokens=new, do_sample=True
-            )
+        def free(prompt: Any = prompt) -> Any:
+            return stock.generate(prompt, max_new_tokens=new, min_new_tokens=new, do_sample=True)
 
         def text(prompt: Any = prompt) -> Any:
             return model.generate(prompt, max_new_tokens=new, min_new_tokens=new, do_sample=True)
@@ -412,7 +423,7 @@ def run_generation(options: argparse.Namespace, report: Report) -> None:
                 prompt, generation_mode="interleaved", max_new_tokens=new, do_sample=True
             )
 
-        for name, call in (("without a mask", stock), ("text", text), ("image, grid mask", image)):
+        for name, call in (("stock Llama", free), ("text", text), ("image, grid mask", image)):
 
             def figures(call: Callable[[], Any] = call) -> dict[str, Any]:
                 seconds, peak = clock.measure(call, 1 if options.tiny else 2)
@@ -492,9 +503,10 @@ def run_study(options: argparse.Namespace, report: Report) -> None:
     from being_vl.training.packing import pack_shared_image
     from being_vl.training.trainer import BeingVLTrainer
 
-    count, held_out, seconds, codes, sizes = (
-        (60, 20, 3, 32, (0, 16)) if options.tiny else (30000, 2000, 32, 512, (0, 1024, 4096))
+    count, held_out, codes, sizes = (
+        (60, 20, 32, (0, 16)) if options.tiny else (30000, 2000, 512, (0, 1024, 4096))
     )
+    seconds = 3 if options.tiny else options.seconds
     rng = np.random.default_rng(options.seed)
     scenes = [draw_scene(rng) for _ in range(count + held_out)]
     vq = BeingVLPatchVQModel(
@@ -677,6 +689,7 @@ def run_part(name: str, options: argparse.Namespace) -> str:
     (Path(options.output) / f"{name}.json").unlink(missing_ok=True)
     command = [sys.executable, __file__, "--child", name, "--device", options.device]
     command += ["--output", options.output, "--seed", str(options.seed)]
+    command += ["--seconds", str(options.seconds)]
     command += ["--tiny"] if options.tiny else []
     try:
         done = subprocess.run(command, timeout=2 * PARTS[name][1], check=False)
@@ -701,6 +714,9 @@ def main() -> int:
     parser.add_argument("--device", choices=["cuda", "cpu"], default="cuda")
     parser.add_argument("--tiny", action="store_true", help="smallest sizes, to see that it runs")
     parser.add_argument("--seed", type=int, default=0, help="of the study")
+    parser.add_argument(
+        "--seconds", type=int, default=20, help="of training, for each vocabulary of the study"
+    )
     parser.add_argument("--output", default="gpu-results", help="folder of PART.json")
     parser.add_argument("--list", action="store_true", help="say what would run, and how long")
     parser.add_argument(

@@ -13,9 +13,11 @@ import threading
 import time
 from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
+import torch.distributed as dist
 from safetensors.torch import save_file
 
 from being_vl.files import (
@@ -28,6 +30,7 @@ from being_vl.files import (
     reading,
     record,
     tar_members,
+    wait_for_everyone,
     write_atomic,
 )
 
@@ -342,3 +345,20 @@ def test_a_full_disk_is_named_by_the_file_that_stays(tmp_path):
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("device, waited", [("cpu", []), ("cuda", ["asked"])])
+def test_processes_on_a_cpu_wait_without_a_gpu(tmp_path: Path, device: str, waited: list) -> None:
+    """accelerate's own barrier asks for GPU number `rank`, which a machine with fewer does not have."""
+    asked: list[str] = []
+    state = SimpleNamespace(
+        device=torch.device(device), wait_for_everyone=lambda: asked.append("asked")
+    )
+    dist.init_process_group(
+        "gloo", rank=0, world_size=1, store=dist.FileStore(str(tmp_path / "store"), 1)
+    )
+    try:
+        wait_for_everyone(state)
+    finally:
+        dist.destroy_process_group()
+    assert asked == waited

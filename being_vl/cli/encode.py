@@ -12,7 +12,7 @@ from typing import Any, Literal
 
 from jsonargparse import Namespace
 
-from ..files import place, write_atomic
+from ..files import place, wait_for_everyone, write_atomic
 from .loading import load_quantizer
 from .options import add, add_engine, add_source, answer, flag, open_source, options, refuse_used
 from .parsing import Parser
@@ -109,7 +109,7 @@ def main(args: Namespace) -> int:
                 world=args.world if args.world > 1 else state.num_processes,
                 progress=bar.update,
             )
-    state.wait_for_everyone()
+    wait_for_everyone(state)
     if not state.is_main_process:
         return 0
     try:

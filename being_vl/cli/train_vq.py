@@ -17,7 +17,7 @@ import yaml
 from jsonargparse import Namespace
 from jsonargparse.typing import NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 
-from ..files import locked, read_yaml, refuse_others, write_atomic, writing
+from ..files import locked, read_yaml, refuse_others, wait_for_everyone, write_atomic, writing
 from .options import add, add_source, answer, flag, open_source, option, options, refuse_used
 from .parsing import Parser
 
@@ -126,7 +126,7 @@ def main(args: Namespace) -> int:
     with locked(output, "another process is training into it", name=own_lock):
         if state.is_main_process:
             _claim(args, output)
-        state.wait_for_everyone()
+        wait_for_everyone(state)
         if args.kind == "patch":
             if state.is_main_process:
                 _fit_patches(args, chosen, output)

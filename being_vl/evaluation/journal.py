@@ -12,7 +12,7 @@ from typing import Any
 
 from accelerate import PartialState
 
-from ..files import write_atomic
+from ..files import wait_for_everyone, write_atomic
 
 _SETTINGS = "settings.json"
 
@@ -31,7 +31,7 @@ class Journal:
             if not path.is_file() or path.read_text("utf-8") != text:
                 shutil.rmtree(folder, ignore_errors=True)
                 write_atomic(path, text)
-        state.wait_for_everyone()
+        wait_for_everyone(state)
         self.found: dict[str, str] = {}
         for path in sorted(folder.glob("*.jsonl")):
             for line in path.read_text("utf-8", errors="replace").splitlines():
@@ -41,7 +41,7 @@ class Journal:
                     continue  # its process was killed while it wrote this batch: it is answered again
                 if isinstance(answers, dict):
                     self.found |= {k: text for k, text in answers.items() if isinstance(text, str)}
-        state.wait_for_everyone()
+        wait_for_everyone(state)
         self._path = folder / f"{state.process_index:05d}.jsonl"
 
     def __enter__(self) -> Journal:

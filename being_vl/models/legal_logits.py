@@ -5,6 +5,7 @@ Source: the mask of point 8 of the law of the image BPE, and of point "Time" for
 
 from typing import Any
 
+import numpy as np
 import torch
 from transformers import LogitsProcessor
 
@@ -19,14 +20,16 @@ class TextOnlyLogitsProcessor(LogitsProcessor):
     supports_continuous_batching = True  # it looks at no ids
 
     def __init__(self, config: Any):
-        self._image_ids = slice(config.layout.first_code_id, config.layout.size)
-        special = (getattr(config, name) for name in SPECIAL_IDS)
-        self._special_ids = [token_id for token_id in special if token_id is not None]
+        special = {getattr(config, name) for name in SPECIAL_IDS} - {None}
+        ids = np.unique([*special, *range(config.layout.first_code_id, config.layout.size)])
+        runs = np.split(ids, np.flatnonzero(np.diff(ids) > 1) + 1)
+        # Slices, since a list of ids would be copied to the device at every step.
+        self._runs = [slice(int(run[0]), int(run[-1]) + 1) for run in runs]
 
     def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
         scores = scores.clone()
-        scores[:, self._image_ids] = -torch.inf
-        scores[:, self._special_ids] = -torch.inf
+        for ids in self._runs:
+            scores[:, ids] = -torch.inf
         return scores
 
 

@@ -10,10 +10,9 @@ from torch.nn import functional as F
 from .configuration_being_vl_vq import BeingVLVQConfig
 
 _NORM_EPS = 1e-6
-# Numbers that are normalised at once: on a CPU few enough to be in cache still when they are read
-# again but not so few that threads wait for each other, elsewhere enough to keep the device busy.
-_CPU_NORM_BLOCK = 2**21
-_NORM_BLOCK = 2**24
+# Numbers that a CPU normalises at once: few enough to be in cache still when they are read again,
+# but not so few that threads wait for each other.
+_NORM_BLOCK = 2**21
 
 
 def group_norm(channels: int, config: BeingVLVQConfig) -> nn.GroupNorm:
@@ -32,10 +31,10 @@ def normalize(
         return F.silu(norm(hidden), inplace=True) if silu else norm(hidden)
     if hidden.is_contiguous():
         hidden = norm(hidden)
-        for block in hidden.view(-1).split(_CPU_NORM_BLOCK) if silu else ():
+        for block in hidden.view(-1).split(_NORM_BLOCK) if silu else ():
             block.mul_(torch.sigmoid(block))  # rounds as Chameleon does, which F.silu does not
         return hidden
-    scale, shift = _norm_scale_and_shift(norm, hidden)
+    scale, shift = _scale_and_shift(norm, hidden)
     out = hidden if overwrite else torch.empty_like(hidden)
     rows = _rows_per_block(hidden)
     for source, target in zip(hidden.split(rows, 2), out.split(rows, 2), strict=True):
@@ -45,11 +44,32 @@ def normalize(
     return out
 
 
-def _norm_scale_and_shift(
-    norm: nn.GroupNorm, hidden: torch.Tensor
-) -> tuple[torch.Tensor, torch.Tensor]:
+def _scale_and_shift(norm: nn.GroupNorm, hidden: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """GroupNorm of this input as an affine map a channel: two (B, C, 1, 1) float32."""
-    batch, channels, height, width = hidden.shape
+    batch, channels = hidden.shape[:2]
+    grouped = (batch, norm.num_groups, channels // norm.num_groups)
+    moments = _moments_in_blocks if hidden.device.type == "cpu" else _moments
+    variance, means = (moment.view(grouped) for moment in moments(hidden))
+    between, mean = torch.var_mean(means, 2, correction=0, keepdim=True)
+    variance = variance.mean(2, keepdim=True).add_(between)
+    scale = norm.weight.float().view(1, *grouped[1:]) * variance.add_(norm.eps).rsqrt_()
+    shift = torch.addcmul(norm.bias.float().view(1, *grouped[1:]), mean, scale, value=-1)
+    return scale.view(batch, channels, 1, 1), shift.view(batch, channels, 1, 1)
+
+
+def _moments(hidden: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Variance and mean of each channel, two (B, C) float32, in one pass over the map, in half precision two."""
+    if hidden.dtype == torch.float32:
+        return torch.var_mean(hidden, (2, 3), correction=0)
+    # var_mean would return half precision.
+    mean = hidden.mean((2, 3), dtype=torch.float32)
+    norm = torch.linalg.vector_norm(hidden, dim=(2, 3), dtype=torch.float32)
+    cells = hidden.shape[2] * hidden.shape[3]
+    return (norm.square_() / cells - mean.square()).clamp_min_(0), mean
+
+
+def _moments_in_blocks(hidden: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """`_moments` on a CPU, where torch adds up long columns in one float32 number."""
     blocks = hidden.split(_rows_per_block(hidden), 2)
     # A first guess of the mean keeps the squares small, so that little cancels between them.
     guess = blocks[0].float().mean((2, 3), keepdim=True)
@@ -58,17 +78,15 @@ def _norm_scale_and_shift(
         centred = block.float() - guess
         sums.append(centred.sum((2, 3)))
         squares.append(centred.square_().sum((2, 3)))
-    offset = torch.stack(sums).sum(0) / (height * width)
-    variance = torch.stack(squares).sum(0) / (height * width) - offset.square()
-    grouped = (batch, norm.num_groups, channels // norm.num_groups)
-    means = (guess.flatten(1) + offset).view(grouped)
-    mean = means.mean(2, keepdim=True)
-    variance = variance.view(grouped).mean(2, keepdim=True) + means.var(2, False, keepdim=True)
-    scale = norm.weight.float().view(1, *grouped[1:]) / (variance.clamp_min(0) + norm.eps).sqrt()
-    shift = norm.bias.float().view(1, *grouped[1:]) - mean * scale
-    return scale.view(batch, channels, 1, 1), shift.view(batch, channels, 1, 1)
+    cells = hidden.shape[2] * hidden.shape[3]
+    offset = torch.stack(sums).sum(0) / cells
+    variance = torch.stack(squares).sum(0) / cells - offset.square()
+    return variance.clamp_min_(0), guess.flatten(1) + offset
 
 
 def _rows_per_block(hidden: torch.Tensor) -> int:
-    block = _CPU_NORM_BLOCK if hidden.device.type == "cpu" else _NORM_BLOCK
-    return max(1, block * hidden.shape[2] // max(1, hidden.numel()))
+    """All rows but on a CPU, where a block is one that fits in cache."""
+    height = hidden.shape[2]
+    if hidden.device.type != "cpu":
+        return height
+    return max(1, _NORM_BLOCK * height // max(1, hidden.numel()))

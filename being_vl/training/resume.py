@@ -25,7 +25,7 @@ from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_pt_utils import nested_gather
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
-from ..files import writing
+from ..files import wait_for_everyone, writing
 from .checkpoints import (
     clean_up,
     newest_whole_checkpoint,
@@ -218,7 +218,7 @@ class ExactResumeMixin(Trainer):
         partial = partial_folder(checkpoint)
         if self.args.should_save:
             clean_up(checkpoint.parent)
-        self.accelerator.wait_for_everyone()
+        wait_for_everyone(self.accelerator.state)
         self._partial = partial.parent
         try:
             with writing(partial):
@@ -230,7 +230,7 @@ class ExactResumeMixin(Trainer):
         loss = nested_gather(self._tr_loss, self.args.parallel_mode).mean().item()
         if self.state.best_model_checkpoint == str(partial):
             self.state.best_model_checkpoint = str(checkpoint)
-        self.accelerator.wait_for_everyone()
+        wait_for_everyone(self.accelerator.state)
         if self.args.should_save:
             best = self.state.best_model_checkpoint
             with writing(partial):  # once more, with the best checkpoint by its final name
@@ -244,6 +244,6 @@ class ExactResumeMixin(Trainer):
             with writing(partial):
                 publish(checkpoint, content)
             rotate(checkpoint, self.args.save_total_limit, keep=[] if best is None else [best])
-        self.accelerator.wait_for_everyone()
+        wait_for_everyone(self.accelerator.state)
         if self.args.push_to_hub:
             self._push_from_checkpoint(str(checkpoint))

@@ -20,7 +20,17 @@ from transformers import TrainerCallback, set_seed
 from transformers.trainer import TRAINING_ARGS_NAME
 
 from ..data import TokenizedStream, load_training_data, stream_tokenized
-from ..files import is_of, locked, read_json, read_yaml, refuse_others, shown, write_atomic, writing
+from ..files import (
+    is_of,
+    locked,
+    read_json,
+    read_yaml,
+    refuse_others,
+    shown,
+    wait_for_everyone,
+    write_atomic,
+    writing,
+)
 from .arguments import BeingVLTrainingArguments, DataArguments, ModelArguments, StageArguments
 from .checkpoints import file_entries, file_problem
 from .distributed import prepare_deepspeed
@@ -205,7 +215,7 @@ def _finish(
     aside = output / _FINISHED_FOLDER
     if trainer.is_world_process_zero():
         shutil.rmtree(aside, ignore_errors=True)
-    trainer.accelerator.wait_for_everyone()
+    wait_for_everyone(trainer.accelerator.state)
     if has_adapters:
         trainer.save_model(str(aside / ADAPTER_FOLDER), _internal_call=True)
         trainer.model = merge_lora(trainer.accelerator.unwrap_model(trainer.model))
@@ -215,7 +225,7 @@ def _finish(
             trainer.processing_class.save_pretrained(aside)
     else:
         trainer.save_model(str(aside), _internal_call=True)
-    trainer.accelerator.wait_for_everyone()
+    wait_for_everyone(trainer.accelerator.state)
     if trainer.is_world_process_zero():
         for pickled in aside.rglob(TRAINING_ARGS_NAME):
             pickled.unlink()  # train.yaml says the same
@@ -230,4 +240,4 @@ def _finish(
         write_atomic(output / METRICS_FILE, json.dumps(metrics, indent=1) + "\n")
         finished = {"version": _VERSION, "run": identity, "metrics": metrics, "files": entries}
         write_atomic(output / FINISHED_FILE, json.dumps(finished, indent=1) + "\n")
-    trainer.accelerator.wait_for_everyone()
+    wait_for_everyone(trainer.accelerator.state)

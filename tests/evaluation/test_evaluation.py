@@ -363,6 +363,7 @@ class Ranks:
             num_processes=self.count,
             process_index=index,
             is_main_process=index == 0,
+            device=torch.device("cpu"),
             wait_for_everyone=self.barrier.wait,
         )
 

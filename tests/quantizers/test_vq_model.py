@@ -328,7 +328,7 @@ def test_maps_are_channels_last_where_rounding_is_free(small):
 @pytest.mark.parametrize("mean", [0.0, 10.0])
 @pytest.mark.parametrize("overwrite", [False, True])
 def test_blockwise_normalisation_is_accurate(mean, overwrite, monkeypatch):
-    monkeypatch.setattr(group_norm, "_CPU_NORM_BLOCK", 2**12)
+    monkeypatch.setattr(group_norm, "_NORM_BLOCK", 2**12)
     norm = torch.nn.GroupNorm(8, 32, eps=1e-6)
     torch.nn.init.normal_(norm.weight)
     torch.nn.init.normal_(norm.bias)
@@ -339,6 +339,20 @@ def test_blockwise_normalisation_is_accurate(mean, overwrite, monkeypatch):
         result = group_norm.normalize(norm.float(), hidden, overwrite=overwrite)
     torch.testing.assert_close(result, expected, rtol=1e-5, atol=3e-5)
     assert (result is hidden) is overwrite
+
+
+@pytest.mark.parametrize(
+    "dtype, rtol", [(torch.float32, 1e-6), (torch.bfloat16, 1e-3), (torch.float16, 1e-3)], ids=str
+)
+def test_moments_as_on_a_gpu_are_accurate(dtype, rtol):
+    generator = torch.Generator().manual_seed(0)
+    hidden = (torch.randn(2, 32, 64, 64, generator=generator) + 5).to(dtype)
+    hidden = hidden.contiguous(memory_format=torch.channels_last)
+    variance, mean = group_norm._moments(hidden)
+    assert variance.dtype == mean.dtype == torch.float32
+    exact = torch.var_mean(hidden.double(), (2, 3), correction=0)
+    torch.testing.assert_close(variance, exact[0].float(), rtol=rtol, atol=0)
+    torch.testing.assert_close(mean, exact[1].float(), rtol=1e-6, atol=0)
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])

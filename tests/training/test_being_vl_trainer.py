@@ -3,18 +3,14 @@
 from __future__ import annotations
 
 import itertools
-import os
-import socket
 import types
 
 import numpy as np
 import pytest
 import torch
-import torch.multiprocessing as mp
-from accelerate.state import AcceleratorState, PartialState
 from model_fixtures import BOI, EOI, LAYOUT, PAD, being_vl_model
 from torch.nn import functional as F
-from training_fixtures import SMALL_RUN, rows_of
+from training_fixtures import SMALL_RUN, rows_of, run_ranks
 from transformers import TrainerCallback
 
 from being_vl.training.arguments import BeingVLTrainingArguments
@@ -271,24 +267,7 @@ def test_what_is_refused(tmp_path):
         make_trainer(tmp_path, accelerator_config={"dispatch_batches": True})
 
 
-@pytest.fixture
-def free_port(monkeypatch):
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        monkeypatch.setenv("BEING_VL_TEST_PORT", str(free.getsockname()[1]))
-
-
-def _join(rank: int, world_size: int) -> None:
-    for state in (PartialState, AcceleratorState):  # of the process that was forked
-        state._reset_state()
-    os.environ.update(
-        RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE=str(world_size),
-        MASTER_ADDR="127.0.0.1", MASTER_PORT=os.environ["BEING_VL_TEST_PORT"],
-    )  # fmt: skip
-
-
 def _worker(rank: int, folder: str, world_size: int) -> None:
-    _join(rank, world_size)
     trainer = make_trainer(
         folder,
         label_weights=WEIGHTS,
@@ -300,15 +279,14 @@ def _worker(rank: int, folder: str, world_size: int) -> None:
         logs = trainer.state.log_history[0]
         weights = {n: p.detach() for n, p in trainer.model.named_parameters()}
         torch.save({"logs": logs, "weights": weights}, f"{folder}/result.pt")
-    torch.distributed.destroy_process_group()
 
 
-def test_two_processes_take_the_step_of_one(tmp_path, free_port):
+def test_two_processes_take_the_step_of_one(tmp_path):
     """The same 8 rows shared out: same step, same figures, counts of both."""
     expected = being_vl_model().train()
     loss, by_kind = plain_loss(expected, data(), WEIGHTS)
     loss.backward()
-    mp.start_processes(_worker, args=(str(tmp_path), 2), nprocs=2, start_method="fork")
+    run_ranks(_worker, str(tmp_path), 2)
     result = torch.load(tmp_path / "result.pt", weights_only=True)
     logs = result["logs"]
     assert logs["loss"] == pytest.approx(loss.item(), rel=1e-5)
@@ -339,8 +317,6 @@ class _StopAt(TrainerCallback):
 
 def _stream(rank: int, folder: str, world_size: int) -> None:
     """Five steps of four of 18 rows: undisturbed, stopped after three, and resumed. The last has two rows."""
-    if world_size > 1:
-        _join(rank, world_size)
     losses = []
     for name, stop, steps in (("a", 5, 5), ("b", 3, 5), ("b", 5, 5), ("c", 6, 7), ("c", 7, 7)):
         trainer = make_trainer(
@@ -357,13 +333,11 @@ def _stream(rank: int, folder: str, world_size: int) -> None:
             losses.append([log["loss"] for log in trainer.state.log_history if "loss" in log])
     if rank == 0:
         torch.save(losses, f"{folder}/{world_size}.pt")
-    if world_size > 1:
-        torch.distributed.destroy_process_group()
 
 
-def test_a_stream_of_the_user_is_shared_out_and_resumed(tmp_path, free_port):
+def test_a_stream_of_the_user_is_shared_out_and_resumed(tmp_path):
     _stream(0, str(tmp_path), 1)
-    mp.start_processes(_stream, args=(str(tmp_path), 2), nprocs=2, start_method="fork")
+    run_ranks(_stream, str(tmp_path), 2)
     one, two = (torch.load(tmp_path / f"{world}.pt", weights_only=True) for world in (1, 2))
     for whole, stopped, resumed, _ in (one, two):
         assert len(whole) == 5 and stopped == whole[:3] and resumed == whole
@@ -372,8 +346,6 @@ def test_a_stream_of_the_user_is_shared_out_and_resumed(tmp_path, free_port):
 
 def _predict(rank: int, folder: str, world_size: int, split: bool) -> None:
     """Five rows in batches of another size than training has, after a step of training."""
-    if world_size > 1:
-        _join(rank, world_size)
     share = 1 if split else world_size
     trainer = make_trainer(
         folder,
@@ -397,16 +369,14 @@ def _predict(rank: int, folder: str, world_size: int, split: bool) -> None:
         assert losses == {name: pytest.approx(metrics[f"eval_{name}"]) for name in losses}
         assert metrics["eval_shape"] == list(found.predictions.shape)
         torch.save((torch.tensor(logits), losses), f"{folder}/predicted.pt")
-    if world_size > 1:
-        torch.distributed.destroy_process_group()
 
 
 @pytest.mark.parametrize("split", [False, True])
-def test_two_processes_predict_as_one_and_as_the_model(tmp_path, free_port, split):
+def test_two_processes_predict_as_one_and_as_the_model(tmp_path, split):
     """Logits of all positions, as `Trainer` gives them; the losses count each row once."""
     _predict(0, str(tmp_path), 1, split)
     wanted, losses = torch.load(tmp_path / "predicted.pt", weights_only=True)
-    mp.start_processes(_predict, args=(str(tmp_path), 2, split), nprocs=2, start_method="fork")
+    run_ranks(_predict, str(tmp_path), 2, split)
     got, shared_losses = torch.load(tmp_path / "predicted.pt", weights_only=True)
     assert shared_losses == {name: pytest.approx(value, rel=1e-5) for name, value in losses.items()}
     torch.testing.assert_close(got, wanted, atol=1e-4, rtol=1e-4)
@@ -442,7 +412,6 @@ def test_a_row_of_several_sequences_keeps_its_labels(tmp_path):
 
 
 def _refuse(rank: int, folder: str) -> None:
-    _join(rank, 2)
     uneven = {"even_batches": False}
     with pytest.raises(
         ValueError, match=r"accelerator_config\.even_batches must be true on several"
@@ -459,8 +428,7 @@ def _refuse(rank: int, folder: str) -> None:
         ValueError, match="0 batches to evaluate: the data set has 5 sequences, and"
     ):
         trainer.evaluate(data(5))
-    torch.distributed.destroy_process_group()
 
 
-def test_what_two_processes_refuse(tmp_path, free_port):
-    mp.start_processes(_refuse, args=(str(tmp_path),), nprocs=2, start_method="fork")
+def test_what_two_processes_refuse(tmp_path):
+    run_ranks(_refuse, str(tmp_path))

@@ -3,16 +3,12 @@ flags that mean something else here are refused."""
 
 from __future__ import annotations
 
-import os
 import shutil
-import socket
 
 import pytest
 import torch
-import torch.multiprocessing as mp
-from accelerate.state import AcceleratorState, PartialState
 from model_fixtures import LAYOUT, PAD, being_vl_model
-from training_fixtures import SMALL_RUN, StopAt, rows_of
+from training_fixtures import SMALL_RUN, StopAt, rows_of, run_ranks
 
 from being_vl.training import logs
 from being_vl.training.arguments import BeingVLTrainingArguments
@@ -131,13 +127,6 @@ def test_a_service_that_is_not_installed_is_named_before_training(tmp_path, monk
 
 
 def _worker(rank: int, folder: str, world: int, count: int) -> None:
-    os.environ.update(
-        RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE=str(world), MASTER_ADDR="127.0.0.1",
-        MASTER_PORT=os.environ["BEING_VL_TEST_PORT"],
-    )  # fmt: skip
-    torch.set_num_threads(1)
-    PartialState._reset_state()
-    AcceleratorState._reset_state(True)
     trainer = make_trainer(
         folder, count=count, max_steps=-1, num_train_epochs=2, save_strategy="no",
         per_device_train_batch_size=4 // world, train_sampling_strategy="sequential", optim="sgd",
@@ -154,14 +143,11 @@ def _worker(rank: int, folder: str, world: int, count: int) -> None:
 
 
 @pytest.mark.parametrize("count", [5, 6, 7])
-def test_two_processes_train_no_row_twice(tmp_path, monkeypatch, count):
+def test_two_processes_train_no_row_twice(tmp_path, count):
     """The last step of an epoch has 1, 2 or 3 rows; accelerate fills it up to 4."""
     for world in (1, 2):
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            monkeypatch.setenv("BEING_VL_TEST_PORT", str(free.getsockname()[1]))
         folder = str(tmp_path / str(world))
-        mp.start_processes(_worker, args=(folder, world, count), nprocs=world, start_method="fork")
+        run_ranks(_worker, folder, world, count, processes=world)
     one, two = (torch.load(tmp_path / f"{world}.pt", weights_only=True) for world in (1, 2))
     assert len(one["losses"]) == len(two["losses"]) == 4
     assert two["losses"] == pytest.approx(one["losses"], rel=1e-5)

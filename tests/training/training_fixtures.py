@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+import os
+import socket
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import datasets
 import numpy as np
+import torch
+import torch.multiprocessing as mp
 from checkpoint_fixtures import random_grids, tiny_checkpoint
 from transformers import TrainerCallback
 
@@ -19,6 +25,31 @@ from being_vl.training.arguments import (
     ModelArguments,
     StageArguments,
 )
+
+
+def run_ranks(run: Callable[..., Any], *args: Any, processes: int = 2) -> None:
+    """Call `run(rank, *args)` in processes that find each other as those of torchrun do.
+
+    They come from a server, not from this process: where there is a GPU, autograd has started threads here, which a
+    fork does not survive.
+    """
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    mp.get_context("forkserver").set_forkserver_preload([run.__module__])
+    given = (run, processes, port, *args)
+    mp.start_processes(_be_rank, args=given, nprocs=processes, start_method="forkserver")
+
+
+def _be_rank(rank: int, run: Callable[..., Any], processes: int, port: int, *args: Any) -> None:
+    os.environ |= {
+        "RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(processes),
+        "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port),
+    }  # fmt: skip
+    torch.set_num_threads(1)
+    run(rank, *args)
+    if torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()
 
 
 class StopAt(TrainerCallback):
