@@ -19,7 +19,9 @@ PAD, IMAGE, BOI, EOI = range(TEXT_SIZE, TEXT_SIZE + 4)
 GRID = (4, 5)
 
 
-def text_model(*, tied: bool = False, seed: int = 0, dtype=torch.float32) -> LlamaForCausalLM:
+def text_model(
+    *, tied: bool = False, seed: int = 0, dtype=torch.float32, head_dim: int = 8
+) -> LlamaForCausalLM:
     torch.manual_seed(seed)
     config = LlamaConfig(
         vocab_size=TEXT_SIZE,
@@ -28,6 +30,7 @@ def text_model(*, tied: bool = False, seed: int = 0, dtype=torch.float32) -> Lla
         num_hidden_layers=2,
         num_attention_heads=4,
         num_key_value_heads=2,
+        head_dim=head_dim,
         max_position_embeddings=256,
         initializer_range=0.2,
         bos_token_id=1,
@@ -37,11 +40,13 @@ def text_model(*, tied: bool = False, seed: int = 0, dtype=torch.float32) -> Lla
     return LlamaForCausalLM(config).to(dtype).eval()
 
 
-def being_vl_model(*, tied: bool = False, seed: int = 0, dtype=torch.float32, **fields):
+def being_vl_model(
+    *, tied: bool = False, seed: int = 0, dtype=torch.float32, head_dim: int = 8, **fields
+):
     """A random model whose vocabulary is LAYOUT and whose merge rules are MERGES."""
     fields = {"image_init": "normal", "image_grid_size": GRID, "merges": MERGES, **fields}
     return BeingVLForCausalLM.from_text_model(
-        text_model(tied=tied, seed=seed, dtype=dtype),
+        text_model(tied=tied, seed=seed, dtype=dtype, head_dim=head_dim),
         LAYOUT,
         boi_token_id=BOI,
         eoi_token_id=EOI,

@@ -254,7 +254,7 @@ def test_flex_attention_gives_the_losses_of_sdpa(device, monkeypatch):
         monkeypatch.setattr(
             plain, lambda *qkv, training, **options: flex_attention(*qkv, **options)
         )
-    model = being_vl_model().to(device)
+    model = being_vl_model(head_dim=16).to(device)
     rows = TokenizedSamples(rows_of(some_samples()), LAYOUT)
     shared = SharedImageSamples(rows, eoi_token_id=EOI, max_length=90)
     samples = [shared[i] for i in range(len(shared))]

@@ -29,6 +29,7 @@ def train(folder: Path, strategies: list[str], *more: str) -> Path:
     cases = [f"{strategy}-{stage}-2" for strategy in strategies for stage in stages]
     command = [sys.executable, str(TESTS / "sharded_worker.py"), str(folder), *cases, *more]
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(TESTS.parents[1]), *sys.path])}
+    environment["CUDA_VISIBLE_DEVICES"] = ""  # where there is a GPU, FSDP takes it
     done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=550)
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-6000:]
     return folder
