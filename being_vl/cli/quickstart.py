@@ -33,17 +33,18 @@ def make_parser() -> Parser:
 
 
 def main(args: Namespace) -> None:
-    from ..studies.quickstart.pipeline import run
-    from ..studies.quickstart.settings import Settings
+    from ..studies.quickstart.compiling import compiling
 
-    run(
-        Settings(
+    with compiling():
+        from ..studies.quickstart.pipeline import run
+        from ..studies.quickstart.settings import Settings
+
+        settings = Settings(
             output=args.output,
             seed=args.seed,
             minutes=args.minutes,
             device=args.device,
             quantizer=args.quantizer_kind,
             rows=args.rows,
-        ),
-        run_command,
-    )
+        )
+        run(settings, run_command)

@@ -222,6 +222,8 @@ def _message(turn: Any, where: str) -> tuple[dict[str, Any], Names, bool]:
 
 
 def _is_learned(turn: Mapping[str, Any], where: str, names: Sequence[str] = _LEARNED) -> bool:
+    if turn.keys().isdisjoint(names):
+        return True
     given = {name: turn[name] for name in names if turn.get(name) is not None}
     for name, value in given.items():
         if value not in (0, 1):  # False and True are

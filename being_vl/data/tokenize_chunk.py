@@ -55,6 +55,7 @@ class ChunkTokenizer:
         self._index = index
         self._settings = settings
         self._control = ControlTokens(processor.tokenizer, self._ids_of)
+        self._layout = processor.tokenizer.layout
 
     def _ids_of(self, messages: list[dict[str, Any]]) -> list[int]:
         encoded: Any = self._processor.apply_chat_template(
@@ -218,7 +219,7 @@ class ChunkTokenizer:
             if settings.dropout:
                 tokens = self._with_dropout(grids["image", name], conversation.id, place, name)
             images.append(tokens)
-        ids, mask = self._with_images(ids, mask, images)
+        ids, mask = self._with_images(ids, mask, images, has_videos=bool(conversation.video_ids))
         if settings.max_length is not None and len(ids) > settings.max_length:
             reason = f"{len(ids)} tokens, but max_length is {settings.max_length}"
             self._leave_out("on_too_long", where, reason)
@@ -235,12 +236,14 @@ class ChunkTokenizer:
         return encode([codes], dropout=dropout, seed=int.from_bytes(digest, "little"))[0]
 
     def _with_images(
-        self, ids: np.ndarray, mask: np.ndarray, images: Sequence[np.ndarray]
+        self, ids: np.ndarray, mask: np.ndarray, images: Sequence[np.ndarray], *, has_videos: bool
     ) -> Encoded:
         """Ids and mask of a sample with the tokens of its images, each in place of the one that stands for it."""
         tokenizer = self._processor.tokenizer
-        is_frame = tokenizer.open_videos(ids) > 0
-        places = np.flatnonzero((ids == tokenizer.boi_token_id) & ~is_frame) + 1
+        begins = ids == tokenizer.boi_token_id
+        if has_videos:  # whose frames have theirs
+            begins &= tokenizer.open_videos(ids) <= 0
+        places = np.flatnonzero(begins) + 1
         lengths = np.ones(len(ids), np.int64)
         lengths[places] = [len(tokens) for tokens in images]
         whole = np.repeat(ids, lengths)
@@ -263,7 +266,7 @@ class ChunkTokenizer:
         mask: np.ndarray,
         grids: Grids,
     ) -> None:
-        layout = self._processor.tokenizer.layout
+        layout = self._layout
         counts = self.report.counts
         counts["samples"] += 1
         counts["tokens"] += len(ids)

@@ -13,7 +13,6 @@ import secrets
 import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from glob import escape
 from pathlib import Path
 from typing import Any
 
@@ -100,10 +99,13 @@ def _aside(path: Path) -> Path:
     """A temporary name beside `path`; what processes that were killed while they wrote it have left is removed."""
     path.parent.mkdir(parents=True, exist_ok=True)
     start = f".{path.stem[:_STEM]}."
-    for left in path.parent.glob(f"{escape(start)}*.tmp{escape(path.suffix)}"):
-        writer = _WRITER.match(left.name.removeprefix(start))  # None: of a longer name
+    for name in os.listdir(path.parent):
+        if not (name.startswith(start) and name.endswith(f".tmp{path.suffix}")):
+            continue
+        writer = _WRITER.match(name.removeprefix(start))  # None: of a longer name
         if writer is None or _is_running(int(writer[1])):
             continue
+        left = path.parent / name
         if left.is_dir():
             shutil.rmtree(left, ignore_errors=True)
         else:

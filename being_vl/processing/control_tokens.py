@@ -39,7 +39,7 @@ class ControlTokens:
         self._names = {i: t.content for i, t in tokenizer.added_tokens_decoder.items() if t.special}
         self._special = np.zeros(max(len(tokenizer), *self._names, 0) + 1, bool)
         self._special[list(self._names)] = True
-        self._of_template: dict[Any, Counter[int]] = {}
+        self._of_template: dict[Any, Counter[int]] = {}  # by messages without texts and images
 
     def find(self, messages: list[dict[str, Any]], ids: np.ndarray) -> str | None:
         """The first special token that a text of the messages spells, or None.
@@ -55,10 +55,11 @@ class ControlTokens:
             for part in message.get("content") or ()
             if isinstance(part, Mapping)
         )
-        images = kinds["image"] + kinds["image_url"]
-        expected = self._expected(messages) + Counter(dict.fromkeys((self._boi, self._eoi), images))
-        expected += Counter(dict.fromkeys((self._bov, self._eov), kinds["video"]))
-        more = Counter(found) - expected
+        images, videos = kinds["image"] + kinds["image_url"], kinds["video"]
+        expected, counts = self._expected(messages, images, videos), Counter(found)
+        if counts == expected:  # of nearly all
+            return None
+        more = counts - expected
         return self._names[next(i for i in found if i in more)] if more else None
 
     def _special_ids(self, ids: np.ndarray) -> list[int]:
@@ -67,19 +68,24 @@ class ControlTokens:
     def _outside_images(self, ids: np.ndarray) -> np.ndarray:
         """The ids that stand in no image or video: a text's image token would stand outside of one."""
         # What stands between the marks of a video is all the processor's.
-        ids = ids[(self._open_videos(ids) <= 0) | (ids == self._bov)]
-        depth = np.cumsum(ids == self._boi)
-        depth -= np.cumsum(ids == self._eoi)
+        if self._bov is not None and (ids == self._bov).any():
+            ids = ids[(self._open_videos(ids) <= 0) | (ids == self._bov)]
+        begins = ids == self._boi
+        if not begins.any():
+            return ids
+        depth = np.cumsum(begins) - np.cumsum(ids == self._eoi)
         image = (ids >= self._layout.first_code_id) & (ids < self._layout.size)
         return ids[~(image & (depth > 0))]
 
-    def _expected(self, messages: list[dict[str, Any]]) -> Counter[int]:
-        """Special ids of the messages with one harmless letter for each text and without their images."""
+    def _expected(self, messages: list[dict[str, Any]], images: int, videos: int) -> Counter[int]:
+        """Special ids of the messages with one harmless letter for each text, and the marks of their images."""
         bare = [{**message, "content": _bare(message.get("content"))} for message in messages]
-        key = repr(bare)
+        key = repr(bare), images, videos
         if key not in self._of_template:
             ids = np.asarray(list(self._encode(bare)))
-            self._of_template[key] = Counter(self._special_ids(ids))
+            marks = dict.fromkeys((self._boi, self._eoi), images)
+            marks |= dict.fromkeys((self._bov, self._eov), videos)
+            self._of_template[key] = Counter(self._special_ids(ids)) + Counter(marks)
         return self._of_template[key]
 
 

@@ -8,11 +8,7 @@ from __future__ import annotations
 
 import json
 import shutil
-import subprocess
-import sys
 from collections import Counter, defaultdict
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -53,7 +49,7 @@ class Variant:
 
 
 BPE = Variant(
-    "LLM+VQ+BPE", "bpe", NUM_MERGES, pretrain=45, sft=500, longer=340, learning_rate=1e-3, decay=0.3
+    "LLM+VQ+BPE", "bpe", NUM_MERGES, pretrain=45, sft=400, longer=340, learning_rate=1e-3, decay=0.3
 )
 VQ = Variant("LLM+VQ", "vq", 0, pretrain=14, sft=245)
 
@@ -69,24 +65,7 @@ def run(settings: Settings, run_command: RunCommand, console: Console | None = N
     with locked(folder, "another quickstart is running in it"):
         fixed = {k: v for k, v in asdict(settings).items() if k not in ("output", "rows")}
         claim(folder / SETTINGS_FILE, fixed, "choose another folder, or delete it to start anew")
-        with compiling():
-            _Quickstart(settings, folder, run_command, console or Console()).run()
-
-
-@contextmanager
-def compiling() -> Iterator[None]:
-    """Let another process compile the kernels of the image BPE, 15 seconds on a new machine, in the meantime."""
-    few = "np.arange(512).reshape(2, 16, 16) % 3"
-    code = "import os; os.name == 'posix' and os.nice(10); "  # torch's threads wait for each other
-    code += f"import numpy as np; from being_vl.bpe import ImageBPE; few = {few}; "
-    code += "ImageBPE.train(few, num_merges=2, codebook_size=3).encode_batch(few)"
-    nothing = subprocess.DEVNULL
-    compiler = subprocess.Popen([sys.executable, "-c", code], stdout=nothing, stderr=nothing)
-    try:
-        yield
-    finally:
-        compiler.kill()
-        compiler.wait()
+        _Quickstart(settings, folder, run_command, console or Console()).run()
 
 
 class _Quickstart:
