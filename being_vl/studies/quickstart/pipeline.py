@@ -49,7 +49,14 @@ class Variant:
 
 
 BPE = Variant(
-    "LLM+VQ+BPE", "bpe", NUM_MERGES, pretrain=45, sft=400, longer=340, learning_rate=1e-3, decay=0.3
+    "LLM+VQ+BPE",
+    "bpe",
+    NUM_MERGES,
+    pretrain=45,
+    sft=415,
+    longer=340,
+    learning_rate=1e-3,
+    decay=0.15,
 )
 VQ = Variant("LLM+VQ", "vq", 0, pretrain=14, sft=245)
 
