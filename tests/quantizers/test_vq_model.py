@@ -342,17 +342,19 @@ def test_blockwise_normalisation_is_accurate(mean, overwrite, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    "dtype, rtol", [(torch.float32, 1e-6), (torch.bfloat16, 1e-3), (torch.float16, 1e-3)], ids=str
+    "dtype, rtol",
+    [(torch.float64, 1e-6), (torch.float32, 1e-6), (torch.bfloat16, 1e-3), (torch.float16, 1e-3)],
+    ids=str,
 )
 def test_moments_as_on_a_gpu_are_accurate(dtype, rtol):
     generator = torch.Generator().manual_seed(0)
     hidden = (torch.randn(2, 32, 64, 64, generator=generator) + 5).to(dtype)
     hidden = hidden.contiguous(memory_format=torch.channels_last)
     variance, mean = group_norm._moments(hidden)
-    assert variance.dtype == mean.dtype == torch.float32
+    assert variance.dtype == mean.dtype == torch.promote_types(dtype, torch.float32)
     exact = torch.var_mean(hidden.double(), (2, 3), correction=0)
-    torch.testing.assert_close(variance, exact[0].float(), rtol=rtol, atol=0)
-    torch.testing.assert_close(mean, exact[1].float(), rtol=1e-6, atol=0)
+    torch.testing.assert_close(variance.float(), exact[0].float(), rtol=rtol, atol=0)
+    torch.testing.assert_close(mean.float(), exact[1].float(), rtol=1e-6, atol=0)
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])

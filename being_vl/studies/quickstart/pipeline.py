@@ -49,15 +49,9 @@ class Variant:
 
 
 BPE = Variant(
-    "LLM+VQ+BPE",
-    "bpe",
-    NUM_MERGES,
-    pretrain=45,
-    sft=415,
-    longer=340,
-    learning_rate=1e-3,
+    "LLM+VQ+BPE", "bpe", NUM_MERGES, pretrain=45, sft=415, longer=340, learning_rate=1e-3,
     decay=0.15,
-)
+)  # fmt: skip
 VQ = Variant("LLM+VQ", "vq", 0, pretrain=14, sft=245)
 
 
