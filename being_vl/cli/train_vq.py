@@ -187,6 +187,9 @@ def _resolve(args: Namespace) -> Any:
     elif args.kind != "patch":
         for name in sizes:
             args.model[name] = getattr(chosen.config, name)
+    if args.kind == "patch" and (args.random_crop is not None or args.random_flip):
+        name = "random-flip" if args.random_crop is None else "random-crop"
+        raise ValueError(f"--{name} is of training by steps, and --kind patch fits whole images")
     for name in ("steps", "batch_size", "learning_rate"):
         if args[name] is None:
             args[name] = getattr(chosen, name)

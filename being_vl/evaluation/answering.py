@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from tqdm.auto import tqdm
 
+from ..files import shown
 from ..models.modeling_being_vl import BeingVLLanguageModel
 from ..processing.grid_inputs import nested_codes
 from ..processing.processing_being_vl import BeingVLProcessor
@@ -37,6 +38,15 @@ def render_prompts(
         return processor.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
 
     return [render(question) for question in questions]
+
+
+def check_new_tokens(model: BeingVLLanguageModel, max_new_tokens: int) -> None:
+    """Raises ValueError for more tokens than the longest sequence of the model has."""
+    longest = getattr(model.config, "max_position_embeddings", None)
+    if longest is not None and max_new_tokens > longest:
+        raise ValueError(
+            f"max_new_tokens must be at most {longest}, the model's longest sequence, got {shown(max_new_tokens)}"
+        )
 
 
 def generate_answers(
@@ -81,11 +91,15 @@ def iter_answers(
 
     Yields:
         the texts of a batch, in order, special tokens left out.
+
+    Raises:
+        ValueError: images without names or names without images, or more new tokens than the model's longest sequence.
     """
     if (image_ids is None) != (image_codes is None):
         raise ValueError("image_ids and image_codes go together, got one of them")
     if image_ids is not None and len(image_ids) != len(prompts):
         raise ValueError(f"image_ids has {len(image_ids)} entries for {len(prompts)} prompts")
+    check_new_tokens(model, max_new_tokens)
     generation = {**_PLAIN, **generation, "max_new_tokens": max_new_tokens, "do_sample": do_sample}
     for start in range(0, len(prompts), batch_size):
         stop = min(start + batch_size, len(prompts))

@@ -28,7 +28,7 @@ from ..files import RESULTS_FOLDER, Result, reading, result_path, write_atomic
 from ..hub.part import pinned
 from ..models.modeling_being_vl import BeingVLLanguageModel
 from ..processing.processing_being_vl import BeingVLProcessor
-from .answering import iter_answers, render_prompts
+from .answering import check_new_tokens, iter_answers, render_prompts
 from .benchmark_files import Example
 from .code_cache import CodeCache
 from .journal import Journal
@@ -91,6 +91,7 @@ class Evaluator:
         # Results of other data are not replaced: said now, not after hours of work.
         result_path(self.output, task.name, task.dataset, "being_vl")
         decoding = {"do_sample": False, "max_new_tokens": max_new_tokens or task.max_new_tokens}
+        check_new_tokens(self.model, decoding["max_new_tokens"])
         prompts = render_prompts(self.processor, [e.question for e in task.examples], image=True)
         mine = _share(task.examples, self.state.process_index, self.state.num_processes)
         paths = list(dict.fromkeys(example.image for example in task.examples[mine]))

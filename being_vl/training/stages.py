@@ -11,6 +11,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
+from ..files import shown
+
 if TYPE_CHECKING:
     from peft import PeftModel
 
@@ -91,6 +93,14 @@ def add_lora(model: Any, model_args: ModelArguments, stage_args: StageArguments)
             f"use_peft is for the stage sft, got {stage_args.stage}: the others leave the decoder, or most of "
             "it, as it is"
         )
+    most = {"lora_r": model.config.hidden_size, "lora_alpha": 2**31 - 1}
+    for name, limit in most.items():
+        if not 1 <= getattr(model_args, name) <= limit:
+            raise ValueError(
+                f"{name} must be in [1, {limit}], got {shown(getattr(model_args, name))}"
+            )
+    if not 0 <= model_args.lora_dropout < 1:
+        raise ValueError(f"lora_dropout must be in [0, 1), got {model_args.lora_dropout}")
     layout = model.config.layout
     rows = None
     if stage_args.freeze == "none":

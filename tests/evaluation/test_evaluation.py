@@ -374,6 +374,16 @@ class Ranks:
         return [value for index in range(self.count) for value in self.given[index]]
 
 
+def test_more_tokens_than_the_model_takes_are_refused_at_once(evaluator, tmp_path):
+    task = load_task("pope", WRITERS["pope"](tmp_path / "data"))
+    longest = evaluator.model.config.max_position_embeddings
+    with pytest.raises(
+        ValueError, match=f"^max_new_tokens must be at most {longest}, .*, got 10+$"
+    ):
+        evaluator.run(task, max_new_tokens=10**30)
+    assert not (tmp_path / "out" / "evaluation").exists()
+
+
 @pytest.mark.parametrize("count", [2, 6])  # there are four pictures
 def test_several_processes_answer_as_one(count, evaluator, tmp_path, monkeypatch):
     task = load_task("pope", WRITERS["pope"](tmp_path / "data"))

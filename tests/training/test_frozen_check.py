@@ -139,6 +139,15 @@ def test_lora_moves_adapted_layers_and_new_rows(tmp_path, checkpoint, freeze):
     assert (tmp_path / "out" / "adapter" / "adapter_model.safetensors").exists()
 
 
+@pytest.mark.parametrize(
+    "name, value", [("lora_r", 0), ("lora_r", 10**30), ("lora_alpha", 10**400), ("lora_dropout", 1)]
+)
+def test_sizes_of_lora_are_checked(tmp_path, checkpoint, name, value):
+    options = arguments(checkpoint[0], tmp_path, model={"use_peft": True, name: value})
+    with pytest.raises(ValueError, match=f"^{name} must be in .*got 1?0*(\\.{{3}})?$"):
+        load_for_training(options[0], options[2])
+
+
 def test_lora_is_for_sft(tmp_path, checkpoint):
     options = arguments(
         checkpoint[0], tmp_path, model={"use_peft": True}, stage={"stage": "pretrain"}

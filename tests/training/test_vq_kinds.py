@@ -70,9 +70,11 @@ def test_the_levels_and_bits_of_the_papers():
             "--kind is fsq, but --model.quantizer codebook",
         ),
         (["--resolution", "65"], "multiple of 8"),
+        (["--kind", "patch", "--random-crop", "32"], "--random-crop is of training by steps"),
+        (["--kind", "patch", "--random-flip", "true"], "--random-flip is of training by steps"),
     ],
 )
-def test_sizes_named_twice_are_refused(pictures, tmp_path, capsys, flags, message):
+def test_options_that_exclude_each_other_are_refused(pictures, tmp_path, capsys, flags, message):
     arguments = ["train-vq", "--images", str(pictures), "--output", str(tmp_path / "vq"), *flags]
     assert command(arguments) == 2
     assert message in capsys.readouterr().err
