@@ -42,8 +42,8 @@ def render_prompts(
 
 def check_new_tokens(model: BeingVLLanguageModel, max_new_tokens: int) -> None:
     """Raises ValueError for more tokens than the longest sequence of the model has."""
-    longest = getattr(model.config, "max_position_embeddings", None)
-    if longest is not None and max_new_tokens > longest:
+    longest = model.config.max_position_embeddings
+    if max_new_tokens > longest:
         raise ValueError(
             f"max_new_tokens must be at most {longest}, the model's longest sequence, got {shown(max_new_tokens)}"
         )
@@ -93,13 +93,12 @@ def iter_answers(
         the texts of a batch, in order, special tokens left out.
 
     Raises:
-        ValueError: images without names or names without images, or more new tokens than the model's longest sequence.
+        ValueError: images without names or names without images, or a prompt that is longer than the model takes.
     """
     if (image_ids is None) != (image_codes is None):
         raise ValueError("image_ids and image_codes go together, got one of them")
     if image_ids is not None and len(image_ids) != len(prompts):
         raise ValueError(f"image_ids has {len(image_ids)} entries for {len(prompts)} prompts")
-    check_new_tokens(model, max_new_tokens)
     generation = {**_PLAIN, **generation, "max_new_tokens": max_new_tokens, "do_sample": do_sample}
     for start in range(0, len(prompts), batch_size):
         stop = min(start + batch_size, len(prompts))

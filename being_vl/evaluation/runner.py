@@ -91,7 +91,8 @@ class Evaluator:
         # Results of other data are not replaced: said now, not after hours of work.
         result_path(self.output, task.name, task.dataset, "being_vl")
         decoding = {"do_sample": False, "max_new_tokens": max_new_tokens or task.max_new_tokens}
-        check_new_tokens(self.model, decoding["max_new_tokens"])
+        if max_new_tokens is not None:
+            check_new_tokens(self.model, max_new_tokens)
         prompts = render_prompts(self.processor, [e.question for e in task.examples], image=True)
         mine = _share(task.examples, self.state.process_index, self.state.num_processes)
         paths = list(dict.fromkeys(example.image for example in task.examples[mine]))

@@ -24,7 +24,7 @@ from stand_in.server import HubServer
 
 from being_vl.cli import main
 from being_vl.evaluation import runner
-from being_vl.evaluation.answering import generate_answers, render_prompts
+from being_vl.evaluation.answering import generate_answers, iter_answers, render_prompts
 from being_vl.evaluation.code_cache import CodeCache
 from being_vl.evaluation.reconstruction import evaluate_reconstruction, tokens_by_merges
 from being_vl.evaluation.runner import Evaluator, _share
@@ -372,6 +372,14 @@ class Ranks:
         self.given[self.place.index] = values
         self.barrier.wait()
         return [value for index in range(self.count) for value in self.given[index]]
+
+
+def test_more_tokens_than_the_model_takes_may_be_a_task_s_own(evaluator):
+    """lmms-eval's tasks ask for as many as the largest models give, which is an upper bound."""
+    more = evaluator.model.config.max_position_embeddings + 1
+    prompts = ["x"]
+    answers = list(iter_answers(evaluator.model, evaluator.processor, prompts, max_new_tokens=more))
+    assert [len(batch) for batch in answers] == [1]
 
 
 def test_more_tokens_than_the_model_takes_are_refused_at_once(evaluator, tmp_path):

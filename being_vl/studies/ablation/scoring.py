@@ -11,7 +11,7 @@ from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor
 
 from ...data.conversations import parse_sample
 from ...data.sources import iter_samples, open_samples
-from ...evaluation.answering import generate_answers
+from ...evaluation.answering import check_new_tokens, generate_answers
 from ...evaluation.scoring.exact import exact_match_scores
 from ...files import read_weight_map
 from .inputs import image_codes
@@ -56,6 +56,7 @@ class TestRows:
         processor = AutoProcessor.from_pretrained(checkpoint, vq=False)
         model: Any = AutoModelForImageTextToText.from_pretrained(checkpoint)
         model.to(device).eval()
+        check_new_tokens(model, max_new_tokens)
         prompts = [
             processor.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
             for messages in self.prompts
