@@ -222,13 +222,15 @@ def _message(turn: Any, where: str) -> tuple[dict[str, Any], Names, bool]:
 
 
 def _is_learned(turn: Mapping[str, Any], where: str, names: Sequence[str] = _LEARNED) -> bool:
-    if turn.keys().isdisjoint(names):
-        return True
-    given = {name: turn[name] for name in names if turn.get(name) is not None}
-    for name, value in given.items():
+    learned = True
+    for name in names:
+        value = turn.get(name)
+        if value is None:
+            continue
         if value not in (0, 1):  # False and True are
             raise ValueError(f"{where}.{name} must be 0 or 1, got {shown(value)}")
-    return all(given.values())
+        learned = learned and bool(value)
+    return learned
 
 
 def _parts(content: Sequence[Any], where: str) -> tuple[list[dict[str, Any]], Names]:
