@@ -10,7 +10,6 @@ from __future__ import annotations
 import json
 import multiprocessing
 import os
-import socket
 import sys
 from functools import partial
 from pathlib import Path
@@ -20,7 +19,14 @@ import torch
 import torch.distributed as dist
 from model_fixtures import LAYOUT, being_vl_model
 from resume_fixtures import make_rows, make_trainer
-from training_fixtures import StopAt, checkpoint_folder, tokenized, tokenized_folder
+from training_fixtures import (
+    StopAt,
+    be_rank,
+    checkpoint_folder,
+    free_port,
+    tokenized,
+    tokenized_folder,
+)
 
 from being_vl import BeingVLForCausalLM
 from being_vl.cli import main as being_vl_command
@@ -135,14 +141,8 @@ def run_command(folder: Path, strategy: str) -> None:
     assert being_vl_command(["train", *words]) == 0
 
 
-def be_rank(rank: int, processes: int, folder: Path, cases: list[str]) -> None:
-    names = {
-        "RANK": rank,
-        "LOCAL_RANK": rank,
-        "WORLD_SIZE": processes,
-        "LOCAL_WORLD_SIZE": processes,
-    }
-    os.environ.update({name: str(value) for name, value in names.items()})
+def run_rank(rank: int, processes: int, port: int, folder: Path, cases: list[str]) -> None:
+    be_rank(rank, processes, port)
     for case in sorted(cases, key=lambda case: case.startswith("fsdp2")):
         if case.startswith("fsdp2"):
             let_fsdp_run_on_cpus()
@@ -162,15 +162,10 @@ def main() -> None:
         cases = [case for case in sys.argv[2:] if case.endswith(f"-{processes}")]
         if not cases:
             continue
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            os.environ["MASTER_ADDR"], os.environ["MASTER_PORT"] = (
-                "127.0.0.1",
-                str(free.getsockname()[1]),
-            )
+        port = free_port()
         context = multiprocessing.get_context("fork")
         ranks = [
-            context.Process(target=be_rank, args=(rank, processes, folder, cases))
+            context.Process(target=run_rank, args=(rank, processes, port, folder, cases))
             for rank in range(processes)
         ]
         for rank in ranks:

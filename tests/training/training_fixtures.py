@@ -27,25 +27,34 @@ from being_vl.training.arguments import (
 )
 
 
+def free_port() -> int:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return free.getsockname()[1]
+
+
+def be_rank(rank: int, processes: int, port: int) -> None:
+    """Set the variables by which torchrun tells a process who it is."""
+    os.environ |= {
+        "RANK": str(rank), "LOCAL_RANK": str(rank),
+        "WORLD_SIZE": str(processes), "LOCAL_WORLD_SIZE": str(processes),
+        "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port),
+    }  # fmt: skip
+
+
 def run_ranks(run: Callable[..., Any], *args: Any, processes: int = 2) -> None:
     """Call `run(rank, *args)` in processes that find each other as those of torchrun do.
 
     They come from a server, not from this process: where there is a GPU, autograd has started threads here, which a
     fork does not survive.
     """
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
     mp.get_context("forkserver").set_forkserver_preload([run.__module__])
-    given = (run, processes, port, *args)
-    mp.start_processes(_be_rank, args=given, nprocs=processes, start_method="forkserver")
+    given = (run, processes, free_port(), *args)
+    mp.start_processes(_run_rank, args=given, nprocs=processes, start_method="forkserver")
 
 
-def _be_rank(rank: int, run: Callable[..., Any], processes: int, port: int, *args: Any) -> None:
-    os.environ |= {
-        "RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(processes),
-        "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port),
-    }  # fmt: skip
+def _run_rank(rank: int, run: Callable[..., Any], processes: int, port: int, *args: Any) -> None:
+    be_rank(rank, processes, port)
     torch.set_num_threads(1)
     run(rank, *args)
     if torch.distributed.is_initialized():
