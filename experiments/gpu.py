@@ -63,11 +63,17 @@ class Report:
         print(json.dumps(rounded), flush=True)
 
     def attempt(self, measure: Callable[[], dict[str, Any]], **labels: Any) -> None:
-        """Add what `measure` returns; where memory is short, that; another error is reported and raised."""
+        """Add what `measure` returns; where memory is short, that; another error is raised."""
+        with self.short_of_memory(**labels):
+            self.add(**labels, **measure())
+
+    @contextlib.contextmanager
+    def short_of_memory(self, **labels: Any) -> Iterator[None]:
+        """Where the memory of the device does not do, add that in place of a figure, and go on."""
         import torch
 
         try:
-            self.add(**labels, **measure())
+            yield
         except torch.OutOfMemoryError as error:
             self.add(**labels, not_run=f"out of memory: {str(error).splitlines()[0][:120]}")
             torch.cuda.empty_cache()
@@ -100,24 +106,34 @@ class Clock:
 
     def measure(self, call: Callable[[], Any], repeats: int) -> tuple[float, float | None]:
         """(seconds, peak MiB above what was allocated before; None on a CPU)."""
+        (figures,) = self.measure_in_turns([call], repeats)
+        return figures
+
+    def measure_in_turns(
+        self, calls: list[Callable[[], Any]], repeats: int
+    ) -> list[tuple[float, float | None]]:
+        """`measure` of several calls, one after the other in each repeat, so that none has the better place."""
         import torch
 
-        call()
-        self.synchronize()
-        before = 0
-        if self.device == "cuda":
-            torch.cuda.reset_peak_memory_stats()
-            before = torch.cuda.memory_allocated()
-        seconds = []
-        for _ in range(repeats):
-            start = time.perf_counter()
+        for call in calls:
             call()
-            self.synchronize()
-            seconds.append(time.perf_counter() - start)
-        peak = None
-        if self.device == "cuda":
-            peak = (torch.cuda.max_memory_allocated() - before) / 2**20
-        return statistics.median(seconds), peak
+        self.synchronize()
+        seconds: list[list[float]] = [[] for _ in calls]
+        peaks: list[float | None] = [None for _ in calls]
+        for _ in range(repeats):
+            for number, call in enumerate(calls):
+                before = 0
+                if self.device == "cuda":
+                    torch.cuda.reset_peak_memory_stats()
+                    before = torch.cuda.memory_allocated()
+                start = time.perf_counter()
+                call()
+                self.synchronize()
+                seconds[number].append(time.perf_counter() - start)
+                if self.device == "cuda":
+                    peak = (torch.cuda.max_memory_allocated() - before) / 2**20
+                    peaks[number] = max(peak, peaks[number] or 0.0)
+        return list(zip(map(statistics.median, seconds), peaks, strict=True))
 
 
 # The parts
@@ -259,6 +275,19 @@ def language_model(
     )  # fmt: skip
 
 
+def stock_llama(model: Any) -> Any:
+    """transformers' own model with the weights of ours, not a copy of them."""
+    import torch
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    with torch.device("meta"):
+        stock = LlamaForCausalLM(LlamaConfig(**{**model.config.to_dict(), "model_type": "llama"}))
+    stock.load_state_dict(model.state_dict(), assign=True)
+    stock.tie_weights()
+    stock.model.rotary_emb = model.model.rotary_emb  # whose frequencies are in no state dict
+    return stock.train(model.training)
+
+
 # name, with merges, questions share their image, stage, transformers' own trainer
 WAYS_TO_TRAIN = (
     ("plain Trainer, VQ", False, False, "sft", True),
@@ -275,8 +304,6 @@ def run_training(options: argparse.Namespace, report: Report) -> None:
     import numpy as np
     import torch
     from transformers import (
-        LlamaConfig,
-        LlamaForCausalLM,
         Trainer,
         TrainerCallback,
         TrainingArguments,
@@ -347,11 +374,7 @@ def run_training(options: argparse.Namespace, report: Report) -> None:
                 "callbacks": [watch],
             }
             if plain:
-                config = LlamaConfig(**{**model.config.to_dict(), "model_type": "llama"})
-                with torch.device(options.device):
-                    llama = LlamaForCausalLM(config)
-                llama.load_state_dict(model.state_dict())
-                trainer: Trainer = Trainer(model=llama, **common)
+                trainer: Trainer = Trainer(model=stock_llama(model), **common)
             else:
                 prepare_stage(model, stage)
                 trainer = BeingVLTrainer(model=model, **common)
@@ -387,7 +410,6 @@ def run_training(options: argparse.Namespace, report: Report) -> None:
 def run_generation(options: argparse.Namespace, report: Report) -> None:
     """Tokens a second in bf16 with the key-value cache: the stock Llama, text alone, images under the grid mask."""
     import torch
-    from transformers import LlamaConfig, LlamaForCausalLM
 
     from being_vl import VocabularyLayout
 
@@ -397,12 +419,7 @@ def run_generation(options: argparse.Namespace, report: Report) -> None:
     model = language_model(options.tiny, options.device, layout, grids.shape[1:], bpe.merges)
     dtype = torch.bfloat16 if options.device == "cuda" else torch.float32
     model = model.to(dtype).eval()
-    with torch.device("meta"):
-        stock = LlamaForCausalLM(LlamaConfig(**{**model.config.to_dict(), "model_type": "llama"}))
-    stock.load_state_dict(model.state_dict(), assign=True)
-    stock.tie_weights()
-    stock.model.rotary_emb = model.model.rotary_emb
-    stock.eval()
+    stock = stock_llama(model)
     clock = Clock(options.device)
     new = 8 if options.tiny else 48
     for batch in (2,) if options.tiny else (1, 8, 64):
@@ -423,16 +440,12 @@ def run_generation(options: argparse.Namespace, report: Report) -> None:
 
         # In turns, since the first to run is the fastest, whichever it is.
         calls = {"stock Llama": free, "text": text, "image, grid mask": image}
-        measured: dict[str, list[tuple[float, float | None]]] = {name: [] for name in calls}
-        for _ in range(1 if options.tiny else 3):
-            for name, call in calls.items():
-                measured[name].append(clock.measure(call, 1))
-        for name, turns in measured.items():
-            seconds = statistics.median(seconds for seconds, _ in turns)
-            report.add(
-                what=name, batch=batch, new_tokens=new, vocabulary=layout.size,
-                tokens_per_second=batch * new / seconds, peak_mib=turns[0][1],
-            )  # fmt: skip
+        labels = {"batch": batch, "new_tokens": new, "vocabulary": layout.size}
+        with report.short_of_memory(what=", ".join(calls), **labels):
+            turns = clock.measure_in_turns(list(calls.values()), 1 if options.tiny else 3)
+            for name, (seconds, peak) in zip(calls, turns, strict=True):
+                rate = batch * new / seconds
+                report.add(what=name, **labels, tokens_per_second=rate, peak_mib=peak)
 
 
 COLOURS = {
