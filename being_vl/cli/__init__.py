@@ -74,9 +74,19 @@ def main(argv: list[str] | None = None) -> int:
         return _main(argv)
     signals.handle()
     try:
-        return _main(sys.argv[1:])
+        status = _main(sys.argv[1:])
+        if status == 0:
+            _leave_other_processes()
+        return status
     finally:
         signals.let_go()
+
+
+def _leave_other_processes() -> None:
+    """End torch's process group: its threads, where they outlive the interpreter, may abort a command that is done."""
+    distributed = sys.modules.get("torch.distributed")
+    if distributed is not None and distributed.is_available() and distributed.is_initialized():
+        distributed.destroy_process_group()
 
 
 def _main(argv: list[str]) -> int:

@@ -48,6 +48,18 @@ def test_help_imports_nothing_heavy():
     assert done.returncode == 0, done.stderr
 
 
+@pytest.mark.parametrize("word", ["--version", "no-command"])
+def test_a_process_that_is_done_leaves_the_others(word, tmp_path):
+    """After an error the others may wait in a collective, and leaving would wait for them."""
+    code = (
+        "import sys\nimport torch.distributed as group\nfrom being_vl.cli import main\n"
+        f"group.init_process_group('gloo', init_method='file://{tmp_path}/store', rank=0, world_size=1)\n"
+        "main()\nassert group.is_initialized() != (sys.argv[1] == '--version')"
+    )
+    done = subprocess.run([sys.executable, "-c", code, word], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
 @pytest.mark.parametrize("words", [["--help"], ["--version"], ["train-bpe", "--help"]])
 def test_a_pipe_without_a_reader_is_no_error(words):
     """As of `being-vl --help | head -1`; the text waits in the buffer until the end."""

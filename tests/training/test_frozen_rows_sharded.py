@@ -3,26 +3,20 @@
 import pytest
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
 from model_fixtures import LAYOUT, TEXT_SIZE, being_vl_model, random_ids
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
+from training_fixtures import run_ranks
 
 from being_vl.training.frozen_check import FrozenRowsCheck, FrozenRowsMoved
 
 WORLD = 2
 
 
-def _worker(rank: int, folder: str) -> None:
-    torch.set_num_threads(1)
-    dist.init_process_group(
-        "gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=WORLD
-    )
-    try:
-        for tied, which in ((False, "text"), (True, "text"), (False, "image")):
-            _check(rank, tied, which)
-    finally:
-        dist.destroy_process_group()
+def _worker(rank: int) -> None:
+    dist.init_process_group("gloo")
+    for tied, which in ((False, "text"), (True, "text"), (False, "image")):
+        _check(rank, tied, which)
 
 
 def _check(rank: int, tied: bool, which: str) -> None:
@@ -68,5 +62,5 @@ def _check(rank: int, tied: bool, which: str) -> None:
         check.verify()
 
 
-def test_only_rows_that_may_move_move_under_fsdp2(tmp_path):
-    mp.spawn(_worker, args=(str(tmp_path),), nprocs=WORLD)
+def test_only_rows_that_may_move_move_under_fsdp2():
+    run_ranks(_worker, processes=WORLD)
