@@ -28,9 +28,10 @@ from typing import NamedTuple
 import numpy as np
 
 from .._jit import inlined, kernel, prefetch, unsigned
-from .choose import BIAS, find_key, offset_of, tokens_of
+from .choose import BIAS, find_key, hash_of, may_be_known, offset_of, tokens_of
 
 _AHEAD = 6  # positions between asking for a cache line and using it; of more, lines leave the cache before
+_CLOSED_AT_ONCE = 64  # rows whose keys are asked for before the first of them is looked up
 _LOW = 0xFFFFFFFF
 _BOTH = (1 << 32) | 1
 
@@ -243,34 +244,43 @@ def _close_rows(
 ):  # fmt: skip
     a, b, c = rule[0], rule[1], rule[4]
     row_offset, col_offset = rule[2], rule[3]
-    for row in range(begin, n_rows):
-        view = rows[row, 0]
-        slots[rows[row, 3]] = 0
-        rows[row, 3] = -1
-        lost = rows[row, 2]
-        for side in range(2):
-            loss = lost >> 32 if side == 1 else lost & _LOW
-            if loss == 0:
-                continue
-            if side == 0:
-                key_tokens, key_offset = key_of_view(view, a, 0, 0)
-            else:
-                key_tokens, key_offset = key_of_view(view, b, row_offset, col_offset)
-            if view >> 34 >= first_new:
-                late[n_late, 0], late[n_late, 1], late[n_late, 2] = key_tokens, key_offset, loss
-                n_late += 1
-                continue
-            key = find_key(index, key_tokens, key_offset)
+    asked = np.empty((2 * _CLOSED_AT_ONCE, 3), np.int64)  # keys that may be known, and what they lose
+    slot_mask = index.slots.shape[0] - 1
+    for start in range(begin, n_rows, _CLOSED_AT_ONCE):
+        n_asked = 0
+        for row in range(start, min(start + _CLOSED_AT_ONCE, n_rows)):
+            view = rows[row, 0]
+            slots[rows[row, 3]] = 0
+            rows[row, 3] = -1
+            lost = rows[row, 2]
+            for side in range(2):
+                loss = lost >> 32 if side == 1 else lost & _LOW
+                if loss == 0:
+                    continue
+                if side == 0:
+                    key_tokens, key_offset = key_of_view(view, a, 0, 0)
+                else:
+                    key_tokens, key_offset = key_of_view(view, b, row_offset, col_offset)
+                if view >> 34 >= first_new:
+                    late[n_late, 0], late[n_late, 1], late[n_late, 2] = key_tokens, key_offset, loss
+                    n_late += 1
+                    continue
+                h = hash_of(key_tokens, key_offset)
+                prefetch(index.slots, h & slot_mask)
+                asked[n_asked, 0], asked[n_asked, 1], asked[n_asked, 2] = key_tokens, key_offset, loss
+                n_asked += may_be_known(index, h)
+            count = rows[row, 1] & _LOW
+            if count >= least:
+                key_tokens, key_offset = key_of_view(view, c, 0, 0)
+                if is_allowed(key_tokens, key_offset, limits):
+                    candidates[n_candidates, 0], candidates[n_candidates, 1] = (i << 55) | view, row
+                    candidates[n_candidates, 2] = count
+                    n_candidates += 1
+        for k in range(n_asked):
+            key = find_key(index, asked[k, 0], asked[k, 1])
             if key >= 0:
-                losses[n_losses, 0], losses[n_losses, 1] = key, loss
+                losses[n_losses, 0], losses[n_losses, 1] = key, asked[k, 2]
                 n_losses += 1
-        count = rows[row, 1] & _LOW
-        if count >= least:
-            key_tokens, key_offset = key_of_view(view, c, 0, 0)
-            if is_allowed(key_tokens, key_offset, limits):
-                candidates[n_candidates, 0], candidates[n_candidates, 1] = (i << 55) | view, row
-                candidates[n_candidates, 2] = count
-                n_candidates += 1
     return n_losses, n_late, n_candidates
 
 

@@ -76,12 +76,16 @@ class Index(NamedTuple):
 
 
 @inlined
+def may_be_known(index, h):
+    """1 if a key with this hash may be known, else 0."""
+    return (np.int64(index.filter[unsigned((h >> 3) & (index.filter.shape[0] - 1))]) >> (h & 7)) & 1
+
+
+@inlined
 def find_key(index, tokens, offset):
     """The number of a key, or -1."""
     h = hash_of(tokens, offset)
-    if (
-        np.int64(index.filter[unsigned((h >> 3) & (index.filter.shape[0] - 1))]) >> (h & 7)
-    ) & 1 == 0:
+    if may_be_known(index, h) == 0:
         return -1
     slots = index.slots
     mask, tag = slots.shape[0] - 1, h >> 20
