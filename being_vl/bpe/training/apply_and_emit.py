@@ -244,7 +244,9 @@ def _close_rows(
 ):  # fmt: skip
     a, b, c = rule[0], rule[1], rule[4]
     row_offset, col_offset = rule[2], rule[3]
-    asked = np.empty((2 * _CLOSED_AT_ONCE, 3), np.int64)  # keys that may be known, and what they lose
+    asked = np.empty(
+        (2 * _CLOSED_AT_ONCE, 3), np.int64
+    )  # keys that may be known, and what they lose
     slot_mask = index.slots.shape[0] - 1
     for start in range(begin, n_rows, _CLOSED_AT_ONCE):
         n_asked = 0
@@ -267,7 +269,11 @@ def _close_rows(
                     continue
                 h = hash_of(key_tokens, key_offset)
                 prefetch(index.slots, h & slot_mask)
-                asked[n_asked, 0], asked[n_asked, 1], asked[n_asked, 2] = key_tokens, key_offset, loss
+                asked[n_asked, 0], asked[n_asked, 1], asked[n_asked, 2] = (
+                    key_tokens,
+                    key_offset,
+                    loss,
+                )
                 n_asked += may_be_known(index, h)
             count = rows[row, 1] & _LOW
             if count >= least:
@@ -507,10 +513,13 @@ def emit_positions(traces, rules, rows, starts, lengths, first_key, pool, used):
 
 
 @kernel
-def find_rows(traces, names):
-    """The rows in this shard of candidates of all shards, (rule << 55 | view), sorted; -1 for none."""
+def find_rows(traces, names, found, counts):
+    """Find the rows in this shard of candidates of all shards, and add their counts.
+
+    `names`, (n,), are rule << 55 | view, sorted; `found`, (n,), is set to a row, or to -1 where there is none.
+    """
     n = names.shape[0]
-    found = np.full(n, -1, np.int64)
+    found[:] = -1
     begin = 0
     while begin < n:
         rule, end = names[begin] >> 55, begin
@@ -527,8 +536,8 @@ def find_rows(traces, names):
                     beyond = middle
             if lowest < end and names[lowest] == name:
                 found[lowest] = row
+                counts[lowest] += traces.rows[row, 1] & _LOW
         begin = end
-    return found
 
 
 @kernel

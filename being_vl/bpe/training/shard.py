@@ -227,9 +227,9 @@ class Shard:
         """How many occurrences of each of the last batch's rules were merged, (n,)."""
         return np.diff(self.traces.ends[:, MERGED])
 
-    def find_rows(self, names: np.ndarray) -> np.ndarray:
-        """The rows of candidates of all shards, by (rule << 55 | view), sorted; -1 where there is none."""
-        return find_rows(self.traces, names)
+    def find_rows(self, names: np.ndarray, found: np.ndarray, counts: np.ndarray) -> None:
+        """Set `found` to the rows of candidates of all shards, and add what these count to `counts`."""
+        find_rows(self.traces, names, found, counts)
 
     def keep(self, rules: np.ndarray, rows: np.ndarray, keys: KeyTable) -> None:
         """List the positions of new keys, which are the last of `keys`."""

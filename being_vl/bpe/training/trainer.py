@@ -305,11 +305,11 @@ class Run:
         if self._team.num_shards == 1:
             return own[0][:, 0], own[0][None, :, 1], own[0][:, 2]
         names = processes.join(np.concatenate([candidates[:, 0] for candidates in own]))
-        names = np.unique(names)
-        rows = np.stack([shard.find_rows(names) for shard in shards])
-        counts = np.zeros(len(names), np.int64)
+        names.sort()
+        names = names[np.append(True, names[1:] != names[:-1])[: len(names)]]
+        rows, counts = np.empty((len(shards), len(names)), np.int64), np.zeros(len(names), np.int64)
         for shard, places in zip(shards, rows, strict=True):
-            counts += np.where(places >= 0, shard.traces.rows[places, 1] & 0xFFFFFFFF, 0)
+            shard.find_rows(names, places, counts)
         return names, rows, processes.sum(counts)
 
     def _book(self, batch: Batch) -> None:
