@@ -202,18 +202,19 @@ def _lay(codes, read, base, size, stride, used, vocabulary, board):
     cell, spots, entries, newest, waiting, none = board
     height, width = size
     shift = _top_shift(len(slots) // 4)
+    beside_it = np.int64(1)  # numba would compile what it is passed to once more for a literal
     for row in range(height):
         at = base + row * stride
         beside, below = np.int64(0), np.int64(width)  # ends of two lists in spots
         for col in range(width):
             cell[u(at + col)] = (at + col) << 32 | codes[u(read + col)]
         for col in range(width - 1):
-            bit = _partner_bit(codes[u(read + col + 1)], 1)
+            bit = _partner_bit(np.int64(codes[u(read + col + 1)]), beside_it)
             spots[u(beside)] = col
             beside += np.int64(partners[u(codes[u(read + col)])] >> bit & _ONE)
         if row + 1 < height:
             for col in range(width):
-                bit = _partner_bit(codes[u(read + width + col)], stride)
+                bit = _partner_bit(np.int64(codes[u(read + width + col)]), stride)
                 spots[u(below)] = col
                 below += np.int64(partners[u(codes[u(read + col)])] >> bit & _ONE)
         # Columns that may have a rule are collected first, and looked up then: one loop with an unforeseeable branch
@@ -223,7 +224,7 @@ def _lay(codes, read, base, size, stride, used, vocabulary, board):
             col = spots[u(k)]
             one, two = np.int64(codes[u(read + col)]), np.int64(codes[u(read + col + 1)])
             if one != one_before or two != two_before:
-                rank = _rank_of(one, two, 1, factors, slots, shift, none)
+                rank = _rank_of(one, two, beside_it, factors, slots, shift, none)
                 one_before, two_before = one, two
             used = _wait(rank, none, at + col, used, entries, newest, waiting)
         one_before = np.int64(-1)  # the rank kept is of a pair side by side
@@ -416,11 +417,14 @@ def encode_grids(codes, heights, widths, stride, codebook_size, vocabulary, seed
     Returns:
         ids int32, one grid after another, and int64 counts.
     """
+    tallest = largest = np.int64(0)  # numba would compile functions of its own for heights.max()
+    for grid in range(len(heights)):
+        tallest, largest = max(tallest, heights[grid]), max(largest, heights[grid] * widths[grid])
     part = 0
-    while (1 << part) < (heights.max() + 2) * stride:
+    while (1 << part) < (tallest + 2) * stride:
         part += 1
     together = max(1, min(len(heights), BATCH_CELLS >> part))
-    most = together * (heights * widths).max()
+    most = together * largest
     # Of one rule there are at most as many entries as cells around the tokens that it joins. Of all rules there are
     # 2 entries a cell when laid, and 4 to 6 where one code fills most of a grid.
     room = 4 * most + 2 * stride
@@ -431,17 +435,18 @@ def encode_grids(codes, heights, widths, stride, codebook_size, vocabulary, seed
     spots, kept = scratch[:room], scratch[room : 2 * room]
     entries = scratch[2 * room :]  # an anchor, and the entry before in its list
     words = (len(vocabulary[1]) + 63) // 64
-    newest = np.full(64 * words + 1, -1, dtype=np.int32)  # by rank: the head of its list
-    waiting = np.zeros(words + 1, dtype=np.bool_)  # is any list of these 64 ranks filled?
+    newest = np.empty(64 * words + 1, dtype=np.int32)  # by rank: the head of its list
+    waiting = np.empty(words + 1, dtype=np.bool_)  # is any list of these 64 ranks filled?
+    newest[:], waiting[:] = -1, False
     ids = np.empty(len(codes) + 1, dtype=np.int32)
     counts = np.empty(len(heights), dtype=np.int64)
-    read = written = 0
+    read = written = np.int64(0)
     for begin in range(0, len(heights), together):
         end = min(begin + together, len(heights))
         while True:
             board = (cell, spots, entries, newest, waiting, 64 * words)
             cell[:] = -1
-            used, after = np.int64(0), np.int64(read)
+            used, after = np.int64(0), read
             for grid in range(begin, end):
                 base, size = ((grid - begin) << part) + stride, (heights[grid], widths[grid])
                 used = _lay(codes, after, base, size, stride, used, vocabulary, board)

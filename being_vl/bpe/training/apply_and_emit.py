@@ -27,7 +27,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from .._jit import inlined, kernel, prefetch, unsigned
+from .._jit import inlined, inner, kernel, prefetch, unsigned
 from .choose import BIAS, find_key, hash_of, may_be_known, offset_of, tokens_of
 
 _AHEAD = 6  # positions between asking for a cache line and using it; of more, lines leave the cache before
@@ -104,7 +104,7 @@ def view_of(token, row, col):
 
 @inlined
 def key_of_view(view, own, row_offset, col_offset):
-    """The packed key of a token and its neighbour, the token standing at (row, col) of the view's origin."""
+    """The packed key of a token and its neighbour, the token standing at (row, col), int64, of the view's origin."""
     other = view >> 34
     row = ((view >> 17) & 0x1FFFF) - BIAS - row_offset
     col = (view & 0x1FFFF) - BIAS - col_offset
@@ -135,7 +135,7 @@ def row_of(view, slots, mask, rows, n_rows):
     return row
 
 
-@kernel
+@inner
 def widen(slots, mask, rows, begin, end):
     """Quadruple the part of the hash table in use."""
     for row in range(begin, end):
@@ -152,7 +152,7 @@ def widen(slots, mask, rows, begin, end):
     return slots, mask
 
 
-@kernel
+@inner
 def longer(array, length):
     """The array with room for `length` entries."""
     if length <= array.shape[0]:
@@ -163,7 +163,7 @@ def longer(array, length):
     return enlarged
 
 
-@kernel
+@inner
 def longer_rows(array, length):
     if length <= array.shape[0]:
         return array
@@ -208,7 +208,7 @@ def group_of(ends, position):
     return group
 
 
-@kernel
+@inner
 def mask_for(length, slots):
     """A small table stays in the nearest cache: begin with what a list of that length may need."""
     mask = np.int64(255)
@@ -217,7 +217,7 @@ def mask_for(length, slots):
     return mask
 
 
-@kernel
+@inner
 def close_rule(
     batch, i, n_rows, first_new, least, limits, index, rows, slots, begin,
     losses, n_losses, late, n_late, candidates, n_candidates,
@@ -237,16 +237,16 @@ def close_rule(
     return losses, n_losses, late, n_late, candidates, n_candidates
 
 
-@kernel
+@inner
 def _close_rows(
     rule, i, n_rows, first_new, least, limits, index, rows, slots, begin,
     losses, n_losses, late, n_late, candidates, n_candidates,
 ):  # fmt: skip
     a, b, c = rule[0], rule[1], rule[4]
     row_offset, col_offset = rule[2], rule[3]
-    asked = np.empty(
-        (2 * _CLOSED_AT_ONCE, 3), np.int64
-    )  # keys that may be known, and what they lose
+    at_origin = np.int64(0)  # numba would compile `key_of_view` once more for a literal
+    # of keys that may be known: tokens, offset and loss
+    asked = np.empty((2 * _CLOSED_AT_ONCE, 3), np.int64)
     slot_mask = index.slots.shape[0] - 1
     for start in range(begin, n_rows, _CLOSED_AT_ONCE):
         n_asked = 0
@@ -260,7 +260,7 @@ def _close_rows(
                 if loss == 0:
                     continue
                 if side == 0:
-                    key_tokens, key_offset = key_of_view(view, a, 0, 0)
+                    key_tokens, key_offset = key_of_view(view, a, at_origin, at_origin)
                 else:
                     key_tokens, key_offset = key_of_view(view, b, row_offset, col_offset)
                 if view >> 34 >= first_new:
@@ -277,7 +277,7 @@ def _close_rows(
                 n_asked += may_be_known(index, h)
             count = rows[row, 1] & _LOW
             if count >= least:
-                key_tokens, key_offset = key_of_view(view, c, 0, 0)
+                key_tokens, key_offset = key_of_view(view, c, at_origin, at_origin)
                 if is_allowed(key_tokens, key_offset, limits):
                     candidates[n_candidates, 0], candidates[n_candidates, 1] = (i << 55) | view, row
                     candidates[n_candidates, 2] = count
@@ -297,7 +297,7 @@ def _around(around, begin, end, stride, flat):
         flat[k - begin] = around[k, 0] * stride + around[k, 1]
 
 
-@kernel
+@inner
 def _merge_positions(
     cells,
     bits,
@@ -545,8 +545,9 @@ def keys_of_views(views, tokens):
     """The packed keys of new tokens and their neighbours as they view them."""
     n = views.shape[0]
     key_tokens, key_offsets = np.empty(n, np.int64), np.empty(n, np.int64)
+    at_origin = np.int64(0)
     for i in range(n):
-        key_tokens[i], key_offsets[i] = key_of_view(views[i], tokens[i], 0, 0)
+        key_tokens[i], key_offsets[i] = key_of_view(views[i], tokens[i], at_origin, at_origin)
     return key_tokens, key_offsets
 
 

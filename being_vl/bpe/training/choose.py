@@ -27,7 +27,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from .._jit import inlined, kernel, unsigned
+from .._jit import inlined, inner, kernel, unsigned
 
 BIAS = 1 << 16  # offsets lie in ±65535; packed, they are not negative
 MAX_BATCH = 255  # a rule's number in its batch has 8 bits, see `close_rule`
@@ -112,7 +112,7 @@ def _before(heap, one, other):
     return heap[one, 2] < heap[other, 2]
 
 
-@kernel
+@inner
 def _push(heap, size, count, tokens, offset, key):
     """Append an entry to the heap of `size` entries, and sift it up."""
     i = size
@@ -127,13 +127,13 @@ def _push(heap, size, count, tokens, offset, key):
     return size + 1
 
 
-@kernel
+@inner
 def _drop_top(heap, size):
     """Remove the first entry: the last one takes its place, and sifts down."""
     size -= 1
     for j in range(4):
         heap[0, j] = heap[size, j]
-    i = 0
+    i = np.int64(0)  # numba would compile `_before` once more for a literal
     while 2 * i + 1 < size:
         child = 2 * i + 1
         if child + 1 < size and _before(heap, child + 1, child):
@@ -229,7 +229,7 @@ def _rank(
     return n, size
 
 
-@kernel
+@inner
 def _enter_heap(heap, size, counts, tokens, offsets, visual_ids, heads, nexts, key):
     """Push a key, or let it wait with one of its tokens that has no visual id; returns the heap's size."""
     for token in (tokens[key] >> 32, tokens[key] & 0xFFFFFFFF):

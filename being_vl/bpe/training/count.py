@@ -19,7 +19,7 @@ from collections.abc import Callable
 
 import numpy as np
 
-from .._jit import inlined, kernel, unsigned
+from .._jit import inlined, inner, kernel, unsigned
 from .apply_and_emit import Limits, are_allowed
 from .choose import KeyTable, Shapes, packed
 from .options import NO_LIMIT, SORTED_BYTES, Options, usual_room
@@ -136,7 +136,7 @@ def _frequent_pairs(records, bounds, codebook_size, first_code, end_code, least,
     return n, least
 
 
-@kernel
+@inner
 def _keep_half(found, least):
     """Raise `least` until at most half of the rows are left; returns how many, and `least`."""
     n = found.shape[0]

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from .._jit import kernel
+from .._jit import inner, kernel
 from .apply_and_emit import (
     Traces,
     close_rule,
@@ -28,7 +28,7 @@ from .choose import offset_of, tokens_of
 _BOTH = (1 << 32) | 1
 
 
-@kernel
+@inner
 def neighbours(cells, ring, stride, sentinel, p, skip, around, n):
     """Append the cell values of the tokens around the token at p to `around`; returns it and its length."""
     own = np.int64(cells[p])
@@ -145,7 +145,7 @@ def apply_pair(
     return Traces(rows, log_rows, log_positions, losses, late, candidates, slots, marks)
 
 
-@kernel
+@inner
 def pairs_of_line(cells, ring, line, row, columns, stride, bits, sentinel, pairs):
     """The pairs whose earlier token has its anchor in `columns` of a line; see `scan.scan`."""
     wide = 2 * bits

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from .._jit import kernel, prefetch
+from .._jit import inner, kernel, prefetch
 from .choose import hash_of, offset_of, tokens_of
 from .pair import pairs_of_line
 
@@ -39,7 +39,7 @@ def new_table(size):
     return table
 
 
-@kernel
+@inner
 def _enlarged(table):
     """The same keys in a table four times as large."""
     larger = new_table(4 * table.shape[0])
@@ -85,7 +85,7 @@ def aim_keys(tokens, offsets, cursors, slots, by_pair, rows, table, nowhere):
         target[h, 2], target[h, 3] = cursors[i], 1
 
 
-@kernel
+@inner
 def _add_to_sketch(pairs, n, by_pair, sketch):
     mask = sketch.shape[0] - 1
     for i in range(n):
@@ -98,7 +98,7 @@ def _add_to_sketch(pairs, n, by_pair, sketch):
             sketch[bucket] += 1
 
 
-@kernel
+@inner
 def _find_slots(pairs, n, by_pair, slots, rows):
     """Set column 3 to each pair's slot."""
     mask, flat = slots.shape[0] - 1, rows.reshape(-1)
@@ -112,7 +112,7 @@ def _find_slots(pairs, n, by_pair, slots, rows):
         prefetch(flat, 4 * slot)
 
 
-@kernel
+@inner
 def _add_to_counts(pairs, n, rows, table):
     """Returns how many keys were new in the table."""
     new = 0
@@ -132,7 +132,7 @@ def _add_to_counts(pairs, n, rows, table):
     return new
 
 
-@kernel
+@inner
 def _add_to_pool(pairs, n, rows, table, pool):
     for i in range(n):
         slot = pairs[i, 3]
@@ -147,7 +147,7 @@ def _add_to_pool(pairs, n, rows, table, pool):
                 table[h, 2] += 1
 
 
-@kernel
+@inner
 def _pairs_of_line(
     cells,
     line,
