@@ -33,9 +33,9 @@ def make_parser() -> Parser:
 
 
 def main(args: Namespace) -> None:
-    from ..studies.quickstart.compiling import compiling
+    from ..studies.quickstart.compiling import Compiling
 
-    with compiling():
+    with Compiling(run_command) as compiling:
         from ..studies.quickstart.pipeline import run
         from ..studies.quickstart.settings import Settings
 
@@ -47,4 +47,4 @@ def main(args: Namespace) -> None:
             quantizer=args.quantizer_kind,
             rows=args.rows,
         )
-        run(settings, run_command)
+        run(settings, compiling.run)

@@ -41,6 +41,14 @@ _OF_TRAINER = (
     "max_grad_norm", "autoencoder_fraction", "seed", "random_flip", "random_crop", "report_to",
 )  # fmt: skip
 
+# What `--kind patch`, which fits k-means to whole images, has no use for.
+_OF_STEPS = (
+    "steps", "batch_size", "learning_rate", "dtype", "random_flip", "random_crop", "gradient_accumulation",
+    "discriminator_learning_rate", "warmup_steps", "schedule", "adam_beta1", "adam_beta2", "weight_decay",
+    "max_grad_norm", "autoencoder_fraction", "save_every", "eval_every", "save_limit", "log_every", "report_to",
+    "rfid_weights", "perceptual_backbone", "perceptual_weights",
+)  # fmt: skip
+
 
 def make_parser() -> Parser:
     from ..quantizers.configuration_being_vl_vq import BeingVLVQConfig
@@ -187,9 +195,16 @@ def _resolve(args: Namespace) -> Any:
     elif args.kind != "patch":
         for name in sizes:
             args.model[name] = getattr(chosen.config, name)
-    if args.kind == "patch" and (args.random_crop is not None or args.random_flip):
-        name = "random-flip" if args.random_crop is None else "random-crop"
-        raise ValueError(f"--{name} is of training by steps, and --kind patch fits whole images")
+    if args.kind == "patch":
+        usual = make_parser().get_defaults()
+        names = [*_OF_STEPS, *(f"losses.{name}" for name in usual.losses)]
+        useless = [name for name in names if args[name] != usual[name]]
+        if useless:
+            name = useless[0] if "." in useless[0] else useless[0].replace("_", "-")
+            raise ValueError(
+                f"--{name} is of training by steps, and --kind patch fits whole images"
+            )
+        return chosen.config
     for name in ("steps", "batch_size", "learning_rate"):
         if args[name] is None:
             args[name] = getattr(chosen, name)
@@ -227,7 +242,8 @@ def _claim(args: Namespace, output: Path) -> None:
     refuse_used(args, output, path.name)
     if path.exists():
         found, wanted = read_yaml(path), yaml.safe_load(text)
-        refuse_others(path, found, wanted, _FIXED, "a run continues with what it began with")
+        fixed = [n for n in _FIXED if args.kind != "patch" or n not in _OF_STEPS]
+        refuse_others(path, found, wanted, fixed, "a run continues with what it began with")
     write_atomic(path, text)
 
 

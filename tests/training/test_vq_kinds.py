@@ -72,6 +72,13 @@ def test_the_levels_and_bits_of_the_papers():
         (["--resolution", "65"], "multiple of 8"),
         (["--kind", "patch", "--random-crop", "32"], "--random-crop is of training by steps"),
         (["--kind", "patch", "--random-flip", "true"], "--random-flip is of training by steps"),
+        (["--kind", "patch", "--steps", "9"], "--steps is of training by steps"),
+        (["--kind", "patch", "--dtype", "bfloat16"], "--dtype is of training by steps"),
+        (
+            ["--kind", "patch", "--losses.ema_decay", "0.5"],
+            "--losses.ema_decay is of training by steps",
+        ),
+        (["--kind", "patch", "--rfid-weights", "x"], "--rfid-weights is of training by steps"),
     ],
 )
 def test_options_that_exclude_each_other_are_refused(pictures, tmp_path, capsys, flags, message):
