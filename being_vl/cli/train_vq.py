@@ -197,7 +197,7 @@ def _resolve(args: Namespace) -> Any:
             args.model[name] = getattr(chosen.config, name)
     if args.kind == "patch":
         usual = make_parser().get_defaults()
-        names = [*_OF_STEPS, *(f"losses.{name}" for name in usual.losses)]
+        names = [*_OF_STEPS, *(f"losses.{name}" for name in usual.losses.as_dict())]
         useless = [name for name in names if args[name] != usual[name]]
         if useless:
             name = useless[0] if "." in useless[0] else useless[0].replace("_", "-")
