@@ -269,11 +269,8 @@ def _close_rows(
                     continue
                 h = hash_of(key_tokens, key_offset)
                 prefetch(index.slots, h & slot_mask)
-                asked[n_asked, 0], asked[n_asked, 1], asked[n_asked, 2] = (
-                    key_tokens,
-                    key_offset,
-                    loss,
-                )
+                asked[n_asked, 0], asked[n_asked, 1] = key_tokens, key_offset
+                asked[n_asked, 2] = loss
                 n_asked += may_be_known(index, h)
             count = rows[row, 1] & _LOW
             if count >= least:

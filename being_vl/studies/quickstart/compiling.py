@@ -7,6 +7,7 @@ meanwhile, as this process has nothing else to do.
 
 from __future__ import annotations
 
+import contextlib
 import subprocess
 import sys
 from typing import Any
@@ -50,10 +51,8 @@ class Compiling:
             )
 
     def _wait(self, work: str) -> None:
-        try:
+        with contextlib.suppress(subprocess.TimeoutExpired):
             self._processes[work].wait(_LONGEST_WAIT)
-        except subprocess.TimeoutExpired:
-            pass
 
     def __exit__(self, *error: object) -> None:
         for process in self._processes.values():
