@@ -43,10 +43,9 @@ _OF_TRAINER = (
 
 # What `--kind patch`, which fits k-means to whole images, has no use for.
 _OF_STEPS = (
-    "steps", "batch_size", "learning_rate", "dtype", "random_flip", "random_crop", "gradient_accumulation",
-    "discriminator_learning_rate", "warmup_steps", "schedule", "adam_beta1", "adam_beta2", "weight_decay",
-    "max_grad_norm", "autoencoder_fraction", "save_every", "eval_every", "save_limit", "log_every", "report_to",
-    "rfid_weights", "perceptual_backbone", "perceptual_weights",
+    "steps", "batch_size", "dtype", "gradient_accumulation", "schedule", "save_every", "eval_every", "save_limit",
+    "log_every", "rfid_weights", "perceptual_backbone", "perceptual_weights",
+    *(name for name in _OF_TRAINER if name != "seed"),
 )  # fmt: skip
 
 
@@ -192,23 +191,25 @@ def _resolve(args: Namespace) -> Any:
         if args.kind not in ("vqgan", sizes["quantizer"]):
             raise ValueError(f"--kind is {args.kind}, but --model.quantizer {sizes['quantizer']}")
         chosen = Preset(BeingVLVQConfig(**sizes), steps=100_000, batch_size=8, learning_rate=1e-4)
-    elif args.kind != "patch":
+    elif args.kind == "patch":
+        _refuse_of_steps(args)
+        return chosen.config
+    else:
         for name in sizes:
             args.model[name] = getattr(chosen.config, name)
-    if args.kind == "patch":
-        usual = make_parser().get_defaults()
-        names = [*_OF_STEPS, *(f"losses.{name}" for name in usual.losses.as_dict())]
-        useless = [name for name in names if args[name] != usual[name]]
-        if useless:
-            name = useless[0] if "." in useless[0] else useless[0].replace("_", "-")
-            raise ValueError(
-                f"--{name} is of training by steps, and --kind patch fits whole images"
-            )
-        return chosen.config
     for name in ("steps", "batch_size", "learning_rate"):
         if args[name] is None:
             args[name] = getattr(chosen, name)
     return chosen.config
+
+
+def _refuse_of_steps(args: Namespace) -> None:
+    usual = make_parser().get_defaults()
+    names = [*_OF_STEPS, *(f"losses.{name}" for name in usual.losses.as_dict())]
+    useless = [name for name in names if args[name] != usual[name]]
+    if useless:
+        name = useless[0] if "." in useless[0] else useless[0].replace("_", "-")
+        raise ValueError(f"--{name} is of training by steps, and --kind patch fits whole images")
 
 
 def _fit_patches(args: Namespace, config: Any, output: Path) -> None:
@@ -242,7 +243,8 @@ def _claim(args: Namespace, output: Path) -> None:
     refuse_used(args, output, path.name)
     if path.exists():
         found, wanted = read_yaml(path), yaml.safe_load(text)
-        fixed = [n for n in _FIXED if args.kind != "patch" or n not in _OF_STEPS]
+        # of k-means, earlier versions wrote zeros for what it has no use for
+        fixed = [name for name in _FIXED if args.kind != "patch" or name not in _OF_STEPS]
         refuse_others(path, found, wanted, fixed, "a run continues with what it began with")
     write_atomic(path, text)
 

@@ -95,10 +95,9 @@ def add_lora(model: Any, model_args: ModelArguments, stage_args: StageArguments)
         )
     most = {"lora_r": model.config.hidden_size, "lora_alpha": 2**31 - 1}
     for name, limit in most.items():
-        if not 1 <= getattr(model_args, name) <= limit:
-            raise ValueError(
-                f"{name} must be in [1, {limit}], got {shown(getattr(model_args, name))}"
-            )
+        value = getattr(model_args, name)
+        if not 1 <= value <= limit:
+            raise ValueError(f"{name} must be in [1, {limit}], got {shown(value)}")
     if not 0 <= model_args.lora_dropout < 1:
         raise ValueError(f"lora_dropout must be in [0, 1), got {model_args.lora_dropout}")
     layout = model.config.layout

@@ -28,7 +28,7 @@ from typing import NamedTuple
 import numpy as np
 
 from .._jit import inlined, inner, kernel, prefetch, unsigned
-from .choose import BIAS, find_key, hash_of, may_be_known, offset_of, tokens_of
+from .choose import BIAS, find_hashed, hash_of, may_be_known, offset_of, tokens_of
 
 _AHEAD = 6  # positions between asking for a cache line and using it; of more, lines leave the cache before
 _CLOSED_AT_ONCE = 64  # rows whose keys are asked for before the first of them is looked up
@@ -245,8 +245,8 @@ def _close_rows(
     a, b, c = rule[0], rule[1], rule[4]
     row_offset, col_offset = rule[2], rule[3]
     at_origin = np.int64(0)  # numba would compile `key_of_view` once more for a literal
-    # of keys that may be known: tokens, offset and loss
-    asked = np.empty((2 * _CLOSED_AT_ONCE, 3), np.int64)
+    # of keys that may be known: hash, tokens, offset and loss
+    asked = np.empty((2 * _CLOSED_AT_ONCE, 4), np.int64)
     slot_mask = index.slots.shape[0] - 1
     for start in range(begin, n_rows, _CLOSED_AT_ONCE):
         n_asked = 0
@@ -269,8 +269,8 @@ def _close_rows(
                     continue
                 h = hash_of(key_tokens, key_offset)
                 prefetch(index.slots, h & slot_mask)
-                asked[n_asked, 0], asked[n_asked, 1] = key_tokens, key_offset
-                asked[n_asked, 2] = loss
+                asked[n_asked, 0], asked[n_asked, 1] = h, key_tokens
+                asked[n_asked, 2], asked[n_asked, 3] = key_offset, loss
                 n_asked += may_be_known(index, h)
             count = rows[row, 1] & _LOW
             if count >= least:
@@ -280,9 +280,9 @@ def _close_rows(
                     candidates[n_candidates, 2] = count
                     n_candidates += 1
         for k in range(n_asked):
-            key = find_key(index, asked[k, 0], asked[k, 1])
+            key = find_hashed(index, asked[k, 0], asked[k, 1], asked[k, 2])
             if key >= 0:
-                losses[n_losses, 0], losses[n_losses, 1] = key, asked[k, 2]
+                losses[n_losses, 0], losses[n_losses, 1] = key, asked[k, 3]
                 n_losses += 1
     return n_losses, n_late, n_candidates
 

@@ -82,11 +82,8 @@ def may_be_known(index, h):
 
 
 @inlined
-def find_key(index, tokens, offset):
-    """The number of a key, or -1."""
-    h = hash_of(tokens, offset)
-    if may_be_known(index, h) == 0:
-        return -1
+def find_hashed(index, h, tokens, offset):
+    """The number of a key that may be known and has this hash, or -1."""
     slots = index.slots
     mask, tag = slots.shape[0] - 1, h >> 20
     i = h & mask
@@ -97,6 +94,15 @@ def find_key(index, tokens, offset):
                 return key
         i = (i + 1) & mask
     return -1
+
+
+@inlined
+def find_key(index, tokens, offset):
+    """The number of a key, or -1."""
+    h = hash_of(tokens, offset)
+    if may_be_known(index, h) == 0:
+        return -1
+    return find_hashed(index, h, tokens, offset)
 
 
 @inlined

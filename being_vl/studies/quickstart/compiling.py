@@ -34,12 +34,10 @@ class Compiling:
 
     def run(self, command: str, argv: list[str]) -> Any:
         """Run a command once the kernels that it needs are compiled."""
-        if command == "train-bpe":
+        needed = {"train-bpe": _TRAIN, "tokenize": _ENCODE}.get(command)
+        if needed is not None:
             self._start(_ENCODE)
-            self._wait(_TRAIN)
-        elif command == "tokenize":
-            self._start(_ENCODE)
-            self._wait(_ENCODE)
+            self._wait(needed)
         return self._run(command, argv)
 
     def _start(self, work: str, before: str = "") -> None:
